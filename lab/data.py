@@ -1,0 +1,141 @@
+"""A dataset: a name or a folder in; three splits, class names and channel statistics out.
+
+Validation is always carved out of training, stratified, with a seed of its own that no run
+changes; the official test split is kept for the end. Nothing here is augmented: that is
+lab/augment.py, when batches are made.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lab import sources
+from lab.errors import UserError
+from lab.images import some
+from lab.sources import Split
+
+SPLIT_SEED = 2024  # of the validation split, and of the test split of data that has none
+TEST_FRACTION = 0.2  # of data that has no test split
+MARGIN = 8 / 7  # photographs are kept larger than the model's input, to leave room for crops
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of one dataset. `mean` and `std`: of each channel, pixels counted in [0, 1]."""
+
+    name: str
+    classes: list[str]
+    train: Split
+    val: Split
+    test: Split
+    mean: list[float]
+    std: list[float]
+    remarks: list[str]  # what a user should know: files left out, sizes that are not official
+
+    @property
+    def channels(self) -> int:
+        return self.train.store.shape[1]
+
+    def summary(self) -> dict:
+        """Name, sizes and a fingerprint of all pixels and labels, for a run's records."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        digest = hashlib.blake2b(digest_size=8)
+        for split in splits.values():
+            digest.update(split.labels.numpy())
+            for i in range(0, len(split), 4096):  # in pieces: the images may lie on disk
+                digest.update(split.images(slice(i, i + 4096)).numpy())
+        return {
+            "name": self.name,
+            **{name: len(split) for name, split in splits.items()},
+            "classes": self.classes,
+            "pixels": list(self.train.store.shape[1:]),
+            "mean": [round(m, 4) for m in self.mean],
+            "std": [round(s, 4) for s in self.std],
+            "fingerprint": digest.hexdigest(),
+            "remarks": self.remarks,
+        }
+
+
+def load_data(
+    dataset: str,
+    data_dir: str = "data",
+    img_size: int = 224,
+    val_fraction: float = 0.1,
+    skip_unreadable: bool = False,
+) -> Dataset:
+    """Loads a dataset, from the network once if it has to.
+
+    Args:
+        dataset: digits, cifar10, cifar100, fashion-mnist, pets, or the path of an image folder
+            with `train/<class>/*`, and `val/` and `test/` like it or carved out of it.
+        data_dir: where downloads go.
+        img_size: what the model takes, in pixels; photographs are kept a little larger.
+        val_fraction: share of each class's training images that becomes validation.
+        skip_unreadable: go on without images that cannot be read, saying which.
+
+    Raises: UserError, for data that is missing, broken, or smaller than it looks.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"VAL_FRACTION={val_fraction} must lie between 0 and 1, such as 0.1")
+    size = sources.native_size(dataset) or round(img_size * MARGIN)
+    if dataset == "digits":
+        source = sources.digits()
+    elif dataset == "pets":
+        source = sources.pets(data_dir, size, skip_unreadable)
+    elif dataset in sources.DATASETS:
+        source = sources.downloaded(dataset, data_dir)
+    else:
+        source = sources.folder(sources.folder_of(dataset), size, skip_unreadable)
+
+    classes, splits, remarks = source.classes, source.splits, source.remarks
+    if len(classes) < 2:
+        raise UserError(f"{dataset} has {len(classes)} class; a classifier needs two or more")
+    # Test first: what it holds must not depend on the share that validation takes.
+    for split, share in (("test", TEST_FRACTION), ("val", val_fraction)):
+        if split not in splits:
+            splits["train"], splits[split] = carve(splits["train"], share, classes)
+    for split, part in splits.items():
+        counts = part.labels.bincount(minlength=len(classes)).tolist()
+        if empty := [name for name, n in zip(classes, counts, strict=True) if n == 0]:
+            remarks.append(f"no {split} images of {some(empty)}: not scored there")
+    mean, std = channel_statistics(splits["train"])
+    name = dataset if dataset in sources.DATASETS else Path(dataset).resolve().name
+    return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)
+
+
+def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]:
+    """Splits off a fixed random `share` of every class, at least one image of each.
+
+    Raises: UserError, naming a class that has too few images to be split.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    labels = split.labels.numpy()
+    away = np.zeros(len(labels), dtype=bool)
+    for label, name in enumerate(classes):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise UserError(
+                f"class {name!r} has {len(members)} training image(s), too few to set one aside "
+                "for validation or test. Add images, or remove the class."
+            )
+        away[members[: max(1, round(share * len(members)))]] = True
+    mask = torch.from_numpy(away)
+    return split.take(~mask), split.take(mask)
+
+
+def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel in [0, 1], over up to 10,000 images evenly spread."""
+    sample = torch.arange(0, len(split), max(1, len(split) // 10_000))
+    total = square = torch.zeros(split.store.shape[1], dtype=torch.float64)
+    pixels = 0
+    for part in sample.split(512):
+        values = split.images(part).double() / 255
+        total = total + values.sum((0, 2, 3))
+        square = square + values.square().sum((0, 2, 3))
+        pixels += values[:, 0].numel()
+    mean = total / pixels
+    std = (square / pixels - mean**2).clamp(min=1e-6).sqrt()
+    return mean.tolist(), std.tolist()

@@ -1,0 +1,135 @@
+"""Batches for training and evaluation: gathered, augmented and normalised on the device.
+
+Everything random about a batch follows from (seed, epoch, step) alone. A run that stops anywhere
+goes on with the very batches that it would have seen, and the number of processes changes nothing:
+each takes its share of the same global batch.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.augment import Augmentation, augment, center, erase
+from lab.augment import Draw as Draw
+from lab.data import Dataset
+from lab.errors import UserError
+from lab.sources import Split
+
+RESIDENT_SHARE = 0.4  # of the free memory of a GPU that the images may take
+
+
+def seed_of(*parts: int) -> int:
+    """One well-mixed 63-bit seed for a tuple of numbers, such as (seed, epoch, step)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Feed:
+    """Images of one split, by index, on the device: from its memory if they fit, else in advance."""
+
+    def __init__(self, split: Split, device: torch.device):
+        self.split, self.device, self.labels = split, device, split.labels.to(device)
+        self.store: Tensor | None = None
+        if device.type == "cpu":
+            self.store = split.store  # may be mapped from disk: pages come and go as needed
+        elif device.type != "cuda" or fits(split):
+            self.store = split.store.to(device)
+        self.rows = split.rows.to(device)
+
+    def batches(self, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images and labels for each tensor of indices, the next one fetched meanwhile."""
+        if self.store is not None:
+            for index in indices:
+                index = index.to(self.device, non_blocking=True)
+                yield self.store[self.rows[index]], self.labels[index]
+            return
+
+        def fetch(index: Tensor) -> Tensor:
+            return self.split.images(index).pin_memory()
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(fetch, indices[0]) if indices else None
+            for i, index in enumerate(indices):
+                images = ahead.result()
+                if i + 1 < len(indices):
+                    ahead = pool.submit(fetch, indices[i + 1])
+                labels = self.labels[index.to(self.device, non_blocking=True)]
+                yield images.to(self.device, non_blocking=True), labels
+
+
+def fits(split: Split) -> bool:
+    free, _ = torch.cuda.mem_get_info()
+    return split.store.nbytes < RESIDENT_SHARE * free
+
+
+@dataclass
+class Loaders:
+    """Train, validation and test batches of one dataset.
+
+    Args:
+        data: the dataset.
+        size: side of the images that the model takes, in pixels.
+        batch_size: images of one optimizer step, over all processes.
+        augmentation: what training images go through; others are only cropped and normalised.
+        seed: of the order and the augmentation.
+
+    Raises: UserError, for a batch size that is not positive.
+    """
+
+    data: Dataset
+    size: int
+    batch_size: int
+    augmentation: Augmentation
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"BATCH_SIZE={self.batch_size} must be at least 1, such as 128")
+        # Every step has the same number of images; the few left over change from epoch to epoch.
+        self.batch_size = min(self.batch_size, len(self.data.train))
+        self.steps = len(self.data.train) // self.batch_size
+        self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Places the data; this process takes share `rank` of `world`."""
+        if self.batch_size % world:
+            raise UserError(f"BATCH_SIZE={self.batch_size} does not divide over {world} processes")
+        self.device, self.rank, self.world = device, rank, world
+        self.feeds: dict[str, Feed] = {}
+        shape = (1, self.data.channels, 1, 1)
+        self.mean = torch.tensor(self.data.mean, device=device).reshape(shape)
+        self.std = torch.tensor(self.data.std, device=device).reshape(shape)
+
+    def feed(self, split: str) -> Feed:
+        """A split's feed, made at first use."""
+        if split not in self.feeds:
+            self.feeds[split] = Feed(getattr(self.data, split), self.device)
+        return self.feeds[split]
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's batches from `first_step` on: normalised images (b, C, S, S), labels (b,)."""
+        order = torch.randperm(
+            len(self.data.train), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        )
+        steps = range(first_step, self.steps)
+        share = self.batch_size // self.world
+        starts = [step * self.batch_size + self.rank * share for step in steps]
+        batches = self.feed("train").batches([order[i : i + share] for i in starts])
+        for step, (images, labels) in zip(steps, batches, strict=True):
+            rng = torch.Generator().manual_seed(seed_of(self.seed, epoch, step, self.rank))
+            images = augment(images, self.size, self.augmentation, rng)
+            images = (images - self.mean) / self.std
+            if self.augmentation.erasing:
+                draw = Draw(rng, len(images), images.device)
+                images = erase(images, self.augmentation.erasing, draw)
+            yield images, labels
+
+    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """This process's share of a split, each image once: indices, images, labels; no drawing."""
+        mine = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
+        indices = list(mine.split(2 * self.batch_size))
+        for index, (images, labels) in zip(indices, self.feed(split).batches(indices), strict=True):
+            yield index, (center(images, self.size) - self.mean) / self.std, labels

@@ -1,0 +1,158 @@
+"""lab/augment.py against torchvision, operation by operation."""
+
+import math
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as V
+
+from lab import augment as A
+from lab.augment import Augmentation, Draw, augment
+
+SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(5)
+BRIGHTNESS, COLOUR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(5, 13)
+
+
+def affine(x, angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
+    return V.affine(
+        x, angle, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR, center=center
+    )
+
+
+def degrees(m):
+    return math.degrees(math.atan(0.99 * m))
+
+
+# torchvision's TrivialAugmentWide: the operation at strength m in [0, 1], signed, on one image.
+REFERENCES = {
+    SHEAR_X: lambda x, m, s: affine(x, shear=(s * degrees(m), 0), center=[0, 0]),
+    SHEAR_Y: lambda x, m, s: affine(x, shear=(0, s * degrees(m)), center=[0, 0]),
+    TRANSLATE_X: lambda x, m, s: affine(x, translate=(int(s * int(32 * m)), 0)),
+    TRANSLATE_Y: lambda x, m, s: affine(x, translate=(0, int(s * int(32 * m)))),
+    ROTATE: lambda x, m, s: V.rotate(x, s * 135 * m, InterpolationMode.BILINEAR),
+    BRIGHTNESS: lambda x, m, s: V.adjust_brightness(x, 1 + s * 0.99 * m),
+    COLOUR: lambda x, m, s: V.adjust_saturation(x, 1 + s * 0.99 * m),
+    CONTRAST: lambda x, m, s: V.adjust_contrast(x, 1 + s * 0.99 * m),
+    SHARPNESS: lambda x, m, s: V.adjust_sharpness(x, 1 + s * 0.99 * m),
+    POSTERIZE: lambda x, m, s: V.posterize((x * 255).round().byte(), 8 - round(6 * m)) / 255,
+    SOLARIZE: lambda x, m, s: V.solarize(x, 1 - m),
+    AUTOCONTRAST: lambda x, m, s: V.autocontrast(x),
+    EQUALIZE: lambda x, m, s: V.equalize(x),
+}
+
+
+@pytest.mark.parametrize("number", REFERENCES)
+@pytest.mark.parametrize("side", [16, 33])
+def test_operation_matches_torchvision_image_by_image(number, side):
+    torch.manual_seed(number)
+    x = torch.randint(0, 256, (6, 3, side, side)) / 255
+    m = torch.tensor([0, 3, 10, 17, 29, 30]) / 30
+    sign = torch.tensor([1.0, -1, 1, -1, 1, -1])
+    ours = A.OPERATIONS[number](x, m, sign)
+    theirs = torch.stack(
+        [REFERENCES[number](x[i : i + 1], m[i].item(), sign[i].item())[0] for i in range(len(x))]
+    )
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_trivial_augment_uses_every_operation_and_keeps_the_range(channels):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(600, channels, 12, 12)
+    out = A.trivial_augment(x, Draw(rng, 600, x.device))
+    assert out.shape == x.shape
+    assert out.min() >= 0
+    assert out.max() <= 1
+    same = (out == x).flatten(1).all(1).float().mean()
+    assert 1 / 14 < same < 0.5  # the identity, and operations at strength zero
+    assert A.OPERATIONS[ROTATE](x[:1], torch.zeros(1), torch.ones(1)).allclose(x[:1], atol=1e-5)
+
+
+def test_shift_and_flip_match_cropping_one_by_one():
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    dx, dy = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([4, 2, 2, 1, 0])
+    flip = torch.tensor([True, False, True, False, False])
+    ours = A.shift(images, 2, dx, dy, flip)
+    padded = V.pad(images, [2, 2, 2, 2])
+    for i in range(5):
+        expected = V.crop(padded[i], int(dy[i]), int(dx[i]), 8, 8)
+        expected = V.horizontal_flip(expected) if flip[i] else expected
+        assert ours[i].equal(expected)
+
+
+def test_resized_crop_matches_torchvision_on_whole_pixels():
+    """A crop that is not resized is exact; its box is recovered from the map itself."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 16, 16)
+    top, left, side = 3, 5, 8  # the box of pixels [3, 11) x [5, 13)
+    centre = [(2 * left + side) / 16 - 1, (2 * top + side) / 16 - 1]
+    maps = torch.tensor([[[side / 16, 0, centre[0]], [0, side / 16, centre[1]]]])
+    torch.testing.assert_close(
+        A.warp(x, maps, side), V.crop(x, top, left, side, side), atol=1e-5, rtol=0
+    )
+
+
+def test_crop_boxes_stay_inside_and_have_the_area_asked_for():
+    draw = Draw(torch.Generator().manual_seed(0), 2000, torch.device("cpu"))
+    maps = A.crop_boxes(draw, 0.25, None)
+    wide, high, x, y = maps[:, 0, 0], maps[:, 1, 1], maps[:, 0, 2], maps[:, 1, 2]
+    assert (x.abs() + wide).max() <= 1 + 1e-6
+    assert (y.abs() + high).max() <= 1 + 1e-6
+    area = wide * high
+    assert area.min() >= 0.18  # a clamped side can fall below a quarter
+    assert area.max() <= 1
+    assert (wide / high).log().abs().max() <= math.log(4 / 3) + 1e-5
+    assert area.mean() == pytest.approx(0.6, abs=0.05)
+
+
+def test_erasing_hits_the_share_asked_for_and_whole_rectangles():
+    x = torch.ones(2000, 3, 24, 24)
+    draw = Draw(torch.Generator().manual_seed(0), 2000, x.device)
+    out = A.erase(x, 0.25, draw)
+    erased = (out == 0).all(1)  # (B, H, W), the same in every channel
+    assert (out == 0).any(1).equal(erased)
+    hit = erased.flatten(1).any(1)
+    assert hit.float().mean() == pytest.approx(0.25, abs=0.04)
+    rows, columns = erased.any(2), erased.any(1)
+    assert erased.equal(rows[:, :, None] & columns[:, None, :])
+    share = erased[hit].float().mean((1, 2))
+    assert 0 < share.min()
+    assert share.max() < 0.45
+
+
+EVERYTHING = Augmentation(shift=2, flip=True, rotate=10, zoom=0.1, policy="trivial")
+CROPPED = Augmentation(resized_crop=0.3, flip=True, policy="trivial")
+
+
+@pytest.mark.parametrize("how", [EVERYTHING, CROPPED])
+def test_same_seed_same_batch_and_each_image_its_own_draw(how):
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).repeat(32, 1, 1, 1)
+    first, again, other = (
+        augment(images, 16, how, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert first.equal(again)
+    assert not first.equal(other)
+    assert len(torch.unique(first, dim=0)) > 24
+
+
+def test_nothing_asked_for_changes_nothing():
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert augment(images, 8, Augmentation(), torch.Generator()).equal(images / 255)
+    assert A.center(images, 8).equal(images / 255)
+
+
+def test_evaluation_sees_torchvisions_centre_crop():
+    images = torch.randint(0, 256, (2, 3, 37, 37), dtype=torch.uint8)
+    assert A.center(images, 32).equal(V.center_crop(images, [32, 32]) / 255)
+
+
+def test_flips_happen_for_half_of_the_images_and_never_unasked():
+    images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8)
+    images[..., 0] = 255
+    rng = torch.Generator().manual_seed(0)
+    flipped = augment(images, 4, Augmentation(flip=True), rng)[:, 0, 0, 3].mean()
+    assert flipped.item() == pytest.approx(0.5, abs=0.06)
+    cropped = augment(images, 4, Augmentation(resized_crop=1.0, flip=True), rng)
+    assert 300 < (cropped[:, 0, 1, 3] > cropped[:, 0, 1, 0]).sum() < 700
+    assert augment(images, 4, Augmentation(), rng).equal(images / 255)
