@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from lab.errors import UserError
@@ -40,9 +40,8 @@ class Augmentation:
             raise UserError("SHIFT (pixels) and ROTATE (degrees) cannot be negative")
 
 
-def augment(images: Tensor, size: int, how: Augmentation, rng: Generator) -> Tensor:
+def augment(images: Tensor, size: int, how: Augmentation, draw: "Draw") -> Tensor:
     """uint8 images (B, C, H, W) to augmented floats in [0, 1], (B, C, size, size)."""
-    draw = Draw(rng, len(images), images.device)
     flip = draw.uniform() < 0.5 if how.flip else None
     if how.shift or (flip is not None and how.resized_crop is None):
         dx, dy = (draw.integers(2 * how.shift + 1) for _ in range(2))
@@ -75,17 +74,30 @@ def resize(x: Tensor, size: int) -> Tensor:
 
 
 class Draw:
-    """Random numbers, one for each image of a batch, from a CPU generator onto the device."""
+    """Random numbers, one for each image of a batch, from a CPU generator onto the device.
 
-    def __init__(self, rng: Generator, count: int, device: torch.device):
-        self.rng, self.count, self.device = rng, count, device
+    Of `world` processes each draws for the whole batch and keeps its own share, so that an image
+    meets the same fate however many processes there are.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        count: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.rng = torch.Generator().manual_seed(seed)
+        self.total, self.mine = count * world, slice(rank * count, (rank + 1) * count)
+        self.device = device
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        values = torch.rand(self.count, generator=self.rng)
+        values = torch.rand(self.total, generator=self.rng)[self.mine]
         return (low + (high - low) * values).to(self.device, non_blocking=True)
 
     def integers(self, high: int, on_cpu: bool = False) -> Tensor:
-        values = torch.randint(high, (self.count,), generator=self.rng)
+        values = torch.randint(high, (self.total,), generator=self.rng)[self.mine]
         return values if on_cpu else values.to(self.device, non_blocking=True)
 
 

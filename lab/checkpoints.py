@@ -21,7 +21,7 @@ from model import VisionTransformer, ViTConfig
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a kill at any moment leaves the old one or the new one, never a part."""
+    """Writes a file so that a kill at any moment leaves the old one or the new, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     scratch = Path(name)

@@ -46,6 +46,12 @@ def override(module: types.ModuleType, argv: list[str] | None = None) -> dict[st
     return values
 
 
+def resolve(values: dict[str, Any], recipe: dict[str, Any]) -> types.SimpleNamespace:
+    """Constants that are None take the recipe's value; what a user set stays."""
+    filled = {k: recipe.get(k) if v is None else v for k, v in values.items()}
+    return types.SimpleNamespace(**filled)
+
+
 def kind(annotation: Any) -> dict[str, Any]:
     """argparse's keywords for int, float, str, bool, Literal[...], or one of these | None."""
     options = get_args(annotation)

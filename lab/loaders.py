@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.augment import Augmentation, augment, center, erase
-from lab.augment import Draw as Draw
+from lab.augment import Augmentation, Draw, augment, center, erase
 from lab.data import Dataset
 from lab.errors import UserError
 from lab.sources import Split
@@ -28,7 +27,7 @@ def seed_of(*parts: int) -> int:
 
 
 class Feed:
-    """Images of one split, by index, on the device: from its memory if they fit, else in advance."""
+    """Images of one split by index: from the device's memory if they fit, else sent in advance."""
 
     def __init__(self, split: Split, device: torch.device):
         self.split, self.device, self.labels = split, device, split.labels.to(device)
@@ -119,11 +118,11 @@ class Loaders:
         starts = [step * self.batch_size + self.rank * share for step in steps]
         batches = self.feed("train").batches([order[i : i + share] for i in starts])
         for step, (images, labels) in zip(steps, batches, strict=True):
-            rng = torch.Generator().manual_seed(seed_of(self.seed, epoch, step, self.rank))
-            images = augment(images, self.size, self.augmentation, rng)
+            seed = seed_of(self.seed, epoch, step)
+            draw = Draw(seed, len(images), self.device, self.rank, self.world)
+            images = augment(images, self.size, self.augmentation, draw)
             images = (images - self.mean) / self.std
             if self.augmentation.erasing:
-                draw = Draw(rng, len(images), images.device)
                 images = erase(images, self.augmentation.erasing, draw)
             yield images, labels
 

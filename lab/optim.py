@@ -40,13 +40,6 @@ class Schedule:
     decay: Literal["cosine", "linear", "none"] = "cosine"
     floor: float = 0.0  # share of the peak that is left at the end
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup_steps < self.steps:
-            raise UserError(
-                f"the warm-up takes {self.warmup_steps} of {self.steps} steps: lower WARMUP_EPOCHS "
-                "below EPOCHS"
-            )
-
     def __call__(self, step: int) -> float:
         """The share at optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
@@ -59,9 +52,8 @@ class Schedule:
         }[self.decay]
         return self.floor + (1 - self.floor) * left
 
-    def set(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+    def set(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Gives every group its rate for this step: peak x share x the group's own `lr_scale`."""
         for group in optimizer.param_groups:
             peak = group.setdefault("peak_lr", group["lr"])
             group["lr"] = peak * self(step) * group.get("lr_scale", 1.0)
-        return optimizer.param_groups[0]["lr"]

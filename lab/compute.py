@@ -1,0 +1,55 @@
+"""What a model costs: parameters, multiply-adds, FLOPs of a training step, memory."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def model_facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Counts for a run's records; operations by torch's counter, which sees the matrix products.
+
+    Args:
+        model: on the CPU.
+        image_shape: (C, H, W) of one image.
+
+    Returns: `parameters`, `trainable_parameters`; `macs`, multiply-adds of one image's forward
+        pass; `training_flops`, operations of one image's forward and backward pass.
+    """
+    image = torch.zeros(1, *image_shape)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(image)
+    with FlopCounterMode(display=False) as training:
+        model(image).sum().backward()
+    model.zero_grad()
+    parameters = list(model.parameters())
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "macs": forward.get_total_flops() // 2,
+        "training_flops": training.get_total_flops(),
+    }
+
+
+def peak_memory_mb(device: torch.device) -> int | None:
+    """The most memory so far, in MB: allocated on a GPU, resident for the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 10**6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 10**6 if sys.platform == "darwin" else peak // 10**3
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 products run in hardware there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

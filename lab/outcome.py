@@ -1,0 +1,90 @@
+"""The end of a run: its test images, predicted once, become metrics, tables and pictures."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import Tensor
+
+from lab import plots
+from lab.checkpoints import write_json, write_whole
+from lab.data import Dataset
+from lab.runs import Run, write_rows
+from lab.stats import calibration_error, wilson
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model on a split: logits (N, classes) and labels (N,) in the split's order, on the CPU."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def loss(self) -> float:
+        return torch.nn.functional.cross_entropy(self.logits, self.labels).item()
+
+    @property
+    def correct(self) -> Tensor:
+        return self.logits.argmax(1) == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct.double().mean().item()
+
+
+def record(run: Run, scores: Scores, data: Dataset, history: list[dict], best_epoch: int) -> dict:
+    """Writes predictions.csv, the pictures and, last, metrics.json, which marks a finished run."""
+    confidence, predicted = scores.logits.double().softmax(1).max(1)
+    labels, correct = scores.labels.numpy(), scores.correct.numpy()
+    matrix = confusion_matrix(labels, predicted.numpy(), labels=range(len(data.classes)))
+    config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+
+    rows: list[dict[str, Any]] = [
+        {
+            "image": name,
+            "label": data.classes[label],
+            "prediction": data.classes[guess],
+            "confidence": f"{sure:.4f}",
+        }
+        for name, label, guess, sure in zip(
+            data.test.names, labels, predicted.tolist(), confidence.tolist(), strict=True
+        )
+    ]
+    write_whole(run.folder / "predictions.csv", lambda scratch: write_rows(scratch, rows))
+
+    low, high = wilson(correct.sum(), len(correct))
+    best = next(row for row in history if row["epoch"] == best_epoch)
+    seconds = sum(row["seconds"] for row in history)
+    per_class = {
+        name: round(matrix[i, i] / matrix[i].sum(), 4) if matrix[i].sum() else None
+        for i, name in enumerate(data.classes)
+    }
+    metrics = {
+        "test_accuracy": round(scores.accuracy, 6),
+        "test_accuracy_95": [round(low, 4), round(high, 4)],
+        "test_images": len(correct),
+        "test_loss": round(scores.loss, 6),
+        "calibration_error": round(calibration_error(confidence.numpy(), correct), 4),
+        "best_epoch": best_epoch,
+        "val_accuracy": best["val_accuracy"],
+        "epochs": len(history),
+        "training_seconds": round(seconds, 1),
+        "images_per_second": round(np.median([row["images_per_second"] for row in history])),
+        "training_flops": config["model"]["training_flops"] * sum(row["images"] for row in history),
+        "peak_memory_mb": history[-1]["peak_memory_mb"],
+        "per_class_accuracy": per_class,
+    }
+    title = f"{run.folder.name} on {data.name}"
+    plots.curves(run.folder / "curves.png", history, title, best_epoch)
+    plots.confusion(
+        run.folder / "confusion.png",
+        matrix,
+        data.classes,
+        f"{title}: {100 * scores.accuracy:.1f} % of {len(correct)} test images are right",
+    )
+    write_json(run.folder / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,147 @@
+"""Train a Vision Transformer from scratch.
+
+    python train.py                                    # digits, about a minute on two CPU cores
+    python train.py --dataset cifar10                  # one GPU; see the README for what to expect
+    python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
+
+Every constant below is also a flag. The plots and records go to results/train/<run>/; the same
+command goes on where an interrupted run stopped.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+
+from lab import constants
+from lab.augment import Augmentation
+from lab.checkpoints import vit_header
+from lab.compute import model_facts
+from lab.data import load_data
+from lab.engine import fit
+from lab.errors import run_script
+from lab.fit_config import FitConfig
+from lab.loaders import Loaders
+from lab.optim import adamw
+from lab.runs import Run
+from lab.sources import native_size
+from model import VisionTransformer, ViTConfig
+
+# A constant that is None takes its value from RECIPES below, which depends on the dataset.
+
+# --- Data ---
+DATASET: str = "digits"  # digits, cifar10, cifar100, fashion-mnist, pets, or a folder
+DATA_DIR: str = "data"  # where downloads go
+VAL_FRACTION: float = 0.1  # share of the training images that chooses the epoch
+SKIP_UNREADABLE: bool = False  # go on without images that cannot be read
+IMG_SIZE: int | None = None  # pixels, a multiple of PATCH_SIZE
+
+# --- Model ---
+PATCH_SIZE: int | None = None  # pixels; half the size is four times the tokens
+EMBED_DIM: int | None = None  # width, a multiple of NUM_HEADS
+DEPTH: int | None = None  # blocks
+NUM_HEADS: int | None = None  # attention heads
+MLP_RATIO: float = 4.0  # hidden width of the MLP / EMBED_DIM
+GLOBAL_POOL: Literal["token", "avg"] = "token"  # what the head reads: class token or mean
+DROP_RATE: float = 0.0  # dropout in front of the head
+DROP_PATH_RATE: float | None = None  # drop whole blocks; more for deeper models
+
+# --- Training ---
+EPOCHS: int | None = None  # passes over the training images
+BATCH_SIZE: int | None = None  # images a step, over all processes
+ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
+LEARNING_RATE: float | None = None  # peak rate of AdamW, for this batch size
+WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
+DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
+WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
+CLIP_GRAD: float | None = 1.0  # largest norm of the gradient; none: no limit
+EMA_DECAY: float | None = None  # keep a moving average of the weights, such as 0.999
+
+# --- Augmentation ---
+SHIFT: int | None = None  # pixels to every side
+RESIZED_CROP: float | None = None  # least share of the area, for photographs
+FLIP: bool | None = None  # left and right; not where it changes the class
+ROTATE: float | None = None  # degrees to either side
+ZOOM: float | None = None  # 0.1: between 90 % and 110 %
+POLICY: Literal["none", "trivial"] | None = None  # trivial: TrivialAugment
+ERASING: float | None = None  # probability of erasing a rectangle
+MIXUP: float | None = None  # alpha; 0: off
+CUTMIX: float | None = None  # alpha; 0: off
+MIX_PROBABILITY: float | None = None  # share of the batches that mixup or cutmix mix
+LABEL_SMOOTHING: float | None = None  # share of the target spread over all classes
+
+# --- Run ---
+SEED: int = 0  # of weights, order and augmentation; the validation split never changes
+PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
+COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
+RESULTS_DIR: str = "results/train"  # one folder a run
+NAME: str | None = None  # of the run's folder; none: from dataset, model and seed
+FRESH: bool = False  # start over, replacing the records of the same run
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
+        "PATCH_SIZE": 2, "EMBED_DIM": 96, "DEPTH": 6, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
+        "EPOCHS": 100, "BATCH_SIZE": 64, "LEARNING_RATE": 1e-3,
+        "SHIFT": 1, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1, "POLICY": "none", "ERASING": 0.0,
+        "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0, "LABEL_SMOOTHING": 0.1,
+    },
+    "small": {  # images up to 64 pixels, tens of thousands; one GPU
+        "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
+        "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
+        "SHIFT": 4, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "POLICY": "trivial", "ERASING": 0.25,
+        "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "LABEL_SMOOTHING": 0.1,
+    },
+    "photographs": {  # larger images, thousands; one GPU
+        "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
+        "DROP_PATH_RATE": 0.1, "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
+        "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0,
+        "ZOOM": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0,
+        "MIX_PROBABILITY": 0.5, "LABEL_SMOOTHING": 0.1,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    values = constants.override(sys.modules[__name__])
+    size = native_size(DATASET)
+    recipe = "digits" if DATASET == "digits" else "small" if size else "photographs"
+    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[recipe]})
+
+    with PartialState().main_process_first():  # one process downloads and decodes for all
+        data = load_data(c.DATASET, c.DATA_DIR, c.IMG_SIZE, c.VAL_FRACTION, c.SKIP_UNREADABLE)
+    config = ViTConfig(
+        img_size=c.IMG_SIZE, patch_size=c.PATCH_SIZE, in_chans=data.channels,
+        num_classes=len(data.classes), embed_dim=c.EMBED_DIM, depth=c.DEPTH,
+        num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO, global_pool=c.GLOBAL_POOL,
+        class_token=c.GLOBAL_POOL == "token", drop_rate=c.DROP_RATE,
+        drop_path_rate=c.DROP_PATH_RATE,
+    )  # fmt: skip
+    augmentation = Augmentation(
+        c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.POLICY, c.ERASING
+    )
+    how = FitConfig(
+        epochs=c.EPOCHS, warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
+        accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
+        mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
+        ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
+    )  # fmt: skip
+    torch.manual_seed(c.SEED)
+    model = VisionTransformer(config)
+    optimizer = adamw(model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+    loaders = Loaders(data, c.IMG_SIZE, c.BATCH_SIZE, augmentation, c.SEED)
+
+    facts = {
+        "model": model_facts(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE)),
+        "dataset": data.summary(),
+    }
+    name = c.NAME or f"{data.name}-vit_{c.EMBED_DIM}x{c.DEPTH}-s{c.SEED}"
+    with PartialState().main_process_first():
+        run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)
+    header = vit_header(config, classes=data.classes, mean=data.mean, std=data.std)
+    fit(model, optimizer, loaders, how, run, header)
+
+
+if __name__ == "__main__":
+    run_script(main)
