@@ -10,7 +10,7 @@ command goes on where an interrupted run stopped.
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -56,12 +56,12 @@ LEARNING_RATE: float | None = None  # peak rate of AdamW, for this batch size
 WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
 DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
-CLIP_GRAD: float | None = 1.0  # largest norm of the gradient; none: no limit
-EMA_DECAY: float | None = None  # keep a moving average of the weights, such as 0.999
+CLIP_GRAD: float = 1.0  # largest norm of the gradient; 0: no limit
+EMA_DECAY: float = 0.0  # keep a moving average of the weights, such as 0.999; 0: off
 
 # --- Augmentation ---
 SHIFT: int | None = None  # pixels to every side
-RESIZED_CROP: float | None = None  # least share of the area, for photographs
+RESIZED_CROP: float | None = None  # least share of the area, for photographs; 0: off
 FLIP: bool | None = None  # left and right; not where it changes the class
 ROTATE: float | None = None  # degrees to either side
 ZOOM: float | None = None  # 0.1: between 90 % and 110 %
@@ -80,25 +80,25 @@ RESULTS_DIR: str = "results/train"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, model and seed
 FRESH: bool = False  # start over, replacing the records of the same run
 
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 2, "EMBED_DIM": 96, "DEPTH": 6, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 100, "BATCH_SIZE": 64, "LEARNING_RATE": 1e-3,
-        "SHIFT": 1, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1, "POLICY": "none", "ERASING": 0.0,
-        "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0, "LABEL_SMOOTHING": 0.1,
+        "EPOCHS": 100, "BATCH_SIZE": 64, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
+        "SHIFT": 1, "RESIZED_CROP": 0.0, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1,
+        "POLICY": "none", "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
-        "SHIFT": 4, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "POLICY": "trivial", "ERASING": 0.25,
-        "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "LABEL_SMOOTHING": 0.1,
+        "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
+        "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
+        "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
-        "DROP_PATH_RATE": 0.1, "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
-        "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0,
-        "ZOOM": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0,
-        "MIX_PROBABILITY": 0.5, "LABEL_SMOOTHING": 0.1,
+        "DROP_PATH_RATE": 0.1,
+        "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
+        "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
+        "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
     },
 }  # fmt: skip
 

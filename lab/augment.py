@@ -23,7 +23,7 @@ class Augmentation:
     """What happens to a training image. Nothing, by default."""
 
     shift: int = 0  # pixels: crop at random from the image padded by so much
-    resized_crop: float | None = None  # crop this share of the area or more, resize (photographs)
+    resized_crop: float = 0.0  # crop this share of the area or more and resize it; 0: off
     flip: bool = False  # left and right; never for digits or letters
     rotate: float = 0.0  # degrees to either side
     zoom: float = 0.0  # 0.1: between 90 % and 110 % of the size
@@ -31,11 +31,9 @@ class Augmentation:
     erasing: float = 0.0  # probability of a rectangle of mean colour, Zhong et al. 2020
 
     def __post_init__(self) -> None:
-        for name in ("erasing", "zoom"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name.upper()}={getattr(self, name)} must be in [0, 1)")
-        if self.resized_crop is not None and not 0 < self.resized_crop <= 1:
-            raise UserError(f"RESIZED_CROP={self.resized_crop} is a share of the area, in (0, 1]")
+        for name in ("resized_crop", "erasing", "zoom"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name.upper()}={getattr(self, name)} must lie between 0 and 1")
         if self.shift < 0 or self.rotate < 0:
             raise UserError("SHIFT (pixels) and ROTATE (degrees) cannot be negative")
 
@@ -43,11 +41,11 @@ class Augmentation:
 def augment(images: Tensor, size: int, how: Augmentation, draw: "Draw") -> Tensor:
     """uint8 images (B, C, H, W) to augmented floats in [0, 1], (B, C, size, size)."""
     flip = draw.uniform() < 0.5 if how.flip else None
-    if how.shift or (flip is not None and how.resized_crop is None):
+    if how.shift or (flip is not None and not how.resized_crop):
         dx, dy = (draw.integers(2 * how.shift + 1) for _ in range(2))
         images, flip = shift(images, how.shift, dx, dy, flip), None
     x = images.float() / 255
-    if how.resized_crop is not None:
+    if how.resized_crop:
         x = warp(x, crop_boxes(draw, how.resized_crop, flip), size)
     elif x.shape[-1] != size:
         x = resize(x, size)

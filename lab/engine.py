@@ -118,7 +118,7 @@ class Trainer:
             self.mixers.append(v2.CutMix(alpha=config.cutmix, num_classes=classes))
         self.plain = model.to(device)  # what is saved; `model` may get wrapped for processes
         self.ema = None
-        if config.ema_decay is not None:
+        if config.ema_decay:
             self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
         if config.compile:
             model.compile()

@@ -17,13 +17,13 @@ class FitConfig:
     warmup: float = 0.0  # share of the run in which the rate rises to its peak
     decay: Literal["cosine", "linear", "none"] = "cosine"
     lr_floor: float = 0.0  # share of the peak rate that is left at the end
-    clip_grad: float | None = None  # norm of all gradients together
+    clip_grad: float = 0.0  # largest norm of all gradients together; 0: no limit
     accumulation_steps: int = 1  # parts that a batch is cut into to save memory
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of Zhang et al. 2018; 0: off
     cutmix: float = 0.0  # alpha of Yun et al. 2019; 0: off
     mix_probability: float = 1.0  # share of the batches that are mixed
-    ema_decay: float | None = None  # validate and keep a moving average of the weights
+    ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
     seed: int = 0
@@ -35,10 +35,11 @@ class FitConfig:
         for name, top in (
             ("warmup", 1), ("label_smoothing", 1), ("mix_probability", 1.001), ("ema_decay", 1),
         ):  # fmt: skip
-            if (value := getattr(self, name)) is not None and not 0 <= value < top:
+            if not 0 <= (value := getattr(self, name)) < top:
                 raise UserError(f"{name.upper()}={value} must lie between 0 and 1")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise UserError(f"CLIP_GRAD={self.clip_grad} must be above 0, or none")
+        for name in ("clip_grad", "mixup", "cutmix"):
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"{name.upper()}={value} cannot be negative; 0 turns it off")
 
     @property
     def mixed_precision(self) -> str:

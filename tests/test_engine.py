@@ -1,0 +1,312 @@
+"""The training loop and what it stands on, against torch, transformers, torchmetrics and numpy."""
+
+import dataclasses
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from safetensors import safe_open
+from sklearn.metrics import log_loss
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from lab import checkpoints, compute, constants, stats
+from lab.augment import Augmentation
+from lab.data import load_data
+from lab.engine import fit
+from lab.errors import UserError
+from lab.fit_config import FitConfig
+from lab.loaders import Loaders, seed_of
+from lab.optim import Schedule, adamw
+from lab.outcome import Scores
+from lab.runs import Run
+from model import VisionTransformer, ViTConfig
+
+CONFIG = ViTConfig(
+    img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=2, num_heads=2
+)
+FP32 = FitConfig(epochs=2, warmup=0.2, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits")
+
+
+def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
+    """A tiny model trained on digits: history, its weights, and the folder."""
+    torch.manual_seed(0)
+    model = VisionTransformer(CONFIG)
+    facts = {"model": compute.model_facts(model, (1, 8, 8)), "dataset": data.summary()}
+    run = Run.open(folder, "run", dataclasses.asdict(how), facts, fresh=False)
+    loaders = Loaders(data, 8, batch_size, augmentation or Augmentation())
+    header = checkpoints.vit_header(CONFIG, classes=data.classes)
+    history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run, header)
+    return history, torch.load(run.folder / "last.pt", weights_only=True)["model"], run.folder
+
+
+def test_fit_equals_a_plain_torch_loop(data, tmp_path):
+    """AdamW, warm-up and cosine, clipping, label smoothing: the same weights as written out."""
+    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1)
+    _, weights, _ = trained(data, tmp_path, how)
+
+    torch.manual_seed(0)
+    model = VisionTransformer(CONFIG)
+    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n not in NO_DECAY]
+    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or n in NO_DECAY]
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    steps = 2 * (1295 // 100)
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(0.2 * steps), steps)
+    pixels, labels = data.train.images(slice(None)) / 255, data.train.labels
+    pixels = (pixels - data.mean[0]) / data.std[0]
+    for epoch in (1, 2):
+        order = torch.randperm(1295, generator=torch.Generator().manual_seed(seed_of(0, epoch)))
+        for step in range(1295 // 100):
+            rows = order[step * 100 : step * 100 + 100]
+            # transformers' warm-up starts at 0, ours at 1 / warmup_steps: one step ahead.
+            position = (epoch - 1) * (1295 // 100) + step
+            if position < int(0.2 * steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = 3e-3 * (position + 1) / int(0.2 * steps)
+            loss = torch.nn.functional.cross_entropy(
+                model(pixels[rows]), labels[rows], label_smoothing=0.1
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=2e-5, rtol=1e-3, msg=name)
+
+
+NO_DECAY = ("cls_token", "pos_embed")
+
+
+def test_accumulation_changes_nothing(data, tmp_path):
+    _, whole, _ = trained(data, tmp_path / "1")
+    how = dataclasses.replace(FP32, accumulation_steps=3)
+    _, parts, _ = trained(data, tmp_path / "3", how)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_validation_is_plain_and_counts_every_image(data, tmp_path):
+    history, _, folder = trained(data, tmp_path, augmentation=Augmentation(rotate=30, zoom=0.3))
+    best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    model, header = checkpoints.load_vit(folder / "best.safetensors")
+    assert header["classes"] == data.classes
+    assert header["epoch"] == best["epoch"]
+    images = (data.val.images(slice(None)) / 255 - data.mean[0]) / data.std[0]
+    with torch.no_grad():
+        probabilities = model(images).softmax(1).double()
+    right = (probabilities.argmax(1) == data.val.labels).double().mean()
+    assert best["val_accuracy"] == pytest.approx(right.item(), abs=1e-6)
+    expected = log_loss(data.val.labels, probabilities / probabilities.sum(1, keepdim=True))
+    assert best["val_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_moving_average_is_what_is_validated_and_kept(data, tmp_path):
+    how = dataclasses.replace(FP32, epochs=1, ema_decay=0.9)
+    _, weights, folder = trained(data, tmp_path, how)
+    kept, _ = checkpoints.load_weights(folder / "best.safetensors")
+    averaged = torch.load(folder / "last.pt", weights_only=True)["ema"]
+    assert all(kept[name].equal(averaged[name]) for name in kept)
+    assert not kept["head.weight"].equal(weights["head.weight"])
+
+
+@pytest.mark.parametrize(("decay", "reference"), [
+    ("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup),
+])  # fmt: skip
+def test_schedule_matches_transformers(decay, reference):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = reference(optimizer, 7, 50)
+    ours = Schedule(50, 7, decay)
+    for step in range(50):
+        # Theirs spends its first step at rate 0; ours uses every step.
+        expected = (step + 1) / 7 if step < 7 else optimizer.param_groups[0]["lr"]
+        assert ours(step) == pytest.approx(expected)
+        optimizer.step()
+        theirs.step()
+
+
+def test_groups_keep_their_share_of_the_rate():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters[:1], "lr_scale": 0.1}, {"params": parameters[1:]}], lr=1e-2
+    )
+    schedule = Schedule(100, 10)
+    for step in (0, 9, 50):
+        schedule.set(optimizer, step)
+        low, high = (group["lr"] for group in optimizer.param_groups)
+        assert low == pytest.approx(0.1 * high)
+        assert high == pytest.approx(1e-2 * schedule(step))
+
+
+def test_no_decay_on_norms_biases_tokens_positions():
+    model = VisionTransformer(dataclasses.replace(CONFIG, init_values=0.1))
+    groups = adamw(model, 1e-3, 0.05).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        matrix = name.endswith("weight") and "norm" not in name
+        assert decay[id(parameter)] == (0.05 if matrix else 0), name
+
+
+def test_wilson_matches_statistics_written_out():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        total = int(rng.integers(1, 10_000))
+        correct = int(rng.integers(0, total + 1))
+        z, p = 1.959963984540054, correct / total
+        centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+        half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
+        expected = (max(0, centre - half), min(1, centre + half))
+        assert stats.wilson(correct, total) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_error_matches_torchmetrics():
+    rng = np.random.default_rng(0)
+    probabilities = torch.from_numpy(rng.dirichlet(np.full(5, 0.5), 4000))
+    labels = torch.from_numpy(rng.integers(0, 5, 4000))
+    sure, guess = probabilities.max(1)
+    ours = stats.calibration_error(sure.numpy(), (guess == labels).numpy())
+    metric = torchmetrics.classification.MulticlassCalibrationError(5, n_bins=15)
+    assert ours == pytest.approx(metric(probabilities, labels).item(), abs=1e-6)
+
+
+def test_scores_match_torchmetrics():
+    scores = Scores(torch.randn(100, 7), torch.randint(7, (100,)))
+    metric = torchmetrics.classification.MulticlassAccuracy(7, average="micro")
+    assert scores.accuracy == pytest.approx(metric(scores.logits, scores.labels).item())
+
+
+def test_costs_are_those_of_the_formula():
+    """ViT: per block 12 D^2 N for the four linear maps and 2 N^2 D for the two products."""
+    config = ViTConfig(
+        img_size=32, patch_size=4, num_classes=10, embed_dim=48, depth=3, num_heads=3
+    )
+    facts = compute.model_facts(VisionTransformer(config), (3, 32, 32))
+    D, N, patches = 48, 65, 64
+    macs = 3 * (12 * D * D * N + 2 * N * N * D) + patches * D * 3 * 4 * 4 + 10 * D
+    assert facts["macs"] == macs
+    assert facts["parameters"] == sum(p.numel() for p in VisionTransformer(config).parameters())
+    # Backward costs twice the forward pass, but images need no gradient.
+    assert facts["training_flops"] == 6 * macs - 2 * patches * D * 3 * 4 * 4
+    with FlopCounterMode(display=False) as counter:
+        VisionTransformer(config)(torch.zeros(2, 3, 32, 32))
+    assert counter.get_total_flops() == 2 * 2 * macs
+
+
+def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(data):
+    def labels_and_sums(loaders, epoch, first=0):
+        return [(y.tolist(), x.sum().item()) for x, y in loaders.train(epoch, first)]
+
+    one = Loaders(data, 8, 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
+    two = Loaders(data, 8, 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
+    assert labels_and_sums(one, 1) == labels_and_sums(two, 1)
+    assert labels_and_sums(one, 1)[5:] == labels_and_sums(two, 1, first=5)
+    assert labels_and_sums(one, 1) != labels_and_sums(one, 2)
+    plain = Loaders(data, 8, 1295, Augmentation(), seed=3)
+    ((x, y),) = plain.train(1)
+    expected = (data.train.images(slice(None)) / 255 - data.mean[0]) / data.std[0]
+    assert y.sort().values.equal(data.train.labels.sort().values)
+    distances = (x.flatten(1)[:, None] - expected.flatten(1)[None]).abs().amax(2)
+    rows = distances.min(1)
+    assert rows.values.max() < 1e-5
+    assert y.equal(data.train.labels[rows.indices])
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_processes_share_one_global_batch_and_evaluate_each_image_once(data, world):
+    def part(rank, size):
+        loaders = Loaders(data, 8, 60, Augmentation(shift=1, erasing=0.5, rotate=5), seed=1)
+        loaders.to(torch.device("cpu"), rank, size)
+        return loaders
+
+    whole = list(part(0, 1).train(1))
+    shares = [list(part(rank, world).train(1)) for rank in range(world)]
+    for step, (images, labels) in enumerate(whole):
+        assert torch.cat([share[step][1] for share in shares]).equal(labels)
+        ours = torch.cat([share[step][0] for share in shares])
+        torch.testing.assert_close(ours, images, atol=1e-5, rtol=0)
+    seen = torch.cat([index for rank in range(world) for index, _, _ in
+                      part(rank, world).evaluation("test")])  # fmt: skip
+    assert seen.sort().values.equal(torch.arange(359))
+
+
+def test_a_checkpoint_rebuilds_its_model(tmp_path):
+    model = VisionTransformer(CONFIG).eval()
+    path = tmp_path / "best.safetensors"
+    header = checkpoints.vit_header(CONFIG, classes=["a", "b"])
+    checkpoints.save_weights(path, model.state_dict(), header)
+    rebuilt, header = checkpoints.load_vit(path)
+    images = torch.randn(2, 1, 8, 8)
+    assert rebuilt(images).equal(model(images))
+    assert header["classes"] == ["a", "b"]
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["vit-lab"])["config"]["embed_dim"] == 16
+    assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_key(tmp_path):
+    path = tmp_path / "best.safetensors"
+    state = VisionTransformer(dataclasses.replace(CONFIG, depth=1)).state_dict()
+    checkpoints.save_weights(path, state, checkpoints.vit_header(CONFIG))
+    with pytest.raises(UserError, match=r"another architecture \(12 keys\):\n  missing blocks.1"):
+        checkpoints.load_vit(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        checkpoints.load_vit(path)
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoints.load_vit(tmp_path / "none.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(scratch):
+        scratch.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_state_that_could_run_code_is_refused(tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save({"model": types.SimpleNamespace()}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.load_state(path)
+
+
+def test_constants_are_flags_with_types_defaults_and_help(tmp_path, capsys):
+    path = tmp_path / "script.py"
+    path.write_text(
+        '"""Does a thing."""\nfrom typing import Literal\n\n# --- Size ---\n'
+        "WIDTH: int = 3  # in pixels, 50 % of it\nRATE: float | None = None  # a rate\n"
+        'KIND: Literal["a", "b"] = "a"\nON: bool = True  # a switch\nnot_one: int = 3\nPLAIN = 1\n'
+    )
+    module = types.ModuleType("script", "Does a thing.")
+    module.__file__ = str(path)
+    exec(compile(path.read_text(), path, "exec"), module.__dict__)
+    assert constants.override(module, []) == {"WIDTH": 3, "RATE": None, "KIND": "a", "ON": True}
+    words = ["--width", "7", "--rate", "1e-3", "--kind", "b", "--no-on"]
+    assert constants.override(module, words)["RATE"] == 1e-3
+    assert (module.WIDTH, module.KIND, module.ON) == (7, "b", False)
+    assert constants.override(module, ["--rate", "none"])["RATE"] is None
+    for wrong in (["--width", "3.5"], ["--kind", "c"], ["--widt", "3"], ["--plain", "2"]):
+        with pytest.raises(SystemExit):
+            constants.override(module, wrong)
+    with pytest.raises(SystemExit):
+        constants.override(module, ["--help"])
+    text = capsys.readouterr().out
+    assert "Size:" in text
+    assert "in pixels, 50 % of it (default: 7)" in text

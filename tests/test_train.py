@@ -1,0 +1,175 @@
+"""train.py as a user runs it: from the command line, stopped, killed and taken up again."""
+
+import csv
+import json
+import os
+import random
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
+RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
+          "--policy", "trivial", "--erasing", "0.3", "--ema-decay", "0.9"]  # fmt: skip
+
+
+def command(place, *words):
+    return [sys.executable, "train.py", "--results-dir", str(place), *SMALL, *words]
+
+
+def start(place, *words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(place, *words), cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(place, *words):
+    process = start(place, *words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def history(folder):
+    """history.csv without what depends on the clock and the machine."""
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    measured = ("seconds", "images_per_second", "peak_memory_mb")
+    return [{k: v for k, v in row.items() if k not in measured} for row in rows]
+
+
+def interrupt(place, number, rng, *words):
+    """Starts the run, sends the signal at a random moment of the training, and waits."""
+    process = start(place, *RANDOM, *words)
+    process.stdout.readline()  # the dataset
+    process.stdout.readline()  # the model: training begins
+    time.sleep(rng.uniform(0.1, 3))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    place = tmp_path_factory.mktemp("whole")
+    status, out, err = run(place, *RANDOM)
+    assert status == 0, err
+    (folder,) = place.iterdir()
+    return folder, out
+
+
+def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
+    """Killed, terminated and interrupted at random moments: the same weights, bit by bit."""
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        status, err = interrupt(tmp_path, number, rng)
+        assert "Traceback" not in err, (seed, err)
+        if number == signal.SIGKILL:
+            assert status in (-9, 0)
+        elif status:
+            assert status == 128 + number, (seed, err)
+            assert "stopped and saved at epoch" in err
+            assert re.search(r"go on with: python .*train\.py --results-dir", err)
+    status, _, err = run(tmp_path, *RANDOM)
+    assert status == 0, err
+    whole, (folder,) = uninterrupted[0], tmp_path.iterdir()
+    ours, theirs = (load_file(f / "best.safetensors") for f in (folder, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[k].equal(theirs[k]) for k in ours), seed
+    ours, theirs = (torch.load(f / "last.pt", weights_only=True) for f in (folder, whole))
+    for part in ("model", "ema"):
+        assert all(v.equal(theirs[part][k]) for k, v in ours[part].items()), seed
+    for index, moments in ours["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert value.equal(theirs["optimizer"]["state"][index][name]), seed
+    assert history(folder) == history(whole)
+    assert (folder / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
+
+
+def test_a_run_leaves_its_records(uninterrupted):
+    folder, out = uninterrupted
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "config.json", "history.csv", "metrics.json", "predictions.csv", "curves.png",
+        "confusion.png", "best.safetensors", "last.pt",
+    }  # fmt: skip
+    assert out.rstrip().endswith("curves.png")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["constants"]["DEPTH"] == 2
+    assert config["model"]["parameters"] > 0
+    assert config["dataset"]["train"] == 1295
+    assert config["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "--embed-dim 32" in config["command"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert metrics["test_accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
+    low, high = metrics["test_accuracy_95"]
+    assert low < metrics["test_accuracy"] < high
+    accuracies = [float(row["val_accuracy"]) for row in history(folder)]
+    assert max(accuracies) == metrics["val_accuracy"] == accuracies[metrics["best_epoch"] - 1]
+
+
+def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
+    folder, _ = uninterrupted
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    status, out, _ = run(folder.parent, *RANDOM)
+    assert status == 0
+    assert "this run is finished; --fresh repeats it" in out
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+    status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "2e-3", "--epochs", "1")
+    assert status == 0, err
+    assert "LEARNING_RATE 0.001 there, 0.002 here" in out
+    assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}-2"}
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of digits, cifar10"),
+        (["--patch-size", "3"], r"patch_size=3 must divide img_size=8"),
+        (["--num-heads", "5"], r"num_heads=5 must divide embed_dim=32"),
+        (["--learning-rate", "20"], r"LEARNING_RATE=20.0 must lie in \(0, 1\)"),
+        (["--epochs", "0"], "EPOCHS=0 must be at least 1"),
+        (["--batch-size", "0"], "BATCH_SIZE=0 must be at least 1"),
+        (["--batch-size", "many"], "argument --batch-size: invalid int or none value: 'many'"),
+        (["--warmup", "1"], "WARMUP=1.0 must lie between 0 and 1"),
+        (["--val-fraction", "2"], "VAL_FRACTION=2.0 must lie between 0 and 1"),
+        (["--label-smoothing", "-1"], "LABEL_SMOOTHING=-1.0"),
+        (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup", "0", "--weight-decay", "1e9"],
+         r"the loss became (nan|inf) in epoch \d+, step \d+, at learning rate"),
+        (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_with_a_sentence(tmp_path, words, advice, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", command(tmp_path, *words)[1:])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert re.search(advice, err), err
+
+
+def test_a_broken_state_is_named(tmp_path):
+    status, err = interrupt(tmp_path, signal.SIGINT, random.Random(0), "--epochs", "99")
+    assert status == 130, err
+    (folder,) = tmp_path.iterdir()
+    (folder / "last.pt").write_bytes(b"not a state")
+    status, _, err = run(tmp_path, *RANDOM, "--epochs", "99")
+    assert status == 2
+    assert "last.pt cannot be read" in err
+    assert "--fresh" in err
