@@ -1,0 +1,33 @@
+# make lab    sets up and runs the lab on embedded data; goes on where it stopped
+# make test   sets up and runs the tests
+# make lint   sets up and checks style
+# All are safe to repeat. PYTHON=python3.12 make lab picks another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: lab test lint clean
+
+lab: $(VENV)/lab.ready
+	$(RUN) train.py
+
+test: $(VENV)/dev.ready
+	$(RUN) -m pytest
+
+lint: $(VENV)/dev.ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# A stamp is written after all else, so an installation that broke off is taken up again.
+$(VENV)/lab.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/dev.ready: $(VENV)/lab.ready requirements-dev.txt
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)
