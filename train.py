@@ -4,8 +4,8 @@
     python train.py --dataset cifar10                  # one GPU; see the README for what to expect
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
 
-Every constant below is also a flag. The plots and records go to results/train/<run>/; the same
-command goes on where an interrupted run stopped.
+Every constant is also a flag; one without a default takes its value from the recipe of the dataset.
+Plots and records go to results/train/<run>/. The same command goes on where a run was stopped.
 """
 
 import sys
@@ -29,7 +29,7 @@ from lab.runs import Run
 from lab.sources import native_size
 from model import VisionTransformer, ViTConfig
 
-# A constant that is None takes its value from RECIPES below, which depends on the dataset.
+# A constant that is None takes its value from RECIPES below, by dataset; set it to override that.
 
 # --- Data ---
 DATASET: str = "digits"  # digits, cifar10, cifar100, fashion-mnist, pets, or a folder

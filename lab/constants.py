@@ -36,8 +36,8 @@ def override(module: types.ModuleType, argv: list[str] | None = None) -> dict[st
                 group = parser.add_argument_group(heading[1].strip())
             elif (match := CONSTANT.match(line.rstrip())) and match[1] in types_of:
                 default = getattr(module, match[1])
-                shown = "by dataset" if default is None else default
-                text = f"{match[2] or ''} (default: {shown})".strip().replace("%", "%%")
+                shown = "" if default is None else f" (default: {default})"
+                text = f"{match[2] or ''}{shown}".replace("%", "%%")
                 flag = "--" + match[1].lower().replace("_", "-")
                 group.add_argument(
                     flag, dest=match[1], default=default, help=text, **kind(types_of[match[1]])
