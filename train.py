@@ -17,7 +17,6 @@ from accelerate import PartialState
 
 from lab import constants
 from lab.augment import Augmentation
-from lab.checkpoints import vit_header
 from lab.compute import model_facts
 from lab.data import load_data
 from lab.engine import fit
@@ -139,8 +138,7 @@ def main() -> None:
     name = c.NAME or f"{data.name}-vit_{c.EMBED_DIM}x{c.DEPTH}-s{c.SEED}"
     with PartialState().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)
-    header = vit_header(config, classes=data.classes, mean=data.mean, std=data.std)
-    fit(model, optimizer, loaders, how, run, header)
+    fit(model, optimizer, loaders, how, run)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from lab.data import Dataset
 from lab.errors import UserError
 from model import VisionTransformer, ViTConfig
 
@@ -64,9 +65,15 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} has no header of this project; was it written by it?") from error
 
 
-def vit_header(config: ViTConfig, **more: Any) -> dict[str, Any]:
-    """The header that rebuilds a ViT, with whatever else belongs to the weights."""
-    return {"model": "VisionTransformer", "config": asdict(config), **more}
+def describe_model(model: nn.Module, data: Dataset) -> dict[str, Any]:
+    """The header of a model's weights: what rebuilds it, and what it needs to predict."""
+    return {
+        "model": type(model).__name__,
+        "config": asdict(model.config),
+        "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+    }
 
 
 def load_vit(path: Path) -> tuple[VisionTransformer, dict[str, Any]]:
@@ -82,7 +89,7 @@ def load_vit(path: Path) -> tuple[VisionTransformer, dict[str, Any]]:
     return vit.eval(), header
 
 
-def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], origin: Path) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
     """`load_state_dict`, but what does not fit is named for a reader."""
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - state.keys()]

@@ -6,6 +6,7 @@ lab/augment.py, when batches are made.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from lab import sources
 from lab.errors import UserError
-from lab.images import some
+from lab.images import printable, some
 from lab.sources import Split
 
 SPLIT_SEED = 2024  # of the validation split, and of the test split of data that has none
@@ -38,6 +39,12 @@ class Dataset:
     @property
     def channels(self) -> int:
         return self.train.store.shape[1]
+
+    def describe(self) -> str:
+        """Name, sizes and remarks, for the terminal."""
+        sizes = f"{len(self.train)} training, {len(self.val)} validation, {len(self.test)} test"
+        lines = [f"{self.name}: {sizes} images of {len(self.classes)} classes"]
+        return "\n".join(lines + [f"  note: {remark}" for remark in self.remarks])
 
     def summary(self) -> dict:
         """Name, sizes and a fingerprint of all pixels and labels, for a run's records."""
@@ -80,6 +87,9 @@ def load_data(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"VAL_FRACTION={val_fraction} must lie between 0 and 1, such as 0.1")
+    if img_size < 1:
+        raise UserError(f"IMG_SIZE={img_size} must be a number of pixels, such as 224")
+    data_dir = os.path.expanduser(data_dir)
     size = sources.native_size(dataset) or round(img_size * MARGIN)
     if dataset == "digits":
         source = sources.digits()
@@ -91,47 +101,59 @@ def load_data(
         source = sources.folder(sources.folder_of(dataset), size, skip_unreadable)
 
     classes, splits, remarks = source.classes, source.splits, source.remarks
-    if len(classes) < 2:
-        raise UserError(f"{dataset} has {len(classes)} class; a classifier needs two or more")
+    if lost := absent(splits["train"], classes):
+        raise UserError(
+            f"no training image of {some(lost)} could be read: mend them, or remove the class"
+        )
     # Test first: what it holds must not depend on the share that validation takes.
     for split, share in (("test", TEST_FRACTION), ("val", val_fraction)):
         if split not in splits:
             splits["train"], splits[split] = carve(splits["train"], share, classes)
-    for split, part in splits.items():
-        counts = part.labels.bincount(minlength=len(classes)).tolist()
-        if empty := [name for name, n in zip(classes, counts, strict=True) if n == 0]:
-            remarks.append(f"no {split} images of {some(empty)}: not scored there")
+        elif len(splits[split]) == 0:
+            raise UserError(f"no {split} image of {dataset} could be read: mend them")
+        elif lost := absent(splits[split], classes):
+            remarks.append(f"no {split} images of {some(lost)}: not scored there")
     mean, std = channel_statistics(splits["train"])
-    name = dataset if dataset in sources.DATASETS else Path(dataset).resolve().name
+    name = dataset if dataset in sources.DATASETS else printable(Path(dataset).resolve().name)
     return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)
 
 
-def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]:
-    """Splits off a fixed random `share` of every class, at least one image of each.
+def absent(split: Split, classes: list[str]) -> list[str]:
+    """The classes of which a split has no image."""
+    counts = split.labels.bincount(minlength=len(classes)).tolist()
+    return [name for name, count in zip(classes, counts, strict=True) if count == 0]
 
-    Raises: UserError, naming a class that has too few images to be split.
+
+def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]:
+    """Splits off a fixed random `share` of every class; both parts get at least one image of each.
+
+    Raises: UserError, naming the classes that have a single image.
     """
     rng = np.random.default_rng(SPLIT_SEED)
     labels = split.labels.numpy()
     away = np.zeros(len(labels), dtype=bool)
+    lone = []
     for label, name in enumerate(classes):
         members = rng.permutation(np.flatnonzero(labels == label))
-        if len(members) < 2:
-            raise UserError(
-                f"class {name!r} has {len(members)} training image(s), too few to set one aside "
-                "for validation or test. Add images, or remove the class."
-            )
-        away[members[: max(1, round(share * len(members)))]] = True
+        count = round(share * len(members))
+        away[members[: min(max(1, count), len(members) - 1)]] = True
+        lone += [name] if len(members) == 1 else []
+    if lone:
+        raise UserError(
+            f"one training image left of {some(lone)}: too few to set one aside for validation or "
+            "test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
+            "remove the class."
+        )
     mask = torch.from_numpy(away)
     return split.take(~mask), split.take(mask)
 
 
 def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel in [0, 1], over up to 10,000 images evenly spread."""
-    sample = torch.arange(0, len(split), max(1, len(split) // 10_000))
+    sample = torch.arange(0, len(split), -(-len(split) // 10_000))
     total = square = torch.zeros(split.store.shape[1], dtype=torch.float64)
     pixels = 0
-    for part in sample.split(512):
+    for part in sample.split(64):  # photographs in float64 take much memory
         values = split.images(part).double() / 255
         total = total + values.sum((0, 2, 3))
         square = square + values.square().sum((0, 2, 3))

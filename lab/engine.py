@@ -8,8 +8,7 @@ of one that was not.
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,14 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from lab.checkpoints import load_state, load_strictly, load_weights, save_state, save_weights
+from lab.checkpoints import (
+    describe_model,
+    load_state,
+    load_strictly,
+    load_weights,
+    save_state,
+    save_weights,
+)
 from lab.compute import peak_memory_mb
 from lab.errors import Stopped, UserError, asked_to_stop, memory_advice
 from lab.fit_config import FitConfig
@@ -27,25 +33,9 @@ from lab.loaders import Loaders, seed_of
 from lab.optim import Schedule
 from lab.outcome import Scores, record
 from lab.runs import Run
+from lab.state import History, State, epoch_line
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes a GPU wait
-
-
-@dataclass
-class State:
-    """Where a run stands; with weights and optimizer it is all that a resumed run needs."""
-
-    epoch: int = 1  # the running one
-    step: int = 0  # steps done of it
-    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, images
-    seconds: float = 0.0  # spent on it
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
-
-    def best(self) -> tuple[float, float]:
-        """Validation accuracy and, between equals, loss of the best epoch so far."""
-        rows = [row for row in self.history if row["epoch"] == self.best_epoch]
-        return (rows[0]["val_accuracy"], -rows[0]["val_loss"]) if rows else (-1.0, 0.0)
 
 
 def fit(
@@ -54,8 +44,7 @@ def fit(
     loaders: Loaders,
     config: FitConfig,
     run: Run,
-    header: dict[str, Any],
-) -> list[dict[str, Any]]:
+) -> History:
     """Trains, validates after every epoch, tests the best epoch once, and keeps all records.
 
     Args:
@@ -64,12 +53,11 @@ def fit(
         loaders: batches of the dataset.
         config: how to train.
         run: the folder for the records; a run that was stopped goes on from it.
-        header: what `best.safetensors` has to say beside its weights.
 
     Returns: the rows of history.csv.
     Raises: UserError for a mistake that the user can mend; Stopped after Ctrl-C or SIGTERM.
     """
-    trainer = Trainer(model, optimizer, loaders, config, run, header)
+    trainer = Trainer(model, optimizer, loaders, config, run)
     if run.finished:
         trainer.say(f"{run.summary()}\nthis run is finished; --fresh repeats it")
         return run.history()
@@ -98,9 +86,8 @@ class Trainer:
         loaders: Loaders,
         config: FitConfig,
         run: Run,
-        header: dict[str, Any],
     ):
-        self.config, self.loaders, self.run, self.header = config, loaders, run, header
+        self.config, self.loaders, self.run = config, loaders, run
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         device = self.accelerator.device
         loaders.to(device, self.accelerator.process_index, self.accelerator.num_processes)
@@ -132,7 +119,10 @@ class Trainer:
 
     def resume(self) -> None:
         """Takes up the state that the run's folder holds, if any."""
-        self.introduce()
+        kind = "bf16" if self.config.mixed_precision == "bf16" else "fp32"
+        count = sum(p.numel() for p in self.plain.parameters())
+        where = f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {kind}"
+        self.say(f"{self.loaders.data.describe()}\n{count:,} parameters on {where}")
         path = self.run.folder / "last.pt"
         if path.exists():
             saved = load_state(path)
@@ -145,18 +135,6 @@ class Trainer:
             self.say(f"going on at {at} of {self.loaders.steps}: {self.run.folder}")
         if self.accelerator.is_main_process:
             self.run.write_history(self.state.history)
-
-    def introduce(self) -> None:
-        data, model = self.loaders.data, self.plain
-        count = sum(p.numel() for p in model.parameters())
-        device = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
-        self.say(
-            f"{data.name}: {len(data.train)} training, {len(data.val)} validation, "
-            f"{len(data.test)} test images of {len(data.classes)} classes\n"
-            + "".join(f"  note: {remark}\n" for remark in data.remarks)
-            + f"{type(model).__name__}: {count:,} parameters, on {device}, "
-            f"{'bf16' if self.config.mixed_precision == 'bf16' else 'fp32'}"
-        )
 
     def save(self) -> None:
         if self.accelerator.is_main_process:
@@ -188,7 +166,8 @@ class Trainer:
         )  # fmt: skip
         for images, labels in self.loaders.train(state.epoch, state.step):
             loss, correct = self.step(images, labels)
-            totals += torch.stack([loss * len(images), correct, correct.new_tensor(len(images))])
+            n = len(images)
+            totals += torch.stack([loss * n, correct, torch.full_like(loss, n)])
             losses.append(loss)
             state.step += 1
             bar.update()
@@ -261,26 +240,17 @@ class Trainer:
             "peak_memory_mb": peak_memory_mb(self.accelerator.device),
             "images": int(images),
         }
-        better = (row["val_accuracy"], -row["val_loss"]) > state.best()
-        state.history.append(row)
-        if better:
-            state.best_epoch = state.epoch
-        state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
-        state.totals = [0.0, 0.0, 0.0]
+        better = state.close_epoch(row)
         if self.accelerator.is_main_process:
             # In this order a kill between two lines is mended by the epoch that is run again.
             if better:
-                header = {**self.header, "epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+                judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+                header = {**describe_model(self.plain, self.loaders.data), **judged}
                 weights = (self.ema.module if self.ema else self.plain).state_dict()
                 save_weights(self.run.folder / "best.safetensors", weights, header)
             self.run.append_history(row)
             self.save()
-        self.say(
-            f"epoch {row['epoch']:>3}/{self.config.epochs}"
-            f"  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:5.1f} %"
-            f"  val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:5.1f} %"
-            f"  rate {row['learning_rate']:.1e}  {row['images_per_second']:,.0f} images/s"
-        )
+        self.say(epoch_line(row, self.config.epochs))
 
     def test(self) -> None:
         """The test split, once, with the weights of the best validation epoch."""

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lab import images
+from lab import cache, images
 from lab.errors import UserError
 
 NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28, "pets": None}
@@ -58,6 +59,21 @@ class Source:
     splits: dict[str, Split] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
+    def add_photographs(
+        self, root: Path, split: str, labelled: list[tuple[Path, int]], size: int, skip: bool
+    ) -> None:
+        """Adds a split of paths below `root` and their labels, decoded, or mapped from a cache."""
+        if not labelled:
+            raise UserError(f"{split} of {root} holds no images: fill it, or remove its folder")
+        paths = [path for path, _ in labelled]
+        labels = torch.tensor([label for _, label in labelled])
+        place = root / "vit-lab-cache" / f"{split}-{size}"
+        array, kept, remarks = cache.decode(paths, size, place, skip)
+        names = [images.printable(paths[i].relative_to(root).as_posix()) for i in kept]
+        rows = torch.tensor(kept, dtype=torch.int64)
+        self.splits[split] = Split(torch.from_numpy(array), rows, labels[rows], names)
+        self.remarks += remarks
+
 
 def native_size(dataset: str) -> int | None:
     """The side in pixels of a dataset of small images; None for photographs of any size.
@@ -73,8 +89,8 @@ def native_size(dataset: str) -> int | None:
         try:
             with Image.open(path) as image:  # reads the header alone
                 sides.append(min(image.size))
-        except OSError:
-            continue  # loading names it
+        except Exception:  # Pillow raises many kinds; loading names it
+            continue
     side = int(np.median(sides)) if sides else SMALL + 1
     return None if side > SMALL else -(-side // 4) * 4
 
@@ -117,14 +133,13 @@ def downloaded(dataset: str, data_dir: str) -> Source:
     if dataset == "fashion-mnist":
         kind = datasets.FashionMNIST
         place = Path(data_dir, "FashionMNIST", "raw")
-        files = [f"{kind.mirrors[0]}{name}" for name, _ in kind.resources]
+        urls = [f"{kind.mirrors[0]}{name}" for name, _ in kind.resources]
     else:
         kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
-        place, files = Path(data_dir), [kind.url]
+        place, urls = Path(data_dir), [kind.url]
     splits = {}
     for split in ("train", "test"):
-        data = download(lambda train: kind(data_dir, train, download=True), split == "train",
-                        files, place)  # fmt: skip
+        data = download(partial(kind, data_dir, split == "train", download=True), urls, place)
         store = torch.as_tensor(data.data)
         store = store[:, None] if store.ndim == 3 else store.permute(0, 3, 1, 2).contiguous()
         names = [f"{split}/{i}" for i in range(len(store))]
@@ -137,22 +152,28 @@ def pets(data_dir: str, size: int, skip_unreadable: bool) -> Source:
     from torchvision.datasets import OxfordIIITPet
 
     base = Path(data_dir, "oxford-iiit-pet")
-    files = [url for url, _ in OxfordIIITPet._RESOURCES]
+    urls = [url for url, _ in OxfordIIITPet._RESOURCES]
     source = Source([])
     for split, theirs in (("train", "trainval"), ("test", "test")):
-        data = download(lambda s: OxfordIIITPet(data_dir, s, download=True), theirs, files, base)
-        if lost := [str(p) for p in data._images if not Path(p).exists()]:
+        data = download(partial(OxfordIIITPet, data_dir, theirs, download=True), urls, base)
+        if lost := [path.name for path in data._images if not path.exists()]:
             raise UserError(
-                f"{len(lost)} images of {base} are missing, as after an interrupted download: "
-                f"{images.some(lost)}. Delete that folder and run again."
+                f"{len(lost)} images are missing from {base / 'images'}, as after an interrupted "
+                f"download: {images.some(lost)}. Delete that folder and run again: the archive "
+                "beside it is unpacked again, or downloaded if there is none."
             )
         if len(data) != OFFICIAL_PETS[theirs]:
             source.remarks.append(
                 f"not the official Pets: {len(data)} {theirs} images, not {OFFICIAL_PETS[theirs]}"
             )
-        source.classes = list(data.classes)
-        cache = base / "vit-lab-cache" / f"{split}-{size}"
-        add_photographs(source, split, data._images, data._labels, size, cache, skip_unreadable)
+        source.classes = source.classes or list(data.classes)
+        if (last := max(data._labels, default=-1)) >= len(source.classes):
+            raise UserError(
+                f"{base / 'annotations' / theirs}.txt has a breed {last + 1}, but trainval.txt "
+                f"names {len(source.classes)}: number them from 1, without gaps"
+            )
+        labelled = list(zip(data._images, data._labels, strict=True))
+        source.add_photographs(base, split, labelled, size, skip_unreadable)
     return source
 
 
@@ -165,54 +186,46 @@ def folder(root: Path, size: int, skip_unreadable: bool) -> Source:
             continue
         found, others = images.find_images(root / split)
         if others:
-            names = images.some([p.name for p in others])
+            names = images.some([str(p.relative_to(root)) for p in others])
             source.remarks.append(
-                f"{len(others)} files of {split}/ are no images, left out: {names}"
+                f"{len(others)} files left out, no images of a class folder: {names}"
             )
         if split == "train":
             source.classes = list(found)
+            if len(found) < 2:
+                raise UserError(
+                    f"{root / split} has {len(found)} class folders ({images.some(list(found))}); "
+                    "a classifier needs two or more, each with its images"
+                )
             if empty := [name for name in found if not found[name]]:
                 raise UserError(
                     f"no images in {root / split} for the classes {images.some(empty)}: add some "
-                    "or remove the empty folders"
+                    f"({' '.join(sorted(images.EXTENSIONS))}) or remove the empty folders"
                 )
         if strange := [name for name in found if found[name] and name not in source.classes]:
             raise UserError(
                 f"{root / split} has classes that train/ has not: {images.some(strange)}. A model "
                 "can't learn them: add them to train/ or take them away."
             )
-        paths = [path for name in source.classes for path in found.get(name, [])]
-        labels = [i for i, name in enumerate(source.classes) for _ in found.get(name, [])]
-        if not paths:
-            raise UserError(f"{root / split} holds no images: fill it or remove it")
-        cache = root / "vit-lab-cache" / f"{split}-{size}"
-        add_photographs(source, split, paths, labels, size, cache, skip_unreadable)
+        labelled = [(p, i) for i, name in enumerate(source.classes) for p in found.get(name, [])]
+        source.add_photographs(root, split, labelled, size, skip_unreadable)
+    source.classes = [images.printable(name) for name in source.classes]
     return source
 
 
-def add_photographs(
-    source: Source, split: str, paths: list, labels: list[int], size: int, cache: Path, skip: bool
-) -> None:
-    """Decodes photographs, or maps them from their cache, into `source.splits[split]`."""
-    paths = [Path(p) for p in paths]
-    array, kept, remarks = images.decode(paths, size, cache, skip)
-    names = ["/".join(paths[i].parts[-2:]) for i in kept]
-    source.splits[split] = whole(torch.from_numpy(array), torch.tensor(labels)[kept], names)
-    source.remarks += remarks
-
-
-def download(construct: Callable[..., T], which: object, files: list[str], place: Path) -> T:
+def download(construct: Callable[[], T], urls: list[str], place: Path) -> T:
     """Calls torchvision, which downloads and verifies; says what to do by hand if it cannot."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
-        return construct(which)
-    except (OSError, RuntimeError) as error:  # no network: URLError; a bad checksum: RuntimeError
-        listed = "\n  ".join(files)
+        return construct()
+    except Exception as error:  # no network, a bad checksum, a file cut short: each its own kind
+        listed = "\n  ".join(urls)
         raise UserError(
-            f"the data is not in {place} and cannot be downloaded ({error}). Fetch by hand:\n  "
-            f"{listed}\nand put what you fetched into {place.resolve()}: the next run checks and "
-            "unpacks it.\nA run that needs no download: python train.py --dataset digits"
+            f"the data in {place} is missing or incomplete, and downloading failed: "
+            f"{str(error) or repr(error)}\nFetch by hand:\n  {listed}\n"
+            f"put that into {place.resolve()}, packed as it is, delete what is unpacked there, "
+            "and run again.\nA run that needs no download: python train.py --dataset digits"
         ) from error
     finally:
         socket.setdefaulttimeout(before)

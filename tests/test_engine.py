@@ -44,8 +44,7 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
     facts = {"model": compute.model_facts(model, (1, 8, 8)), "dataset": data.summary()}
     run = Run.open(folder, "run", dataclasses.asdict(how), facts, fresh=False)
     loaders = Loaders(data, 8, batch_size, augmentation or Augmentation())
-    header = checkpoints.vit_header(CONFIG, classes=data.classes)
-    history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run, header)
+    history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run)
     return history, torch.load(run.folder / "last.pt", weights_only=True)["model"], run.folder
 
 
@@ -89,11 +88,15 @@ NO_DECAY = ("cls_token", "pos_embed")
 
 
 def test_accumulation_changes_nothing(data, tmp_path):
+    """Up to rounding, and but for the keys' bias: its gradient is zero, so Adam scales noise."""
     _, whole, _ = trained(data, tmp_path / "1")
     how = dataclasses.replace(FP32, accumulation_steps=3)
     _, parts, _ = trained(data, tmp_path / "3", how)
     for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-3, msg=name)
+        ours, theirs = parts[name], whole[name]
+        if name.endswith("qkv.bias"):
+            ours, theirs = (v.reshape(3, -1)[[0, 2]] for v in (ours, theirs))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_validation_is_plain_and_counts_every_image(data, tmp_path):
@@ -239,24 +242,26 @@ def test_processes_share_one_global_batch_and_evaluate_each_image_once(data, wor
     assert seen.sort().values.equal(torch.arange(359))
 
 
-def test_a_checkpoint_rebuilds_its_model(tmp_path):
+def test_a_checkpoint_rebuilds_its_model(data, tmp_path):
     model = VisionTransformer(CONFIG).eval()
     path = tmp_path / "best.safetensors"
-    header = checkpoints.vit_header(CONFIG, classes=["a", "b"])
+    header = checkpoints.describe_model(model, data)
     checkpoints.save_weights(path, model.state_dict(), header)
     rebuilt, header = checkpoints.load_vit(path)
     images = torch.randn(2, 1, 8, 8)
     assert rebuilt(images).equal(model(images))
-    assert header["classes"] == ["a", "b"]
+    assert header["classes"] == data.classes
+    assert header["mean"] == data.mean
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["vit-lab"])["config"]["embed_dim"] == 16
     assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_by_key(tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused_by_key(data, tmp_path):
     path = tmp_path / "best.safetensors"
     state = VisionTransformer(dataclasses.replace(CONFIG, depth=1)).state_dict()
-    checkpoints.save_weights(path, state, checkpoints.vit_header(CONFIG))
+    header = checkpoints.describe_model(VisionTransformer(CONFIG), data)
+    checkpoints.save_weights(path, state, header)
     with pytest.raises(UserError, match=r"another architecture \(12 keys\):\n  missing blocks.1"):
         checkpoints.load_vit(path)
     path.write_bytes(path.read_bytes()[:1000])
