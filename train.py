@@ -56,7 +56,7 @@ WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
 DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
 CLIP_GRAD: float = 1.0  # largest norm of the gradient; 0: no limit
-EMA_DECAY: float = 0.0  # keep a moving average of the weights, such as 0.999; 0: off
+EMA_DECAY: float | None = None  # keep a moving average of the weights; 0: off
 
 # --- Augmentation ---
 SHIFT: int | None = None  # pixels to every side
@@ -81,16 +81,18 @@ FRESH: bool = False  # start over, replacing the records of the same run
 
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
-        "PATCH_SIZE": 2, "EMBED_DIM": 96, "DEPTH": 6, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 100, "BATCH_SIZE": 64, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 1, "RESIZED_CROP": 0.0, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1,
+        "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
+        "EPOCHS": 150, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
+        "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1,
         "POLICY": "none", "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
+        "EMA_DECAY": 0.98,
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
         "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
         "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
+        "EMA_DECAY": 0.0,
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
@@ -98,6 +100,7 @@ RECIPES = {
         "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
         "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
+        "EMA_DECAY": 0.0,
     },
 }  # fmt: skip
 

@@ -17,14 +17,13 @@ class State:
     history: History = field(default_factory=list)
     best_epoch: int = 0
 
-    def best(self) -> tuple[float, float]:
-        """Validation accuracy and, between equals, loss of the best epoch so far."""
-        rows = [row for row in self.history if row["epoch"] == self.best_epoch]
-        return (rows[0]["val_accuracy"], -rows[0]["val_loss"]) if rows else (-1.0, 0.0)
-
     def close_epoch(self, row: dict[str, Any]) -> bool:
-        """Takes a finished epoch's row into the history; whether it is the best so far."""
-        better = (row["val_accuracy"], -row["val_loss"]) > self.best()
+        """Takes a finished epoch's row into the history; whether it is the best so far.
+
+        Of epochs that are equal on the validation images the last counts: few images cannot tell
+        them apart, and later weights have seen the lower rates.
+        """
+        better = all(row["val_accuracy"] >= other["val_accuracy"] for other in self.history)
         self.history.append(row)
         if better:
             self.best_epoch = self.epoch
