@@ -73,7 +73,7 @@ LABEL_SMOOTHING: float | None = None  # share of the target spread over all clas
 
 # --- Run ---
 SEED: int = 0  # of weights, order and augmentation; the validation split never changes
-PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
+PRECISION: Literal["auto", "bf16", "fp32"] | None = None  # auto: bf16 where it is in hardware
 COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
 RESULTS_DIR: str = "results/train"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, model and seed
@@ -85,14 +85,14 @@ RECIPES = {
         "EPOCHS": 150, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
         "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1,
         "POLICY": "none", "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
-        "EMA_DECAY": 0.98,
+        "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
         "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
         "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
-        "EMA_DECAY": 0.0,
+        "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
@@ -100,7 +100,7 @@ RECIPES = {
         "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
         "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
-        "EMA_DECAY": 0.0,
+        "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
 }  # fmt: skip
 

@@ -29,8 +29,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(scratch)
         scratch.chmod(0o644)  # mkstemp's files are private
-        with open(scratch, "rb+") as file:
-            os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

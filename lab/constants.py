@@ -25,6 +25,7 @@ def override(module: types.ModuleType, argv: list[str] | None = None) -> dict[st
     """
     types_of = {n: t for n, t in get_type_hints(module).items() if n.isupper()}
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [--flag value ...]   (--help lists the flags)",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
