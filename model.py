@@ -2,10 +2,6 @@
 
     images -> patches -> tokens (+ class token, + positions) -> Blocks -> norm -> pool -> head
 
-    from model import ViTConfig, VisionTransformer
-    model = VisionTransformer(ViTConfig(img_size=32, patch_size=4, num_classes=10))
-    logits = model(torch.randn(8, 3, 32, 32))                                # (8, 10)
-
 Axis letters in the shape comments: B images, C channels, H x W pixels, P patch size,
 N tokens (patches, plus one for the class token), D embed_dim, h heads, d = D / h.
 
@@ -26,11 +22,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The shape of a ViT. Fields have timm's names and meanings; sizes are in pixels.
-
-    Raises:
-        ConfigError (a ValueError): a value cannot work; the message names the field.
-    """
+    """The shape of a ViT: timm's names and meanings, sizes in pixels. Raises ConfigError."""
 
     img_size: int = 224
     patch_size: int = 16
@@ -75,11 +67,6 @@ class ViTConfig:
                     f"or a {whole} of {n - n % d or d} or {n - n % d + d}"
                 )
 
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.img_size // self.patch_size
-
 
 class PatchEmbed(nn.Module):
     """Cuts images into patches and maps each one linearly to a token.
@@ -91,16 +78,13 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.img_size = config.img_size
-        self.proj = nn.Conv2d(
-            config.in_chans, config.embed_dim, config.patch_size, stride=config.patch_size
-        )
+        size = config.patch_size
+        self.proj = nn.Conv2d(config.in_chans, config.embed_dim, size, stride=size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (self.proj.in_channels, self.img_size, self.img_size):
-            raise ValueError(
-                f"images of shape {tuple(x.shape[1:])} (C, H, W), but the model takes "
-                f"{(self.proj.in_channels, self.img_size, self.img_size)}"
-            )
+        expected = (self.proj.in_channels, self.img_size, self.img_size)
+        if x.shape[1:] != expected:
+            raise ValueError(f"images are {tuple(x.shape[1:])} (C, H, W), not {expected}")
         x = self.proj(x)  # (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
@@ -118,10 +102,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Mixes the tokens (B, N, D) -> (B, N, D).
+        """Mixes the tokens (B, N, D) -> (B, N, D); with `return_weights` gives (B, h, N, N) too.
 
-        With `return_weights` also returns the weights (B, h, N, N): row i says how much token i
-        takes from each token j, and sums to one.
+        Row i of the weights says how much token i takes from each token j; it sums to one.
         """
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
@@ -157,18 +140,18 @@ class MLP(nn.Module):
 class LayerScale(nn.Module):
     """A learned factor for each channel, small at first: a deep model starts near identity."""
 
-    def __init__(self, dim: int, init_values: float):
+    def __init__(self, config: ViTConfig):
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), float(init_values)))
+        self.gamma = nn.Parameter(torch.full((config.embed_dim,), config.init_values))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
 
 class DropPath(nn.Module):
-    """Drops a whole residual branch for a random share of the images, while training.
+    """While training, drops a residual branch (B, ...) for a random share `rate` of the images.
 
-    What is kept grows by 1 / (1 - rate), so that the expectation stays. Any shape (B, ...).
+    What is kept grows by 1 / (1 - rate), so that the expectation stays.
     """
 
     def __init__(self, rate: float):
@@ -190,9 +173,7 @@ class Block(nn.Module):
         super().__init__()
 
         def layer_scale() -> nn.Module:
-            if config.init_values is None:
-                return nn.Identity()
-            return LayerScale(config.embed_dim, config.init_values)
+            return nn.Identity() if config.init_values is None else LayerScale(config)
 
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.attn = Attention(config)
@@ -214,7 +195,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, classed = config.embed_dim, int(config.class_token)
-        positions = config.grid_size**2 + (0 if config.no_embed_class else classed)
+        patches = (config.img_size // config.patch_size) ** 2
+        positions = patches + (0 if config.no_embed_class else classed)
 
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if classed else None
@@ -266,16 +248,10 @@ class VisionTransformer(nn.Module):
 
 
 def interpolate_pos_embed(pos_embed: Tensor, grid_size: int, num_prefix_tokens: int) -> Tensor:
-    """Resamples position embeddings to another number of patches, as timm does.
+    """Resamples positions (1, prefix + n * n, D) to (1, prefix + grid_size ** 2, D), as timm does.
 
-    Args:
-        pos_embed: (1, prefix + old_grid ** 2, D); the old grid is square.
-        grid_size: patches along a side of the new image.
-        num_prefix_tokens: leading positions that belong to no patch (1 for a class token that
-            has one, else 0); they are kept as they are.
-
-    Returns: (1, prefix + grid_size ** 2, D), bicubic with antialiasing, in the dtype given.
-    Raises: ValueError if the positions do not form a square.
+    Bicubic with antialiasing; the `num_prefix_tokens` first positions, such as the class token's,
+    stay. `grid_size` counts the patches along a side. Raises ValueError if n is not whole.
     """
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     old = round(patches.shape[1] ** 0.5)
