@@ -82,7 +82,7 @@ FRESH: bool = False  # start over, replacing the records of the same run
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 150, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
+        "EPOCHS": 120, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
         "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1,
         "POLICY": "none", "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
         "EMA_DECAY": 0.98, "PRECISION": "fp32",
