@@ -64,6 +64,7 @@ RESIZED_CROP: float | None = None  # least share of the area, for photographs; 0
 FLIP: bool | None = None  # left and right; not where it changes the class
 ROTATE: float | None = None  # degrees to either side
 ZOOM: float | None = None  # 0.1: between 90 % and 110 %
+TRANSLATE: float | None = None  # pixels to every side, in fractions too
 POLICY: Literal["none", "trivial"] | None = None  # trivial: TrivialAugment
 ERASING: float | None = None  # probability of erasing a rectangle
 MIXUP: float | None = None  # alpha; 0: off
@@ -82,15 +83,15 @@ FRESH: bool = False  # start over, replacing the records of the same run
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 120, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1,
-        "POLICY": "none", "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
-        "EMA_DECAY": 0.98, "PRECISION": "fp32",
+        "EPOCHS": 100, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
+        "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False,
+        "ROTATE": 10.0, "ZOOM": 0.1, "TRANSLATE": 0.5, "POLICY": "none", "ERASING": 0.0,
+        "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0, "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
         "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
+        "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
         "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
@@ -98,7 +99,7 @@ RECIPES = {
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
         "DROP_PATH_RATE": 0.1,
         "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0,
+        "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
         "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
@@ -121,7 +122,7 @@ def main() -> None:
         drop_path_rate=c.DROP_PATH_RATE,
     )  # fmt: skip
     augmentation = Augmentation(
-        c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.POLICY, c.ERASING
+        c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
     )
     how = FitConfig(
         epochs=c.EPOCHS, warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,

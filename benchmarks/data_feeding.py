@@ -45,8 +45,10 @@ class OneByOne(TorchDataset):
         if how.resized_crop:
             steps.append(v2.RandomResizedCrop(size, scale=(how.resized_crop, 1)))
         steps += [v2.RandomHorizontalFlip()] if how.flip else []
-        if how.rotate or how.zoom:
-            steps.append(v2.RandomAffine(how.rotate, scale=(1 - how.zoom, 1 + how.zoom)))
+        if how.rotate or how.zoom or how.translate:
+            move = (how.translate / size,) * 2
+            scale = (1 - how.zoom, 1 + how.zoom)
+            steps.append(v2.RandomAffine(how.rotate, translate=move, scale=scale))
         steps += [v2.TrivialAugmentWide()] if how.policy == "trivial" else []
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
         steps += [v2.RandomErasing(how.erasing)] if how.erasing else []
@@ -95,8 +97,8 @@ def main() -> None:
     size = native_size(DATASET)
     recipe = train.RECIPES["digits" if DATASET == "digits" else "small" if size else "photographs"]
     size = size or recipe["IMG_SIZE"]
-    how = Augmentation(*(recipe[k] for k in ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM",
-                                             "POLICY", "ERASING")))  # fmt: skip
+    fields = ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM", "TRANSLATE", "POLICY", "ERASING")
+    how = Augmentation(*(recipe[name] for name in fields))
     started = time.perf_counter()
     data = load_data(DATASET, DATA_DIR, size)
     loading = time.perf_counter() - started

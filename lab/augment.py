@@ -27,6 +27,7 @@ class Augmentation:
     flip: bool = False  # left and right; never for digits or letters
     rotate: float = 0.0  # degrees to either side
     zoom: float = 0.0  # 0.1: between 90 % and 110 % of the size
+    translate: float = 0.0  # pixels to every side, in fractions too, unlike `shift`
     policy: Literal["none", "trivial"] = "none"  # TrivialAugment, Mueller and Hutter 2021
     erasing: float = 0.0  # probability of a rectangle of mean colour, Zhong et al. 2020
 
@@ -34,8 +35,9 @@ class Augmentation:
         for name in ("resized_crop", "erasing", "zoom"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must lie between 0 and 1")
-        if self.shift < 0 or self.rotate < 0:
-            raise UserError("SHIFT (pixels) and ROTATE (degrees) cannot be negative")
+        for name in ("shift", "rotate", "translate"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name.upper()}={getattr(self, name)} cannot be negative")
 
 
 def augment(images: Tensor, size: int, how: Augmentation, draw: "Draw") -> Tensor:
@@ -49,10 +51,14 @@ def augment(images: Tensor, size: int, how: Augmentation, draw: "Draw") -> Tenso
         x = warp(x, crop_boxes(draw, how.resized_crop, flip), size)
     elif x.shape[-1] != size:
         x = resize(x, size)
-    if how.rotate or how.zoom:
+    if how.rotate or how.zoom or how.translate:
         angle = draw.uniform(-how.rotate, how.rotate) * (math.pi / 180)
         scale = draw.uniform(1 - how.zoom, 1 + how.zoom)
-        x = warp(x, rotation(angle) / scale[:, None, None], size)
+        maps = rotation(angle) / scale[:, None, None]
+        # A pixel is 2 / size of the coordinates, which run from -1 to 1.
+        reach = 2 * how.translate / size
+        maps[:, :, 2] = torch.stack([draw.uniform(-reach, reach) for _ in range(2)], 1)
+        x = warp(x, maps, size)
     return trivial_augment(x, draw) if how.policy == "trivial" else x
 
 

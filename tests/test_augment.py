@@ -120,7 +120,7 @@ def test_erasing_hits_the_share_asked_for_and_whole_rectangles():
     assert share.max() < 0.45
 
 
-EVERYTHING = Augmentation(shift=2, flip=True, rotate=10, zoom=0.1, policy="trivial")
+EVERYTHING = Augmentation(shift=2, flip=True, rotate=10, zoom=0.1, translate=0.5, policy="trivial")
 CROPPED = Augmentation(resized_crop=0.3, flip=True, policy="trivial")
 
 
@@ -141,6 +141,32 @@ def test_processes_share_one_batch():
         for rank, part in enumerate(images.split(4))
     ]
     assert torch.cat(shares).allclose(together, atol=1e-6)
+
+
+def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch):
+    """The drawn numbers are read off, and given to torchvision."""
+    drawn = []
+
+    class Spy(Draw):
+        def uniform(self, low=0.0, high=1.0):
+            drawn.append(super().uniform(low, high))
+            return drawn[-1]
+
+    images = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
+    how = Augmentation(rotate=20, zoom=0.2, translate=3)
+    ours = augment(images, 16, how, Spy(0, 6))
+    angle, scale, dx, dy = drawn
+    for i in range(6):
+        move = torch.tensor([dx[i], dy[i]]) * 8  # half of 16 pixels is 1 in coordinates
+        # Ours moves the image after it has turned and grown about its centre, as torchvision
+        # does; torchvision's translation is where the centre goes, so it is turned back.
+        turn = A.rotation(-angle[i : i + 1].deg2rad())[0, :, :2]
+        x, y = (-(scale[i] * turn) @ move).tolist()
+        theirs = V.affine(
+            images[i : i + 1] / 255, -angle[i].item(), [x, y], scale[i].item(), [0.0, 0.0],
+            InterpolationMode.BILINEAR,
+        )  # fmt: skip
+        torch.testing.assert_close(ours[i : i + 1], theirs, atol=2e-3, rtol=0)
 
 
 def test_nothing_asked_for_changes_nothing():
