@@ -74,14 +74,16 @@ def seconds_a_batch(batches: Iterable, device: torch.device) -> float:
     return statistics.median(times[2:])
 
 
-def seconds_a_step(model: VisionTransformer, loaders: Loaders, device: torch.device) -> float:
+def seconds_a_step(
+    model: VisionTransformer, loaders: Loaders, device: torch.device, bf16: bool
+) -> float:
     """The median time of a training step on one batch that stays where it is."""
     optimizer = adamw(model.to(device), 1e-4, 0.05)
     images, labels = next(loaders.train(1))
     times = []
     for _ in range(8):
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -109,7 +111,8 @@ def main() -> None:
         size, recipe["PATCH_SIZE"], data.channels, len(data.classes), recipe["EMBED_DIM"],
         recipe["DEPTH"], recipe["NUM_HEADS"],
     )  # fmt: skip
-    step = seconds_a_step(VisionTransformer(config), loaders, device)
+    bf16 = recipe["PRECISION"] != "fp32" and has_bf16(device)
+    step = seconds_a_step(VisionTransformer(config), loaders, device, bf16)
     ours = seconds_a_batch(loaders.train(1), device)
     usual = DataLoader(
         OneByOne(data, how, size), loaders.batch_size, shuffle=True, num_workers=WORKERS
