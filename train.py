@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import PartialState
 
 from lab import constants
 from lab.augment import Augmentation
@@ -24,6 +23,7 @@ from lab.errors import run_script
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders
 from lab.optim import adamw
+from lab.processes import processes
 from lab.runs import Run
 from lab.sources import native_size
 from model import VisionTransformer, ViTConfig
@@ -112,7 +112,7 @@ def main() -> None:
     recipe = "digits" if DATASET == "digits" else "small" if size else "photographs"
     c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[recipe]})
 
-    with PartialState().main_process_first():  # one process downloads and decodes for all
+    with processes().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, c.IMG_SIZE, c.VAL_FRACTION, c.SKIP_UNREADABLE)
     config = ViTConfig(
         img_size=c.IMG_SIZE, patch_size=c.PATCH_SIZE, in_chans=data.channels,
@@ -140,7 +140,7 @@ def main() -> None:
         "dataset": data.summary(),
     }
     name = c.NAME or f"{data.name}-vit_{c.EMBED_DIM}x{c.DEPTH}-s{c.SEED}"
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)
     fit(model, optimizer, loaders, how, run)
 

@@ -32,6 +32,7 @@ from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
 from lab.optim import Schedule
 from lab.outcome import Scores, record
+from lab.processes import processes
 from lab.runs import Run
 from lab.state import History, State, epoch_line
 
@@ -88,6 +89,7 @@ class Trainer:
         run: Run,
     ):
         self.config, self.loaders, self.run = config, loaders, run
+        processes()  # before Accelerate looks for them itself
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         device = self.accelerator.device
         loaders.to(device, self.accelerator.process_index, self.accelerator.num_processes)
@@ -148,9 +150,8 @@ class Trainer:
 
     def leave(self, stop: list[int]) -> None:
         self.save()
-        raise Stopped(
-            stop[0], f"{self.run.folder}: epoch {self.state.epoch}, step {self.state.step}"
-        )
+        at = f"epoch {self.state.epoch}, step {self.state.step}"
+        raise Stopped(stop[0], f"{at}: {self.run.folder}")
 
     def train_epoch(self, stop: list[int]) -> None:
         """The steps of the running epoch that are still to do."""

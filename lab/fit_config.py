@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from accelerate import PartialState
-
 from lab.compute import has_bf16
 from lab.errors import UserError
+from lab.processes import processes
 
 
 @dataclass(frozen=True)
@@ -45,5 +44,5 @@ class FitConfig:
     def mixed_precision(self) -> str:
         """Accelerate's word for the precision; "auto" takes bf16 where the hardware has it."""
         if self.precision == "auto":
-            return "bf16" if has_bf16(PartialState().device) else "no"
+            return "bf16" if has_bf16(processes().device) else "no"
         return "bf16" if self.precision == "bf16" else "no"

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from lab.checkpoints import write_json, write_whole
+from lab.processes import processes
 
 SCHEMA = 1  # of the records; a reader refuses what it does not know
 NOT_THE_RUN = ("NAME", "FRESH", "DATA_DIR", "RESULTS_DIR")  # constants that change no result
@@ -50,7 +50,7 @@ class Run:
             facts: what else belongs into config.json: model, dataset, ...
             fresh: start over, replacing the records that are there.
         """
-        main = PartialState().is_main_process
+        main = processes().is_main_process
         asked = {k: v for k, v in constants.items() if k not in NOT_THE_RUN}
         identity = {"constants": asked, "data": facts["dataset"]["fingerprint"]}
         number = 1

@@ -30,8 +30,7 @@ def start(place, *words, processes=1):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = command(place, *words)
     if processes > 1:
-        line[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-                     "--master-port", "0"]  # fmt: skip
+        line[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -133,9 +132,9 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     assert "this run is finished; --fresh repeats it" in out
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
-    status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "2e-3", "--epochs", "1")
+    status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "3e-3", "--epochs", "1")
     assert status == 0, err
-    assert "LEARNING_RATE 0.001 there, 0.002 here" in out
+    assert "LEARNING_RATE 0.002 there, 0.003 here" in out
     assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}-2"}
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
