@@ -188,7 +188,7 @@ def folder(root: Path, size: int, skip_unreadable: bool) -> Source:
         if others:
             names = images.some([str(p.relative_to(root)) for p in others])
             source.remarks.append(
-                f"{len(others)} files left out, no images of a class folder: {names}"
+                f"{len(others)} files left out (no images, or outside the class folders): {names}"
             )
         if split == "train":
             source.classes = list(found)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
-          "--policy", "trivial", "--erasing", "0.3", "--ema-decay", "0.9"]  # fmt: skip
+          "--policy", "trivial", "--erasing", "0.3", "--ema-decay", "0.9",
+          "--epochs", "12"]  # fmt: skip
 
 
 def command(place, *words):
@@ -55,7 +56,7 @@ def interrupt(place, number, rng, *words):
     process = start(place, *RANDOM, *words)
     process.stdout.readline()  # the dataset
     process.stdout.readline()  # the model: training begins
-    time.sleep(rng.uniform(0.1, 3))
+    time.sleep(rng.uniform(0.05, 1))
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
     return process.returncode, err
@@ -76,10 +77,12 @@ def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
     rng = random.Random(seed)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         status, err = interrupt(tmp_path, number, rng)
+        if any(tmp_path.glob("*/metrics.json")):  # the signal met a process that had finished
+            break
         assert "Traceback" not in err, (seed, err)
         if number == signal.SIGKILL:
-            assert status in (-9, 0)
-        elif status:
+            assert status == -number
+        else:
             assert status == 128 + number, (seed, err)
             assert "stopped and saved at epoch" in err
             assert re.search(r"go on with: python .*train\.py --results-dir", err)
