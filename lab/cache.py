@@ -93,6 +93,7 @@ def fill_cache(
                 os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
         failures, tiny = fill(array, paths, cache.name)
         array.flush()
+        del array  # Windows does not move a file that is mapped
         os.replace(scratch, data)
         record = {"key": key, "failures": failures, "tiny": tiny}
         scratch.write_text(json.dumps(record), encoding="utf-8")
