@@ -6,6 +6,7 @@ follows from (seed, epoch, step) alone, so a run that was stopped anywhere ends 
 of one that was not.
 """
 
+import signal
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -71,7 +72,7 @@ def fit(
         while trainer.state.epoch <= config.epochs:
             trainer.train_epoch(stop)
             trainer.finish_epoch()
-            if stop and trainer.state.epoch <= config.epochs:
+            if trainer.agreed(stop) and trainer.state.epoch <= config.epochs:
                 trainer.leave(stop)
         trainer.test()
     return trainer.state.history
@@ -148,10 +149,15 @@ class Trainer:
             }
             save_state(self.run.folder / "last.pt", saved)
 
+    def agreed(self, stop: list[int]) -> bool:
+        """Whether any process was told to stop: then all do, or some would wait for ever."""
+        told = torch.tensor(float(bool(stop)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told) > 0)
+
     def leave(self, stop: list[int]) -> None:
         self.save()
         at = f"epoch {self.state.epoch}, step {self.state.step}"
-        raise Stopped(stop[0], f"{at}: {self.run.folder}")
+        raise Stopped(stop[0] if stop else signal.SIGTERM, f"{at}: {self.run.folder}")
 
     def train_epoch(self, stop: list[int]) -> None:
         """The steps of the running epoch that are still to do."""
