@@ -11,7 +11,6 @@ speed is the median over the repeats and the ratio to timm the median of the rat
 import copy
 import importlib.metadata
 import os
-import platform
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab import constants
+from lab import constants, runs
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
@@ -136,14 +135,11 @@ def flops_per_image(model: nn.Module) -> float:
 
 def hardware(device: str) -> str:
     """The GPU's name, or the CPU's with the threads in use."""
+    found = runs.hardware()
     if device == "cuda":
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next((x.split(":")[1].strip() for x in lines if "model name" in x), name)
+        return found["gpu"]
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads"
+    return f"{found['cpu']}, {capability}, {found['threads']} threads"
 
 
 def measure(models: dict[str, nn.Module], device: str, bf16: bool) -> list[str]:

@@ -118,7 +118,7 @@ class Trainer:
     @property
     def judged(self) -> nn.Module:
         """The model that is validated, kept and tested."""
-        return self.ema.module if self.ema else self.model
+        return self.ema.module if self.ema else self.plain
 
     def resume(self) -> None:
         """Takes up the state that the run's folder holds, if any."""
@@ -253,8 +253,8 @@ class Trainer:
             if better:
                 judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
                 header = {**describe_model(self.plain, self.loaders.data), **judged}
-                weights = (self.ema.module if self.ema else self.plain).state_dict()
-                save_weights(self.run.folder / "best.safetensors", weights, header)
+                path = self.run.folder / "best.safetensors"
+                save_weights(path, self.judged.state_dict(), header)
             self.run.append_history(row)
             self.save()
         self.say(epoch_line(row, self.config.epochs))

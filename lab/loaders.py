@@ -29,12 +29,12 @@ def seed_of(*parts: int) -> int:
 class Feed:
     """Images of one split by index: from the device's memory if they fit, else sent in advance."""
 
-    def __init__(self, split: Split, device: torch.device):
+    def __init__(self, split: Split, device: torch.device, store: Tensor | None = None):
+        """`store`: the split's store, where another split has brought it to the device already."""
         self.split, self.device, self.labels = split, device, split.labels.to(device)
-        self.store: Tensor | None = None
-        if device.type == "cpu":
-            self.store = split.store  # may be mapped from disk: pages come and go as needed
-        elif device.type != "cuda" or fits(split):
+        self.store = store
+        # On a CPU this copies nothing: the store may be mapped from disk, its pages come and go.
+        if store is None and (device.type != "cuda" or fits(split)):
             self.store = split.store.to(device)
         self.rows = split.rows.to(device)
 
@@ -105,7 +105,9 @@ class Loaders:
     def feed(self, split: str) -> Feed:
         """A split's feed, made at first use."""
         if split not in self.feeds:
-            self.feeds[split] = Feed(getattr(self.data, split), self.device)
+            part = getattr(self.data, split)
+            same = (f.store for f in self.feeds.values() if f.split.store is part.store)
+            self.feeds[split] = Feed(part, self.device, next(same, None))
         return self.feeds[split]
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
