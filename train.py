@@ -10,19 +10,23 @@ Plots and records go to results/train/<run>/. The same command goes on where a r
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from lab import constants
 from lab.augment import Augmentation
 from lab.compute import model_facts
-from lab.data import load_data
+from lab.data import Dataset, load_data
 from lab.engine import fit
 from lab.errors import run_script
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders
+from lab.models import TimmConfig, timm_model
 from lab.optim import adamw
+from lab.preprocess import Preprocess, resized
 from lab.processes import processes
 from lab.runs import Run
 from lab.sources import native_size
@@ -38,6 +42,8 @@ SKIP_UNREADABLE: bool = False  # go on without images that cannot be read
 IMG_SIZE: int | None = None  # pixels, a multiple of PATCH_SIZE
 
 # --- Model ---
+MODEL: str = "vit"  # vit: ours, with the sizes below; else a timm architecture, from scratch too
+MODEL_ARGS: str = ""  # of timm's, such as "img_size=32 embed_dim=48 depths=(2,2,2)"
 PATCH_SIZE: int | None = None  # pixels; half the size is four times the tokens
 EMBED_DIM: int | None = None  # width, a multiple of NUM_HEADS
 DEPTH: int | None = None  # blocks
@@ -106,21 +112,35 @@ RECIPES = {
 }  # fmt: skip
 
 
+def build(c: SimpleNamespace, data: Dataset) -> nn.Module:
+    """The model that the constants ask for, with random weights."""
+    classes = len(data.classes)
+    if c.MODEL != "vit":
+        asked = {"num_classes": classes, "in_chans": data.channels}
+        if c.DROP_PATH_RATE:
+            asked["drop_path_rate"] = c.DROP_PATH_RATE
+        return timm_model(TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **asked))
+    config = ViTConfig(
+        img_size=c.IMG_SIZE, patch_size=c.PATCH_SIZE, in_chans=data.channels, num_classes=classes,
+        embed_dim=c.EMBED_DIM, depth=c.DEPTH, num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO,
+        global_pool=c.GLOBAL_POOL, class_token=c.GLOBAL_POOL == "token",
+        drop_rate=c.DROP_RATE, drop_path_rate=c.DROP_PATH_RATE,
+    )  # fmt: skip
+    return VisionTransformer(config)
+
+
 def main() -> None:
     values = constants.override(sys.modules[__name__])
     size = native_size(DATASET)
     recipe = "digits" if DATASET == "digits" else "small" if size else "photographs"
     c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[recipe]})
 
+    # Photographs are kept larger than the model's input, to leave room for crops.
+    crop_pct = 1.0 if size else 0.875
+    kept = resized(c.IMG_SIZE, crop_pct)
     with processes().main_process_first():  # one process downloads and decodes for all
-        data = load_data(c.DATASET, c.DATA_DIR, c.IMG_SIZE, c.VAL_FRACTION, c.SKIP_UNREADABLE)
-    config = ViTConfig(
-        img_size=c.IMG_SIZE, patch_size=c.PATCH_SIZE, in_chans=data.channels,
-        num_classes=len(data.classes), embed_dim=c.EMBED_DIM, depth=c.DEPTH,
-        num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO, global_pool=c.GLOBAL_POOL,
-        class_token=c.GLOBAL_POOL == "token", drop_rate=c.DROP_RATE,
-        drop_path_rate=c.DROP_PATH_RATE,
-    )  # fmt: skip
+        data = load_data(c.DATASET, c.DATA_DIR, kept, c.VAL_FRACTION, c.SKIP_UNREADABLE)
+    preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
     augmentation = Augmentation(
         c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
     )
@@ -131,15 +151,16 @@ def main() -> None:
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
     )  # fmt: skip
     torch.manual_seed(c.SEED)
-    model = VisionTransformer(config)
+    model = build(c, data)
     optimizer = adamw(model, c.LEARNING_RATE, c.WEIGHT_DECAY)
-    loaders = Loaders(data, c.IMG_SIZE, c.BATCH_SIZE, augmentation, c.SEED)
+    loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
     facts = {
         "model": model_facts(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE)),
         "dataset": data.summary(),
     }
-    name = c.NAME or f"{data.name}-vit_{c.EMBED_DIM}x{c.DEPTH}-s{c.SEED}"
+    short = f"vit_{c.EMBED_DIM}x{c.DEPTH}" if c.MODEL == "vit" else c.MODEL
+    name = c.NAME or f"{data.name}-{short}-s{c.SEED}"
     with processes().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)
     fit(model, optimizer, loaders, how, run)

@@ -26,6 +26,7 @@ from lab.data import Dataset, load_data
 from lab.errors import run_script
 from lab.loaders import Loaders
 from lab.optim import adamw
+from lab.preprocess import Preprocess, resized
 from lab.sources import native_size
 from model import VisionTransformer, ViTConfig
 
@@ -102,10 +103,12 @@ def main() -> None:
     fields = ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM", "TRANSLATE", "POLICY", "ERASING")
     how = Augmentation(*(recipe[name] for name in fields))
     started = time.perf_counter()
-    data = load_data(DATASET, DATA_DIR, size)
+    crop_pct = 1.0 if native_size(DATASET) else 0.875
+    data = load_data(DATASET, DATA_DIR, resized(size, crop_pct))
     loading = time.perf_counter() - started
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaders = Loaders(data, size, recipe["BATCH_SIZE"], how)
+    preprocess = Preprocess(size, data.mean, data.std, crop_pct)
+    loaders = Loaders(data, preprocess, recipe["BATCH_SIZE"], how)
     loaders.to(device)
     config = ViTConfig(
         size, recipe["PATCH_SIZE"], data.channels, len(data.classes), recipe["EMBED_DIM"],

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from lab.errors import UserError
+from lab.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,20 @@ class Augmentation:
                 raise UserError(f"{name.upper()}={getattr(self, name)} cannot be negative")
 
 
-def augment(images: Tensor, size: int, how: Augmentation, draw: "Draw") -> Tensor:
-    """uint8 images (B, C, H, W) to augmented floats in [0, 1], (B, C, size, size)."""
+def augment(images: Tensor, to: Preprocess, how: Augmentation, draw: "Draw") -> Tensor:
+    """uint8 images (B, C, H, W) to augmented floats in [0, 1], (B, C, S, S), S = `to.img_size`.
+
+    Without random crops an image is resized and cut as for evaluation.
+    """
+    size = to.img_size
     flip = draw.uniform() < 0.5 if how.flip else None
     if how.shift or (flip is not None and not how.resized_crop):
         dx, dy = (draw.integers(2 * how.shift + 1) for _ in range(2))
         images, flip = shift(images, how.shift, dx, dy, flip), None
-    x = images.float() / 255
     if how.resized_crop:
-        x = warp(x, crop_boxes(draw, how.resized_crop, flip), size)
-    elif x.shape[-1] != size:
-        x = resize(x, size)
+        x = warp(images.float() / 255, crop_boxes(draw, how.resized_crop, flip), size)
+    else:
+        x = center(images, to)
     if how.rotate or how.zoom or how.translate:
         angle = draw.uniform(-how.rotate, how.rotate) * (math.pi / 180)
         scale = draw.uniform(1 - how.zoom, 1 + how.zoom)
@@ -62,19 +66,17 @@ def augment(images: Tensor, size: int, how: Augmentation, draw: "Draw") -> Tenso
     return trivial_augment(x, draw) if how.policy == "trivial" else x
 
 
-def center(images: Tensor, size: int) -> Tensor:
-    """What evaluation sees: uint8 (B, C, H, W), H >= size, to floats of its centre square.
+def center(images: Tensor, to: Preprocess) -> Tensor:
+    """What evaluation sees: uint8 (B, C, H, H) resized to `to.resized` pixels, of that the centre.
 
-    Images smaller than `size` are enlarged. (B, C, size, size) in [0, 1].
+    Returns floats in [0, 1], (B, C, S, S), S = `to.img_size`.
     """
-    if images.shape[-1] > size:
-        images = V.center_crop(images, [size, size])
-    x = images.float() / 255
-    return resize(x, size) if x.shape[-1] < size else x
-
-
-def resize(x: Tensor, size: int) -> Tensor:
-    return F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp_(0, 1)
+    size = [to.img_size, to.img_size]
+    if images.shape[-1] == to.resized:
+        return V.center_crop(images, size).float() / 255
+    x, side = images.float() / 255, (to.resized, to.resized)
+    x = F.interpolate(x, side, mode=to.interpolation, antialias=True).clamp_(0, 1)
+    return V.center_crop(x, size)
 
 
 class Draw:

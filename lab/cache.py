@@ -14,22 +14,22 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from lab.errors import UserError
-from lab.images import TINY, read_image, some
+from lab.images import TINY, Reading, read_image, some
 
 CACHE_VERSION = 1  # of what `read_image` gives: raise it when that changes
 
 
 def decode(
-    paths: Sequence[Path], size: int, cache: Path, skip_unreadable: bool
+    paths: Sequence[Path], reading: Reading, cache: Path
 ) -> tuple[np.ndarray, list[int], list[str]]:
-    """Every image at `size` pixels, from the cache where the files are still the same.
+    """Every image as one square, from the cache where the files are still the same.
 
     Args:
         paths: the images, in the order wanted.
-        size: side of the square in pixels.
+        reading: side of the square and interpolation; whether to go on without the images that
+            cannot be read.
         cache: where the array is kept, without ending; a folder that cannot be written is
             replaced by one among the user's caches.
-        skip_unreadable: go on without the images that cannot be read.
 
     Returns: uint8 (N, 3, size, size), mapped from disk; the indices of the images that could be
         read (the others are black); remarks for the user.
@@ -39,19 +39,20 @@ def decode(
     names = [os.path.relpath(path, cache.parent) for path in paths]
     stats = [path.stat() if path.exists() else None for path in paths]  # None: a dangling link
     stamps = [stat and (stat.st_size, stat.st_mtime_ns, stat.st_mode) for stat in stats]
-    key = hashlib.blake2b(repr((CACHE_VERSION, size, names, stamps)).encode()).hexdigest()
-    shape = (len(paths), 3, size, size)
+    made = (CACHE_VERSION, reading.size, reading.interpolation, names, stamps)
+    key = hashlib.blake2b(repr(made).encode()).hexdigest()
+    shape = (len(paths), 3, reading.size, reading.size)
     places = [cache, stand_in(cache)]
     for place in places:
         found = recall(place, key, shape)
-        if found and (skip_unreadable or not found[1]["failures"]):
+        if found and (reading.skip_unreadable or not found[1]["failures"]):
             break
     else:
-        found = fill_cache(writable(places), key, shape, paths)
+        found = fill_cache(writable(places), key, shape, paths, reading)
     array, record = found
     failures = {i: f"{paths[i]}: {why}" for i, why in record["failures"]}
     tiny = [f"{paths[i].name} ({what})" for i, what in record["tiny"]]
-    if failures and not skip_unreadable:
+    if failures and not reading.skip_unreadable:
         raise UserError(
             f"{len(failures)} of {len(paths)} images cannot be read:\n  "
             + some(list(failures.values()), "\n  ")
@@ -77,7 +78,7 @@ def recall(cache: Path, key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, d
 
 
 def fill_cache(
-    cache: Path, key: str, shape: tuple[int, ...], paths: Sequence[Path]
+    cache: Path, key: str, shape: tuple[int, ...], paths: Sequence[Path], reading: Reading
 ) -> tuple[np.ndarray, dict]:
     """Decodes all images into `cache`; the array, and a record of failures and tiny images.
 
@@ -91,7 +92,7 @@ def fill_cache(
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
             with open(scratch, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-        failures, tiny = fill(array, paths, cache.name)
+        failures, tiny = fill(array, paths, reading, cache.name)
         array.flush()
         del array  # Windows does not move a file that is mapped
         os.replace(scratch, data)
@@ -109,7 +110,7 @@ def fill_cache(
 
 
 def fill(
-    array: np.ndarray, paths: Sequence[Path], name: str
+    array: np.ndarray, paths: Sequence[Path], reading: Reading, name: str
 ) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
     """Decodes into `array` on all cores; returns failures and tiny images, index and what."""
     failures: dict[int, str] = {}
@@ -117,7 +118,7 @@ def fill(
 
     def one(i: int) -> None:
         try:
-            array[i], remark = read_image(paths[i], array.shape[-1])
+            array[i], remark = read_image(paths[i], reading)
         except UnidentifiedImageError:
             failures[i] = "no image, whatever its name says"
         except Exception as error:  # Pillow raises many kinds; each is this image's failure

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lab.data import Dataset
 from lab.errors import UserError
-from model import VisionTransformer, ViTConfig
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -61,30 +58,6 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
     except KeyError as error:
         raise UserError(f"{path} has no header of this project; was it written by it?") from error
-
-
-def describe_model(model: nn.Module, data: Dataset) -> dict[str, Any]:
-    """The header of a model's weights: what rebuilds it, and what it needs to predict."""
-    return {
-        "model": type(model).__name__,
-        "config": asdict(model.config),
-        "classes": data.classes,
-        "mean": data.mean,
-        "std": data.std,
-    }
-
-
-def load_vit(path: Path) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The model in a run's `best.safetensors`, in eval mode, and the header beside it.
-
-    Raises: UserError, for a file that holds no ViT of ours, or another one than its header says.
-    """
-    state, header = load_weights(path)
-    if header.get("model") != "VisionTransformer":
-        raise UserError(f"{path} holds {header.get('model')!r}, not a VisionTransformer of ours")
-    vit = VisionTransformer(ViTConfig(**header["config"]))
-    load_strictly(vit, state, path)
-    return vit.eval(), header
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:

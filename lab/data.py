@@ -15,12 +15,11 @@ import torch
 
 from lab import sources
 from lab.errors import UserError
-from lab.images import printable, some
+from lab.images import Reading, printable, some
 from lab.sources import Split
 
 SPLIT_SEED = 2024  # of the validation split, and of the test split of data that has none
 TEST_FRACTION = 0.2  # of data that has no test split
-MARGIN = 8 / 7  # photographs are kept larger than the model's input, to leave room for crops
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,10 @@ class Dataset:
 def load_data(
     dataset: str,
     data_dir: str = "data",
-    img_size: int = 224,
+    size: int = 256,
     val_fraction: float = 0.1,
     skip_unreadable: bool = False,
+    interpolation: str = "bicubic",
 ) -> Dataset:
     """Loads a dataset, from the network once if it has to.
 
@@ -79,26 +79,26 @@ def load_data(
         dataset: digits, cifar10, cifar100, fashion-mnist, pets, or the path of an image folder
             with `train/<class>/*`, and `val/` and `test/` like it or carved out of it.
         data_dir: where downloads go.
-        img_size: what the model takes, in pixels; photographs are kept a little larger.
+        size: side in pixels that photographs are kept at; small images stay as they are.
         val_fraction: share of each class's training images that becomes validation.
         skip_unreadable: go on without images that cannot be read, saying which.
+        interpolation: bicubic or bilinear, for photographs brought to `size`.
 
     Raises: UserError, for data that is missing, broken, or smaller than it looks.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"VAL_FRACTION={val_fraction} must lie between 0 and 1, such as 0.1")
-    if img_size < 1:
-        raise UserError(f"IMG_SIZE={img_size} must be a number of pixels, such as 224")
     data_dir = os.path.expanduser(data_dir)
-    size = sources.native_size(dataset) or round(img_size * MARGIN)
+    size = sources.native_size(dataset) or size
+    reading = Reading(size, interpolation, skip_unreadable)
     if dataset == "digits":
         source = sources.digits()
     elif dataset == "pets":
-        source = sources.pets(data_dir, size, skip_unreadable)
+        source = sources.pets(data_dir, reading)
     elif dataset in sources.DATASETS:
         source = sources.downloaded(dataset, data_dir)
     else:
-        source = sources.folder(sources.folder_of(dataset), size, skip_unreadable)
+        source = sources.folder(sources.folder_of(dataset), reading)
 
     classes, splits, remarks = source.classes, source.splits, source.remarks
     if lost := absent(splits["train"], classes):

@@ -20,7 +20,6 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from lab.checkpoints import (
-    describe_model,
     load_state,
     load_strictly,
     load_weights,
@@ -31,6 +30,7 @@ from lab.compute import peak_memory_mb
 from lab.errors import Stopped, UserError, asked_to_stop, memory_advice
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
+from lab.models import describe
 from lab.optim import Schedule
 from lab.outcome import Scores, record
 from lab.processes import processes
@@ -65,7 +65,8 @@ def fit(
         return run.history()
     advice = (
         f"Raise ACCUMULATION_STEPS (now {config.accumulation_steps}), which changes no result, or "
-        f"lower BATCH_SIZE (now {loaders.batch_size}), IMG_SIZE ({loaders.size}) or the model."
+        f"lower BATCH_SIZE (now {loaders.batch_size}), IMG_SIZE ({loaders.preprocess.img_size}) "
+        "or the model."
     )
     with memory_advice(advice), asked_to_stop() as stop:
         trainer.resume()
@@ -252,7 +253,8 @@ class Trainer:
             # In this order a kill between two lines is mended by the epoch that is run again.
             if better:
                 judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
-                header = {**describe_model(self.plain, self.loaders.data), **judged}
+                described = describe(self.plain, self.loaders.data.classes, self.loaders.preprocess)
+                header = {**described, **judged}
                 path = self.run.folder / "best.safetensors"
                 save_weights(path, self.judged.state_dict(), header)
             self.run.append_history(row)

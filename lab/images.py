@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,21 @@ def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     return classes, others
 
 
-def read_image(path: Path, size: int) -> tuple[np.ndarray, str | None]:
-    """One image as its central square, as torchvision's Resize(size, bicubic) and CenterCrop do.
+@dataclass(frozen=True)
+class Reading:
+    """How photographs are read."""
+
+    size: int = 256  # side in pixels of the square that is kept
+    interpolation: str = "bicubic"  # or bilinear
+    skip_unreadable: bool = False  # go on without the images that cannot be read
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"IMG_SIZE={self.size} must be a number of pixels, such as 224")
+
+
+def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
+    """One image as its central square, as torchvision's Resize(size) and CenterCrop do.
 
     EXIF rotation is applied; grayscale, palette and CMYK become RGB; transparency becomes white;
     16-bit and float images keep their range.
@@ -63,12 +77,13 @@ def read_image(path: Path, size: int) -> tuple[np.ndarray, str | None]:
         with suppress(Exception):  # a broken EXIF block says nothing about the pixels
             ImageOps.exif_transpose(image, in_place=True)
         image = to_rgb(image)
+    size, method = reading.size, Image.Resampling[reading.interpolation.upper()]
     short = min(image.size)
     if max(image.size) > 100 * short:  # a 1-pixel strip must not become a wall of memory
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, (size, size), method)
     elif short != size:
         shape = [size * side // short for side in image.size]
-        image = image.resize(shape, Image.Resampling.BICUBIC)
+        image = image.resize(shape, method)
     left, top = (round((side - size) / 2) for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels.transpose(2, 0, 1), remark

@@ -16,6 +16,7 @@ from torch import Tensor
 from lab.augment import Augmentation, Draw, augment, center, erase
 from lab.data import Dataset
 from lab.errors import UserError
+from lab.preprocess import Preprocess
 from lab.sources import Split
 
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU that the images may take
@@ -70,7 +71,7 @@ class Loaders:
 
     Args:
         data: the dataset.
-        size: side of the images that the model takes, in pixels.
+        preprocess: what the model takes; grayscale images become as many channels as it has.
         batch_size: images of one optimizer step, over all processes.
         augmentation: what training images go through; others are only cropped and normalised.
         seed: of the order and the augmentation.
@@ -79,7 +80,7 @@ class Loaders:
     """
 
     data: Dataset
-    size: int
+    preprocess: Preprocess
     batch_size: int
     augmentation: Augmentation
     seed: int = 0
@@ -89,6 +90,11 @@ class Loaders:
             raise UserError(f"BATCH_SIZE={self.batch_size} must be at least 1, such as 128")
         # Every step has the same number of images; the few left over change from epoch to epoch.
         self.batch_size = min(self.batch_size, len(self.data.train))
+        if self.data.channels not in (1, len(self.preprocess.mean)):
+            raise UserError(
+                f"images of {self.data.channels} channels do not fit a model that takes "
+                f"{len(self.preprocess.mean)}"
+            )
         self.steps = len(self.data.train) // self.batch_size
         self.to(torch.device("cpu"))
 
@@ -98,9 +104,9 @@ class Loaders:
             raise UserError(f"BATCH_SIZE={self.batch_size} does not divide over {world} processes")
         self.device, self.rank, self.world = device, rank, world
         self.feeds: dict[str, Feed] = {}
-        shape = (1, self.data.channels, 1, 1)
-        self.mean = torch.tensor(self.data.mean, device=device).reshape(shape)
-        self.std = torch.tensor(self.data.std, device=device).reshape(shape)
+        shape = (1, len(self.preprocess.mean), 1, 1)
+        self.mean = torch.tensor(self.preprocess.mean, device=device).reshape(shape)
+        self.std = torch.tensor(self.preprocess.std, device=device).reshape(shape)
 
     def feed(self, split: str) -> Feed:
         """A split's feed, made at first use."""
@@ -122,7 +128,7 @@ class Loaders:
         for step, (images, labels) in zip(steps, batches, strict=True):
             seed = seed_of(self.seed, epoch, step)
             draw = Draw(seed, len(images), self.device, self.rank, self.world)
-            images = augment(images, self.size, self.augmentation, draw)
+            images = augment(images, self.preprocess, self.augmentation, draw)
             images = (images - self.mean) / self.std
             if self.augmentation.erasing:
                 images = erase(images, self.augmentation.erasing, draw)
@@ -133,4 +139,4 @@ class Loaders:
         mine = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
         indices = list(mine.split(2 * self.batch_size))
         for index, (images, labels) in zip(indices, self.feed(split).batches(indices), strict=True):
-            yield index, (center(images, self.size) - self.mean) / self.std, labels
+            yield index, (center(images, self.preprocess) - self.mean) / self.std, labels

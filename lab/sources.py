@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lab import cache, images
 from lab.errors import UserError
+from lab.images import Reading
 
 NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28, "pets": None}
 DATASETS = tuple(NATIVE_SIZES)
@@ -60,15 +61,15 @@ class Source:
     remarks: list[str] = field(default_factory=list)
 
     def add_photographs(
-        self, root: Path, split: str, labelled: list[tuple[Path, int]], size: int, skip: bool
+        self, root: Path, split: str, labelled: list[tuple[Path, int]], reading: Reading
     ) -> None:
         """Adds a split of paths below `root` and their labels, decoded, or mapped from a cache."""
         if not labelled:
             raise UserError(f"{split} of {root} holds no images: fill it, or remove its folder")
         paths = [path for path, _ in labelled]
         labels = torch.tensor([label for _, label in labelled])
-        place = root / "vit-lab-cache" / f"{split}-{size}"
-        array, kept, remarks = cache.decode(paths, size, place, skip)
+        place = root / "vit-lab-cache" / f"{split}-{reading.size}-{reading.interpolation}"
+        array, kept, remarks = cache.decode(paths, reading, place)
         names = [images.printable(paths[i].relative_to(root).as_posix()) for i in kept]
         rows = torch.tensor(kept, dtype=torch.int64)
         self.splits[split] = Split(torch.from_numpy(array), rows, labels[rows], names)
@@ -147,7 +148,7 @@ def downloaded(dataset: str, data_dir: str) -> Source:
     return Source(list(data.classes), splits)
 
 
-def pets(data_dir: str, size: int, skip_unreadable: bool) -> Source:
+def pets(data_dir: str, reading: Reading) -> Source:
     """Oxford-IIIT Pet by torchvision, official split: 37 breeds, 3,680 to train, 3,669 to test."""
     from torchvision.datasets import OxfordIIITPet
 
@@ -173,11 +174,11 @@ def pets(data_dir: str, size: int, skip_unreadable: bool) -> Source:
                 f"names {len(source.classes)}: number them from 1, without gaps"
             )
         labelled = list(zip(data._images, data._labels, strict=True))
-        source.add_photographs(base, split, labelled, size, skip_unreadable)
+        source.add_photographs(base, split, labelled, reading)
     return source
 
 
-def folder(root: Path, size: int, skip_unreadable: bool) -> Source:
+def folder(root: Path, reading: Reading) -> Source:
     """`root/{train,val,test}/<class>/**`; val and test are optional, classes are those of train."""
     source = Source([])
     for split in ("train", "val", "test"):
@@ -208,7 +209,7 @@ def folder(root: Path, size: int, skip_unreadable: bool) -> Source:
                 "can't learn them: add them to train/ or take them away."
             )
         labelled = [(p, i) for i, name in enumerate(source.classes) for p in found.get(name, [])]
-        source.add_photographs(root, split, labelled, size, skip_unreadable)
+        source.add_photographs(root, split, labelled, reading)
     source.classes = [images.printable(name) for name in source.classes]
     return source
 

@@ -9,9 +9,14 @@ from torchvision.transforms.v2 import functional as V
 
 from lab import augment as A
 from lab.augment import Augmentation, Draw, augment
+from lab.preprocess import Preprocess
 
 SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(5)
 BRIGHTNESS, COLOUR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(5, 13)
+
+
+def sized(img_size):
+    return Preprocess(img_size, [0.5], [0.5])
 
 
 def affine(x, angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
@@ -127,7 +132,7 @@ CROPPED = Augmentation(resized_crop=0.3, flip=True, policy="trivial")
 @pytest.mark.parametrize("how", [EVERYTHING, CROPPED])
 def test_same_seed_same_batch_and_each_image_its_own_draw(how):
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).repeat(32, 1, 1, 1)
-    first, again, other = (augment(images, 16, how, Draw(s, 32)) for s in (1, 1, 2))
+    first, again, other = (augment(images, sized(16), how, Draw(s, 32)) for s in (1, 1, 2))
     assert first.equal(again)
     assert not first.equal(other)
     assert len(torch.unique(first, dim=0)) > 24
@@ -135,9 +140,9 @@ def test_same_seed_same_batch_and_each_image_its_own_draw(how):
 
 def test_processes_share_one_batch():
     images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
-    together = augment(images, 16, EVERYTHING, Draw(5, 12))
+    together = augment(images, sized(16), EVERYTHING, Draw(5, 12))
     shares = [
-        augment(part, 16, EVERYTHING, Draw(5, 4, rank=rank, world=3))
+        augment(part, sized(16), EVERYTHING, Draw(5, 4, rank=rank, world=3))
         for rank, part in enumerate(images.split(4))
     ]
     assert torch.cat(shares).allclose(together, atol=1e-6)
@@ -154,7 +159,7 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
 
     images = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
     how = Augmentation(rotate=20, zoom=0.2, translate=3)
-    ours = augment(images, 16, how, Spy(0, 6))
+    ours = augment(images, sized(16), how, Spy(0, 6))
     angle, scale, dx, dy = drawn
     for i in range(6):
         move = torch.tensor([dx[i], dy[i]]) * 8  # half of 16 pixels is 1 in coordinates
@@ -171,21 +176,27 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
 
 def test_nothing_asked_for_changes_nothing():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    assert augment(images, 8, Augmentation(), Draw(0, 4)).equal(images / 255)
-    assert A.center(images, 8).equal(images / 255)
+    assert augment(images, sized(8), Augmentation(), Draw(0, 4)).equal(images / 255)
+    assert A.center(images, sized(8)).equal(images / 255)
 
 
 def test_evaluation_sees_torchvisions_centre_crop():
     images = torch.randint(0, 256, (2, 3, 37, 37), dtype=torch.uint8)
-    assert A.center(images, 32).equal(V.center_crop(images, [32, 32]) / 255)
+    kept = A.center(images, Preprocess(32, [0.5], [0.5], crop_pct=32 / 37))
+    assert kept.equal(V.center_crop(images, [32, 32]) / 255)
+    for side, method in ((56, "bicubic"), (20, "bilinear")):
+        to = Preprocess(side, [0.5], [0.5], crop_pct=0.875, interpolation=method)
+        theirs = V.resize(images / 255, [to.resized], InterpolationMode(method), antialias=True)
+        theirs = V.center_crop(theirs.clamp(0, 1), [side, side])
+        torch.testing.assert_close(A.center(images, to), theirs, atol=1e-6, rtol=0)
 
 
 def test_flips_happen_for_half_of_the_images_and_never_unasked():
     images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8)
     images[..., 0] = 255
     draw = Draw(0, 1000)
-    flipped = augment(images, 4, Augmentation(flip=True), draw)[:, 0, 0, 3].mean()
+    flipped = augment(images, sized(4), Augmentation(flip=True), draw)[:, 0, 0, 3].mean()
     assert flipped.item() == pytest.approx(0.5, abs=0.06)
-    cropped = augment(images, 4, Augmentation(resized_crop=1.0, flip=True), draw)
+    cropped = augment(images, sized(4), Augmentation(resized_crop=1.0, flip=True), draw)
     assert 300 < (cropped[:, 0, 1, 3] > cropped[:, 0, 1, 0]).sum() < 700
-    assert augment(images, 4, Augmentation(), draw).equal(images / 255)
+    assert augment(images, sized(4), Augmentation(), draw).equal(images / 255)

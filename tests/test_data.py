@@ -26,7 +26,7 @@ from torchvision import datasets, transforms
 from lab import cache, data, images, sources
 from lab.data import load_data
 from lab.errors import UserError
-from lab.images import read_image
+from lab.images import Reading, read_image
 from lab.sources import Split
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -95,7 +95,7 @@ def test_rgb_images_equal_torchvisions_resize_and_center_crop(tmp_path):
         width, height, size = (int(n) for n in rng.integers(4, 90, 3))
         image = picture(width, height, seed)
         image.save(tmp_path / "x.png")
-        ours, remark = read_image(tmp_path / "x.png", size)
+        ours, remark = read_image(tmp_path / "x.png", Reading(size))
         assert (ours == reference(image, size)).all(), (width, height, size)
         assert ours.dtype == np.uint8
         assert remark is None
@@ -104,7 +104,7 @@ def test_rgb_images_equal_torchvisions_resize_and_center_crop(tmp_path):
 def test_a_jpeg_photograph_equals_torchvisions_bit_by_bit(tmp_path):
     picture(301, 203).save(tmp_path / "x.jpg", quality=90)
     with Image.open(tmp_path / "x.jpg") as image:
-        assert (read_image(tmp_path / "x.jpg", 64)[0] == reference(image, 64)).all()
+        assert (read_image(tmp_path / "x.jpg", Reading(64))[0] == reference(image, 64)).all()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_other_modes_without_transparency_equal_pillows_conversion(tmp_path, mod
     path = tmp_path / f"x.{ending}"
     picture(31, 22).convert(mode).save(path)
     with Image.open(path) as image:
-        assert (read_image(path, 16)[0] == reference(image, 16)).all()
+        assert (read_image(path, Reading(16))[0] == reference(image, 16)).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
@@ -140,7 +140,7 @@ def test_transparent_pixels_become_white_and_the_others_stay(tmp_path, mode):
         image.save(path)
     expected = np.asarray(image.convert("RGB")).copy()
     expected[:, 8:] = 255
-    assert (read_image(path, 16)[0] == expected.transpose(2, 0, 1)).all()
+    assert (read_image(path, Reading(16))[0] == expected.transpose(2, 0, 1)).all()
 
 
 def test_half_transparency_is_mixed_with_white(tmp_path):
@@ -148,7 +148,7 @@ def test_half_transparency_is_mixed_with_white(tmp_path):
     Image.fromarray(rgba).save(tmp_path / "x.png")
     alpha = rgba[..., 3:] / 255
     expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
-    difference = read_image(tmp_path / "x.png", 16)[0] - expected.transpose(2, 0, 1)
+    difference = read_image(tmp_path / "x.png", Reading(16))[0] - expected.transpose(2, 0, 1)
     assert np.abs(difference).max() <= 1
 
 
@@ -165,14 +165,14 @@ def test_sixteen_bits_keep_their_range(tmp_path, ending):
     with Image.open(path) as image:
         assert image.mode == "I;16"
         assert np.asarray(image.convert("RGB")).mean() > 250  # convert alone clips to white
-    assert (read_image(path, 16)[0] == gray(values / 65535)).all()
+    assert (read_image(path, Reading(16))[0] == gray(values / 65535)).all()
 
 
 @pytest.mark.parametrize("white", [255, 65535, 2**30])
 def test_integers_of_32_bits_keep_their_range(tmp_path, white):
     values = np.linspace(0, white, 256).astype(np.int32).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "x.tif")
-    assert (read_image(tmp_path / "x.tif", 16)[0] == gray(values / white)).all()
+    assert (read_image(tmp_path / "x.tif", Reading(16))[0] == gray(values / white)).all()
 
 
 @pytest.mark.parametrize(("low", "white"), [(0, 1), (0, 255), (0, 65535), (-1, 1), (-1000, 3000)])
@@ -180,7 +180,7 @@ def test_floats_keep_their_range(tmp_path, low, white):
     values = np.linspace(low, white, 256).astype(np.float32).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "x.tif")
     expected = gray((values.astype(np.float64) - low) / (white - low))
-    assert (read_image(tmp_path / "x.tif", 16)[0] == expected).all()
+    assert (read_image(tmp_path / "x.tif", Reading(16))[0] == expected).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
@@ -188,7 +188,7 @@ def test_floats_keep_their_range(tmp_path, low, white):
 def test_constant_images_of_many_bits_stay_in_range(tmp_path, dtype, value):
     Image.fromarray(np.full((8, 8), value, dtype)).save(tmp_path / "x.tif")
     expected = 255 if value and dtype == np.float32 else value
-    assert (read_image(tmp_path / "x.tif", 8)[0] == expected).all()
+    assert (read_image(tmp_path / "x.tif", Reading(8))[0] == expected).all()
 
 
 TURNS = Image.Transpose
@@ -208,13 +208,13 @@ def test_every_exif_orientation_is_turned_upright(tmp_path, orientation, ending)
     turn = UPRIGHT[orientation]
     with Image.open(path) as stored:
         upright = stored.transpose(turn) if turn is not None else stored
-        assert (read_image(path, 16)[0] == reference(upright, 16)).all()
+        assert (read_image(path, Reading(16))[0] == reference(upright, 16)).all()
 
 
 def test_broken_exif_does_not_make_an_image_unreadable(tmp_path):
     picture(24, 24).save(tmp_path / "x.png")
     picture(24, 24).save(tmp_path / "y.png", exif=b"Exif\0\0garbage")
-    ours = [read_image(tmp_path / name, 16)[0] for name in ("x.png", "y.png")]
+    ours = [read_image(tmp_path / name, Reading(16))[0] for name in ("x.png", "y.png")]
     assert (ours[0] == ours[1]).all()
 
 
@@ -222,14 +222,14 @@ def test_broken_exif_does_not_make_an_image_unreadable(tmp_path):
 def test_tiny_images_are_enlarged_as_by_torchvision_and_named(tmp_path, shape):
     image = picture(*shape)
     image.save(tmp_path / "x.png")
-    ours, remark = read_image(tmp_path / "x.png", 16)
+    ours, remark = read_image(tmp_path / "x.png", Reading(16))
     assert (ours == reference(image, 16)).all()
     assert remark == f"{shape[0]}x{shape[1]} pixels"
 
 
 def test_a_strip_of_one_pixel_does_not_become_a_wall_of_memory(tmp_path):
     Image.new("RGB", (60_000, 1), (7, 80, 9)).save(tmp_path / "x.png")
-    ours, remark = read_image(tmp_path / "x.png", 256)  # 60,000 x 256 rows would be 12 GB
+    ours, remark = read_image(tmp_path / "x.png", Reading(256))  # 60,000 x 256 rows would be 12 GB
     assert (ours == np.array([7, 80, 9])[:, None, None]).all()
     assert remark == "60000x1 pixels"
 
@@ -473,7 +473,7 @@ def test_names_lead_from_the_folder_to_the_image(tmp_path):
     loaded = load_data(str(root))
     for part in (loaded.train, loaded.val, loaded.test):
         for name, image in zip(part.names, part.images(slice(None)), strict=True):
-            assert (read_image(root / name, 12)[0] == image.numpy()).all()
+            assert (read_image(root / name, Reading(12))[0] == image.numpy()).all()
 
 
 def test_names_that_are_not_unicode_can_be_printed_and_written(tmp_path):
@@ -543,7 +543,7 @@ def test_photographs_are_kept_an_eighth_larger_than_the_model_takes(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         for number in range(3):
             picture(100, 80, number).save(tmp_path / "train" / name / f"{number}.png")
-    assert load_data(str(tmp_path), img_size=56).train.store.shape[1:] == (3, 64, 64)
+    assert load_data(str(tmp_path), size=64).train.store.shape[1:] == (3, 64, 64)
 
 
 # --- The cache ---
@@ -588,10 +588,12 @@ def test_another_size_has_a_cache_of_its_own(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         for number in range(3):
             picture(100, 80, number).save(tmp_path / "train" / name / f"{number}.png")
-    for size in (28, 56, 28):
-        load_data(str(tmp_path), img_size=size)
+    for size in (32, 64, 32):
+        load_data(str(tmp_path), size=size)
     kept = sorted(path.name for path in (tmp_path / "vit-lab-cache").iterdir())
-    assert kept == ["train-32.json", "train-32.npy", "train-64.json", "train-64.npy"]
+    assert kept == [
+        f"train-{size}-bicubic.{ending}" for size in (32, 64) for ending in ("json", "npy")
+    ]
 
 
 def change(path):
@@ -643,14 +645,14 @@ def test_a_new_name_is_noticed_though_sizes_and_times_are_the_same(tmp_path):
     (cat / "000.bmp").rename(cat / "zzz.bmp")  # what was first is now last
     loaded = load_data(str(root)).train
     for name, image in zip(loaded.names, loaded.images(slice(None)), strict=True):
-        assert (read_image(root / name, 12)[0] == image.numpy()).all()
+        assert (read_image(root / name, Reading(12))[0] == image.numpy()).all()
 
 
 @pytest.mark.parametrize("ending", ["npy", "json"])
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", "half", "gone"])
 def test_a_cache_that_is_broken_is_made_again(cached, ending, content):
     root, first, decoded = cached
-    path = root / "vit-lab-cache" / f"train-12.{ending}"
+    path = root / "vit-lab-cache" / f"train-12-bicubic.{ending}"
     whole = path.read_bytes()
     path.unlink()  # `first` still maps it: cut short in place, that would die of a bus error
     if content != "gone":
@@ -663,7 +665,7 @@ def test_a_cache_that_is_broken_is_made_again(cached, ending, content):
 
 def test_an_array_of_another_shape_is_not_trusted(cached):
     root, first, decoded = cached
-    path = root / "vit-lab-cache" / "train-12.npy"
+    path = root / "vit-lab-cache" / "train-12-bicubic.npy"
     path.unlink()  # `first` still maps it
     np.save(path, np.zeros((7, 3, 12, 12), np.uint8))
     assert same(load_data(str(root)), first)
@@ -837,7 +839,7 @@ def test_a_share_of_validation_outside_zero_to_one_is_refused(share):
 
 def test_an_image_size_that_is_not_positive_is_refused():
     with pytest.raises(UserError, match="IMG_SIZE"):
-        load_data("digits", img_size=0)
+        load_data("pets", size=0)
 
 
 def test_digits_equal_scikit_learns_up_to_the_scale():
@@ -1046,7 +1048,7 @@ def test_pets_are_downloaded_once_and_keep_the_official_split(www, tmp_path, mon
     expected = publish_pets(folder, address, monkeypatch)
     monkeypatch.setattr(sources, "OFFICIAL_PETS", {"trainval": 30, "test": 18})
     for _ in range(2):
-        loaded = load_data("pets", str(tmp_path / "data"), img_size=56)
+        loaded = load_data("pets", str(tmp_path / "data"), size=64)
         assert loaded.test.labels.tolist() == expected["test"]
         assert [len(part) for part in (loaded.train, loaded.val)] == [27, 3]
         assert loaded.classes == ["Abyssinian", "American Bulldog", "Bengal"]
@@ -1061,10 +1063,10 @@ def test_pets_are_downloaded_once_and_keep_the_official_split(www, tmp_path, mon
 def test_a_breed_that_only_the_test_list_lacks_stays_a_class(www, tmp_path, monkeypatch):
     folder, address, _ = www
     publish_pets(folder, address, monkeypatch)
-    load_data("pets", str(tmp_path / "data"), img_size=56)
+    load_data("pets", str(tmp_path / "data"), size=64)
     listed = tmp_path / "data" / "oxford-iiit-pet" / "annotations" / "test.txt"
     listed.write_text("\n".join(listed.read_text().split("\n")[:12]))
-    loaded = load_data("pets", str(tmp_path / "data"), img_size=56)
+    loaded = load_data("pets", str(tmp_path / "data"), size=64)
     assert loaded.classes == ["Abyssinian", "American Bulldog", "Bengal"]
     assert "no test images of Bengal: not scored there" in loaded.remarks
 
@@ -1074,8 +1076,8 @@ def test_a_home_folder_in_data_dir_is_expanded(www, tmp_path, monkeypatch):
     publish_pets(folder, address, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    load_data("pets", "~/data", img_size=56)
-    assert (tmp_path / "home/data/oxford-iiit-pet/vit-lab-cache/train-64.npy").exists()
+    load_data("pets", "~/data", size=64)
+    assert (tmp_path / "home/data/oxford-iiit-pet/vit-lab-cache/train-64-bicubic.npy").exists()
     assert not (tmp_path / "~").exists()
 
 
@@ -1096,7 +1098,7 @@ def test_a_failed_download_says_what_to_fetch_and_where_and_doing_so_works(
     for path in folder.iterdir():
         path.unlink() if trouble == "404" else path.write_bytes(b"someone's login page")
     with pytest.raises(UserError) as error:
-        load_data(dataset, str(tmp_path / "data"), img_size=56)
+        load_data(dataset, str(tmp_path / "data"), size=64)
     reason = {"no network": "refused", "404": "404", "wrong checksum": "corrupted"}[trouble]
     says(error, reason, *(f"{address}/{name}" for name in good))
     says(error, "python train.py --dataset digits")
@@ -1105,7 +1107,7 @@ def test_a_failed_download_says_what_to_fetch_and_where_and_doing_so_works(
     for name, content in good.items():
         (place / name).write_bytes(content)
     shutil.rmtree(folder)  # nothing is served any more
-    loaded = load_data(dataset, str(tmp_path / "data"), img_size=56)
+    loaded = load_data(dataset, str(tmp_path / "data"), size=64)
     assert len(loaded.test) > 0
 
 
@@ -1114,7 +1116,7 @@ def test_an_interrupted_extraction_of_pets_is_reported_and_its_advice_works(
 ):
     folder, address, asked = www
     publish_pets(folder, address, monkeypatch)
-    load = partial(load_data, "pets", str(tmp_path / "data"), img_size=56)
+    load = partial(load_data, "pets", str(tmp_path / "data"), size=64)
     base = tmp_path / "data" / "oxford-iiit-pet"
     first = load()
     for number in (3, 4):
@@ -1132,7 +1134,7 @@ def test_an_interrupted_extraction_of_pets_is_reported_and_its_advice_works(
 def test_pets_without_annotations_are_unpacked_again_or_reported(www, tmp_path, monkeypatch, lost):
     folder, address, _ = www
     publish_pets(folder, address, monkeypatch)
-    load = partial(load_data, "pets", str(tmp_path / "data"), img_size=56)
+    load = partial(load_data, "pets", str(tmp_path / "data"), size=64)
     base = tmp_path / "data" / "oxford-iiit-pet"
     first = load()
     if lost == "annotations":
@@ -1153,7 +1155,7 @@ def test_pets_without_annotations_or_network_say_what_to_fetch(www, tmp_path, mo
     with tarfile.open(folder / "images.tar.gz") as tar:
         tar.extractall(tmp_path / "data" / "oxford-iiit-pet", filter="data")
     with pytest.raises(UserError) as error:
-        load_data("pets", str(tmp_path / "data"), img_size=56)
+        load_data("pets", str(tmp_path / "data"), size=64)
     says(error, "annotations.tar.gz", "oxford-iiit-pet", "python train.py --dataset digits")
 
 
@@ -1186,11 +1188,11 @@ def test_cifar_that_was_cut_short_is_unpacked_again(www, tmp_path, monkeypatch):
 def test_pets_lists_that_make_no_sense_are_reported(www, tmp_path, monkeypatch, lines):
     folder, address, _ = www
     publish_pets(folder, address, monkeypatch)
-    load_data("pets", str(tmp_path / "data"), img_size=56)
+    load_data("pets", str(tmp_path / "data"), size=64)
     base = tmp_path / "data" / "oxford-iiit-pet"
     (base / "annotations" / "trainval.txt").write_text(lines)
     with pytest.raises(UserError) as error:
-        load_data("pets", str(tmp_path / "data"), img_size=56)
+        load_data("pets", str(tmp_path / "data"), size=64)
     says(error, base)
 
 
@@ -1213,7 +1215,7 @@ def linked_pets(name, tmp_path):
     ("name", "sizes", "classes"), [("pets-sample", (259, 111), 37), ("pets-3breeds", (300, 298), 3)]
 )
 def test_a_sample_of_pets_has_the_breeds_of_its_file_names(tmp_path, name, sizes, classes):
-    loaded = load_data("pets", linked_pets(name, tmp_path), img_size=28)
+    loaded = load_data("pets", linked_pets(name, tmp_path), size=32)
     assert (len(loaded.train) + len(loaded.val), len(loaded.test)) == sizes
     assert len(loaded.classes) == classes
     assert f"not the official Pets: {sizes[0]} trainval images, not 3680" in loaded.remarks

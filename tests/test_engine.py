@@ -20,8 +20,10 @@ from lab.engine import fit
 from lab.errors import UserError
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
+from lab.models import describe, load_model
 from lab.optim import Schedule, adamw
 from lab.outcome import Scores
+from lab.preprocess import Preprocess
 from lab.runs import Run
 from model import VisionTransformer, ViTConfig
 
@@ -36,13 +38,17 @@ def data():
     return load_data("digits")
 
 
+def sized(data, img_size):
+    return Preprocess(img_size, data.mean, data.std)
+
+
 def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
     """A tiny model trained on digits: history, its weights, and the folder."""
     torch.manual_seed(0)
     model = VisionTransformer(CONFIG)
     facts = {"model": compute.model_facts(model, (1, 8, 8)), "dataset": data.summary()}
     run = Run.open(folder, "run", dataclasses.asdict(how), facts, fresh=False)
-    loaders = Loaders(data, 8, batch_size, augmentation or Augmentation())
+    loaders = Loaders(data, sized(data, 8), batch_size, augmentation or Augmentation())
     history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run)
     return history, torch.load(run.folder / "last.pt", weights_only=True)["model"], run.folder
 
@@ -101,7 +107,7 @@ def test_accumulation_changes_nothing(data, tmp_path):
 def test_validation_is_plain_and_counts_every_image(data, tmp_path):
     history, _, folder = trained(data, tmp_path, augmentation=Augmentation(rotate=30, zoom=0.3))
     best = max(history, key=lambda row: (row["val_accuracy"], row["epoch"]))
-    model, header = checkpoints.load_vit(folder / "best.safetensors")
+    model, header = load_model(folder / "best.safetensors")
     assert header["classes"] == data.classes
     assert header["epoch"] == best["epoch"]
     images = (data.val.images(slice(None)) / 255 - data.mean[0]) / data.std[0]
@@ -205,12 +211,12 @@ def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(da
     def labels_and_sums(loaders, epoch, first=0):
         return [(y.tolist(), x.sum().item()) for x, y in loaders.train(epoch, first)]
 
-    one = Loaders(data, 8, 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
-    two = Loaders(data, 8, 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
+    one = Loaders(data, sized(data, 8), 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
+    two = Loaders(data, sized(data, 8), 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
     assert labels_and_sums(one, 1) == labels_and_sums(two, 1)
     assert labels_and_sums(one, 1)[5:] == labels_and_sums(two, 1, first=5)
     assert labels_and_sums(one, 1) != labels_and_sums(one, 2)
-    plain = Loaders(data, 8, 1295, Augmentation(), seed=3)
+    plain = Loaders(data, sized(data, 8), 1295, Augmentation(), seed=3)
     ((x, y),) = plain.train(1)
     expected = (data.train.images(slice(None)) / 255 - data.mean[0]) / data.std[0]
     assert y.sort().values.equal(data.train.labels.sort().values)
@@ -223,7 +229,9 @@ def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(da
 @pytest.mark.parametrize("world", [2, 5])
 def test_processes_share_one_global_batch_and_evaluate_each_image_once(data, world):
     def part(rank, size):
-        loaders = Loaders(data, 8, 60, Augmentation(shift=1, erasing=0.5, rotate=5), seed=1)
+        loaders = Loaders(
+            data, sized(data, 8), 60, Augmentation(shift=1, erasing=0.5, rotate=5), seed=1
+        )
         loaders.to(torch.device("cpu"), rank, size)
         return loaders
 
@@ -241,13 +249,13 @@ def test_processes_share_one_global_batch_and_evaluate_each_image_once(data, wor
 def test_a_checkpoint_rebuilds_its_model(data, tmp_path):
     model = VisionTransformer(CONFIG).eval()
     path = tmp_path / "best.safetensors"
-    header = checkpoints.describe_model(model, data)
+    header = describe(model, data.classes, sized(data, 8))
     checkpoints.save_weights(path, model.state_dict(), header)
-    rebuilt, header = checkpoints.load_vit(path)
+    rebuilt, header = load_model(path)
     images = torch.randn(2, 1, 8, 8)
     assert rebuilt(images).equal(model(images))
     assert header["classes"] == data.classes
-    assert header["mean"] == data.mean
+    assert Preprocess(**header["preprocess"]) == sized(data, 8)
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["vit-lab"])["config"]["embed_dim"] == 16
     assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
@@ -256,15 +264,15 @@ def test_a_checkpoint_rebuilds_its_model(data, tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused_by_key(data, tmp_path):
     path = tmp_path / "best.safetensors"
     state = VisionTransformer(dataclasses.replace(CONFIG, depth=1)).state_dict()
-    header = checkpoints.describe_model(VisionTransformer(CONFIG), data)
+    header = describe(VisionTransformer(CONFIG), data.classes, sized(data, 8))
     checkpoints.save_weights(path, state, header)
     with pytest.raises(UserError, match=r"another architecture \(12 keys\):\n  missing blocks.1"):
-        checkpoints.load_vit(path)
+        load_model(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        checkpoints.load_vit(path)
+        load_model(path)
     with pytest.raises(UserError, match="does not exist"):
-        checkpoints.load_vit(tmp_path / "none.safetensors")
+        load_model(tmp_path / "none.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
