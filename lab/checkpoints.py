@@ -60,7 +60,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} has no header of this project; was it written by it?") from error
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path | str) -> None:
     """`load_state_dict`, but what does not fit is named for a reader."""
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - state.keys()]
