@@ -29,7 +29,7 @@ from lab.optim import adamw
 from lab.preprocess import Preprocess, resized
 from lab.processes import processes
 from lab.runs import Run
-from lab.sources import native_size
+from lab.sources import kind_of, native_size
 from model import VisionTransformer, ViTConfig
 
 # A constant that is None takes its value from RECIPES below, by dataset; set it to override that.
@@ -132,8 +132,7 @@ def build(c: SimpleNamespace, data: Dataset) -> nn.Module:
 def main() -> None:
     values = constants.override(sys.modules[__name__])
     size = native_size(DATASET)
-    recipe = "digits" if DATASET == "digits" else "small" if size else "photographs"
-    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[recipe]})
+    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[kind_of(DATASET)]})
 
     # Photographs are kept larger than the model's input, to leave room for crops.
     crop_pct = 1.0 if size else 0.875

@@ -27,7 +27,7 @@ from lab.errors import run_script
 from lab.loaders import Loaders
 from lab.optim import adamw
 from lab.preprocess import Preprocess, resized
-from lab.sources import native_size
+from lab.sources import kind_of, native_size
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
@@ -98,7 +98,7 @@ def seconds_a_step(
 def main() -> None:
     constants.override(sys.modules[__name__])
     size = native_size(DATASET)
-    recipe = train.RECIPES["digits" if DATASET == "digits" else "small" if size else "photographs"]
+    recipe = train.RECIPES[kind_of(DATASET)]
     size = size or recipe["IMG_SIZE"]
     fields = ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM", "TRANSLATE", "POLICY", "ERASING")
     how = Augmentation(*(recipe[name] for name in fields))

@@ -9,23 +9,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def model_facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def model_facts(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Counts for a run's records; operations by torch's counter, which sees the matrix products.
 
     Args:
         model: on the CPU.
-        image_shape: (C, H, W) of one image.
+        image_shape: (C, H, W) of one image, or (D,) for a head on features.
 
     Returns: `parameters`, `trainable_parameters`; `macs`, multiply-adds of one image's forward
         pass; `training_flops`, operations of one image's forward and backward pass.
     """
     image = torch.zeros(1, *image_shape)
+    was_training = model.training
+    model.eval()  # a batch norm must not take this image into its statistics
     with sdpa_kernel(SDPBackend.MATH):  # a fused kernel counts what it computes twice, twice
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             model(image)
         with FlopCounterMode(display=False) as training:
             model(image).sum().backward()
     model.zero_grad()
+    model.train(was_training)
     parameters = list(model.parameters())
     return {
         "class": type(model).__name__,

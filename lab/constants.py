@@ -13,23 +13,36 @@ HEADING = re.compile(r"# --- (.+?) -*$")
 CONSTANT = re.compile(r"([A-Z][A-Z0-9_]*)\s*:[^#]*=[^#]*(?:#\s*(.*))?$")
 
 
-def override(module: types.ModuleType, argv: list[str] | None = None) -> dict[str, Any]:
+def override(
+    module: types.ModuleType, argv: list[str] | None = None, base: types.ModuleType | None = None
+) -> dict[str, Any]:
     """Replaces a script's annotated upper-case constants by what the command line says.
 
     Args:
         module: the script, `sys.modules[__name__]`; its docstring heads `--help`.
         argv: the arguments; None takes those of the process.
+        base: a script whose other constants this one has too.
 
     Returns: every constant by name, as it holds from now on.
     Raises: SystemExit with a message, for a flag that does not exist or a value of a wrong type.
     """
-    types_of = {n: t for n, t in get_type_hints(module).items() if n.isupper()}
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--flag value ...]   (--help lists the flags)",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_flags(parser, module, set())
+    if base:
+        add_flags(parser, base, {name for name in get_type_hints(module) if name.isupper()})
+    values = vars(parser.parse_args(argv))
+    vars(module).update(values)
+    return values
+
+
+def add_flags(parser: argparse.ArgumentParser, module: types.ModuleType, known: set[str]) -> None:
+    """Adds a flag for each annotated constant in the source of `module` that is not known yet."""
+    types_of = {n: t for n, t in get_type_hints(module).items() if n.isupper() and n not in known}
     group: Any = parser
     with open(module.__file__, encoding="utf-8") as source:
         for line in source:
@@ -43,9 +56,6 @@ def override(module: types.ModuleType, argv: list[str] | None = None) -> dict[st
                 group.add_argument(
                     flag, dest=match[1], default=default, help=text, **kind(types_of[match[1]])
                 )
-    values = vars(parser.parse_args(argv))
-    vars(module).update(values)
-    return values
 
 
 def resolve(values: dict[str, Any], recipe: dict[str, Any]) -> types.SimpleNamespace:

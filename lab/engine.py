@@ -28,11 +28,13 @@ from lab.checkpoints import (
 )
 from lab.compute import peak_memory_mb
 from lab.errors import Stopped, UserError, asked_to_stop, memory_advice
+from lab.evaluation import evaluate
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
+from lab.lora import merge, merged_state
 from lab.models import describe
 from lab.optim import Schedule
-from lab.outcome import Scores, record
+from lab.outcome import record
 from lab.processes import processes
 from lab.runs import Run
 from lab.state import History, State, epoch_line
@@ -59,10 +61,10 @@ def fit(
     Returns: the rows of history.csv.
     Raises: UserError for a mistake that the user can mend; Stopped after Ctrl-C or SIGTERM.
     """
-    trainer = Trainer(model, optimizer, loaders, config, run)
     if run.finished:
-        trainer.say(f"{run.summary()}\nthis run is finished; --fresh repeats it")
+        run.say_finished()
         return run.history()
+    trainer = Trainer(model, optimizer, loaders, config, run)
     advice = (
         f"Raise ACCUMULATION_STEPS (now {config.accumulation_steps}), which changes no result, or "
         f"lower BATCH_SIZE (now {loaders.batch_size}), IMG_SIZE ({loaders.preprocess.img_size}) "
@@ -75,7 +77,8 @@ def fit(
             trainer.finish_epoch()
             if trainer.agreed(stop) and trainer.state.epoch <= config.epochs:
                 trainer.leave(stop)
-        trainer.test()
+        if not config.trial:
+            trainer.test()
     return trainer.state.history
 
 
@@ -167,10 +170,10 @@ class Trainer:
         losses: list[Tensor] = []
         look = 1 if device.type == "cpu" else CHECK_EVERY
         started = time.perf_counter() - state.seconds
-        self.model.train()
+        train_mode(self.model)
         bar = tqdm(
             desc=f"epoch {state.epoch}/{config.epochs}", total=self.loaders.steps,
-            initial=state.step, leave=False, disable=None, unit=" steps",
+            initial=state.step, leave=False, disable=config.trial or None, unit=" steps",
         )  # fmt: skip
         for images, labels in self.loaders.train(state.epoch, state.step):
             loss, correct = self.step(images, labels)
@@ -236,9 +239,10 @@ class Trainer:
         """Validates, writes the epoch's row, keeps the weights if they are the best so far."""
         state, (loss, correct, images) = self.state, self.state.totals
         scores = evaluate(self.judged, self.loaders, "val", self.accelerator)
+        group = self.optimizer.param_groups[0]
         row = {
             "epoch": state.epoch,
-            "learning_rate": float(f"{self.optimizer.param_groups[0]['lr']:.4g}"),
+            "learning_rate": float(f"{group['lr'] / group.get('lr_scale', 1):.4g}"),
             "train_loss": round(loss / images, 6),
             "train_accuracy": round(correct / images, 6),
             "val_loss": round(scores.loss, 6),
@@ -256,7 +260,7 @@ class Trainer:
                 described = describe(self.plain, self.loaders.data.classes, self.loaders.preprocess)
                 header = {**described, **judged}
                 path = self.run.folder / "best.safetensors"
-                save_weights(path, self.judged.state_dict(), header)
+                save_weights(path, merged_state(self.judged), header)
             self.run.append_history(row)
             self.save()
         self.say(epoch_line(row, self.config.epochs))
@@ -265,6 +269,7 @@ class Trainer:
         """The test split, once, with the weights of the best validation epoch."""
         path = self.run.folder / "best.safetensors"
         self.accelerator.wait_for_everyone()
+        merge(self.plain)
         load_strictly(self.plain, load_weights(path)[0], path)
         scores = evaluate(self.plain, self.loaders, "test", self.accelerator)
         if self.accelerator.is_main_process:
@@ -273,18 +278,14 @@ class Trainer:
             self.say(self.run.summary())
 
     def say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not self.config.trial:
             tqdm.write(text)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator) -> Scores:
-    """Logits and labels of every image of a split, each exactly once, in the split's order."""
-    model.eval()
-    size, classes = len(getattr(loaders.data, split)), len(loaders.data.classes)
-    logits = torch.zeros(size, classes, device=accelerator.device)
-    for index, images, _ in loaders.evaluation(split):
-        with accelerator.autocast():
-            logits[index.to(logits.device)] = model(images).float()
-    logits = accelerator.reduce(logits)  # the other processes' rows are zero
-    return Scores(logits.cpu(), getattr(loaders.data, split).labels)
+def train_mode(model: nn.Module) -> None:
+    """Training mode for what is trained; frozen parts stay as in evaluation, without dropping."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()

@@ -26,6 +26,7 @@ class FitConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
     seed: int = 0
+    trial: bool = False  # one of a sweep: it says nothing and leaves the test split alone
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation_steps"):

@@ -116,27 +116,41 @@ class Loaders:
             self.feeds[split] = Feed(part, self.device, next(same, None))
         return self.feeds[split]
 
-    def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's batches from `first_step` on: normalised images (b, C, S, S), labels (b,)."""
+    def order(self, epoch: int, first_step: int) -> list[Tensor]:
+        """This process's share of the training images, step by step."""
         order = torch.randperm(
             len(self.data.train), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch))
         )
-        steps = range(first_step, self.steps)
         share = self.batch_size // self.world
-        starts = [step * self.batch_size + self.rank * share for step in steps]
-        batches = self.feed("train").batches([order[i : i + share] for i in starts])
-        for step, (images, labels) in zip(steps, batches, strict=True):
+        starts = range(first_step * self.batch_size, self.steps * self.batch_size, self.batch_size)
+        return [order[i + self.rank * share :][:share] for i in starts]
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's batches from `first_step` on: normalised images (b, C, S, S), labels (b,)."""
+        batches = self.feed("train").batches(self.order(epoch, first_step))
+        for step, (images, labels) in enumerate(batches, first_step):
             seed = seed_of(self.seed, epoch, step)
             draw = Draw(seed, len(images), self.device, self.rank, self.world)
-            images = augment(images, self.preprocess, self.augmentation, draw)
-            images = (images - self.mean) / self.std
-            if self.augmentation.erasing:
-                images = erase(images, self.augmentation.erasing, draw)
-            yield images, labels
+            yield self.augmented(images, draw), labels
 
-    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """This process's share of a split, each image once: indices, images, labels; no drawing."""
+    def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """This process's share of a split, each image once: indices, images, labels.
+
+        view: 0 is without any drawing; 1, 2, ... are augmented views, each always the same.
+        """
         mine = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
         indices = list(mine.split(2 * self.batch_size))
-        for index, (images, labels) in zip(indices, self.feed(split).batches(indices), strict=True):
-            yield index, (center(images, self.preprocess) - self.mean) / self.std, labels
+        batches = self.feed(split).batches(indices)
+        for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
+            if view:
+                draw = Draw(seed_of(self.seed, view, step, self.rank), len(images), self.device)
+                yield index, self.augmented(images, draw), labels
+            else:
+                yield index, (center(images, self.preprocess) - self.mean) / self.std, labels
+
+    def augmented(self, images: Tensor, draw: Draw) -> Tensor:
+        """uint8 images to augmented and normalised ones."""
+        images = augment(images, self.preprocess, self.augmentation, draw)
+        images = (images - self.mean) / self.std
+        share = self.augmentation.erasing
+        return erase(images, share, draw) if share else images

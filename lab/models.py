@@ -68,10 +68,10 @@ def unknown_architecture(name: str) -> str:
 
 def describe(model: nn.Module, classes: list[str], preprocess: Preprocess) -> dict[str, Any]:
     """The header of a model's weights: what rebuilds it, and what it needs to predict."""
-    timms = isinstance(model.config, TimmConfig)
+    config = getattr(model, "config", None)  # a head alone has none
     return {
-        "model": "timm" if timms else type(model).__name__,
-        "config": asdict(model.config),
+        "model": "timm" if isinstance(config, TimmConfig) else type(model).__name__,
+        "config": asdict(config) if config else {},
         "classes": classes,
         "preprocess": asdict(preprocess),
     }

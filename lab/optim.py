@@ -1,16 +1,22 @@
 """The optimizer, its parameter groups, and the learning rate over a run."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from lab.errors import UserError
 
 NO_DECAY = ("cls_token", "pos_embed")  # beside biases, norms and LayerScale, which are 1-d
+VIT_LAYERS = {  # of model.py, in timm's language: the final norm goes with the last block
+    "stem": r"^cls_token|pos_embed|patch_embed",
+    "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+}
 
 
 def adamw(
@@ -18,17 +24,71 @@ def adamw(
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
+    layer_decay: float = 1.0,
+    head_scale: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), fused; decay on weight matrices alone.
 
+    Frozen parameters are left out.
+
+    layer_decay: each layer's rate is so many times that of the layer above it (Clark et al. 2020,
+        section 3.2; Bao et al. 2022, appendix).
+    head_scale: the head's rate is so many times the rate of the rest.
     Raises: UserError, for a rate or decay that cannot be right.
     """
     if not 0 < learning_rate < 1:
         raise UserError(f"LEARNING_RATE={learning_rate} must lie in (0, 1); ViTs like 5e-4 to 3e-3")
     if weight_decay < 0:
         raise UserError(f"WEIGHT_DECAY={weight_decay} must be 0 or above, such as 0.05")
-    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=NO_DECAY)
+    if not 0 < layer_decay <= 1:
+        raise UserError(f"LAYER_DECAY={layer_decay} must lie in (0, 1]; 1 is the same rate for all")
+    own = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
+    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list={*NO_DECAY, *own})
+    if head_scale <= 0:
+        raise UserError(f"HEAD_SCALE={head_scale} must be above 0; 1 is the same rate for all")
+    if layer_decay < 1 or head_scale != 1:
+        groups = split_by_layer(model, groups, layer_decay, head_scale)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def layers(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, from 0 for the patch embedding up to the head.
+
+    timm's own division: a model of timm's brings it, ours is that of timm's ViT.
+    """
+    matcher = model.group_matcher() if hasattr(model, "group_matcher") else VIT_LAYERS
+    return group_parameters(model, matcher, reverse=True)
+
+
+def split_by_layer(
+    model: nn.Module, groups: list[dict], layer_decay: float, head_scale: float
+) -> list[dict]:
+    """Splits optimizer groups by layer; `lr_scale` is layer_decay ** (layers below the head)."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layer_of = layers(model)
+    top = max(layer_of.values())
+    split: dict[tuple[int, float], list] = defaultdict(list)
+    for group in groups:
+        for parameter in group["params"]:
+            split[layer_of[names[id(parameter)]], group["weight_decay"]].append(parameter)
+    scales = {layer: layer_decay ** (top - layer) for layer in range(top)} | {top: head_scale}
+    return [
+        {"params": params, "weight_decay": decay, "lr_scale": scales[layer]}
+        for (layer, decay), params in split.items()
+    ]
+
+
+def train_only_top(model: nn.Module, blocks: int) -> None:
+    """Freezes all but the head and, with the final norm, the last `blocks` blocks.
+
+    0 leaves the head alone. Raises: UserError, for more blocks than there are.
+    """
+    layer_of = layers(model)
+    top = max(layer_of.values())  # the head; 0 is the patch embedding
+    if not 0 <= blocks < top:
+        raise UserError(f"TOP_K={blocks} must lie between 1 and {top - 1}, the model's blocks")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = layer_of[name] >= top - blocks
 
 
 @dataclass(frozen=True)

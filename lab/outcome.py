@@ -1,6 +1,5 @@
 """The end of a run: its test images, predicted once, become metrics, tables and pictures."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +35,22 @@ class Scores:
         return self.correct.double().mean().item()
 
 
-def record(run: Run, scores: Scores, data: Dataset, history: list[dict], best_epoch: int) -> dict:
-    """Writes predictions.csv, the pictures and, last, metrics.json, which marks a finished run."""
+def record(
+    run: Run,
+    scores: Scores,
+    data: Dataset,
+    history: list[dict],
+    best_epoch: int,
+    extra: dict | None = None,
+) -> dict:
+    """Writes predictions.csv, the pictures and, last, metrics.json, which marks a finished run.
+
+    extra: entries for metrics.json beside, or instead of, the usual ones.
+    """
     confidence, predicted = scores.logits.double().softmax(1).max(1)
     labels, correct = scores.labels.numpy(), scores.correct.numpy()
     matrix = confusion_matrix(labels, predicted.numpy(), labels=range(len(data.classes)))
-    config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    config = run.config()
 
     rows: list[dict[str, Any]] = [
         {
@@ -76,6 +85,7 @@ def record(run: Run, scores: Scores, data: Dataset, history: list[dict], best_ep
         "images_per_second": round(np.median([row["images_per_second"] for row in history])),
         "training_flops": config["model"]["training_flops"] * sum(row["images"] for row in history),
         "peak_memory_mb": history[-1]["peak_memory_mb"],
+        **(extra or {}),
         "per_class_accuracy": per_class,
     }
     title = f"{run.folder.name} on {data.name}"

@@ -78,6 +78,9 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
 
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
     def history(self) -> list[dict[str, Any]]:
         """The rows of history.csv, numbers as numbers."""
         with open(self.folder / "history.csv", newline="", encoding="utf-8") as file:
@@ -94,6 +97,10 @@ class Run:
             f"{high:.1f}, {m['test_images']} images), epoch {m['best_epoch']} of {m['epochs']}, "
             f"{m['training_seconds']:.0f} s of training\n{self.folder / 'curves.png'}"
         )
+
+    def say_finished(self) -> None:
+        if processes().is_main_process:
+            print(f"{self.summary()}\nthis run is finished; --fresh repeats it")
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Replaces history.csv, as when a resumed run takes back an epoch cut short."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -94,6 +94,13 @@ def native_size(dataset: str) -> int | None:
             continue
     side = int(np.median(sides)) if sides else SMALL + 1
     return None if side > SMALL else -(-side // 4) * 4
+
+
+def kind_of(dataset: str) -> Literal["digits", "small", "photographs"]:
+    """What sort of images a dataset has, for recipes."""
+    if dataset == "digits":
+        return "digits"
+    return "small" if native_size(dataset) else "photographs"
 
 
 def folder_of(dataset: str) -> Path:

@@ -1,0 +1,177 @@
+"""Fine-tune a pretrained ViT: how much of it must be trained?
+
+    python finetune.py                                 # our own small weights on digits, offline
+    python finetune.py --mode head                     # only the output layer, in seconds
+    python finetune.py --mode all                      # every mode: one picture, one table
+    python finetune.py --dataset pets --pretrained vit_base_patch16_224.augreg_in21k   # hand-in
+
+Every constant is also a flag. Weights may be a timm name, a repository of the Hugging Face hub, a
+.safetensors, .pth or Google .npz file, or a run of ours; a plain ViT always runs in model.py.
+Plots and records go to results/finetune/<run>/. The same command goes on where a run was stopped.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+
+from lab import constants
+from lab.augment import Augmentation
+from lab.comparison import compare
+from lab.compute import model_facts
+from lab.data import load_data
+from lab.engine import fit
+from lab.errors import run_script
+from lab.features import cached_features
+from lab.fit_config import FitConfig
+from lab.head import train_head
+from lab.loaders import Loaders
+from lab.lora import add_lora
+from lab.optim import adamw, layers, train_only_top
+from lab.processes import processes
+from lab.runs import Run
+from lab.sources import kind_of
+from lab.weights import adapt_head, classifier, load_pretrained, with_random_weights
+
+# --- Weights ---
+PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
+IMG_SIZE: int | None = None  # pixels; none: the size that the weights were trained at
+
+# --- Data ---
+DATASET: str = "digits"  # digits, cifar10, cifar100, fashion-mnist, pets, or a folder
+DATA_DIR: str = "data"  # where downloads and cached features go
+VAL_FRACTION: float = 0.1  # share of the training images that chooses the epoch
+SKIP_UNREADABLE: bool = False  # go on without images that cannot be read
+AUGMENT: bool = True  # training images are changed at random, see AUGMENTATIONS below
+
+# --- What is trained ---
+MODE: Literal["full", "head", "top-k", "lora", "scratch", "all"] = "full"  # all: one after another
+TOP_K: int = 2  # of top-k: the last so many blocks, the final norm and the head
+LAYER_DECAY: float = 1.0  # of full: each layer's rate is so many times that of the layer above
+LORA_RANK: int = 8  # of lora: rank of what is added to the attention layers
+AUGMENT_VIEWS: int = 0  # of head: augmented views of each image that are cached; 0: the plain one
+
+# --- Training ---
+EPOCHS: int = 20  # passes over the training images
+BATCH_SIZE: int = 64  # images a step, over all processes
+ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
+LEARNING_RATE: float | None = None  # peak rate of AdamW; none: right for the mode, head tries some
+HEAD_SCALE: float = 10.0  # the new head's rate is so many times that of the rest
+WARMUP: float = 0.1  # share of the run in which the rate rises to its peak
+DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
+WEIGHT_DECAY: float | None = None  # of weight matrices; none: 0.05, head tries some
+CLIP_GRAD: float = 1.0  # largest norm of the gradient; 0: no limit
+DROP_PATH_RATE: float = 0.0  # 0.1 to 0.2 for large models on few images
+LABEL_SMOOTHING: float = 0.0  # share of the target spread over all classes
+
+# --- Run ---
+SEED: int = 0  # of the new head, order and augmentation; the validation split never changes
+PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
+COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
+RESULTS_DIR: str = "results/finetune"  # one folder a run
+NAME: str | None = None  # of the run's folder; none: from dataset, weights, mode and seed
+FRESH: bool = False  # start over, replacing the records of the same run
+
+# Peak rates for a model 768 wide, as ViT-B is; a narrower one takes more in proportion (Yang et al.
+# 2022). A rate good for training from scratch destroys what a pretrained model knows, when all of
+# it is trained; a warning is given beyond RATE_RANGE times the rate here.
+RATES = {"scratch": 3e-4, "full": 1e-4, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4}
+RATE_RANGE = (0.01, 5.0)
+HEAD_SWEEP = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 0.5])  # rates and weight decays that head tries
+AUGMENTATIONS = {  # by kind of dataset: see lab/augment.py
+    "digits": Augmentation(rotate=10, zoom=0.1, translate=0.5),
+    "small": Augmentation(shift=4, flip=True),
+    "photographs": Augmentation(resized_crop=0.4, flip=True),
+}
+MODES = ("scratch", "head", "top-k --top-k 1", "top-k --top-k 2", "top-k --top-k 4",
+         "top-k --top-k 8", "lora", "full --layer-decay 0.7", "full")  # fmt: skip
+
+
+def main() -> None:
+    run_all_or_one(SimpleNamespace(**constants.override(sys.modules[__name__])), plain_only=True)
+
+
+def run_all_or_one(c: SimpleNamespace, plain_only: bool) -> None:
+    if c.MODE == "all":
+        pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, plain_only=plain_only)
+        adapt_head(pretrained, ["a", "b"])
+        depth = max(layers(pretrained.model).values()) - 1
+        modes = [mode.split() for mode in MODES]
+        modes = [words for words in modes if words[0] != "top-k" or int(words[-1]) < depth]
+        compare(modes, Path(c.RESULTS_DIR))
+    else:
+        finetune(c, plain_only)
+
+
+def finetune(c: SimpleNamespace, plain_only: bool) -> None:
+    """One run: weights, data, what of it is trained, training, records."""
+    variant = "layer-decay" if c.MODE == "full" and c.LAYER_DECAY < 1 else c.MODE
+    pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
+    preprocess = pretrained.preprocess
+    with processes().main_process_first():  # one process downloads and decodes for all
+        data = load_data(c.DATASET, c.DATA_DIR, preprocess.resized, c.VAL_FRACTION,
+                         c.SKIP_UNREADABLE, preprocess.interpolation)  # fmt: skip
+    torch.manual_seed(c.SEED)
+    weights = pretrained.fingerprint()
+    notes = [*pretrained.remarks, adapt_head(pretrained, data.classes)]
+    model = pretrained.model
+    if c.MODE == "scratch":
+        model, notes = with_random_weights(model), ["random weights: nothing is pretrained"]
+    if c.MODE in ("head", "top-k"):
+        train_only_top(model, c.TOP_K if c.MODE == "top-k" else 0)
+    elif c.MODE == "lora":
+        add_lora(model, c.LORA_RANK)
+        classifier(model).requires_grad_(True)
+    if c.MODE != "head":
+        usual = RATES[variant] * 768 / classifier(model).in_features
+        least, most = (share * usual for share in RATE_RANGE)
+        if c.LEARNING_RATE and not least <= c.LEARNING_RATE <= most:
+            notes.append(f"warning: LEARNING_RATE={c.LEARNING_RATE:g} is unusual for {variant} on "
+                         f"this model: take one of {least:.0e} to {most:.0e}")  # fmt: skip
+
+    augmentation = AUGMENTATIONS[kind_of(c.DATASET)] if c.AUGMENT else Augmentation()
+    loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
+    how = FitConfig(
+        epochs=c.EPOCHS, warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
+        accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
+        precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
+    )  # fmt: skip
+    rates = [c.LEARNING_RATE] if c.LEARNING_RATE else HEAD_SWEEP[0]
+    decays = HEAD_SWEEP[1] if c.WEIGHT_DECAY is None else [c.WEIGHT_DECAY]
+    if c.MODE != "head":
+        rates, decays = [c.LEARNING_RATE or usual], [0.05 if c.WEIGHT_DECAY is None else decays[0]]
+    size = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)
+    facts = {
+        "model": model_facts(model, size),
+        "dataset": data.summary(),
+        "pretrained": {"origin": pretrained.origin, "weights": weights, "notes": notes},
+    }
+    identity = {**vars(c), "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
+    with processes().main_process_first():
+        run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.name), identity, facts, c.FRESH)
+    if processes().is_main_process:
+        print("\n".join(notes))
+    if c.MODE == "head":
+        features, seconds = cached_features(model, weights, loaders, c.AUGMENT_VIEWS,
+                                            Path(c.DATA_DIR, "vit-lab-cache"),
+                                            how.mixed_precision)  # fmt: skip
+        train_head(model, features, how, run, (rates, decays), seconds)
+    else:
+        head_scale = 1.0 if c.MODE == "scratch" else c.HEAD_SCALE
+        optimizer = adamw(model, rates[0], decays[0], (0.9, 0.999), c.LAYER_DECAY, head_scale)
+        fit(model, optimizer, loaders, how, run)
+
+
+def name_of(c: SimpleNamespace, dataset: str) -> str:
+    """A readable name: dataset, weights, what is trained, seed."""
+    path = Path(c.PRETRAINED)
+    weights = path.stem if path.is_file() or "/" in c.PRETRAINED else c.PRETRAINED.split(".")[0]
+    mode: dict[str, Any] = {"top-k": f"top{c.TOP_K}", "lora": f"lora{c.LORA_RANK}"}
+    decay = f"-decay{c.LAYER_DECAY:g}" if c.MODE == "full" and c.LAYER_DECAY < 1 else ""
+    return c.NAME or f"{dataset}-{weights}-{mode.get(c.MODE, c.MODE)}{decay}-s{c.SEED}"
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,121 @@
+"""Every mode of fine-tuning, one process after another, then a picture and a table of all."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from lab.checkpoints import write_whole
+from lab.plots import TRAIN, VAL, save
+from lab.processes import processes
+from lab.runs import Run
+
+
+def compare(modes: list[list[str]], place: Path) -> None:
+    """Runs this script once a mode and compares what came out.
+
+    Each mode has a process of its own: peak memory is that of the process, and what one mode
+    leaves in memory must not count for the next.
+
+    Args:
+        modes: for each, the words behind `--mode`.
+        place: where the comparison goes, beside the runs' folders.
+
+    Raises: SystemExit with the status of a mode that failed or was stopped; the same command goes
+        on there.
+    """
+    if processes().num_processes > 1:
+        raise SystemExit("--mode all starts processes of its own: run it with python")
+    runs = []
+    for words in modes:
+        command = [sys.executable, *sys.argv, "--mode", *words]
+        print(f"\n--- {' '.join(words)} ---", flush=True)
+        last = ""
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    last = line.strip() if line.strip().endswith("curves.png") else last
+            except KeyboardInterrupt:  # the process got it too, and saves itself
+                process.wait()
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        runs.append(Run(Path(last).parent))
+    rows = [row_of(run) for run in runs]
+    title = runs[0].folder.name.replace(f"-{rows[0]['mode']}", "")
+    picture = place / f"{title}-modes.png"
+    draw(picture, rows, title)
+    lines = table(rows)
+    write_whole(picture.with_suffix(".md"), lambda scratch: scratch.write_text(lines))
+    print(f"\n{lines}\n{picture.with_suffix('.md')}\n{picture}")
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """What a finished run says of its mode."""
+    metrics, model = run.metrics(), run.config()["model"]
+    asked = run.config()["constants"]
+    label = {
+        "top-k": f"top {asked['TOP_K']}",
+        "lora": f"LoRA {asked['LORA_RANK']}",
+        "full": "full" if asked["LAYER_DECAY"] == 1 else f"full, decay {asked['LAYER_DECAY']:g}",
+    }
+    low, high = metrics["test_accuracy_95"]
+    return {
+        "mode": label.get(asked["MODE"], asked["MODE"]),
+        "accuracy": 100 * metrics["test_accuracy"],
+        "low": 100 * low,
+        "high": 100 * high,
+        "trainable": model["trainable_parameters"],
+        "seconds": metrics["training_seconds"],
+        "memory": metrics["peak_memory_mb"],
+        "images": metrics["test_images"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| trained | trainable parameters | test accuracy (95 % interval) | seconds | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['mode']} | {r['trainable']:,} | {r['accuracy']:.1f} % ({r['low']:.1f} to "
+        f"{r['high']:.1f}) | {r['seconds']:,.0f} s | {r['memory'] or 0:,} MB |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
+    """The fine-tuning curve: one line of the picture a mode, one panel a quantity."""
+    figure, axes = plt.subplots(
+        1, 4, figsize=(15, 1.6 + 0.42 * len(rows)), sharey=True, layout="constrained"
+    )
+    places = range(len(rows))
+    accuracy = [row["accuracy"] for row in rows]
+    around = [[r["accuracy"] - r["low"] for r in rows], [r["high"] - r["accuracy"] for r in rows]]
+    axes[0].errorbar(accuracy, places, xerr=around, fmt="o", color=VAL, capsize=3, lw=1.6)
+    for place, value in zip(places, accuracy, strict=True):
+        axes[0].annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points",
+                         ha="center", fontsize=9)  # fmt: skip
+    axes[0].set_yticks(places, [row["mode"] for row in rows])
+    axes[0].set_xlabel(f"test accuracy (%), 95 % interval of {rows[0]['images']:,} images")
+    for axis, key, label, unit in (
+        (axes[1], "trainable", "trainable parameters", 1e6),
+        (axes[2], "seconds", "training (seconds)", 1),
+        (axes[3], "memory", "peak memory (MB)", 1),
+    ):
+        values = [(row[key] or 0) / unit for row in rows]
+        bars = axis.barh(places, values, color=TRAIN, height=0.62)
+        texts = [f"{v:,.3g} M" if unit > 1 else f"{v:,.0f}" for v in values]
+        axis.bar_label(bars, texts, padding=3, fontsize=9)
+        axis.set_xlabel(label + (" (millions)" if unit > 1 else ""))
+        axis.margins(x=0.25)
+    for axis in axes:
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].invert_yaxis()  # the first mode on top; the panels share the axis
+    axes[0].margins(y=0.08)
+    figure.suptitle(f"How much must be trained? {title}")
+    save(figure, path)
