@@ -77,7 +77,7 @@ def row_of(run: Run) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| trained | trainable parameters | test accuracy (95 % interval) | seconds | peak memory |",
+        "| mode | trainable parameters | test accuracy (95 % interval) | seconds | peak memory |",
         "|---|---|---|---|---|",
     ]
     lines += [

@@ -14,7 +14,10 @@ CONSTANT = re.compile(r"([A-Z][A-Z0-9_]*)\s*:[^#]*=[^#]*(?:#\s*(.*))?$")
 
 
 def override(
-    module: types.ModuleType, argv: list[str] | None = None, base: types.ModuleType | None = None
+    module: types.ModuleType,
+    argv: list[str] | None = None,
+    base: types.ModuleType | None = None,
+    without: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Replaces a script's annotated upper-case constants by what the command line says.
 
@@ -22,6 +25,7 @@ def override(
         module: the script, `sys.modules[__name__]`; its docstring heads `--help`.
         argv: the arguments; None takes those of the process.
         base: a script whose other constants this one has too.
+        without: the constants of `base` that it has not.
 
     Returns: every constant by name, as it holds from now on.
     Raises: SystemExit with a message, for a flag that does not exist or a value of a wrong type.
@@ -34,7 +38,7 @@ def override(
     )
     add_flags(parser, module, set())
     if base:
-        add_flags(parser, base, {name for name in get_type_hints(module) if name.isupper()})
+        add_flags(parser, base, {*get_type_hints(module), *without})
     values = vars(parser.parse_args(argv))
     vars(module).update(values)
     return values
