@@ -7,29 +7,33 @@ documentation says. Nothing is unpickled that could run code.
 import json
 import pickle
 import re
-from contextlib import suppress
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
+import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
-from timm.models import load_state_dict
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from lab.checkpoints import load_weights
-from lab.convert import config_of, from_google, from_transformers
+from lab.convert import config_of, from_google, from_processor, from_transformers
 from lab.errors import UserError
 from lab.models import unknown_architecture
-from lab.preprocess import Preprocess
 from model import ViTConfig
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the usual names, the safe one first
 PICKLES = (".pth", ".pt", ".bin", ".tar")
+Get = Callable[..., Path | None]  # the first of the files of these names that there is
 
 
 @dataclass
@@ -65,8 +69,7 @@ def find(source: str) -> Found:
         raise UserError(f"PRETRAINED={source!r}: there is no such file or folder")
     repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        files = {"config.json": fetch(repository, "config.json")}
-        return from_repository(repository, files, lambda name: fetch(repository, name))
+        return from_repository(repository, partial(fetch, repository))
     return from_timm(source)
 
 
@@ -80,87 +83,87 @@ def from_folder(folder: Path) -> Found:
             "best.safetensors, or have config.json and model.safetensors of a hub repository."
         )
 
-    def local(name: str) -> Path | None:
-        return folder / name if (folder / name).is_file() else None
+    def local(*names: str) -> Path | None:
+        return next((folder / name for name in names if (folder / name).is_file()), None)
 
-    return from_repository(str(folder), {"config.json": folder / "config.json"}, local)
+    return from_repository(str(folder), local)
 
 
-def from_repository(origin: str, files: dict[str, Path], get: Any) -> Found:
+def from_repository(origin: str, get: Get) -> Found:
     """A repository of timm's or of transformers', on the hub or in a folder."""
-    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
-    weights = next((file for name in WEIGHTS if (file := get(name))), None)
+    config = read_json(get("config.json"))
+    if not config:
+        raise UserError(f"{origin} has no config.json to say what its weights are")
+    weights = get(*WEIGHTS)
     if weights is None:
         raise UserError(f"{origin} has neither of {', '.join(WEIGHTS)}")
     state = read_state(weights)
     if "architecture" in config:
         cfg = config.get("pretrained_cfg", config)
         return Found(origin, state, architecture=config["architecture"],
-                     arguments=config.get("model_args") or {}, preprocess=cfg)  # fmt: skip
-    named, vit = from_transformers(state, config)
-    left = sorted(name for name in named if name.startswith("pooler."))
-    remarks = [f"left out, not used by the classifier: {', '.join(left)}"] if left else []
-    named = {name: value for name, value in named.items() if name not in left}
+                     arguments=config.get("model_args") or {}, preprocess=cfg,
+                     classes=config.get("label_names") or cfg.get("label_names"))  # fmt: skip
+    named, vit, left = from_transformers(state, config)
     labels = config.get("id2label") or {}
     classes = [labels[key] for key in sorted(labels, key=int)]
-    named_ones = classes and len(classes) == vit.num_classes and classes[0] != "LABEL_0"
-    processor = get("preprocessor_config.json")
-    words = json.loads(processor.read_text(encoding="utf-8")) if processor else {}
-    return Found(origin, named, vit, preprocess=translate(words),
-                 classes=classes if named_ones else None, remarks=remarks)  # fmt: skip
+    given = classes and len(classes) == vit.num_classes and classes[0] != "LABEL_0"
+    processor = from_processor(read_json(get("preprocessor_config.json")))
+    return Found(origin, named, vit, preprocess=processor, classes=classes if given else None,
+                 remarks=left_out(left))  # fmt: skip
 
 
-def translate(processor: dict[str, Any]) -> dict[str, Any]:
-    """transformers' preprocessor_config.json in timm's words; {} for none."""
-    if not processor:
-        return {}
-    plain = processor.get("do_normalize") is False
-    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    edge = size if isinstance(size, int) else size.get("shortest_edge")
-    cut = crop if isinstance(crop, int) else crop.get("height")
-    return {
-        "mean": [0.0] * 3 if plain else processor.get("image_mean", [0.5] * 3),
-        "std": [1.0] * 3 if plain else processor.get("image_std", [0.5] * 3),
-        "interpolation": "bicubic" if processor.get("resample", 2) == 3 else "bilinear",
-        "crop_pct": cut / edge if processor.get("do_center_crop") and cut and edge else 1.0,
-    }
+def left_out(names: list[str]) -> list[str]:
+    return [f"left out, of no use to model.py: {', '.join(names)}"] if names else []
 
 
 def from_file(path: Path) -> Found:
     """One file: its own header, its name or its shapes say what it is."""
     if path.suffix == ".npz":
-        state, config = from_google(read_arrays(path))
+        state, config, left = from_google(read_arrays(path))
         half = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
-        return Found(str(path), state, config, preprocess=half)
+        return Found(str(path), state, config, preprocess=half, remarks=left_out(left))
     header = read_header(path)
     if "vit-lab" in header:
-        state, ours = load_weights(path)
-        found = Found(str(path), state, preprocess=ours["preprocess"], classes=ours["classes"])
-        if ours["model"] == "VisionTransformer":
-            found.config = ViTConfig(**ours["config"])
-        else:
-            found.architecture = ours["config"]["architecture"]
-            found.arguments = ours["config"]["arguments"]
-        return found
+        return from_run(path)
+    if path.name in WEIGHTS and (path.parent / "config.json").is_file():
+        return from_folder(path.parent)
     state = read_state(path)
     name = header.get("architecture") or architecture_in(path.stem)
-    if name:
-        cfg = timm.get_pretrained_cfg(name).to_dict()
-        remark = f"mean, std and crop are timm's for {name}, after the file's name or header"
+    if name and timm.is_model(name):
+        known = name if name in timm.list_pretrained() else name.split(".")[0]
+        cfg = timm.get_pretrained_cfg(known).to_dict()
+        remark = f"mean, std and crop are timm's for {known}, after the file's name or header"
         return Found(str(path), state, architecture=cfg["architecture"], preprocess=cfg,
                      remarks=[remark])  # fmt: skip
-    if "patch_embed.proj.weight" not in state:
+    if not {"patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"} <= state.keys():
         raise UserError(
             f"the architecture of {path} cannot be told: name the file after it, such as "
             "swin_tiny_patch4_window7_224.safetensors, or give a folder with its config.json"
         )
-    return Found(str(path), state, config_of(state))
+    config = config_of(state)
+    remark = f"{config.num_heads} heads are assumed, as ViTs of {config.embed_dim} channels have"
+    return Found(str(path), state, config, remarks=[remark])
+
+
+def from_run(path: Path) -> Found:
+    """Weights that a script of ours has written, with its header."""
+    state, header = load_weights(path)
+    found = Found(str(path), state, preprocess=header["preprocess"], classes=header["classes"])
+    if header["model"] == "VisionTransformer":
+        found.config = ViTConfig(**header["config"])
+    elif header["model"] == "timm":
+        found.architecture = header["config"]["architecture"]
+        found.arguments = header["config"]["arguments"]
+    else:
+        raise UserError(f"{path} holds a {header['model']}, which is no model to start from")
+    return found
 
 
 def architecture_in(stem: str) -> str | None:
     """The longest of timm's names, with its tag if there is one, that a file's name starts with."""
-    names = [*timm.list_models(), *timm.list_pretrained()]
-    return max((name for name in names if stem.startswith(name)), key=len, default=None)
+    names = {*timm.list_models(), *timm.list_pretrained()}
+    starts = [stem[:end] for end in range(len(stem), 0, -1) if not stem[end : end + 1].isalnum()]
+    return next((start for start in starts if start in names), None)
 
 
 def from_timm(name: str) -> Found:
@@ -172,45 +175,69 @@ def from_timm(name: str) -> Found:
     architecture = name.split(".")[0]
     tags = [full for full in timm.list_pretrained() if full.split(".")[0] == architecture]
     if not tags or ("." in name and name not in tags):
-        raise UserError(
-            f"timm has no pretrained weights {name!r}; it has: {', '.join(tags) or 'none'}"
-        )
+        now = timm.models.get_deprecated_models().get(name)
+        has = f"{now} is its name now" if now else f"it has: {', '.join(tags) or 'none'}"
+        raise UserError(f"timm has no pretrained weights {name!r}; {has}")
     cfg = timm.get_pretrained_cfg(name)
-    repository = cfg.hf_hub_id or f"timm/{name}"
-    wanted = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else WEIGHTS
-    weights = next((file for n in wanted if (file := fetch(repository, n))), None)
-    if weights is None:
-        raise UserError(f"https://huggingface.co/{repository} has neither of {', '.join(wanted)}")
     full = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
+    if not cfg.hf_hub_id:
+        place = f"weights/{full}{Path(str(cfg.url)).suffix}"
+        raise UserError(
+            f"{full} is not on the hub: fetch {cfg.url}, put it at {place}, and run with "
+            f"--pretrained {place}"
+        )
+    wanted = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else WEIGHTS
+    weights = fetch(cfg.hf_hub_id, *wanted)
+    if weights is None:
+        raise UserError(f"{cfg.hf_hub_id} has neither of {', '.join(wanted)}")
     return Found(full, read_state(weights), architecture=cfg.architecture,
                  preprocess=cfg.to_dict())  # fmt: skip
 
 
-def fetch(repository: str, name: str) -> Path | None:
-    """A file of a hub repository, from the cache or the network; None if it has no such file.
+def fetch(repository: str, *names: str) -> Path | None:
+    """The first of a hub repository's files of these names that there is, or None.
+
+    What is in the cache, a file or that there is none, is taken without asking the network.
 
     Raises: UserError, if there is no network, or no such repository.
     """
-    with suppress(Exception):  # what is in the cache is taken without asking the network
-        return Path(hf_hub_download(repository, name, local_files_only=True))
+    cached = {name: try_to_load_from_cache(repository, name) for name in names}
+    for path in cached.values():
+        if isinstance(path, str):
+            return Path(path)
+    page = f"{hub_constants.ENDPOINT}/{repository}"
+    for name in (name for name, known in cached.items() if known is None):
+        try:
+            return Path(hf_hub_download(repository, name))
+        except GatedRepoError as error:
+            raise UserError(f"{page} is gated: accept its terms and `hf auth login`") from error
+        except RepositoryNotFoundError as error:
+            raise UserError(f"{repository} is no folder here, and {page} does not exist") from error
+        except Exception as error:  # no network, offline mode, a proxy, no space: each its own kind
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
+                continue  # the repository has no such file
+            folder = f"weights/{repository.split('/')[1]}"
+            raise UserError(
+                f"{name} of {repository} is not in the cache ({hub_constants.HF_HUB_CACHE}) and "
+                f"could not be downloaded: {first_line(error.__cause__ or error)}\n"
+                f"Without a network: on a machine that has one, fetch config.json, {WEIGHTS[0]} "
+                f"and, where there is one, preprocessor_config.json from\n  {page}/tree/main\n"
+                f"put them into the folder {folder}, and run with --pretrained {folder}\n"
+                "A run that needs no download: leave PRETRAINED as it was"
+            ) from error
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or repr(error)
+
+
+def read_json(path: Path | None) -> dict[str, Any]:
+    """What a JSON file holds; {} for none."""
     try:
-        return Path(hf_hub_download(repository, name))
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"there is no repository {repository} on {hub_constants.ENDPOINT}"
-        ) from error
-    except Exception as error:  # no network, offline mode, a proxy, no space: each its own kind
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
-            return None
-        folder = f"weights/{repository.split('/')[1]}"
-        raise UserError(
-            f"{name} of {repository} is not in the cache ({hub_constants.HF_HUB_CACHE}) and could "
-            f"not be downloaded: {str(error).splitlines()[0] or repr(error)}\n"
-            f"Without a network: fetch config.json and {WEIGHTS[0]} from\n"
-            f"  {hub_constants.ENDPOINT}/{repository}/tree/main\non a machine that has one, put both "
-            f"into the folder {folder}, and run with --pretrained {folder}\n"
-            "A run that needs no download: leave PRETRAINED as it was"
-        ) from error
+        return json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except ValueError as error:
+        raise UserError(f"{path} is no whole JSON file: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -227,34 +254,33 @@ def read_header(path: Path) -> dict[str, str]:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a safetensors file or a pickle, which may hold nothing else."""
     try:
-        return load_state_dict(str(path), use_ema=False, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        unsafe = "" if path.suffix == ".safetensors" else (
-            ". A pickle that holds more than tensors could run code and is refused; get the "
-            "weights as .safetensors"
-        )  # fmt: skip
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}{unsafe}") from error
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            with torch.serialization.safe_globals([Namespace]):  # timm's own checkpoints have one
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        raise UserError(
+            f"{path} is refused: it is no pickle of tensors alone{f' ({code[1]})' if code else ''}"
+            ", and others could run code. Get these weights as .safetensors"
+        ) from error
+    except Exception as error:  # a broken file raises many kinds
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    for key in ("state_dict", "model"):  # where training scripts put it
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    items = clean_state_dict(state).items() if isinstance(state, dict) else ()
+    tensors = {name: value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        holds = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"{path} holds no tensors by name, but {holds[:200] or 'nothing'}")
+    return tensors
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npz of arrays: {error}") from error
-
-
-def preprocess_of(found: Found, img_size: int, channels: int) -> Preprocess:
-    """What the weights want of images; ImageNet's values, with a remark, where nothing says it."""
-    words = found.preprocess
-    if not words:
-        found.remarks.append("no mean and std came with these weights: ImageNet's are taken")
-    mean = list(words.get("mean") or timm.data.IMAGENET_DEFAULT_MEAN)
-    std = list(words.get("std") or timm.data.IMAGENET_DEFAULT_STD)
-    if len(mean) != channels:
-        mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
-    interpolation = words.get("interpolation", "bicubic")
-    if interpolation not in ("bicubic", "bilinear"):
-        found.remarks.append(f"interpolation {interpolation!r} is replaced by bicubic")
-        interpolation = "bicubic"
-    return Preprocess(img_size, mean, std, words.get("crop_pct") or 1.0, interpolation)
+    except Exception as error:  # numpy and zipfile raise many kinds for a broken file
+        raise UserError(f"{path} is not a whole .npz of arrays: {first_line(error)}") from error

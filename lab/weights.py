@@ -11,8 +11,8 @@ from torch import nn
 from lab.checkpoints import load_strictly
 from lab.convert import config_of, differences, is_vit
 from lab.errors import UserError
-from lab.hub import Found, find, preprocess_of
-from lab.models import TimmConfig, timm_model
+from lab.hub import Found, find
+from lab.models import TimmConfig, timm_model, unknown_architecture
 from lab.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig, interpolate_pos_embed
 
@@ -49,10 +49,15 @@ def load_pretrained(
 
     Raises: UserError, for weights that cannot be had, or do not fit.
     """
-    found = find(source)
-    if found.config is None:
-        return from_timm(found, img_size, drop_path_rate, plain_only)
-    return ours(found, found.config, img_size, drop_path_rate)
+    try:
+        found = find(source)
+        if found.config is None:
+            return from_timm(found, img_size, drop_path_rate, plain_only)
+        return ours(found, found.config, img_size, drop_path_rate)
+    except UserError as error:
+        if source in str(error):
+            raise
+        raise UserError(f"PRETRAINED={source!r}: {error}") from error
 
 
 def ours(
@@ -75,32 +80,59 @@ def from_timm(
     found: Found, img_size: int | None, drop_path_rate: float, plain_only: bool
 ) -> Pretrained:
     """Weights of an architecture of timm's: into model.py if that is the same, else timm's."""
+    if not timm.is_model(found.architecture):
+        raise UserError(unknown_architecture(found.architecture))
     cfg = timm.get_pretrained_cfg(found.architecture)
-    head = found.state.get(f"{cfg.classifier}.weight")
-    asked = {**found.arguments, "num_classes": 0 if head is None else len(head)}
-    model = timm_model(TimmConfig(found.architecture, asked))
-    if is_vit(model) and not (gaps := differences(model)):
-        if not set(found.state) <= set(model.state_dict()):  # the authors' names, not timm's
-            found.state = fill(found, asked).state_dict()
-        block = model.blocks[0]
-        eps = block.norm1.eps
-        return ours(found, config_of(found.state, block.attn.num_heads, eps), img_size,
-                    drop_path_rate)  # fmt: skip
-    if plain_only and is_vit(model):
+    asked = {**found.arguments, "num_classes": outputs(found, cfg.classifier)}
+    model = blueprint(TimmConfig(found.architecture, asked))
+    gaps = differences(model) if is_vit(model) else []
+    if plain_only and gaps:
         raise UserError(
             f"{found.origin} is a ViT that model.py does not cover: it has {', '.join(gaps)}. "
             f"finetune_swin.py takes any model of timm's: --pretrained {found.origin}"
         )
-    size = (found.preprocess.get("input_size") or (3, 224, 224))[-1]
-    size = img_size or found.preprocess.get("img_size") or size
-    if cfg.fixed_input_size:
+    if is_vit(model) and not gaps:
+        if found.state.keys() - model.state_dict().keys():  # the authors' names, not timm's
+            found.state = fill(found, asked).state_dict()
+        norm = model.blocks[0].norm1
+        config = config_of(found.state, model.blocks[0].attn.num_heads, norm.eps)
+        return ours(found, config, img_size, drop_path_rate)
+
+    own = found.arguments.get("img_size") or found.preprocess.get("img_size")
+    own = own or found.preprocess.get("input_size") or cfg.input_size
+    size = img_size or (own if isinstance(own, int) else own[-1])
+    if cfg.fixed_input_size or "img_size" in asked:
         asked["img_size"] = size
-    if drop_path_rate:
+    # Some architectures do not know a drop path; others, such as Swin, have one unless told.
+    drops = [m.drop_prob for m in model.modules() if isinstance(m, timm.layers.DropPath)]
+    if drop_path_rate or any(drops):
         asked["drop_path_rate"] = drop_path_rate
+    stem = cfg.first_conv if isinstance(cfg.first_conv, str) else ""
+    wanted, given = (s.get(f"{stem}.weight") for s in (model.state_dict(), found.state))
+    if given is not None and wanted.shape[1] == 3 != given.shape[1]:
+        asked["in_chans"] = given.shape[1]
     model = fill(found, asked)
-    channels = asked.get("in_chans", 3)
-    preprocess = preprocess_of(found, size, channels)
+    preprocess = preprocess_of(found, size, asked.get("in_chans", 3))
     return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)
+
+
+def blueprint(config: TimmConfig) -> nn.Module:
+    """timm's model to look at: without memory and initialisation, where its code allows that."""
+    try:
+        with torch.device("meta"):
+            return timm_model(config)
+    except RuntimeError:
+        return timm_model(config)
+
+
+def outputs(found: Found, classifier: str | tuple[str, ...] | None) -> int:
+    """How many outputs the released head has; 0: there is none."""
+    names = (classifier,) if isinstance(classifier, str) else classifier or ()
+    for name in (*names, "head", "fc", "classifier"):
+        if f"{name}.weight" in found.state:
+            return len(found.state[f"{name}.weight"])
+    # CLIP's own files call it otherwise, and timm makes a head of it.
+    return found.preprocess["num_classes"] if "visual.proj" in found.state else 0
 
 
 def fill(found: Found, arguments: dict[str, Any]) -> nn.Module:
@@ -109,22 +141,47 @@ def fill(found: Found, arguments: dict[str, Any]) -> nn.Module:
     Raises: UserError, for weights that do not fit.
     """
     config = TimmConfig(found.architecture, arguments)
-    timm_model(config)  # the arguments' mistakes, told apart from those of the weights
+    channels = arguments.get("in_chans", 3)
+    size = timm.get_pretrained_cfg(found.architecture).input_size[1:]
     overlay = {
         "state_dict": {name: value.float() for name, value in found.state.items()},
-        "num_classes": arguments["num_classes"], "custom_load": False,
-        "input_size": (arguments.get("in_chans", 3), 224, 224),
+        "num_classes": arguments["num_classes"], "label_offset": 0, "custom_load": False,
+        "input_size": (channels, *size), "first_conv": None,  # None: channels fit, none is made up
     }  # fmt: skip
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:
         model = timm.create_model(
             config.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **given
         )
-    except RuntimeError as error:
-        lines = "\n".join(str(error).splitlines()[:6])
+    except Exception as error:  # timm's conversions raise many kinds for what they do not know
+        lines = "\n".join(str(error).splitlines()[:6]) or repr(error)
         raise UserError(f"{found.origin} does not fit {found.architecture}: {lines}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
+    parameters = dict(model.named_parameters())
+    lacking = sorted(parameters.keys() - found.state.keys())
+    if lacking and found.state.keys() <= model.state_dict().keys():  # timm lets some pass
+        raise UserError(f"{found.origin} lacks {', '.join(lacking[:10])} of {found.architecture}")
     model.config = config
     return model
+
+
+def preprocess_of(found: Found, img_size: int, channels: int) -> Preprocess:
+    """What the weights want of images; ImageNet's values, with a remark, where nothing says it."""
+    words = found.preprocess
+    if not words:
+        found.remarks.append("no mean and std came with these weights: ImageNet's are taken")
+    mean = list(words.get("mean") or timm.data.IMAGENET_DEFAULT_MEAN)
+    std = list(words.get("std") or timm.data.IMAGENET_DEFAULT_STD)
+    if len(mean) != channels:
+        mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
+    interpolation, crop = words.get("interpolation", "bicubic"), words.get("crop_pct") or 1.0
+    mode = words.get("crop_mode", "center")
+    if interpolation not in ("bicubic", "bilinear"):
+        found.remarks.append(f"interpolation {interpolation!r} is replaced by bicubic")
+        interpolation = "bicubic"
+    if mode != "center" or crop > 1:
+        found.remarks.append(f"the crop {mode!r} with {crop:g} is replaced by the centre's")
+    return Preprocess(img_size, mean, std, min(crop, 1.0), interpolation)
 
 
 def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
@@ -135,8 +192,7 @@ def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
     model, config = pretrained.model, pretrained.model.config
     timms = isinstance(config, TimmConfig)
     had = config.arguments["num_classes"] if timms else config.num_classes
-    same = pretrained.classes == classes if pretrained.classes else had == len(classes)
-    if same and had:
+    if pretrained.classes == classes and had == len(classes):
         return f"the head of {pretrained.origin} is kept: it knows these {had} classes"
     if timms:
         model.reset_classifier(len(classes))
@@ -145,15 +201,18 @@ def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
     else:
         model.head = nn.Linear(config.embed_dim, len(classes))
         model.config = replace(config, num_classes=len(classes))
-    for parameter in classifier(model).parameters():
+    new = list(classifier(model).parameters())
+    for parameter in new:
         nn.init.zeros_(parameter)
+    names = [name for name, value in model.named_parameters() if any(value is n for n in new)]
     was = f"in place of the {had} released outputs" if had else "where none was released"
-    return f"a new head for {len(classes)} classes, {was}"
+    return f"a new head ({', '.join(names)}) for {len(classes)} classes, {was}"
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The output layer."""
-    return model.head if isinstance(model, VisionTransformer) else model.get_classifier()
+    """The output layer; a distilled DeiT has two of them."""
+    head = model.head if isinstance(model, VisionTransformer) else model.get_classifier()
+    return nn.ModuleList(head) if isinstance(head, tuple) else head
 
 
 def with_random_weights(model: nn.Module) -> nn.Module:
