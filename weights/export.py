@@ -28,11 +28,12 @@ def main() -> None:
     if size > MOST_MB:
         target.unlink()
         raise UserError(f"{size:.1f} MB are more than {MOST_MB}: train a smaller model")
-    write_whole(target.with_suffix(".md"), lambda path: path.write_text(card(run, header, size)))
+    text = card(target.stem, run, header, size)
+    write_whole(target.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8"))
     print(target.with_suffix(".md"))
 
 
-def card(run: Run, header: dict, size: float) -> str:
+def card(name: str, run: Run, header: dict, size: float) -> str:
     """What somebody needs to trust the weights, or to make them again."""
     config, metrics = run.config(), run.metrics()
     data, asked, hardware = config["dataset"], config["constants"], config["hardware"]
@@ -40,10 +41,10 @@ def card(run: Run, header: dict, size: float) -> str:
     recipe = {
         name: value for name, value in asked.items() if value not in (None, "", 0, False, "none")
     }
-    return f"""# {run.folder.name}
+    return f"""# {name}
 
 {config["model"]["class"]}, {config["model"]["parameters"]:,} parameters, {size:.1f} MB in fp16.
-Trained from scratch by train.py; nothing else was used.
+Trained from scratch by train.py on these images alone.
 
 | | |
 |---|---|
