@@ -22,7 +22,6 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from torch import Tensor
 
 from lab.checkpoints import load_weights
@@ -99,10 +98,11 @@ def from_repository(origin: str, get: Get) -> Found:
         raise UserError(f"{origin} has neither of {', '.join(WEIGHTS)}")
     state = read_state(weights)
     if "architecture" in config:
-        cfg = config.get("pretrained_cfg", config)
+        cfg = {**config, **config.get("pretrained_cfg", {})}
+        cfg["num_classes"] = config.get("num_classes", cfg.get("num_classes", 0))
         return Found(origin, state, architecture=config["architecture"],
                      arguments=config.get("model_args") or {}, preprocess=cfg,
-                     classes=config.get("label_names") or cfg.get("label_names"))  # fmt: skip
+                     classes=cfg.get("label_names"))  # fmt: skip
     named, vit, left = from_transformers(state, config)
     labels = config.get("id2label") or {}
     classes = [labels[key] for key in sorted(labels, key=int)]
@@ -270,8 +270,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):  # where training scripts put it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    items = clean_state_dict(state).items() if isinstance(state, dict) else ()
-    tensors = {name: value for name, value in items if isinstance(value, Tensor)}
+    items = state.items() if isinstance(state, dict) else ()
+    wrapped = re.compile(r"^((module|_orig_mod)\.)+")  # DistributedDataParallel, torch.compile
+    tensors = {wrapped.sub("", str(k)): v for k, v in items if isinstance(v, Tensor)}
     if not tensors:
         holds = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise UserError(f"{path} holds no tensors by name, but {holds[:200] or 'nothing'}")

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
 import transformers
-from huggingface_hub import constants as hub_constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import _load_weights
@@ -30,6 +32,7 @@ from transformers import (
     ViTModel,
 )
 
+import lab.hub
 from lab.checkpoints import save_weights
 from lab.convert import config_of, differences
 from lab.errors import UserError
@@ -80,6 +83,7 @@ def loaded_by_timm(name, path, size, channels=3, **options):
     state = load_file(path)
     head = next((len(state[k]) for k in ("head.weight", "head.fc.weight") if k in state), 0)
     overlay = {"file": str(path), "num_classes": head, "input_size": (channels, size, size)}
+    overlay |= {"custom_load": False, "first_conv": None}
     model = timm.create_model(
         name, pretrained=True, num_classes=head, pretrained_cfg_overlay=overlay, **options
     )
@@ -453,7 +457,7 @@ UNCOVERED = [
     ("vit_xsmall_patch16_clip_224", {}, "pre-norm"),
     ("test_vit2", {}, "register tokens"),
     ("test_vit3", {}, "attention pooling"),
-    ("test_vit_relpos", {}, "relative positions"),
+    ("vit_relpos_small_patch16_224", TINY, "relative positions"),
     ("vit_base_patch32_clip_quickgelu_224", TINY, "QuickGELU"),
     ("vit_base_patch16_siglip_224", TINY, "attention pooling"),
     ("vit_so400m_patch16_siglip_gap_256", TINY, "GELUTanh"),
@@ -545,7 +549,7 @@ def test_clips_own_names_load_as_timms(tmp_path):
     [
         ("swin_tiny_patch4_window7_224", {}, [256]),
         ("swin_tiny_patch4_window7_224", SMALL_SWIN, [112, 200, 384]),
-        ("swinv2_tiny_window8_256", SMALL_SWIN, [128, 192, 384]),
+        ("swinv2_tiny_window8_256", SMALL_SWIN, [128, 512]),
         ("swinv2_cr_tiny_224", SMALL_SWIN, [192]),
     ],
 )
@@ -911,14 +915,21 @@ def hub(tmp_path):
 
 @pytest.fixture
 def client(hub, tmp_path, monkeypatch):
-    """This process asks that server; what it downloads goes to an empty cache."""
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(hub_constants, "ENDPOINT", hub[1])
-    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub[1] + template)
-    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    return hub
+    """This process asks that server, and caches in an empty folder; `offline()` ends that."""
+    folder, address, asked, stop = hub
+    where = {"cache_dir": str(tmp_path / "cache")}
+    said = SimpleNamespace(ENDPOINT=address, HF_HUB_CACHE=where["cache_dir"])
+    monkeypatch.setattr(lab.hub, "hub_constants", said)
+    look = partial(huggingface_hub.try_to_load_from_cache, **where)
+    monkeypatch.setattr(lab.hub, "try_to_load_from_cache", look)
+    ask = partial(huggingface_hub.hf_hub_download, endpoint=address, **where)
+    monkeypatch.setattr(lab.hub, "hf_hub_download", ask)
+
+    def offline():
+        stop()
+        monkeypatch.setattr(lab.hub, "hf_hub_download", partial(ask, local_files_only=True))
+
+    return folder, asked, offline
 
 
 SCRIPT = """
@@ -986,11 +997,10 @@ def test_a_repository_is_downloaded_once_then_found_without_a_network(hub, tmp_p
     assert "--pretrained weights/other" in said
 
 
-def test_the_folder_that_is_advised_works(hub, client, tmp_path, monkeypatch):
-    folder, _, _, stop = hub
+def test_the_folder_that_is_advised_works(client, tmp_path, monkeypatch):
+    folder, _, offline = client
     expected = publish_vit(folder / "google" / "vit")
-    stop()
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    offline()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         load_pretrained("google/vit")
@@ -1006,7 +1016,7 @@ def test_the_folder_that_is_advised_works(hub, client, tmp_path, monkeypatch):
 
 
 def test_a_timm_name_takes_its_repository_and_the_folder_gives_the_same(client, tmp_path):
-    folder, _, asked, _ = client
+    folder, asked, _ = client
     name = "test_vit.r160_in1k"
     reference = timms(name)
     exported(reference, folder / "timm" / name)
@@ -1018,9 +1028,9 @@ def test_a_timm_name_takes_its_repository_and_the_folder_gives_the_same(client, 
     assert sorted(set(fetched)) == sorted(fetched)  # nothing twice
 
 
-def test_what_a_repository_has_not_is_remembered_without_a_network(client, monkeypatch):
+def test_what_a_repository_has_not_is_remembered_without_a_network(client):
     """A repository with a pickle alone and no processor: two files are known not to exist."""
-    folder, _, asked, stop = client
+    folder, asked, offline = client
     place = folder / "someone" / "old"
     publish_vit(place)
     torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
@@ -1029,22 +1039,19 @@ def test_what_a_repository_has_not_is_remembered_without_a_network(client, monke
     online = load_pretrained("someone/old")
     assert any("no mean and std" in remark for remark in online.remarks)
     count = len(asked)
-    stop()
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    offline()
     assert load_pretrained("someone/old").fingerprint() == online.fingerprint()
     assert len(asked) == count
 
 
-def test_a_processor_that_was_never_asked_for_is_missed_offline(client, monkeypatch):
+def test_a_processor_that_was_never_asked_for_is_missed_offline(client, tmp_path):
     """Without it the images would be normalised wrongly, and nobody would know."""
-    folder, _, _, stop = client
+    folder, _, offline = client
     publish_vit(folder / "google" / "vit")
     load_pretrained("google/vit")
-    cache = Path(hub_constants.HF_HUB_CACHE)
-    for file in cache.rglob("preprocessor_config.json"):
+    for file in tmp_path.joinpath("cache").rglob("preprocessor_config.json"):
         file.unlink()
-    stop()
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    offline()
     with pytest.raises(UserError, match=r"preprocessor_config\.json of google/vit is not in"):
         load_pretrained("google/vit")
 
