@@ -11,6 +11,10 @@ RUN := $(VENV)/bin/python
 
 lab: $(VENV)/lab.ready
 	$(RUN) train.py
+	$(RUN) finetune.py --mode head
+	$(RUN) finetune.py
+	$(RUN) finetune_swin.py --mode head
+	$(RUN) finetune_swin.py
 
 test: $(VENV)/dev.ready
 	$(RUN) -m pytest

@@ -28,12 +28,12 @@ from lab.features import cached_features
 from lab.fit_config import FitConfig
 from lab.head import train_head
 from lab.loaders import Loaders
-from lab.lora import add_lora
-from lab.optim import adamw, layers, train_only_top
+from lab.modes import choose_trained, rate_warning, usual_rate
+from lab.optim import adamw, layers
 from lab.processes import processes
 from lab.runs import Run
 from lab.sources import kind_of
-from lab.weights import adapt_head, classifier, load_pretrained, with_random_weights
+from lab.weights import adapt_head, load_pretrained, with_random_weights
 
 # --- Weights ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
@@ -74,11 +74,6 @@ RESULTS_DIR: str = "results/finetune"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, weights, mode and seed
 FRESH: bool = False  # start over, replacing the records of the same run
 
-# Peak rates for a model 768 wide, as ViT-B is; a narrower one takes more in proportion (Yang et al.
-# 2022). A rate good for training from scratch destroys what a pretrained model knows, when all of
-# it is trained; a warning is given beyond RATE_RANGE times the rate here.
-RATES = {"scratch": 3e-4, "full": 1e-4, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4}
-RATE_RANGE = (0.01, 5.0)
 HEAD_SWEEP = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 0.5])  # rates and weight decays that head tries
 AUGMENTATIONS = {  # by kind of dataset: see lab/augment.py
     "digits": Augmentation(rotate=10, zoom=0.1, translate=0.5),
@@ -107,7 +102,6 @@ def run_all_or_one(c: SimpleNamespace, plain_only: bool) -> None:
 
 def finetune(c: SimpleNamespace, plain_only: bool) -> None:
     """One run: weights, data, what of it is trained, training, records."""
-    variant = "layer-decay" if c.MODE == "full" and c.LAYER_DECAY < 1 else c.MODE
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess
     with processes().main_process_first():  # one process downloads and decodes for all
@@ -119,17 +113,15 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
     model = pretrained.model
     if c.MODE == "scratch":
         model, notes = with_random_weights(model), ["random weights: nothing is pretrained"]
-    if c.MODE in ("head", "top-k"):
-        train_only_top(model, c.TOP_K if c.MODE == "top-k" else 0)
-    elif c.MODE == "lora":
-        add_lora(model, c.LORA_RANK)
-        classifier(model).requires_grad_(True)
-    if c.MODE != "head":
-        usual = RATES[variant] * 768 / classifier(model).in_features
-        least, most = (share * usual for share in RATE_RANGE)
-        if c.LEARNING_RATE and not least <= c.LEARNING_RATE <= most:
-            notes.append(f"warning: LEARNING_RATE={c.LEARNING_RATE:g} is unusual for {variant} on "
-                         f"this model: take one of {least:.0e} to {most:.0e}")  # fmt: skip
+    choose_trained(model, c.MODE, c.TOP_K, c.LORA_RANK)
+    if c.MODE == "head":
+        rates = [c.LEARNING_RATE] if c.LEARNING_RATE else HEAD_SWEEP[0]
+        decays = HEAD_SWEEP[1] if c.WEIGHT_DECAY is None else [c.WEIGHT_DECAY]
+    else:
+        variant = "layer-decay" if c.MODE == "full" and c.LAYER_DECAY < 1 else c.MODE
+        rates = [c.LEARNING_RATE or usual_rate(model, variant)]
+        decays = [0.05 if c.WEIGHT_DECAY is None else c.WEIGHT_DECAY]
+        notes += filter(None, [rate_warning(model, variant, rates[0])])
 
     augmentation = AUGMENTATIONS[kind_of(c.DATASET)] if c.AUGMENT else Augmentation()
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
@@ -138,10 +130,6 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
     )  # fmt: skip
-    rates = [c.LEARNING_RATE] if c.LEARNING_RATE else HEAD_SWEEP[0]
-    decays = HEAD_SWEEP[1] if c.WEIGHT_DECAY is None else [c.WEIGHT_DECAY]
-    if c.MODE != "head":
-        rates, decays = [c.LEARNING_RATE or usual], [0.05 if c.WEIGHT_DECAY is None else decays[0]]
     size = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)
     facts = {
         "model": model_facts(model, size),

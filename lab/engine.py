@@ -33,6 +33,7 @@ from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
 from lab.lora import merge, merged_state
 from lab.models import describe
+from lab.modes import train_mode
 from lab.optim import Schedule
 from lab.outcome import record
 from lab.processes import processes
@@ -280,12 +281,3 @@ class Trainer:
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process and not self.config.trial:
             tqdm.write(text)
-
-
-def train_mode(model: nn.Module) -> None:
-    """Training mode for what is trained; frozen parts stay as in evaluation, without dropping."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()

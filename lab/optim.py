@@ -78,19 +78,6 @@ def split_by_layer(
     ]
 
 
-def train_only_top(model: nn.Module, blocks: int) -> None:
-    """Freezes all but the head and, with the final norm, the last `blocks` blocks.
-
-    0 leaves the head alone. Raises: UserError, for more blocks than there are.
-    """
-    layer_of = layers(model)
-    top = max(layer_of.values())  # the head; 0 is the patch embedding
-    if not 0 <= blocks < top:
-        raise UserError(f"TOP_K={blocks} must lie between 1 and {top - 1}, the model's blocks")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = layer_of[name] >= top - blocks
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate as a share of its peak: a linear warm-up, then a decay, step by step."""

@@ -18,10 +18,14 @@ def row(path):
     config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     folder = path.parent.relative_to(ROOT).as_posix()
     low, high = (100 * share for share in metrics["test_accuracy_95"])
+    tuned = "pretrained" in config  # a fine-tuned model says how much of it was trained
+    parameters = config["model"]["trainable_parameters" if tuned else "parameters"]
+    memory = f" {metrics['peak_memory_mb']:,} MB |" if tuned else ""
     return (
-        f"| [{path.parent.name}]({folder}/) | {config['model']['parameters']:,} "
+        f"| [{path.parent.name}]({folder}/) | {parameters:,} "
         f"| {metrics['epochs']} | **{100 * metrics['test_accuracy']:.2f} %** ({low:.1f} to "
         f"{high:.1f}, {metrics['test_images']:,} images) | {metrics['training_seconds']:,.0f} s |"
+        f"{memory}"
     )
 
 
@@ -37,7 +41,7 @@ def test_every_quoted_run_has_records():
 
 
 def test_mean_over_seeds_is_that_of_the_records():
-    runs = [p for p in RUNS if p.parent.name.startswith("digits-vit")]
+    runs = [p for p in RUNS if p.parent.name.startswith("digits-vit_64x4")]
     metrics = [json.loads(path.read_text(encoding="utf-8")) for path in runs]
     accuracies = [100 * m["test_accuracy"] for m in metrics]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
