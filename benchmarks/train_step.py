@@ -10,10 +10,8 @@ speed is the median over the repeats and the ratio to timm the median of the rat
 
 import copy
 import importlib.metadata
-import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -23,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab import constants, runs
+from benchmarks.timing import hardware, keep, matmul_rate, seconds
+from lab import constants
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
@@ -106,40 +105,12 @@ def train_step(model: nn.Module, images: Tensor, labels: Tensor, bf16: bool) -> 
     return step
 
 
-def seconds(work: Callable[[], object], device: str, times: int = 1) -> float:
-    """Wall-clock seconds of one call of `work`, the mean of `times` in a row."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    synchronize()
-    return (time.perf_counter() - start) / times
-
-
-def matmul_rate(device: str, dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of an n x n x n matrix product, the median of 10 after a warm-up."""
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    seconds(lambda: a @ b, device, times=3)
-    times = [seconds(lambda: a @ b, device, times=3) for _ in range(10)]
-    return 2 * n**3 / statistics.median(times)
-
-
 def flops_per_image(model: nn.Module) -> float:
     """FLOPs of the matrix products of a forward and a backward pass, attention's included."""
     model, images = copy.deepcopy(model).cpu(), torch.randn(2, 3, SIZE, SIZE)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images).sum().backward()
     return counter.get_total_flops() / len(images)
-
-
-def hardware(device: str) -> str:
-    """The GPU's name, or the CPU's with the threads in use."""
-    found = runs.hardware()
-    if device == "cuda":
-        return found["gpu"]
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{found['cpu']}, {capability}, {found['threads']} threads"
 
 
 def measure(models: dict[str, nn.Module], device: str, bf16: bool) -> list[str]:
@@ -215,12 +186,7 @@ def main() -> None:
         "| model | parameters | dtype | mode | images/s | x timm | peak MiB |",
         "|---|---|---|---|---|---|---|", *rows, "", *(f"- {note}" for note in notes),
     ])  # fmt: skip
-    print(table)
-    if OUT:
-        path = OUT.format(device=device)
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(table + "\n")
+    keep(table, OUT.format(device=device))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,211 @@
+"""Full fine-tuning of the same ViT in ours, timm's way and the Hugging Face Trainer, side by side.
+
+    python -m benchmarks.finetune_full                     # ViT-B/16 on two CPU cores: 6 minutes
+    python -m benchmarks.finetune_full --model vit_tiny_patch16_224 --batch-size 16    # quick
+
+Whole steps are timed: crop, flip, normalisation, forward, backward, clipping, AdamW, schedule.
+The photographs are random pixels, decoded and in memory for all, the weights are random.
+
+- ours: what finetune.py runs, lab.engine.Trainer.train_epoch on lab.loaders.Loaders.
+- timm: its model, create_loader with the prefetcher, create_optimizer_v2, its scheduler and
+  clipping under torch.autocast, put together as its train.py does (the wheel lacks that script).
+- transformers: ViTForImageClassification and Trainer, torchvision's transforms in a Dataset.
+
+Each has a process of its own, and with it its own memory. They take turns, an epoch of STEPS each;
+the speed is the median over the repeats, the ratio to timm the median of the ratios per repeat.
+"""
+
+import importlib.util
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torchvision.transforms import v2
+
+import finetune
+from benchmarks.peers import Pictures, Recipe, in_transformers, timm_training, transformers_trainer
+from benchmarks.timing import Turns, hardware, in_turns, keep, matmul_rate
+from lab import constants
+from lab.compute import model_facts
+from lab.convert import config_of
+from lab.data import Dataset
+from lab.engine import Trainer
+from lab.fit_config import FitConfig
+from lab.loaders import Loaders
+from lab.optim import adamw
+from lab.preprocess import Preprocess
+from lab.processes import processes
+from lab.runs import Run
+from lab.sources import Split
+from lab.state import State
+from model import VisionTransformer, ViTConfig
+
+# --- What is measured ---
+MODEL: str = "vit_base_patch16_224"  # timm's name of a plain ViT
+PEERS: str = "ours,timm,transformers"  # in the order of the table
+CLASSES: int = 37  # outputs of the head
+PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
+# --- How it is measured ---
+BATCH_SIZE: int | None = None  # images in a step; none: 8 on a CPU, 128 on a GPU
+STEPS: int | None = None  # timed at once; none: 2 on a CPU, 40 on a GPU
+REPEATS: int = 5  # the median over so many is reported, after one that is not
+WORKERS: int | None = None  # of the others' DataLoaders; none: one a core, at most 16
+OUT: str = "benchmarks/results/finetune_full-{device}.md"  # where the table goes; empty: nowhere
+
+H100 = 989e12  # FLOP/s in bf16, dense, by the data sheet of the SXM version
+AUGMENT = finetune.AUGMENTATIONS["photographs"]
+
+
+def ours(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None:
+    """What finetune.py does between two validations."""
+    loaders = Loaders(data, preprocess(config), recipe.batch_size, AUGMENT)
+    model = VisionTransformer(config)
+    optimizer = adamw(model, recipe.learning_rate, recipe.weight_decay)
+    how = FitConfig(
+        epochs=recipe.epochs, warmup=recipe.warmup, clip_grad=recipe.clip_grad,
+        precision="bf16" if recipe.bf16 else "fp32", trial=True,
+    )  # fmt: skip
+    trainer = Trainer(model, optimizer, loaders, how, Run(Path()))  # train_epoch writes nothing
+    for epoch in range(1, 1 + recipe.epochs):
+        trainer.state = State(epoch)
+        turns.begin()
+        trainer.train_epoch([])
+        turns.end()
+
+
+def timms(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None:
+    batches = timm.data.create_loader(
+        Pictures(data.train.store, data.train.labels), (3, config.img_size, config.img_size),
+        recipe.batch_size, is_training=True, scale=(AUGMENT.resized_crop, 1.0), color_jitter=None,
+        interpolation="bilinear", mean=data.mean, std=data.std, num_workers=recipe.workers,
+        pin_memory=turns.device.type == "cuda", device=turns.device,
+    )  # fmt: skip
+    model = timm.create_model(MODEL, num_classes=CLASSES).to(turns.device)
+    epoch = timm_training(model, batches, recipe)
+    for _ in range(recipe.epochs):
+        turns.begin()
+        epoch()
+        turns.end()
+
+
+def transformers(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            turns.begin()
+
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            turns.end()
+
+    transform = v2.Compose([
+        v2.RandomResizedCrop(config.img_size, scale=(AUGMENT.resized_crop, 1)),
+        v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(data.mean, data.std),
+    ])  # fmt: skip
+    pictures = Pictures(data.train.store, data.train.labels, transform)
+    with tempfile.TemporaryDirectory() as folder:
+        model = in_transformers(config)
+        transformers_trainer(model, pictures, recipe, folder, (Clock(),)).train()
+
+
+def preprocess(config: ViTConfig) -> Preprocess:
+    return Preprocess(
+        config.img_size, [0.5] * 3, [0.5] * 3, timm.get_pretrained_cfg(MODEL).crop_pct
+    )
+
+
+def photographs(config: ViTConfig) -> Dataset:
+    """Random pixels for one epoch, of the size that photographs are kept at."""
+    how, count = preprocess(config), STEPS * BATCH_SIZE
+    rng = torch.Generator().manual_seed(0)
+    shape = (count, 3, how.resized, how.resized)
+    images = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (count,), generator=rng)
+    split = Split(images, torch.arange(count), labels, [str(i) for i in range(count)])
+    classes = [str(i) for i in range(CLASSES)]
+    return Dataset("random", classes, split, split, split, how.mean, how.std, [])
+
+
+def config_of_model() -> ViTConfig:
+    with torch.device("meta"):
+        model = timm.create_model(MODEL, num_classes=CLASSES)
+    return config_of(model.state_dict(), model.blocks[0].attn.num_heads)
+
+
+PEER = {"ours": ours, "timm": timms, "transformers": transformers}
+
+
+def peer(name: str, values: dict[str, Any], line: Connection) -> None:
+    """A peer's process."""
+    globals().update(values)
+    torch.manual_seed(0)
+    config = config_of_model()
+    recipe = Recipe(1 + REPEATS, STEPS, BATCH_SIZE, 1e-4, 0.05, finetune.WARMUP,
+                    finetune.CLIP_GRAD, PRECISION == "bf16", WORKERS)  # fmt: skip
+    PEER[name](Turns(line, processes().device), photographs(config), config, recipe)
+
+
+def rows_of(times: dict[str, list[float]], memory: dict[str, int], rates: list[float]) -> list[str]:
+    """The table's rows; `rates`: what each share is of, in images/s."""
+    rows = []
+    for name, own in times.items():
+        ratios = sorted(t / o for t, o in zip(times.get("timm", []), own, strict=False))
+        middle = statistics.median(ratios or [0])
+        ratio = f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "-"
+        speed = STEPS * BATCH_SIZE / statistics.median(own)
+        shares = " | ".join(f"{speed / rate:.0%}" for rate in rates)
+        rows.append(f"| {name} | {speed:,.2f} | {ratio} | {memory[name]:,} | {shares} |")
+    return rows
+
+
+def main() -> None:
+    global PRECISION, BATCH_SIZE, STEPS, WORKERS
+    constants_given = constants.override(sys.modules[__name__])
+    device = processes().device.type
+    gpu = device == "cuda"
+    PRECISION = "bf16" if FitConfig(1, precision=PRECISION).mixed_precision == "bf16" else "fp32"
+    BATCH_SIZE = BATCH_SIZE or (128 if gpu else 8)
+    STEPS = STEPS or (40 if gpu else 2)
+    WORKERS = min(os.cpu_count() or 1, 16) if WORKERS is None else WORKERS
+    values = {name: globals()[name] for name in constants_given}
+    names = [n for n in PEERS.split(",") if n == "ours" or importlib.util.find_spec(n)]
+    notes = [f"{n}: not installed, skipped." for n in PEERS.split(",") if n not in names]
+    times, memory = in_turns(peer, names, values, 1 + REPEATS)
+    times = {name: own[1:] for name, own in times.items()}
+
+    config = config_of_model()
+    size = (3, config.img_size, config.img_size)
+    flops = model_facts(VisionTransformer(config), size)["training_flops"]
+    n = 8192 if gpu else 2048  # a GPU is not filled by less
+    rate = matmul_rate(device, torch.bfloat16 if PRECISION == "bf16" else torch.float32, n)
+    notes.append(f"A training step is {flops / 1e9:.1f} GFLOP an image; a product of {n} x {n} "
+                 f"matrices runs at {rate / 1e12:,.2f} TFLOP/s here.")  # fmt: skip
+    held = "allocated; ours keeps the photographs there" if gpu else "resident, without workers"
+    notes.append(f"Memory: the most that was {held}.")
+    rates = [rate / flops] + [H100 / flops] * gpu
+    heads = ["peer", "images/s", "x timm (range)", "peak MB", "of the product's rate"]
+    heads += ["of an H100's 989 TFLOP/s"] * gpu
+    versions = [f"{n} {version(n)}" for n in ("torch", *names) if n != "ours"]
+    keep("\n".join([
+        f"Full fine-tuning of {MODEL}, {config.img_size} pixels, {PRECISION}, batch {BATCH_SIZE}: "
+        "whole steps, data included.  ",
+        f"{hardware(device)}. {', '.join(versions)}.  ",
+        f"Median of {REPEATS} repeats of {STEPS} steps, peers in turns; workers of a "
+        f"DataLoader: {WORKERS}.  ",
+        f"`python -m benchmarks.finetune_full {shlex.join(sys.argv[1:])}`", "",
+        f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows_of(times, memory, rates), "",
+        *(f"- {note}" for note in notes),
+    ]), OUT.format(device=device))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

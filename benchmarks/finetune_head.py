@@ -1,0 +1,274 @@
+"""Training the head alone: on cached features, and through the frozen model as others do it.
+
+    python -m benchmarks.finetune_head              # our small weights on digits: about 6 minutes
+    python -m benchmarks.finetune_head --pretrained vit_base_patch16_224.augreg_in21k --dataset pets
+
+Four ways, with the same frozen weights, images, batch size, AdamW, rates and a head of zeros:
+
+- cached: what finetune.py --mode head does for one rate and one weight decay: the features of every
+  image once (lab.features.cached_features), then lab.engine.fit on them.
+- uncached: the frozen model in lab.engine.fit, with a forward pass in every epoch.
+- timm: the frozen model, its loader and the loop of its train.py.
+- transformers: the frozen ViTForImageClassification and Trainer.
+
+Only training is timed, in units of one forward pass of ours over the training images in the same
+repeat: for all ways the clock leaves out the validation and test images, which pass through the
+model once more whatever the way. The ways take turns; seeds differ between repeats.
+"""
+
+import copy
+import importlib.util
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median, pstdev
+from typing import Literal
+
+import timm
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torchvision.transforms import v2
+
+import finetune
+from benchmarks import peers
+from benchmarks.timing import hardware, keep, seconds
+from lab import constants
+from lab.augment import Augmentation
+from lab.data import load_data
+from lab.engine import fit
+from lab.errors import run_script
+from lab.evaluation import outputs
+from lab.features import Backbone, cached_features
+from lab.fit_config import FitConfig
+from lab.loaders import Loaders
+from lab.optim import adamw
+from lab.outcome import Scores
+from lab.processes import processes
+from lab.runs import Run
+from lab.weights import adapt_head, load_pretrained
+from model import VisionTransformer
+
+# --- What is measured ---
+PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # as in finetune.py, but a plain ViT
+IMG_SIZE: int | None = None  # pixels; none: the size that the weights were trained at
+DATASET: str = "digits"  # as in finetune.py
+DATA_DIR: str = "data"  # where downloads are
+WAYS: str = "cached,uncached,timm,transformers"  # in the order of the table
+# --- Training ---
+EPOCHS: int = 10  # passes over the training images
+BATCH_SIZE: int = 64  # images in a step
+LEARNING_RATE: float = 3e-2  # peak rate of AdamW; warm-up, cosine and clipping are finetune.py's
+WEIGHT_DECAY: float = 0.0  # of the head's weights
+PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
+# --- How it is measured ---
+REPEATS: int = 5  # the median over so many is reported
+WORKERS: int | None = None  # of the others' DataLoaders; none: one a core, at most 16
+OUT: str = "benchmarks/results/finetune_head-{device}.md"  # where the table goes; empty: nowhere
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all ways are given."""
+
+    model: VisionTransformer  # with a head of zeros, on the CPU; every way takes a copy
+    loaders: Loaders  # of the training images, without augmentation
+    recipe: peers.Recipe
+    folder: Path  # for what a way writes
+
+    def fit(self, model: nn.Module, loaders: Loaders) -> None:
+        """As lab.head trains one head of its sweep: no test split, no pictures."""
+        how = FitConfig(EPOCHS, self.recipe.warmup, clip_grad=self.recipe.clip_grad,
+                        precision=PRECISION, seed=loaders.seed, trial=True)  # fmt: skip
+        fit(model, adamw(model, LEARNING_RATE, WEIGHT_DECAY), loaders, how, Run(self.folder))
+
+    def pictures(self, transform: Callable | None = None) -> peers.Pictures:
+        train = self.loaders.data.train
+        return peers.Pictures(train.images(slice(None)), train.labels, transform)
+
+
+def freeze(model: nn.Module, head: nn.Module) -> None:
+    model.requires_grad_(False)
+    head.requires_grad_(True)
+
+
+# Each way gets ready and returns what is timed, which returns the head, and the seconds that
+# computing features took.
+Work = Callable[[], tuple[nn.Module, float]]
+
+
+def cached(task: Task) -> Work:
+    model = copy.deepcopy(task.model)
+
+    def work() -> tuple[nn.Module, float]:
+        features, spent = cached_features(
+            model, "the same", task.loaders, 0, task.folder, "bf16" if task.recipe.bf16 else "no"
+        )
+        task.fit(model.head, features)
+        return model.head, spent
+
+    return work
+
+
+def uncached(task: Task) -> Work:
+    model = copy.deepcopy(task.model)
+    freeze(model, model.head)
+
+    def work() -> tuple[nn.Module, float]:
+        task.fit(model, task.loaders)
+        return model.head, 0.0
+
+    return work
+
+
+def timms(task: Task) -> Work:
+    device, how, pictures = processes().device, task.loaders.preprocess, task.pictures()
+    size = (len(how.mean), how.img_size, how.img_size)
+    seen = {"mean": how.mean, "std": how.std, "crop_pct": how.crop_pct}
+    seen["interpolation"] = how.interpolation
+    batches = timm.data.create_loader(
+        pictures, size, task.recipe.batch_size, is_training=True, no_aug=True, num_workers=WORKERS,
+        pin_memory=device.type == "cuda", device=device, **seen,
+    )  # fmt: skip
+    # Here no way augments: training images are seen as test images are.
+    pictures.transform = timm.data.create_transform(size, use_prefetcher=True, **seen)
+    model = peers.in_timm(task.model.config, task.model.state_dict()).to(device)
+    freeze(model, model.get_classifier())
+    epoch = peers.timm_training(model, batches, task.recipe)
+
+    def work() -> tuple[nn.Module, float]:
+        for _ in range(EPOCHS):
+            epoch()
+        return model.get_classifier(), 0.0
+
+    return work
+
+
+def transformers(task: Task) -> Work:
+    how = task.loaders.preprocess
+    transform = v2.Compose([
+        v2.Resize(how.resized, v2.InterpolationMode(how.interpolation)),
+        v2.CenterCrop(how.img_size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(how.mean, how.std),
+    ])  # fmt: skip
+    model = peers.in_transformers(task.model.config, task.model.state_dict())
+    freeze(model, model.classifier)
+    trainer = peers.transformers_trainer(
+        model, task.pictures(transform), task.recipe, str(task.folder)
+    )
+
+    def work() -> tuple[nn.Module, float]:
+        trainer.train()
+        return model.classifier, 0.0
+
+    return work
+
+
+WAY = {"cached": cached, "uncached": uncached, "timm": timms, "transformers": transformers}
+OURS = ("cached", "uncached")
+
+
+def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
+    """Seconds of a forward pass over the training images."""
+    device = processes().device
+    model = copy.deepcopy(model).to(device)
+    loaders.to(device)
+
+    @torch.no_grad()
+    def work() -> None:
+        for _, images, _ in loaders.evaluation("train"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                model(images)
+
+    return seconds(work, device.type)
+
+
+def measure(task: Task, names: list[str], test: Scores) -> dict[str, list[tuple[float, ...]]]:
+    """For each way and repeat: seconds of all, of the features, of a pass, and test accuracy.
+
+    test: the features of the test images in place of logits.
+    """
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    one_pass(task.model, task.loaders, task.recipe.bf16)  # warm-up
+    for repeat in range(REPEATS):
+        loaders = replace(task.loaders, seed=repeat)
+        unit = one_pass(task.model, loaders, task.recipe.bf16)
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                torch.manual_seed(repeat)
+                work = WAY[name](replace(task, loaders=loaders, folder=Path(folder)))
+                out = []
+                spent = seconds(lambda w=work, o=out: o.append(w()), processes().device.type)
+            head, features = out[0]
+            with torch.no_grad():
+                scores = replace(test, logits=head.cpu().float()(test.logits))
+            found[name].append((spent, features, unit, 100 * scores.accuracy))
+    return found
+
+
+def main() -> None:
+    global WORKERS
+    constants.override(sys.modules[__name__])
+    pretrained = load_pretrained(PRETRAINED, IMG_SIZE, plain_only=True)
+    how = pretrained.preprocess
+    data = load_data(DATASET, DATA_DIR, how.resized, interpolation=how.interpolation)
+    adapt_head(pretrained, data.classes)
+    model = pretrained.model
+    for parameter in model.head.parameters():
+        nn.init.zeros_(parameter)  # weights of these very classes come with a trained head
+    names = [n for n in WAYS.split(",") if n in OURS or importlib.util.find_spec(n)]
+    notes = [f"{n}: not installed, skipped." for n in WAYS.split(",") if n not in names]
+    peers.check_twins(model, names)
+
+    WORKERS = min(os.cpu_count() or 1, 16) if WORKERS is None else WORKERS
+    mixed = FitConfig(1, precision=PRECISION).mixed_precision
+    device, accelerator = processes().device.type, Accelerator(mixed_precision=mixed)
+    loaders = Loaders(data, how, BATCH_SIZE, Augmentation())
+    loaders.to(accelerator.device)
+    backbone = Backbone(copy.deepcopy(model).to(accelerator.device))
+    test = Scores(outputs(backbone, loaders, "test", accelerator), data.test.labels)
+    recipe = peers.Recipe(
+        EPOCHS, loaders.steps, loaders.batch_size, LEARNING_RATE, WEIGHT_DECAY,
+        finetune.WARMUP, finetune.CLIP_GRAD, mixed == "bf16", WORKERS,
+    )  # fmt: skip
+    one = data.val.take(torch.arange(len(data.val)) == 0)  # stands for all that is not timed
+    loaders = replace(loaders, data=replace(data, val=one, test=one))
+    found = measure(Task(model, loaders, recipe, Path()), names, test)
+
+    rows, accuracies = [], []
+    for name, repeats in found.items():
+        spent, features, unit, accuracy = zip(*repeats, strict=True)
+        passes = sorted(s / u for s, u in zip(spent, unit, strict=True))
+        accuracies.append(mean(accuracy))
+        rows.append(f"| {'ours, ' * (name in OURS)}{name} | {median(spent):,.2f} | "
+                    f"{median(passes):.2f} ({passes[0]:.2f} to {passes[-1]:.2f}) | "
+                    f"{mean(accuracy):.2f} ± {pstdev(accuracy):.2f} |")  # fmt: skip
+        if name == "cached":
+            first = median(f / u for f, u in zip(features, unit, strict=True))
+            rest = median((s - f) / u for s, f, u in zip(spent, features, unit, strict=True))
+            notes.append(f"ours, cached: {first:.2f} passes for the features, {rest:.2f} for the "
+                         "head and the files.")  # fmt: skip
+    notes.append(f"A pass takes {median(unit):.2f} s; accuracies differ by "
+                 f"{max(accuracies) - min(accuracies):.2f} points at most.")  # fmt: skip
+    versions = [f"{n} {version(n)}" for n in ("torch", *names) if n not in OURS]
+    keep("\n".join([
+        f"The head of {Path(PRETRAINED).stem}, {how.img_size} pixels, trained on {data.name}: "
+        f"{EPOCHS} epochs of {len(data.train):,} images, batch {BATCH_SIZE}, "
+        f"{'bf16' if recipe.bf16 else 'fp32'}.  ",
+        f"{hardware(device)}. {', '.join(versions)}.  ",
+        f"Median of {REPEATS} repeats, ways in turns; workers of a DataLoader: {WORKERS}. "
+        f"Accuracy: mean and deviation over seeds 0 to {REPEATS - 1}, {len(data.test):,} images, "
+        "after the last epoch.  ",
+        f"`python -m benchmarks.finetune_head {shlex.join(sys.argv[1:])}`", "",
+        "| way | seconds | passes over the training images (range) | test accuracy in % |",
+        "|---|---|---|---|", *rows, "", *(f"- {note}" for note in notes),
+    ]), OUT.format(device=device))  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_script(main)
