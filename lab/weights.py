@@ -206,7 +206,7 @@ def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
         nn.init.zeros_(parameter)
     names = [name for name, value in model.named_parameters() if any(value is n for n in new)]
     was = f"in place of the {had} released outputs" if had else "where none was released"
-    return f"a new head ({', '.join(names)}) for {len(classes)} classes, {was}"
+    return f"a new head for {len(classes)} classes, {was}: {', '.join(names)}"
 
 
 def classifier(model: nn.Module) -> nn.Module:
