@@ -117,7 +117,10 @@ class Trainer:
             self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
         if config.compile:
             model.compile()
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.accelerator.num_processes > 1:
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        else:  # one process needs no wrapper around the optimizer, which costs as much
+            self.model, self.optimizer = self.accelerator.prepare(model), optimizer
         self.state = State()
 
     @property
@@ -199,7 +202,9 @@ class Trainer:
         """One optimizer step: mean loss and number of right answers of this process's images."""
         state, config = self.state, self.config
         done = (state.epoch - 1) * self.loaders.steps + state.step
-        torch.manual_seed(seed_of(config.seed, state.epoch, state.step, self.loaders.rank))
+        # torch.manual_seed looks for devices of every kind, a quarter of a small head's step.
+        seeded = torch.default_generator if images.device.type == "cpu" else torch
+        seeded.manual_seed(seed_of(config.seed, state.epoch, state.step, self.loaders.rank))
         targets = labels
         if self.mixers and torch.rand(()) < config.mix_probability:
             images, targets = self.mixers[torch.randint(len(self.mixers), ())](images, labels)
@@ -263,7 +268,8 @@ class Trainer:
                 path = self.run.folder / "best.safetensors"
                 save_weights(path, merged_state(self.judged), header)
             self.run.append_history(row)
-            self.save()
+            if not self.config.trial or state.epoch > self.config.epochs:
+                self.save()  # a trial is cheap: one that was killed starts over
         self.say(epoch_line(row, self.config.epochs))
 
     def test(self) -> None:
