@@ -65,7 +65,7 @@ def find(source: str) -> Found:
     if path.is_file():
         return from_file(path)
     if path.suffix in (".safetensors", ".npz", *PICKLES) or source.startswith((".", "/", "~")):
-        raise UserError(f"PRETRAINED={source!r}: there is no such file or folder")
+        raise UserError(f"the weights {source!r}: there is no such file or folder")
     repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return from_repository(repository, partial(fetch, repository))
@@ -169,7 +169,7 @@ def architecture_in(stem: str) -> str | None:
 def from_timm(name: str) -> Found:
     if not timm.is_model(name):
         raise UserError(
-            f"PRETRAINED={name!r} is no file, no folder and no repository, and "
+            f"the weights {name!r} are no file, no folder and no repository, and "
             f"{unknown_architecture(name)}"
         )
     architecture = name.split(".")[0]
@@ -183,8 +183,8 @@ def from_timm(name: str) -> Found:
     if not cfg.hf_hub_id:
         place = f"weights/{full}{Path(str(cfg.url)).suffix}"
         raise UserError(
-            f"{full} is not on the hub: fetch {cfg.url}, put it at {place}, and run with "
-            f"--pretrained {place}"
+            f"{full} is not on the hub: fetch {cfg.url}, put it at {place}, and run "
+            f"with {place} instead of {name}"
         )
     wanted = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else WEIGHTS
     weights = fetch(cfg.hf_hub_id, *wanted)
@@ -222,8 +222,8 @@ def fetch(repository: str, *names: str) -> Path | None:
                 f"could not be downloaded: {first_line(error.__cause__ or error)}\n"
                 f"Without a network: on a machine that has one, fetch config.json, {WEIGHTS[0]} "
                 f"and, where there is one, preprocessor_config.json from\n  {page}/tree/main\n"
-                f"put them into the folder {folder}, and run with --pretrained {folder}\n"
-                "A run that needs no download: leave PRETRAINED as it was"
+                f"put them into the folder {folder}, and run with {folder} as the weights.\n"
+                "A run that needs no download: leave the weights as they were"
             ) from error
     return None
 

@@ -57,7 +57,7 @@ def load_pretrained(
     except UserError as error:
         if source in str(error):
             raise
-        raise UserError(f"PRETRAINED={source!r}: {error}") from error
+        raise UserError(f"the weights {source!r}: {error}") from error
 
 
 def ours(
@@ -89,7 +89,7 @@ def from_timm(
     if plain_only and gaps:
         raise UserError(
             f"{found.origin} is a ViT that model.py does not cover: it has {', '.join(gaps)}. "
-            f"finetune_swin.py takes any model of timm's: --pretrained {found.origin}"
+            f"finetune_swin.py takes any model of timm's: --model {found.origin}"
         )
     if is_vit(model) and not gaps:
         if found.state.keys() - model.state_dict().keys():  # the authors' names, not timm's

@@ -994,7 +994,7 @@ def test_a_repository_is_downloaded_once_then_found_without_a_network(hub, tmp_p
     assert f"config.json of google/other is not in the cache ({tmp_path / 'home'}" in said
     assert "HF_HUB_OFFLINE" in said
     assert f"{address}/google/other/tree/main" in said
-    assert "--pretrained weights/other" in said
+    assert "run with weights/other as the weights" in said
 
 
 def test_the_folder_that_is_advised_works(client, tmp_path, monkeypatch):
@@ -1004,7 +1004,7 @@ def test_the_folder_that_is_advised_works(client, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         load_pretrained("google/vit")
-    advised = Path(str(caught.value).split("--pretrained ")[1].split()[0])
+    advised = Path(str(caught.value).split("run with ")[1].split()[0])
     advised.mkdir(parents=True)
     for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert file in str(caught.value)
