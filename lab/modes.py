@@ -10,7 +10,7 @@ from lab.weights import classifier
 # Peak rates for a model 768 wide, as ViT-B is; a narrower one takes more in proportion (Yang et al.
 # 2022). A rate good for training from scratch destroys what a pretrained model knows, when all of
 # it is trained; a warning is given beyond RATE_RANGE times the rate here.
-RATES = {"scratch": 3e-4, "full": 1e-4, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4}
+RATES = {"scratch": 3e-4, "full": 3e-5, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4}
 RATE_RANGE = (0.01, 5.0)
 
 
