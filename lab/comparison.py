@@ -102,17 +102,16 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
                          ha="center", fontsize=9)  # fmt: skip
     axes[0].set_yticks(places, [row["mode"] for row in rows])
     axes[0].set_xlabel(f"test accuracy (%), 95 % interval of {rows[0]['images']:,} images")
-    for axis, key, label, unit in (
-        (axes[1], "trainable", "trainable parameters", 1e6),
-        (axes[2], "seconds", "training (seconds)", 1),
-        (axes[3], "memory", "peak memory (MB)", 1),
+    for axis, key, label in (
+        (axes[1], "trainable", "trainable parameters (logarithmic)"),
+        (axes[2], "seconds", "training (seconds)"),
+        (axes[3], "memory", "peak memory of the process (MB)"),
     ):
-        values = [(row[key] or 0) / unit for row in rows]
-        bars = axis.barh(places, values, color=TRAIN, height=0.62)
-        texts = [f"{v:,.3g} M" if unit > 1 else f"{v:,.0f}" for v in values]
-        axis.bar_label(bars, texts, padding=3, fontsize=9)
-        axis.set_xlabel(label + (" (millions)" if unit > 1 else ""))
-        axis.margins(x=0.25)
+        values = [row[key] or 0 for row in rows]
+        bars = axis.barh(places, values, color=TRAIN, height=0.62, log=key == "trainable")
+        axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=9)
+        axis.set_xlabel(label)
+        axis.margins(x=0.45 if key == "trainable" else 0.3)
     for axis in axes:
         axis.grid(axis="x", alpha=0.25)
     axes[0].invert_yaxis()  # the first mode on top; the panels share the axis
