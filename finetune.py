@@ -141,7 +141,9 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
         run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.name), identity, facts, c.FRESH)
     if processes().is_main_process:
         print("\n".join(notes))
-    if c.MODE == "head":
+    if run.finished:
+        run.say_finished()
+    elif c.MODE == "head":
         features, seconds = cached_features(model, weights, loaders, c.AUGMENT_VIEWS,
                                             Path(c.DATA_DIR, "vit-lab-cache"),
                                             how.mixed_precision)  # fmt: skip

@@ -38,9 +38,6 @@ def train_head(
         sweep: rates, and weight decays.
         feature_seconds: what computing the features took, for the records.
     """
-    if run.finished:
-        run.say_finished()
-        return
     data, start = loaders.data, classifier(model)
     if not isinstance(start, nn.Linear):
         raise UserError(f"the head is {type(start).__name__}, not linear: take MODE=top-k, TOP_K=1")
