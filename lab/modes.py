@@ -50,8 +50,9 @@ def train_mode(model: nn.Module) -> None:
 
 
 def usual_rate(model: nn.Module, variant: str) -> float:
-    """The peak rate for a mode and this model's width."""
-    return RATES[variant] * 768 / classifier(model).in_features
+    """The peak rate for a mode and this model's width, which is what its output layer reads."""
+    width = next(p for p in classifier(model).parameters() if p.ndim > 1).shape[1]
+    return RATES[variant] * 768 / width
 
 
 def rate_warning(model: nn.Module, variant: str, rate: float) -> str | None:
