@@ -28,7 +28,7 @@ from lab.features import cached_features
 from lab.fit_config import FitConfig
 from lab.head import train_head
 from lab.loaders import Loaders
-from lab.modes import choose_trained, rate_warning, usual_rate
+from lab.modes import choose_trained, rate_warning, usual_rate, variant_of
 from lab.optim import adamw, layers
 from lab.processes import processes
 from lab.runs import Run
@@ -118,7 +118,7 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
         rates = [c.LEARNING_RATE] if c.LEARNING_RATE else HEAD_SWEEP[0]
         decays = HEAD_SWEEP[1] if c.WEIGHT_DECAY is None else [c.WEIGHT_DECAY]
     else:
-        variant = "layer-decay" if c.MODE == "full" and c.LAYER_DECAY < 1 else c.MODE
+        variant = variant_of(model, c.MODE, c.TOP_K, c.LAYER_DECAY)
         rates = [c.LEARNING_RATE or usual_rate(model, variant)]
         decays = [0.05 if c.WEIGHT_DECAY is None else c.WEIGHT_DECAY]
         notes += filter(None, [rate_warning(model, variant, rates[0])])

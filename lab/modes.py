@@ -49,6 +49,14 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
+def variant_of(model: nn.Module, mode: str, top_k: int, layer_decay: float) -> str:
+    """Which of RATES a mode takes: training most of the blocks is like training all of them."""
+    if mode == "full" and layer_decay < 1:
+        return "layer-decay"
+    depth = max(layers(model).values()) - 1
+    return "full" if mode == "top-k" and 2 * top_k > depth else mode
+
+
 def usual_rate(model: nn.Module, variant: str) -> float:
     """The peak rate for a mode and this model's width, which is what its output layer reads."""
     width = next(p for p in classifier(model).parameters() if p.ndim > 1).shape[1]
