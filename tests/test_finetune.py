@@ -34,7 +34,14 @@ from lab.images import Reading, read_image
 from lab.loaders import Loaders
 from lab.lora import add_lora, merge, merged_state
 from lab.models import TimmConfig, describe, load_model, timm_model
-from lab.modes import train_mode, train_only_top
+from lab.modes import (
+    RATES,
+    rate_warning,
+    train_mode,
+    train_only_top,
+    usual_rate,
+    variant_of,
+)
 from lab.optim import adamw, layers
 from lab.preprocess import Preprocess
 from lab.runs import Run
@@ -113,6 +120,20 @@ def test_the_head_has_a_rate_of_its_own():
     assert scales["blocks.2.mlp.fc1.weight"][0] == scales["norm.weight"][0] == 0.5
     assert scales["blocks.0.mlp.fc1.weight"][0] == 0.125
     assert scales["pos_embed"] == (0.0625, 0.0)
+
+
+def test_rates_follow_the_mode_and_the_width():
+    narrow, wide = vit(), vit(config=dataclasses.replace(CONFIG, embed_dim=64))
+    for variant in RATES:
+        assert usual_rate(narrow, variant) == pytest.approx(2 * usual_rate(wide, variant))
+        assert rate_warning(narrow, variant, usual_rate(narrow, variant)) is None
+    base = timm.create_model("vit_base_patch16_224", num_classes=10)
+    assert usual_rate(base, "full") == RATES["full"]
+    assert "LEARNING_RATE=0.001 is unusual for full" in rate_warning(base, "full", 1e-3)
+    variants = [variant_of(narrow, "top-k", blocks, 1.0) for blocks in (1, 2, 3)]
+    assert variants == ["top-k", "full", "full"]  # two of three blocks are most of them
+    assert variant_of(narrow, "full", 2, 0.7) == "layer-decay"
+    assert variant_of(narrow, "lora", 2, 0.7) == "lora"
 
 
 # --- What is trained ---------------------------------------------------------------------------
