@@ -8,6 +8,7 @@ lab/augment.py, when batches are made.
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +46,19 @@ class Dataset:
         lines = [f"{self.name}: {sizes} images of {len(self.classes)} classes"]
         return "\n".join(lines + [f"  note: {remark}" for remark in self.remarks])
 
-    def summary(self) -> dict:
-        """Name, sizes and a fingerprint of all pixels and labels, for a run's records."""
-        splits = {"train": self.train, "val": self.val, "test": self.test}
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all pixels and labels, which it takes a while to read."""
         digest = hashlib.blake2b(digest_size=8)
-        for split in splits.values():
+        for split in (self.train, self.val, self.test):
             digest.update(split.labels.numpy())
             for i in range(0, len(split), 4096):  # in pieces: the images may lie on disk
                 digest.update(split.images(slice(i, i + 4096)).numpy())
+        return digest.hexdigest()
+
+    def summary(self) -> dict:
+        """Name, sizes and fingerprint, for a run's records."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
         return {
             "name": self.name,
             **{name: len(split) for name, split in splits.items()},
@@ -60,7 +66,7 @@ class Dataset:
             "pixels": list(self.train.store.shape[1:]),
             "mean": [round(m, 4) for m in self.mean],
             "std": [round(s, 4) for s in self.std],
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": self.fingerprint,
             "remarks": self.remarks,
         }
 

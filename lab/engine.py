@@ -24,15 +24,14 @@ from lab.checkpoints import (
     load_strictly,
     load_weights,
     save_state,
-    save_weights,
 )
 from lab.compute import peak_memory_mb
 from lab.errors import Stopped, UserError, asked_to_stop, memory_advice
 from lab.evaluation import evaluate
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
-from lab.lora import merge, merged_state
-from lab.models import describe
+from lab.lora import merge
+from lab.models import save_model
 from lab.modes import train_mode
 from lab.optim import Schedule
 from lab.outcome import record
@@ -262,11 +261,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             # In this order a kill between two lines is mended by the epoch that is run again.
             if better:
-                judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
-                described = describe(self.plain, self.loaders.data.classes, self.loaders.preprocess)
-                header = {**described, **judged}
-                path = self.run.folder / "best.safetensors"
-                save_weights(path, merged_state(self.judged), header)
+                path, loaders = self.run.folder / "best.safetensors", self.loaders
+                save_model(path, self.judged, loaders.data.classes, loaders.preprocess, row)
             self.run.append_history(row)
             if not self.config.trial or state.epoch > self.config.epochs:
                 self.save()  # a trial is cheap: one that was killed starts over

@@ -86,7 +86,7 @@ def cached_features(
     device, world = accelerator.device, accelerator.num_processes
     seen = {
         "weights": weights,
-        "data": loaders.data.summary()["fingerprint"],
+        "data": loaders.data.fingerprint,
         "preprocess": asdict(loaders.preprocess),
         "views": [views, asdict(loaders.augmentation), loaders.seed, world] if views else 0,
         "precision": [precision, device.type],

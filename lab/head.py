@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from lab.checkpoints import load_strictly, load_weights, save_weights
+from lab.checkpoints import load_strictly, load_weights
 from lab.compute import model_facts
 from lab.engine import fit
 from lab.errors import UserError
 from lab.features import FeatureLoaders
 from lab.fit_config import FitConfig
-from lab.models import describe
+from lab.models import save_model
 from lab.optim import adamw
 from lab.outcome import Scores, record
 from lab.processes import processes
@@ -59,15 +59,11 @@ def train_head(
             print(f"rate {rate:g}, weight decay {decay:g}: validation {accuracy:.1f} %")
     *_, trial, rows, best = max(trials, key=lambda entry: entry[:2])
     path = trial.folder / "best.safetensors"
-    head = copy.deepcopy(start)
-    load_strictly(head, load_weights(path)[0], path)
-    load_strictly(classifier(model), head.state_dict(), path)
+    load_strictly(start, load_weights(path)[0], path)
     if not main:
         return
-    logits = head.cpu()(loaders.features["test"].cpu()).detach()
-    judged = {"epoch": best["epoch"], "val_accuracy": best["val_accuracy"]}
-    header = {**describe(model, data.classes, loaders.preprocess), **judged}
-    save_weights(run.folder / "best.safetensors", model.state_dict(), header)
+    logits = start(loaders.features["test"].cpu()).detach()
+    save_model(run.folder / "best.safetensors", model, data.classes, loaders.preprocess, best)
     run.write_history(rows)
     extra = costs(model, loaders, [rows for *_, rows, _ in trials], feature_seconds)
     extra["chosen"] = trial.folder.name

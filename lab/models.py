@@ -8,8 +8,9 @@ from typing import Any
 import timm
 from torch import nn
 
-from lab.checkpoints import load_strictly, load_weights
+from lab.checkpoints import load_strictly, load_weights, save_weights
 from lab.errors import UserError
+from lab.lora import merged_state
 from lab.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
 
@@ -20,6 +21,11 @@ class TimmConfig:
 
     architecture: str
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments as timm wants them: JSON, where they may come from, has no tuples."""
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in self.arguments.items()}
 
     @classmethod
     def parse(cls, architecture: str, img_size: int, text: str, **arguments: Any) -> "TimmConfig":
@@ -48,9 +54,8 @@ def timm_model(config: TimmConfig) -> nn.Module:
     """
     if not timm.is_model(config.architecture):
         raise UserError(unknown_architecture(config.architecture))
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.arguments.items()}
     try:
-        model = timm.create_model(config.architecture, pretrained=False, **arguments)
+        model = timm.create_model(config.architecture, pretrained=False, **config.keywords)
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"timm cannot build {config.architecture} so: {error}") from error
     model.config = config
@@ -75,6 +80,14 @@ def describe(model: nn.Module, classes: list[str], preprocess: Preprocess) -> di
         "classes": classes,
         "preprocess": asdict(preprocess),
     }
+
+
+def save_model(
+    path: Path, model: nn.Module, classes: list[str], preprocess: Preprocess, row: dict[str, Any]
+) -> None:
+    """Writes a model as it was after the epoch of a row of history.csv; `load_model` reads it."""
+    judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+    save_weights(path, merged_state(model), {**describe(model, classes, preprocess), **judged})
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:

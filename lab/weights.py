@@ -148,10 +148,9 @@ def fill(found: Found, arguments: dict[str, Any]) -> nn.Module:
         "num_classes": arguments["num_classes"], "label_offset": 0, "custom_load": False,
         "input_size": (channels, *size), "first_conv": None,  # None: channels fit, none is made up
     }  # fmt: skip
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:
         model = timm.create_model(
-            config.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **given
+            config.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **config.keywords
         )
     except Exception as error:  # timm's conversions raise many kinds for what they do not know
         lines = "\n".join(str(error).splitlines()[:6]) or repr(error)
