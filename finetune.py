@@ -27,6 +27,7 @@ from lab.errors import run_script
 from lab.features import cached_features
 from lab.fit_config import FitConfig
 from lab.head import train_head
+from lab.hub import short_name
 from lab.loaders import Loaders
 from lab.modes import choose_trained, rate_warning, usual_rate, variant_of
 from lab.optim import adamw, layers
@@ -156,8 +157,7 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
 
 def name_of(c: SimpleNamespace, dataset: str) -> str:
     """A readable name: dataset, weights, what is trained, seed."""
-    path = Path(c.PRETRAINED)
-    weights = path.stem if path.is_file() or "/" in c.PRETRAINED else c.PRETRAINED.split(".")[0]
+    weights = short_name(c.PRETRAINED)
     mode: dict[str, Any] = {"top-k": f"top{c.TOP_K}", "lora": f"lora{c.LORA_RANK}"}
     decay = f"-decay{c.LAYER_DECAY:g}" if c.MODE == "full" and c.LAYER_DECAY < 1 else ""
     return c.NAME or f"{dataset}-{weights}-{mode.get(c.MODE, c.MODE)}{decay}-s{c.SEED}"

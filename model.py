@@ -116,7 +116,7 @@ class Attention(nn.Module):
         if not return_weights and (x.device.type, q.dtype) != ("cpu", torch.bfloat16):
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (B, h, N, d)
         else:
-            weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)  # (B, h, N, N)
+            weights = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, h, N, N)
             out = F.dropout(weights, drop) @ v  # (B, h, N, d)
 
         out = self.proj(out.transpose(1, 2).reshape(B, N, D))

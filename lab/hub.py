@@ -66,6 +66,14 @@ def find(source: str) -> Found:
     return from_timm(source)
 
 
+def short_name(source: str) -> str:
+    """What weights are called in the name of a run."""
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_file() or "/" in source else source.split(".")[0]
+
+
 def from_folder(folder: Path) -> Found:
     if (folder / "best.safetensors").is_file():
         return from_file(folder / "best.safetensors")

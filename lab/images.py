@@ -77,16 +77,19 @@ def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
         with suppress(Exception):  # a broken EXIF block says nothing about the pixels
             ImageOps.exif_transpose(image, in_place=True)
         image = to_rgb(image)
-    size, method = reading.size, Image.Resampling[reading.interpolation.upper()]
+    image = square(image, reading.size, Image.Resampling[reading.interpolation.upper()])
+    return np.asarray(image).transpose(2, 0, 1), remark
+
+
+def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
+    """The central square of an image with `size` pixels a side."""
     short = min(image.size)
     if max(image.size) > 100 * short:  # a 1-pixel strip must not become a wall of memory
         image = ImageOps.fit(image, (size, size), method)
     elif short != size:
-        shape = [size * side // short for side in image.size]
-        image = image.resize(shape, method)
+        image = image.resize([size * side // short for side in image.size], method)
     left, top = (round((side - size) / 2) for side in image.size)
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
-    return pixels.transpose(2, 0, 1), remark
+    return image.crop((left, top, left + size, top + size))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

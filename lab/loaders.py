@@ -146,7 +146,11 @@ class Loaders:
                 draw = Draw(seed_of(self.seed, view, step, self.rank), len(images), self.device)
                 yield index, self.augmented(images, draw), labels
             else:
-                yield index, (center(images, self.preprocess) - self.mean) / self.std, labels
+                yield index, self.normalised(images), labels
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 images to what evaluation sees: resized, the centre cut out, normalised."""
+        return (center(images, self.preprocess) - self.mean) / self.std
 
     def augmented(self, images: Tensor, draw: Draw) -> Tensor:
         """uint8 images to augmented and normalised ones."""

@@ -14,8 +14,10 @@ import matplotlib.pyplot as plt
 TRAIN, VAL = "#c2571a", "#1f5fa8"  # told apart in print and by the colour-blind
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    write_whole(path, lambda scratch: figure.savefig(scratch, format="png", dpi=130))
+def save(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
+    """Writes a figure as its suffix says; .jpg for photographs, which are large as .png."""
+    kind = {"format": path.suffix[1:], "dpi": dpi}
+    write_whole(path, lambda scratch: figure.savefig(scratch, **kind))
     plt.close(figure)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from lab.checkpoints import write_json, write_whole
+from lab.errors import UserError
 from lab.processes import processes
 
 SCHEMA = 1  # of the records; a reader refuses what it does not know
@@ -114,6 +115,18 @@ class Run:
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def newest(place: Path, advice: str) -> Path:
+    """The folder of the run below `place` that finished last.
+
+    Raises: UserError, if there is none, with the command that makes one.
+    """
+    found = list(place.glob("*/metrics.json"))
+    if not found:
+        raise UserError(f"there is no finished run in {place}: make one with {advice}, or name a "
+                        "model, such as --model weights/vit_128x6_cifar10.safetensors")  # fmt: skip
+    return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

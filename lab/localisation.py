@@ -1,0 +1,111 @@
+"""Is the map where the animal is? Maps against outlines, image by image.
+
+All maps are brought to the image's size bilinearly, scaled to a largest value of one, and judged
+on the pixels that the outline calls animal or background; its border is left out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from lab.saliency import upsample
+from lab.stats import bootstrap
+from lab.trimaps import ANIMAL, BORDER
+
+LEVELS = 50  # thresholds that the validation images choose from
+MEASURES = {
+    "mass": "share of the map's mass on the animal",
+    "pointing": "the largest value lies on the animal",
+    "average_precision": "average precision, pixels ranked by the map",
+    "iou": "overlap (IoU) at the best threshold of the validation images",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one method's maps of N images are worth, image by image."""
+
+    mass: np.ndarray  # (N,)
+    pointing: np.ndarray  # (N,)
+    average_precision: np.ndarray  # (N,)
+    overlaps: np.ndarray  # (N, LEVELS + 1), IoU at each threshold
+
+    def of(self, measure: str, level: int) -> np.ndarray:
+        """One measure, (N,); `level` is the threshold's number, for "iou"."""
+        return self.overlaps[:, level] if measure == "iou" else getattr(self, measure)
+
+    def best_level(self) -> int:
+        return int(self.overlaps.mean(0).argmax())
+
+
+def judge(maps: Tensor, outlines: Tensor) -> Judged:
+    """Scores maps (N, rows, columns), at least zero, against outlines (N, S, S) of lab/trimaps.
+
+    mass: share of the map's sum that lies on the animal.
+    pointing: whether the largest value does (Zhang et al. 2018, without their margin); of several
+        largest values the share that does.
+    average_precision: of the pixels, as scikit-learn computes it.
+    overlaps: intersection over union of {map >= t} and the animal, t = 0, 1/LEVELS, ..., 1.
+    """
+    rows = []
+    for i in range(len(maps)):  # one by one: at the image's size all maps would fill the memory
+        values = upsample(maps[i : i + 1], outlines.shape[-1])[0]
+        judged = outlines[i] != BORDER
+        rows.append(judge_one(values[judged].numpy(), (outlines[i][judged] == ANIMAL).numpy()))
+    mass, pointing, precision, overlaps = zip(*rows, strict=True)
+    return Judged(np.array(mass), np.array(pointing), np.array(precision), np.array(overlaps))
+
+
+def judge_one(values: np.ndarray, animal: np.ndarray) -> tuple[float, float, float, np.ndarray]:
+    """The four measures of one image: values (n,) and whether each pixel is animal (n,)."""
+    if values.max() <= 0:  # a map that says nothing says it everywhere alike
+        values = np.ones_like(values)
+    values = values / values.max()
+    # The largest threshold, by number, that a pixel reaches; a float just below counts as there.
+    level = np.floor(values * LEVELS + 1e-4).astype(int)
+    reached = [np.bincount(level[part], minlength=LEVELS + 1)[::-1].cumsum()[::-1]
+               for part in (animal, ~animal)]  # fmt: skip
+    return (
+        float(values[animal].sum(dtype=float) / values.sum(dtype=float)),
+        float(animal[values == values.max()].mean()),
+        float(average_precision_score(animal, values)),
+        reached[0] / (animal.sum() + reached[1]),
+    )
+
+
+def baselines(grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Maps (rows, columns) that know nothing of the image: uniform, and a Gaussian at the centre.
+
+    The Gaussian's deviation is a quarter of the side; only `mass` depends on it.
+    """
+    down, right = ((torch.arange(n) + 0.5) / n - 0.5 for n in grid)  # in sides, from the centre
+    squared = down[:, None] ** 2 + right[None] ** 2
+    return {"uniform": torch.ones(grid), "centre Gaussian": torch.exp(-squared / (2 * 0.25**2))}
+
+
+def summarise(
+    test: Judged, level: int, rivals: dict[str, tuple[Judged, int]]
+) -> dict[str, dict[str, list[float]]]:
+    """Means with 95 % bootstrap intervals over the images, and differences to rivals.
+
+    Args:
+        test: of the test images.
+        level: the threshold that the validation images chose.
+        rivals: by name, others' scores on the same images, each with its own threshold.
+
+    Returns: for each measure {"mean": [mean, low, high], name of rival: [difference, low, high]}.
+    """
+
+    def interval(values: np.ndarray) -> list[float]:
+        return [round(x, 4) for x in (values.mean(), *bootstrap(values))]
+
+    out = {}
+    for measure in MEASURES:
+        values = test.of(measure, level)
+        out[measure] = {"mean": interval(values)}
+        for name, (rival, its) in rivals.items():
+            out[measure][name] = interval(values - rival.of(measure, its))
+    return out

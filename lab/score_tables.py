@@ -1,0 +1,217 @@
+"""Scores of attention maps as tables, pictures and sentences, all from the records."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lab.attention_score import CENTRE, RANDOM, TRAINED, candidates
+from lab.checkpoints import write_whole
+from lab.localisation import MEASURES
+from lab.plots import TRAIN, VAL, save
+
+SHORT = {"mass": "mass on the animal", "pointing": "pointing game",
+         "average_precision": "average precision", "iou": "IoU"}  # fmt: skip
+COLOURS = (VAL, TRAIN, "#2a8a57", "#7b4fa3", "#a07a00", "#555555", "#b03060", "#008b8b")
+
+
+def percent(values: list[float]) -> str:
+    """A share with its interval, such as "61.2 (58.0 to 64.1)"."""
+    mean, low, high = (100 * v for v in values)
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def points(values: list[float]) -> str:
+    """A difference of shares with its interval, such as "+3.1 (+1.0 to +5.2)"."""
+    mean, low, high = (100 * v for v in values)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def table(record: dict[str, Any]) -> str:
+    """Every method, block and baseline in Markdown; in % with 95 % intervals."""
+    lines = [
+        f"{record['title']}: {record['test_images']} test images, of which the animal takes "
+        f"{100 * record['animal_share']:.1f} %. In %, with 95 % bootstrap intervals over images.",
+        "",
+        "| map | weights | " + " | ".join(SHORT.values()) + " | like random weights |",
+        "|---|---|" + "---|" * (len(SHORT) + 1),
+    ]
+    for name, found in record["methods"].items():
+        for weights in (TRAINED, RANDOM):
+            cells = [percent(found[weights][m]["mean"]) for m in MEASURES]
+            like = f"{found['likeness']:.2f}" if weights == TRAINED else ""
+            lines.append(f"| {name} | {weights} | " + " | ".join(cells) + f" | {like} |")
+    for name, found in record["baselines"].items():
+        cells = [percent(found[m]["mean"]) for m in MEASURES]
+        lines.append(f"| {name} | none | " + " | ".join(cells) + " | |")
+    lines += [
+        "",
+        "Like random weights: mean rank correlation with the map of the same architecture with "
+        "random weights; near 1, the map shows the picture, not what was learnt.",
+    ]
+    if "faithfulness" in record:
+        lines += [
+            "",
+            f"Deletion and insertion on {record['deletion_images']} of these images: area under "
+            "the probability of the predicted class, in %.",
+            "",
+            "| order of the pixels | deletion (low is good) | insertion (high is good) |",
+            "|---|---|---|",
+        ]
+        for name, found in record["faithfulness"].items():
+            cells = " | ".join(percent(found[kind]) for kind in ("deletion", "insertion"))
+            lines.append(f"| {name} | {cells} |")
+    return "\n".join([*lines, "", *verdict(record), ""])
+
+
+MEANINGS = {  # better than the centre's Gaussian, better than without training
+    (True, True): "it finds the animal, and training taught it",
+    (True, False): "it finds the animal, but no better than without training",
+    (False, True): "training taught it something, but the picture's centre is as good a guess",
+    (False, False): "no reason to believe it",
+}
+
+
+def verdict(record: dict[str, Any]) -> list[str]:
+    """Which maps deserve trust here: a sentence for each method, then the whole."""
+    lines, trusted = [], []
+    for name in candidates(record):
+        found = record["methods"][name][TRAINED]["average_precision"]
+        gains = {rival: found[rival] for rival in (CENTRE, RANDOM)}
+        better = tuple(gain[1] > 0 for gain in gains.values())
+        told = "; ".join(f"{points(gain)} points to {rival}" for rival, gain in gains.items())
+        sure = f"average precision {100 * found['mean'][0]:.1f} %"
+        lines.append(f"- {name}: {sure}, {told}: {MEANINGS[better]}.")
+        if all(better):
+            trusted.append((found["mean"][0], name))
+    if trusted:
+        names = [name for _, name in sorted(trusted, reverse=True)]
+        whole = f"Where the animal is: believe {', then '.join(names)}."
+    else:
+        whole = ("Where the animal is: believe none of these maps; a Gaussian at the centre or an "
+                 "untrained model does as well.")  # fmt: skip
+    return [*lines, "", f"{whole} {faithful(record)}".strip()]
+
+
+def faithful(record: dict[str, Any]) -> str:
+    """What deletion and insertion say, in a sentence."""
+    areas = record.get("faithfulness")
+    if not areas:
+        return "The model has no classes, so deletion and insertion do not apply."
+    floor = areas["random order"]
+    good = [name for name in candidates(record)
+            if areas[name]["deletion"][2] < floor["deletion"][1]
+            and areas[name]["insertion"][1] > floor["insertion"][2]]  # fmt: skip
+    if not good:
+        return ("What the model uses: no map orders the pixels clearly better than chance in both "
+                "deletion and insertion.")  # fmt: skip
+    return (f"What the model uses: {', '.join(good)} orders the pixels clearly better than chance "
+            "in deletion and insertion.")  # fmt: skip
+
+
+def draw(path: Path, record: dict[str, Any]) -> None:
+    """Average precision and IoU by block, the other methods and baselines beside; the curves."""
+    panels = 3 if "faithfulness" in record else 2
+    figure, axes = plt.subplots(1, panels, figsize=(6.2 * panels, 5.2), layout="constrained")
+    blocks = [name for name in record["methods"] if name.startswith("block ")]
+    others = [name for name in record["methods"] if name not in blocks]
+    for axis, measure in zip(axes, ("average_precision", "iou"), strict=False):
+        numbers = range(1, len(blocks) + 1)
+        for weights, colour, style in ((TRAINED, VAL, "-"), (RANDOM, "gray", "--")):
+            if blocks:
+                rows = [record["methods"][name][weights][measure]["mean"] for name in blocks]
+                mean, low, high = 100 * np.array(rows).T
+                axis.plot(numbers, mean, style, color=colour, marker="o", ms=4,
+                          label=f"attention of a block, {weights}")  # fmt: skip
+                axis.fill_between(numbers, low, high, color=colour, alpha=0.15, lw=0)
+        place = len(blocks) + 0.9
+        for name, colour in zip(others, COLOURS[1:], strict=False):
+            for weights, marker in ((TRAINED, "D"), (RANDOM, "x")):
+                value = record["methods"][name][weights][measure]["mean"]
+                bar(axis, place, value, colour, marker, f"{name}, {weights}")
+                place += 0.45
+        for (name, found), style in zip(record["baselines"].items(), (":", "-."), strict=True):
+            axis.axhline(
+                100 * found[measure]["mean"][0], color="black", ls=style, lw=1.2, label=name
+            )
+        ticks = [i for i in numbers if len(blocks) <= 12 or i % 2 == 0]
+        axis.set_xticks(ticks, ticks)
+        axis.set(xlabel="block (mean of its heads)", ylabel=f"{SHORT[measure]} (%)",
+                 title=MEASURES[measure])  # fmt: skip
+        axis.title.set_fontsize(10)
+        axis.grid(alpha=0.25)
+    if panels == 3:
+        draw_curves(axes[2], record)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{record['title']}: maps against the outlines of {record['test_images']} test "
+                    "images, with 95 % intervals")  # fmt: skip
+    save(figure, path)
+
+
+def bar(axis: plt.Axes, x: float, value: list[float], colour: str, marker: str, label: str) -> None:
+    """One mean in % with its interval."""
+    mean, low, high = (100 * v for v in value)
+    axis.errorbar(x, mean, [[mean - low], [high - mean]], fmt=marker, color=colour, ms=6,
+                  capsize=3, label=label)  # fmt: skip
+
+
+def draw_curves(axis: plt.Axes, record: dict[str, Any]) -> None:
+    """Deletion (full) and insertion (dashed) of every order of the pixels."""
+    for (name, found), colour in zip(record["faithfulness"].items(), COLOURS, strict=False):
+        share = np.linspace(0, 100, len(found["deletion_curve"]))
+        for kind, style in (("deletion", "-"), ("insertion", "--")):
+            axis.plot(share, 100 * np.array(found[f"{kind}_curve"]), style, color=colour,
+                      label=name if kind == "deletion" else None)  # fmt: skip
+    axis.set(xlabel="pixels deleted (full lines) or inserted (dashed), %", ylim=(0, 102),
+             ylabel="probability of the predicted class (%)")  # fmt: skip
+    axis.set_title("deletion should fall fast, insertion rise fast", fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+
+
+def compare(place: Path, records: list[dict[str, Any]]) -> None:
+    """One picture and one table of all models that were scored on the same images."""
+    names = [record["title"] for record in records]
+    images = records[0]["images"]
+    head = [*SHORT.values(), "average precision to centre Gaussian"]
+    lines = [
+        f"Scored on {images}, in %, with 95 % bootstrap intervals over the images. Of the blocks, "
+        "the one that the validation images chose and the last one.",
+        "",
+        f"| model | map | {' | '.join(head)} |",
+        "|---|---|" + "---|" * len(head),
+    ]
+    size = (13, 2.6 + 0.95 * len(names))
+    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    panels = dict(zip(("average_precision", "iou"), axes, strict=True))
+    kinds: dict[str, str] = {}
+    for row, record in enumerate(records):
+        for i, name in enumerate(candidates(record)):
+            found = record["methods"][name][TRAINED]
+            cells = [percent(found[measure]["mean"]) for measure in MEASURES]
+            cells.append(points(found["average_precision"][CENTRE]))
+            lines.append(f"| {record['title']} | {name} | {' | '.join(cells)} |")
+            kind = name if not name.startswith("block") else "last block" if i else "best block"
+            colour = kinds.setdefault(kind, COLOURS[len(kinds)])
+            for measure, axis in panels.items():
+                mean, low, high = (100 * v for v in found[measure]["mean"])
+                reach = [[mean - low], [high - mean]]
+                style = {"fmt": "o", "color": colour, "ms": 5, "capsize": 2}
+                axis.errorbar(mean, row + 0.14 * (i - 2), xerr=reach, **style)
+    for measure, axis in panels.items():
+        for (name, found), style in zip(records[0]["baselines"].items(), (":", "-."), strict=True):
+            mean = 100 * found[measure]["mean"][0]
+            axis.axvline(mean, color="black", ls=style, lw=1.2, label=name)
+        axis.set(xlabel=f"{SHORT[measure]} (%)")
+        axis.grid(alpha=0.25)
+    for kind, colour in kinds.items():
+        axes[1].plot([], [], "o", color=colour, label=kind)
+    axes[0].set_yticks(range(len(names)), names, fontsize=9)
+    axes[0].invert_yaxis()
+    entries = axes[1].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle(f"Is the map where the animal is? {images}")
+    save(figure, place.with_suffix(".png"))
+    text = "\n".join([*lines, ""])
+    write_whole(place.with_suffix(".md"), lambda scratch: scratch.write_text(text, "utf-8"))
