@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lab.plots import TRAIN, VAL, save
 
 MAP = "inferno"
+JUDGED = {True: ("#1a7431", ", right"), False: ("#b3261e", ", wrong"), None: ("black", "")}
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,9 @@ class Looked:
     label: str | None
     prediction: str | None
     confidence: float
+    correct: bool | None  # None: the label is not known, or not to the model
     raw: list[np.ndarray]  # for each block (heads, rows, columns)
     maps: dict[str, np.ndarray]  # by method, (rows, columns)
-
-    @property
-    def correct(self) -> bool | None:
-        known = self.label is not None and self.prediction is not None
-        return self.label == self.prediction if known else None
 
     @property
     def title(self) -> str:
@@ -37,9 +34,7 @@ class Looked:
         said = f"{self.prediction} ({100 * self.confidence:.0f} %)"
         if self.prediction is None:
             return self.label or self.name
-        if self.correct is None:
-            return f"{self.label or self.name}: predicted {said}"
-        return f"{self.label}: predicted {said}, {'right' if self.correct else 'wrong'}"
+        return f"{self.label or self.name}: predicted {said}"
 
 
 def cover(axis: plt.Axes, looked: Looked, values: np.ndarray, strength: float = 0.65) -> None:
@@ -65,8 +60,8 @@ def overview(path: Path, images: list[Looked], title: str) -> None:
     for row, looked in zip(axes, images, strict=True):
         side = looked.pixels.shape[0]
         row[0].imshow(looked.pixels, extent=(0, side, side, 0), interpolation="nearest")
-        colour = {True: "#1a7431", False: "#b3261e", None: "black"}[looked.correct]
-        row[0].set_title(wrapped(looked.title), fontsize=9, color=colour)
+        colour, word = JUDGED[looked.correct]
+        row[0].set_title(wrapped(looked.title + word), fontsize=9, color=colour)
         for axis, name in zip(row[1:], methods, strict=True):
             cover(axis, looked, looked.maps[name])
             axis.set_title(name, fontsize=9)

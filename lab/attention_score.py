@@ -178,6 +178,6 @@ def candidates(record: dict[str, Any]) -> list[str]:
     blocks = [name for name in methods if name.startswith("block ")]
     chosen = [name for name in methods if name not in blocks]
     if blocks:
-        best = max(blocks, key=lambda name: methods[name]["val_average_precision"])
+        best = max(blocks, key=lambda name: methods[name]["validation"])
         chosen = [best, *([blocks[-1]] if best != blocks[-1] else []), *chosen]
     return chosen

@@ -145,13 +145,15 @@ def look(
             maps[method + about] = METHODS[method](model, images, targets)
     shown = (center(pixels, loaders.preprocess) * 255).round().byte()
     shown = shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    labels = data.test.labels[rows]
     return [
         Looked(
             pixels=shown[i],
             name=data.test.names[row],
-            label=data.classes[data.test.labels[row]] if data.classes else None,
+            label=data.classes[labels[i]] if data.classes else None,
             prediction=names[predicted[i]] if names else None,
             confidence=float(confidence[i]),
+            correct=bool(predicted[i] == labels[i]) if data.classes == names else None,
             raw=[block[i].cpu().numpy() for block in blocks],
             maps={name: values[i].cpu().numpy() for name, values in maps.items()},
         )

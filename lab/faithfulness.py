@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
 from lab.attention import as_evaluated
+from lab.compute import has_bf16
 from lab.saliency import upsample
 
 
@@ -41,6 +42,8 @@ def curves(
         images: (B, C, S, S), normalised.
         maps: (B, rows, columns); equal values are taken row by row.
         targets: the class that is explained, (B,).
+
+    In bf16 where it is in hardware, as in training: there are many forward passes.
     """
     B, _, S, _ = images.shape
     order = upsample(maps, S).flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -48,13 +51,14 @@ def curves(
     sigma = S / 8
     blurred = V.gaussian_blur(images, [2 * (S // 4) + 1] * 2, [sigma, sigma])
     found: list[list[Tensor]] = [[], []]
-    with as_evaluated(model):
+    kind = images.device.type
+    with as_evaluated(model), torch.autocast(kind, torch.bfloat16, enabled=has_bf16(images.device)):
         for step in range(steps + 1):
             taken = (rank < round(step / steps * S * S)).reshape(B, 1, S, S)
             deleted = images.masked_fill(taken, 0)
             inserted = torch.where(taken, images, blurred)
             for part, changed in zip(found, (deleted, inserted), strict=True):
-                sure = model(changed).softmax(1).gather(1, targets[:, None])
+                sure = model(changed).float().softmax(1).gather(1, targets[:, None])
                 part.append(sure[:, 0])
     deletion, insertion = (torch.stack(part, 1).cpu().numpy() for part in found)
     return Curves(deletion, insertion)

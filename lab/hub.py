@@ -150,6 +150,9 @@ def from_file(path: Path) -> Found:
 def from_run(path: Path) -> Found:
     """Weights that a script of ours has written, with its header."""
     state, header = load_weights(path)
+    if missing := {"model", "config", "preprocess", "classes"} - header.keys():
+        raise UserError(f"{path} comes from an earlier version of this lab: it does not say its "
+                        f"{', '.join(sorted(missing))}. Train it again (--fresh)")  # fmt: skip
     found = Found(str(path), state, preprocess=header["preprocess"], classes=header["classes"])
     if header["model"] == "VisionTransformer":
         found.config = ViTConfig(**header["config"])

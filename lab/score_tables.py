@@ -113,7 +113,7 @@ def faithful(record: dict[str, Any]) -> str:
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Average precision and IoU by block, the other methods and baselines beside; the curves."""
     panels = 3 if "faithfulness" in record else 2
-    figure, axes = plt.subplots(1, panels, figsize=(6.2 * panels, 5.2), layout="constrained")
+    figure, axes = plt.subplots(1, panels, figsize=(5.6 * panels, 5.2), layout="constrained")
     blocks = [name for name in record["methods"] if name.startswith("block ")]
     others = [name for name in record["methods"] if name not in blocks]
     for axis, measure in zip(axes, ("average_precision", "iou"), strict=False):
@@ -187,7 +187,8 @@ def compare(place: Path, records: list[dict[str, Any]]) -> None:
     panels = dict(zip(("average_precision", "iou"), axes, strict=True))
     kinds: dict[str, str] = {}
     for row, record in enumerate(records):
-        for i, name in enumerate(candidates(record)):
+        shown = candidates(record)
+        for i, name in enumerate(shown):
             found = record["methods"][name][TRAINED]
             cells = [percent(found[measure]["mean"]) for measure in MEASURES]
             cells.append(points(found["average_precision"][CENTRE]))
@@ -198,7 +199,7 @@ def compare(place: Path, records: list[dict[str, Any]]) -> None:
                 mean, low, high = (100 * v for v in found[measure]["mean"])
                 reach = [[mean - low], [high - mean]]
                 style = {"fmt": "o", "color": colour, "ms": 5, "capsize": 2}
-                axis.errorbar(mean, row + 0.14 * (i - 2), xerr=reach, **style)
+                axis.errorbar(mean, row + 0.14 * (i - (len(shown) - 1) / 2), xerr=reach, **style)
     for measure, axis in panels.items():
         for (name, found), style in zip(records[0]["baselines"].items(), (":", "-."), strict=True):
             mean = 100 * found[measure]["mean"][0]
