@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 from lab import constants
-from lab.attention_views import view
+from lab.attention_views import viewing
 from lab.augment import Augmentation
 from lab.errors import UserError, run_script
 from lab.hub import short_name
@@ -24,7 +24,7 @@ from lab.loaders import Loaders
 from lab.pictures import load_images
 from lab.processes import processes
 from lab.runs import Run, newest
-from lab.score_run import score_run
+from lab.score_run import scoring
 from lab.weights import load_pretrained
 
 # --- What is looked at ---
@@ -65,15 +65,14 @@ def main() -> None:
     loaders.to(processes().device)
     pretrained.model.to(processes().device)
 
-    kind = "-score" if c.SCORE else ""
-    name = c.NAME or f"{short_name(c.MODEL)}-{data.name}{kind}"
-    run = Run.open(Path(c.RESULTS_DIR), name, identity, {"dataset": data.summary()}, c.FRESH)
+    work = (scoring if c.SCORE else viewing)(pretrained, loaders, c)  # refuses what cannot be
+    name = f"{short_name(c.MODEL)}-{data.name}{'-score' if c.SCORE else ''}"
+    facts = {"dataset": data.summary()}
+    run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.FRESH)
     if run.finished:
         print(f"this is done already; --fresh repeats it\n{run.folder / run.metrics()['open']}")
-    elif c.SCORE:
-        score_run(run, pretrained, loaders, c)
     else:
-        view(run, pretrained, loaders, c)
+        work(run)
 
 
 def trained_on(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """What attention_viz.py draws: images are chosen, looked at, and become pictures and a page."""
 
 import difflib
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -23,11 +23,15 @@ from lab.weights import Pretrained
 
 RAW = "attention"
 CHOICE = 200  # test images that are predicted, to choose from
+FILES = ("overview.jpg", "heads.jpg", "distance.png", "positions.png", "attention.html")
 WHO = {"class": "the class token", "mean": "the mean patch"}
 
 
-def view(run: Run, pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> None:
-    """Everything that attention_viz.py writes without --score."""
+def viewing(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Callable[[Run], None]:
+    """What attention_viz.py does without --score, once a run's folder is open.
+
+    Raises: UserError, for a method, block, head or class that this model has not.
+    """
     model, names = pretrained.model, class_names(pretrained)
     first = loaders.normalised(loaders.data.test.images(slice(0, 1)))
     reasons = methods_of(model, first)
@@ -35,37 +39,38 @@ def view(run: Run, pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace)
         raise UserError(reasons[c.METHOD])
     methods = [m for m in METHODS if not reasons[m] and c.METHOD in ("all", m)]
     skipped = {m: why for m, why in reasons.items() if why and c.METHOD == "all"}
-    for method, why in skipped.items():
-        print(f"without {method}: {why}")
     target = class_index(c.TARGET_CLASS, names)
-    rows = choose(model, loaders, names, c.NUM_IMAGES, c.SEED)
-    looked = []
-    for part in rows.split(c.BATCH_SIZE):
-        looked += look(model, loaders, part, names, methods, target, c)
+    if "raw" in methods:
+        pick(raw(model, first), c.LAYER, c.HEAD)
 
-    title = f"{run.folder.name}: where {WHO[reads(model)]} looks" if looked[0].raw else (
-        f"{run.folder.name}: where the model looks")  # fmt: skip
-    plots.overview(run.folder / "overview.jpg", looked, title)
-    record: dict[str, Any] = {
-        "images": [{"name": x.name, "label": x.label, "prediction": x.prediction,
-                    "confidence": round(x.confidence, 4)} for x in looked],
-        "methods": methods, "skipped": skipped,
-    }  # fmt: skip
-    if looked[0].raw:
-        plots.heads(run.folder / "heads.jpg", looked[0], f"{looked[0].title}: what "
-                    f"{WHO[reads(model)]} attends to, in every block and head")  # fmt: skip
-        record["distance"] = distances(run, model, loaders, rows)
-        draw_positions(run, model, first)
-    notes = notes_for(model, bool(looked[0].raw))
-    pages = []
-    for x in looked:
-        others = {name: values for name, values in x.maps.items() if not name.startswith(RAW)}
-        pages.append(PageImage(x.pixels, x.title, x.correct, x.raw, others))
-    write_page(run.folder / "attention.html", title, notes, pages)
-    write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
-    for name in ("overview.jpg", "heads.jpg", "distance.png", "positions.png", "attention.html"):
-        if (run.folder / name).exists():
-            print(run.folder / name)
+    def view(run: Run) -> None:
+        for method, why in skipped.items():
+            print(f"without {method}: {why}")
+        rows = choose(model, loaders, names, c.NUM_IMAGES, c.SEED)
+        looked = []
+        for part in rows.split(c.BATCH_SIZE):
+            looked += look(model, loaders, part, names, methods, target, c)
+        shown = [{"name": x.name, "label": x.label, "prediction": x.prediction,
+                  "confidence": round(x.confidence, 4)} for x in looked]  # fmt: skip
+        record = {"images": shown, "methods": methods, "skipped": skipped}
+        who = WHO[reads(model)] if looked[0].raw else "the model"
+        title = f"{run.folder.name}: where {who} looks"
+        plots.overview(run.folder / "overview.jpg", looked, title)
+        if looked[0].raw:
+            what = f"{looked[0].title}: what {who} attends to, in every block and head"
+            plots.heads(run.folder / "heads.jpg", looked[0], what)
+            record["distance"] = distances(run, model, loaders, rows)
+            draw_positions(run, model, first)
+        pages = []
+        for x in looked:
+            others = {name: m for name, m in x.maps.items() if not name.startswith(RAW)}
+            pages.append(PageImage(x.pixels, x.title, x.correct, x.raw, others))
+        notes = notes_for(model, bool(looked[0].raw))
+        write_page(run.folder / "attention.html", title, notes, pages)
+        write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
+        print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
+
+    return view
 
 
 def class_names(pretrained: Pretrained) -> list[str]:

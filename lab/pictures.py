@@ -32,9 +32,9 @@ def load_images(images: str, data_dir: str, preprocess: Preprocess) -> Dataset:
     words = [images] if whole_path.exists() else shlex.split(images)
     paths = [path for word in words for path in found_at(Path(word).expanduser())]
     reading = Reading(preprocess.resized, preprocess.interpolation)
-    store = torch.from_numpy(np.stack([read(path, reading) for path in paths]))
+    pixels = np.ascontiguousarray([read(path, reading) for path in paths])
     names = [printable(path.name) for path in paths]
-    split = whole(store, torch.full((len(paths),), -1), names)
+    split = whole(torch.from_numpy(pixels), torch.full((len(paths),), -1), names)
     name = printable(Path(words[0]).name) if len(words) == 1 else f"{len(paths)}-pictures"
     return Dataset(name, [], split, split, split, mean=[], std=[], remarks=[])
 

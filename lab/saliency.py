@@ -74,11 +74,12 @@ def pick(maps: list[Tensor], block: int, head: int | None) -> Tensor:
     """
     if block == 0 or not -len(maps) <= block <= len(maps):
         raise UserError(f"LAYER={block}: this model has blocks 1 to {len(maps)} (-1: the last)")
-    chosen = maps[block - 1 if block > 0 else block]
+    number = block if block > 0 else len(maps) + 1 + block
+    chosen = maps[number - 1]
     if head is None:
         return chosen.mean(1)
     if not 1 <= head <= chosen.shape[1]:
-        raise UserError(f"HEAD={head}: block {block} has heads 1 to {chosen.shape[1]}, or none "
+        raise UserError(f"HEAD={head}: block {number} has heads 1 to {chosen.shape[1]}, or none "
                         "for their mean")  # fmt: skip
     return chosen[:, head - 1]
 

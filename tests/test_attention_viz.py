@@ -1,0 +1,179 @@
+"""attention_viz.py as a student runs it: what it writes, what it chooses, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from lab.attention_plots import Looked
+from lab.attention_views import class_index, class_names, evenly
+from lab.errors import UserError
+from lab.models import TimmConfig, save_model, timm_model
+from lab.pictures import load_images
+from lab.preprocess import Preprocess
+from lab.runs import newest
+from lab.weights import Pretrained
+
+ROOT = Path(__file__).resolve().parent.parent
+VIT = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
+SWIN = ROOT / "weights" / "swin_48x222_cifar10.safetensors"
+
+
+def run(folder: Path, script: str, *words: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def viz(folder: Path, *words: object) -> subprocess.CompletedProcess:
+    return run(folder, "attention_viz.py", "--results-dir", "out", *words)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder whose name has a blank, with pictures."""
+    folder = tmp_path_factory.mktemp("my lab")
+    rng = np.random.default_rng(0)
+    (folder / "my pictures").mkdir()
+    for name in ("a.png", "b c.jpg"):
+        pixels = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "my pictures" / name)
+    return folder
+
+
+def test_the_newest_run_of_train_py_is_shown(place):
+    sentence = viz(place).stderr
+    assert "no finished run in results/train" in sentence
+    assert "python train.py" in sentence
+    assert run(place, "train.py", "--epochs", 2, "--patch-size", 2).returncode == 0
+    assert viz(place).returncode == 0
+    out = place / "out" / "digits-vit_64x4-s0-digits"
+    files = {path.name for path in out.iterdir()}
+    assert files == {"overview.jpg", "heads.jpg", "distance.png", "positions.png",
+                     "attention.html", "config.json", "metrics.json"}  # fmt: skip
+    record = json.loads((out / "metrics.json").read_text())
+    assert len(record["images"]) == 6
+    assert record["methods"] == ["raw", "rollout", "gradient-rollout"]
+    wrong = [x for x in record["images"] if x["label"] != x["prediction"]]
+    assert len(wrong) == 3  # after two epochs there are enough of both kinds
+    distance = np.array(record["distance"])
+    assert distance.shape == (4, 4)
+    assert (distance > 0).all()
+    assert (distance < 8 * 2**0.5).all()
+    before = (out / "overview.jpg").stat().st_mtime_ns
+    again = viz(place)
+    assert "done already" in again.stdout
+    assert (out / "overview.jpg").stat().st_mtime_ns == before
+
+
+def test_pictures_with_a_model_of_other_classes(place):
+    done = viz(place, "--model", SWIN, "--images", "my pictures", "--name", "pictures")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "out" / "pictures" / "metrics.json").read_text())
+    assert [x["name"] for x in record["images"]] == ["a.png", "b c.jpg"]
+    assert {x["label"] for x in record["images"]} == {None}
+    assert record["methods"] == ["raw", "rollout", "gradient-rollout", "grad-cam"]
+    assert not (place / "out" / "pictures" / "positions.png").exists()  # a Swin has none
+    one = viz(place, "--model", VIT, "--images", "'my pictures/b c.jpg' 'my pictures/a.png'",
+              "--method", "rollout", "--name", "two")  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    record = json.loads((place / "out" / "two" / "metrics.json").read_text())
+    assert [x["name"] for x in record["images"]] == ["b c.jpg", "a.png"]
+    assert not (place / "out" / "two" / "heads.jpg").exists()
+
+
+def test_a_cnn_is_shown_with_grad_cam(place):
+    torch.manual_seed(0)
+    model = timm_model(TimmConfig("test_resnet", {"num_classes": 3}))
+    preprocess = Preprocess(64, [0.5] * 3, [0.5] * 3)
+    classes = ["cat", "dog", "</script>"]
+    save_model(place / "cnn.safetensors", model, classes, preprocess,
+               {"epoch": 1, "val_accuracy": 0.5})  # fmt: skip
+    done = viz(place, "--model", "cnn.safetensors", "--images", "my pictures", "--name", "cnn",
+               "--target-class", "</script>")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (place / "out" / "cnn").iterdir()} == {
+        "overview.jpg", "attention.html", "config.json", "metrics.json"}  # fmt: skip
+    assert "without rollout: test_resnet has no attention" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--layer", 7), "LAYER=7: this model has blocks 1 to 6"),
+        (("--head", 5), "HEAD=5: block 6 has heads 1 to 4"),
+        (("--images", "nowhere"), "'nowhere' is no file, no folder and none of digits"),
+        (("--method", "grad-cam"), "Take METHOD=gradient-rollout"),
+        (("--target-class", "frgo"), "none of the model's 10 classes, such as frog"),
+        (("--score",), "digits has no outlines"),
+        (("--num-images", 0), "NUM_IMAGES=0 must be at least 1"),
+    ],
+)
+def test_mistakes_end_in_a_sentence_and_leave_nothing(place, words, sentence):
+    before = sorted((place / "out").iterdir()) if (place / "out").exists() else []
+    done = viz(place, "--model", VIT, *words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (sorted((place / "out").iterdir()) if (place / "out").exists() else []) == before
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
+    (tmp_path / "broken.jpg").write_text("hello")
+    with pytest.raises(UserError, match=r"broken\.jpg is no image"):
+        load_images(str(tmp_path / "broken.jpg"), "data", preprocess)
+    Image.new("RGB", (9, 9)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:40])
+    with pytest.raises(UserError, match=r"cut\.png"):
+        load_images(f"'{tmp_path}/cut.png'", "data", preprocess)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        load_images(str(tmp_path / "empty"), "data", preprocess)
+
+
+def test_newest_is_the_run_that_finished_last(tmp_path):
+    for i, name in enumerate(("b", "c", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text("{}")
+        os.utime(tmp_path / name / "metrics.json", (i, i))
+    (tmp_path / "unfinished").mkdir()
+    assert newest(tmp_path, "x") == tmp_path / "a"
+
+
+def test_classes_have_their_own_names_imagenets_or_numbers():
+    def names(architecture: str, count: int, own: list[str] | None) -> list[str]:
+        model = timm.create_model(architecture, num_classes=count)
+        preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
+        return class_names(Pretrained(model, preprocess, own, "x", []))
+
+    assert names("test_vit", 2, ["a", "b"]) == ["a", "b"]
+    info = ImageNetInfo("imagenet-1k")
+    assert names("test_vit", 1000, None)[281] == info.index_to_description(281)
+    assert names("test_vit", 3, None) == ["class 0", "class 1", "class 2"]
+    assert names("test_vit", 0, None) == []
+    assert class_index("b", ["a", "b"]) == 1
+    assert class_index(None, []) is None
+
+
+def test_even_attention_has_the_mean_distance_of_all_pairs():
+    points = [(y, x) for y in range(3) for x in range(5)]
+    expected = np.mean([np.hypot(a - c, b - d) for a, b in points for c, d in points])
+    assert evenly((3, 5), 4.0) == pytest.approx(4 * expected)
+
+
+def test_titles_say_what_is_known():
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    known = Looked(pixels, "1.jpg", "cat", "dog", 0.876, False, [], {})
+    assert known.title == "cat: predicted dog (88 %)"
+    assert Looked(pixels, "1.jpg", None, "dog", 0.5, None, [], {}).title == (
+        "1.jpg: predicted dog (50 %)")  # fmt: skip
+    assert Looked(pixels, "1.jpg", None, None, 0, None, [], {}).title == "1.jpg"
