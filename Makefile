@@ -15,6 +15,7 @@ lab: $(VENV)/lab.ready
 	$(RUN) finetune.py
 	$(RUN) finetune_swin.py --mode head
 	$(RUN) finetune_swin.py
+	$(RUN) attention_viz.py
 
 test: $(VENV)/dev.ready
 	$(RUN) -m pytest

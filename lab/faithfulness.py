@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as V
 
 from lab.attention import as_evaluated
 from lab.compute import has_bf16
-from lab.saliency import upsample
+from lab.localisation import upsample
 
 
 @dataclass(frozen=True)

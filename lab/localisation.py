@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from lab.saliency import upsample
 from lab.stats import bootstrap
 from lab.trimaps import ANIMAL, BORDER
 
@@ -39,6 +39,12 @@ class Judged:
 
     def best_level(self) -> int:
         return int(self.overlaps.mean(0).argmax())
+
+
+def upsample(maps: Tensor, size: int) -> Tensor:
+    """Maps (B, rows, columns) at the images' size, bilinearly, (B, size, size)."""
+    shape = (size, size)
+    return F.interpolate(maps[:, None].float(), shape, mode="bilinear", align_corners=False)[:, 0]
 
 
 def judge(maps: Tensor, outlines: Tensor) -> Judged:

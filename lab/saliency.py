@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.attention import (
@@ -239,12 +238,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def upsample(maps: Tensor, size: int, smooth: bool = True) -> Tensor:
-    """Maps (B, rows, columns) at the images' size, (B, size, size)."""
-    how = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
-    return F.interpolate(maps[:, None].float(), (size, size), **how)[:, 0]
 
 
 METHODS = {"raw": raw, "rollout": rollout, "gradient-rollout": gradient_rollout,
