@@ -31,7 +31,7 @@ class Looked:
     @property
     def title(self) -> str:
         """Label, prediction and confidence, as far as they are known."""
-        said = f"{self.prediction} ({100 * self.confidence:.0f} %)"
+        said = f"{self.prediction} ({100 * self.confidence:.0f}\N{NO-BREAK SPACE}%)"
         if self.prediction is None:
             return self.label or self.name
         return f"{self.label or self.name}: predicted {said}"
@@ -67,10 +67,10 @@ def overview(path: Path, images: list[Looked], title: str) -> None:
             axis.set_title(name, fontsize=9)
         for axis in row:
             axis.set_axis_off()
-    figure.suptitle(title)
+    figure.suptitle(wrapped(title, 36 * columns))
     note = ("Bright: much attention, or much weight for the class. Each map has a scale of its "
             "own, from zero to its 99 % quantile.")  # fmt: skip
-    figure.supxlabel(note, fontsize=8, color="dimgray")
+    figure.supxlabel(wrapped(note, 45 * columns), fontsize=8, color="dimgray")
     save(figure, path, 90)
 
 

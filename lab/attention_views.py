@@ -211,6 +211,6 @@ def notes_for(model: nn.Module, attends: bool) -> list[str]:
         f"Attention of one block: how much {WHO[reads(model)]} takes from each patch. Values are "
         "shares of all attention; what class token and registers keep is missing to 100 %.",
         "Rollout follows attention through all blocks. Gradient rollout and Grad-CAM ask what "
-        "raised the logit of one class. A bright patch is no proof that the model uses it: "
-        "attention_viz.py --score measures that on images with outlines.",
+        "raised the logit of one class. A bright patch is no proof that the model uses it; "
+        "SCORE = True in attention_viz.py measures that.",
     ]

@@ -46,13 +46,19 @@ def curves(
     In bf16 where it is in hardware, as in training: there are many forward passes.
     """
     B, _, S, _ = images.shape
+    device = images.device
+    maps, targets = maps.to(device), targets.to(device)
     order = upsample(maps, S).flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(S * S).expand(B, -1))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(S * S, device=device).expand(B, -1)
+    )
     sigma = S / 8
     blurred = V.gaussian_blur(images, [2 * (S // 4) + 1] * 2, [sigma, sigma])
     found: list[list[Tensor]] = [[], []]
-    kind = images.device.type
-    with as_evaluated(model), torch.autocast(kind, torch.bfloat16, enabled=has_bf16(images.device)):
+    with (
+        as_evaluated(model),
+        torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)),
+    ):
         for step in range(steps + 1):
             taken = (rank < round(step / steps * S * S)).reshape(B, 1, S, S)
             deleted = images.masked_fill(taken, 0)

@@ -150,7 +150,7 @@ class Loaders:
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 images to what evaluation sees: resized, the centre cut out, normalised."""
-        return (center(images, self.preprocess) - self.mean) / self.std
+        return (center(images.to(self.device), self.preprocess) - self.mean) / self.std
 
     def augmented(self, images: Tensor, draw: Draw) -> Tensor:
         """uint8 images to augmented and normalised ones."""

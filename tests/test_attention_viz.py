@@ -173,7 +173,7 @@ def test_even_attention_has_the_mean_distance_of_all_pairs():
 def test_titles_say_what_is_known():
     pixels = np.zeros((4, 4, 3), np.uint8)
     known = Looked(pixels, "1.jpg", "cat", "dog", 0.876, False, [], {})
-    assert known.title == "cat: predicted dog (88 %)"
+    assert known.title == "cat: predicted dog (88\N{NO-BREAK SPACE}%)"
     assert Looked(pixels, "1.jpg", None, "dog", 0.5, None, [], {}).title == (
-        "1.jpg: predicted dog (50 %)")  # fmt: skip
+        "1.jpg: predicted dog (50\N{NO-BREAK SPACE}%)")  # fmt: skip
     assert Looked(pixels, "1.jpg", None, None, 0, None, [], {}).title == "1.jpg"
