@@ -16,6 +16,7 @@ from lab.saliency import METHODS, methods_of, raw
 from lab.stats import bootstrap
 from lab.trimaps import ANIMAL, BACKGROUND
 
+CHANCE = "random order"  # of the pixels
 GRID = (32, 32)  # of the baselines' maps
 TRAINED, RANDOM, CENTRE = "trained", "random weights", "centre Gaussian"
 
@@ -149,19 +150,26 @@ def faithfulness(
     rng = torch.Generator().manual_seed(0)
     centre = baselines(GRID)[CENTRE]
     every = {**maps, CENTRE: centre.expand(len(rows), -1, -1),
-             "random order": torch.rand(len(rows), *GRID, generator=rng)}  # fmt: skip
+             CHANCE: torch.rand(len(rows), *GRID, generator=rng)}  # fmt: skip
     normalised = loaders.normalised(loaders.data.test.images(rows))
-    out = {}
+    starts = range(0, len(rows), loaders.batch_size)
+    parts = [slice(start, start + loaders.batch_size) for start in starts]
+    found = {kind: {} for kind in ("deletion", "insertion")}
     for name, its in tqdm(every.items(), desc="deletion, insertion", disable=None):
-        size = range(0, len(rows), loaders.batch_size)
-        parts = [slice(i, i + loaders.batch_size) for i in size]
         done = [curves(model, normalised[p], its[p], targets[p]) for p in parts]
-        out[name] = {}
-        for kind in ("deletion", "insertion"):
-            curve = np.concatenate([getattr(d, kind) for d in done])
+        for kind, by_name in found.items():
+            by_name[name] = np.concatenate([getattr(d, kind) for d in done])
+
+    def interval(values: np.ndarray) -> list[float]:
+        return [round(float(x), 4) for x in (values.mean(), *bootstrap(values))]
+
+    out: dict[str, Any] = {name: {} for name in every}
+    for kind, by_name in found.items():
+        chance = Curves.area(by_name[CHANCE])
+        for name, curve in by_name.items():
             area = Curves.area(curve)
-            out[name][kind] = [round(float(x), 4) for x in (area.mean(), *bootstrap(area))]
-            out[name][f"{kind}_curve"] = curve.mean(0).round(4).tolist()
+            out[name][kind] = {"area": interval(area), CHANCE: interval(area - chance),
+                               "curve": curve.mean(0).round(4).tolist()}  # fmt: skip
     return out
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from lab.attention_score import CENTRE, RANDOM, TRAINED, candidates
+from lab.attention_score import CENTRE, CHANCE, RANDOM, TRAINED, candidates
 from lab.checkpoints import write_whole
 from lab.localisation import MEASURES
 from lab.plots import TRAIN, VAL, save
@@ -56,12 +56,14 @@ def table(record: dict[str, Any]) -> str:
             f"Deletion and insertion on {record['deletion_images']} of these images: area under "
             "the probability of the predicted class, in %.",
             "",
-            "| order of the pixels | deletion (low is good) | insertion (high is good) |",
-            "|---|---|---|",
+            "| order of the pixels | deletion (low is good) | to a random order "
+            "| insertion (high is good) | to a random order |",
+            "|---|---|---|---|---|",
         ]
         for name, found in record["faithfulness"].items():
-            cells = " | ".join(percent(found[kind]) for kind in ("deletion", "insertion"))
-            lines.append(f"| {name} | {cells} |")
+            cells = [f"{percent(found[kind]['area'])} | {points(found[kind][CHANCE])}"
+                     for kind in ("deletion", "insertion")]  # fmt: skip
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *verdict(record), ""])
 
 
@@ -99,14 +101,15 @@ def faithful(record: dict[str, Any]) -> str:
     areas = record.get("faithfulness")
     if not areas:
         return "The model has no classes, so deletion and insertion do not apply."
-    floor = areas["random order"]
-    good = [name for name in candidates(record)
-            if areas[name]["deletion"][2] < floor["deletion"][1]
-            and areas[name]["insertion"][1] > floor["insertion"][2]]  # fmt: skip
+    good = [
+        name
+        for name in candidates(record)
+        if areas[name]["deletion"][CHANCE][2] < 0 < areas[name]["insertion"][CHANCE][1]
+    ]
     if not good:
-        return ("What the model uses: no map orders the pixels clearly better than chance in both "
-                "deletion and insertion.")  # fmt: skip
-    return (f"What the model uses: {', '.join(good)} orders the pixels clearly better than chance "
+        return ("What the model uses: no map orders the pixels better than chance in both deletion "
+                "and insertion.")  # fmt: skip
+    return (f"What the model uses: the order of the pixels by {', '.join(good)} beats a random one "
             "in deletion and insertion.")  # fmt: skip
 
 
@@ -159,9 +162,9 @@ def bar(axis: plt.Axes, x: float, value: list[float], colour: str, marker: str, 
 def draw_curves(axis: plt.Axes, record: dict[str, Any]) -> None:
     """Deletion (full) and insertion (dashed) of every order of the pixels."""
     for (name, found), colour in zip(record["faithfulness"].items(), COLOURS, strict=False):
-        share = np.linspace(0, 100, len(found["deletion_curve"]))
+        share = np.linspace(0, 100, len(found["deletion"]["curve"]))
         for kind, style in (("deletion", "-"), ("insertion", "--")):
-            axis.plot(share, 100 * np.array(found[f"{kind}_curve"]), style, color=colour,
+            axis.plot(share, 100 * np.array(found[kind]["curve"]), style, color=colour,
                       label=name if kind == "deletion" else None)  # fmt: skip
     axis.set(xlabel="pixels deleted (full lines) or inserted (dashed), %", ylim=(0, 102),
              ylabel="probability of the predicted class (%)")  # fmt: skip

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.datasets import OxfordIIITPet
 from torchvision.transforms import InterpolationMode, v2
 
-from lab.attention_score import CENTRE, RANDOM, TRAINED, candidates, score
+from lab.attention_score import CENTRE, CHANCE, RANDOM, TRAINED, candidates, score
 from lab.augment import Augmentation
 from lab.data import Dataset, load_data
 from lab.errors import UserError
@@ -255,7 +255,7 @@ def test_every_method_and_baseline_is_scored(record):
     assert record["test_images"] == 14
     assert record["left_out"] == 1
     assert record["deletion_images"] == 6
-    assert {"centre Gaussian", "random order"} < set(record["faithfulness"])
+    assert {CENTRE, CHANCE} < set(record["faithfulness"])
     for found in record["methods"].values():
         for weights in (TRAINED, RANDOM):
             for values in found[weights].values():
@@ -307,14 +307,24 @@ def test_verdict_believes_what_beats_both_the_centre_and_random_weights(record):
 
 
 def test_faithful_names_only_what_beats_chance_twice(record):
-    areas = {"deletion": [0.5, 0.45, 0.55], "insertion": [0.5, 0.45, 0.55]}
-    new = {**record, "faithfulness": dict.fromkeys((*candidates(record), CENTRE), areas)}
-    new["faithfulness"]["random order"] = areas
-    assert "no map orders" in faithful(new)
-    good = {"deletion": [0.3, 0.25, 0.35], "insertion": [0.7, 0.65, 0.75]}
-    half = {**areas, "deletion": good["deletion"]}
-    new["faithfulness"] = {**new["faithfulness"], "rollout": good, "gradient-rollout": half}
-    assert re.search(r"What the model uses: rollout orders", faithful(new))
+    def made(deletion: float, insertion: float) -> dict:
+        kinds = {"deletion": deletion, "insertion": insertion}
+        return {kind: {CHANCE: [gain, gain - 0.02, gain + 0.02]} for kind, gain in kinds.items()}
+
+    areas = {name: made(0.01, -0.01) for name in candidates(record)}
+    assert "no map orders" in faithful({**record, "faithfulness": areas})
+    areas |= {"rollout": made(-0.03, 0.03), "gradient-rollout": made(-0.03, 0.01)}
+    assert re.search(r"by rollout beats a random", faithful({**record, "faithfulness": areas}))
+
+
+def test_deletion_is_compared_with_chance_on_the_same_images(record):
+    for found in record["faithfulness"].values():
+        for kind in ("deletion", "insertion"):
+            chance = record["faithfulness"][CHANCE][kind]["area"][0]
+            gain = found[kind]["area"][0] - chance
+            assert found[kind][CHANCE][0] == pytest.approx(gain, abs=2e-4)
+            assert len(found[kind]["curve"]) == 11
+    assert record["faithfulness"][CHANCE]["deletion"][CHANCE] == [0, 0, 0]
 
 
 def test_pictures_are_drawn_with_and_without_classes(record, tmp_path):
