@@ -11,6 +11,7 @@ RUN := $(VENV)/bin/python
 
 lab: $(VENV)/lab.ready
 	$(RUN) train.py
+	$(RUN) cnn_baseline.py
 	$(RUN) finetune.py --mode head
 	$(RUN) finetune.py
 	$(RUN) finetune_swin.py --mode head

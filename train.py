@@ -9,9 +9,10 @@ Plots and records go to results/train/<run>/. The same command goes on where a r
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -112,27 +113,37 @@ RECIPES = {
 }  # fmt: skip
 
 
-def build(c: SimpleNamespace, data: Dataset) -> nn.Module:
-    """The model that the constants ask for, with random weights."""
-    classes = len(data.classes)
-    if c.MODEL != "vit":
-        asked = {"num_classes": classes, "in_chans": data.channels}
-        if c.DROP_PATH_RATE:
-            asked["drop_path_rate"] = c.DROP_PATH_RATE
-        return timm_model(TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **asked))
-    config = ViTConfig(
-        img_size=c.IMG_SIZE, patch_size=c.PATCH_SIZE, in_chans=data.channels, num_classes=classes,
-        embed_dim=c.EMBED_DIM, depth=c.DEPTH, num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO,
-        global_pool=c.GLOBAL_POOL, class_token=c.GLOBAL_POOL == "token",
-        drop_rate=c.DROP_RATE, drop_path_rate=c.DROP_PATH_RATE,
+Build = Callable[[SimpleNamespace, Dataset], tuple[nn.Module, str, dict[str, Any]]]
+
+
+def build(c: SimpleNamespace, data: Dataset) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The model that the constants ask for, with random weights; its name; more for the records."""
+    if c.MODEL == "vit":
+        return VisionTransformer(vit_config(c, data)), f"vit_{c.EMBED_DIM}x{c.DEPTH}", {}
+    asked = {"num_classes": len(data.classes), "in_chans": data.channels}
+    if c.DROP_PATH_RATE:
+        asked["drop_path_rate"] = c.DROP_PATH_RATE
+    return timm_model(TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **asked)), c.MODEL, {}
+
+
+def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:
+    return ViTConfig(
+        img_size=c.IMG_SIZE, patch_size=c.PATCH_SIZE, in_chans=data.channels,
+        num_classes=len(data.classes), embed_dim=c.EMBED_DIM, depth=c.DEPTH,
+        num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO, global_pool=c.GLOBAL_POOL,
+        class_token=c.GLOBAL_POOL == "token", drop_rate=c.DROP_RATE,
+        drop_path_rate=c.DROP_PATH_RATE,
     )  # fmt: skip
-    return VisionTransformer(config)
 
 
 def main() -> None:
-    values = constants.override(sys.modules[__name__])
-    size = native_size(DATASET)
-    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[kind_of(DATASET)]})
+    train(constants.override(sys.modules[__name__]), build)
+
+
+def train(values: dict[str, Any], build: Build) -> None:
+    """One run: data, model, training, records; cnn_baseline.py brings another model."""
+    size = native_size(values["DATASET"])
+    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[kind_of(values["DATASET"])]})
 
     # Photographs are kept larger than the model's input, to leave room for crops.
     crop_pct = 1.0 if size else 0.875
@@ -150,15 +161,15 @@ def main() -> None:
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
     )  # fmt: skip
     torch.manual_seed(c.SEED)
-    model = build(c, data)
+    model, short, more = build(c, data)
     optimizer = adamw(model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
     facts = {
         "model": model_facts(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE)),
         "dataset": data.summary(),
+        **more,
     }
-    short = f"vit_{c.EMBED_DIM}x{c.DEPTH}" if c.MODEL == "vit" else c.MODEL
     name = c.NAME or f"{data.name}-{short}-s{c.SEED}"
     with processes().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)

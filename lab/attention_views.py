@@ -44,8 +44,8 @@ def viewing(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Cal
         pick(raw(model, first), c.LAYER, c.HEAD)
 
     def view(run: Run) -> None:
-        for method, why in skipped.items():
-            print(f"without {method}: {why}")
+        for why in dict.fromkeys(skipped.values()):
+            print(f"without {', '.join(m for m in skipped if skipped[m] == why)}: {why}")
         rows = choose(model, loaders, names, c.NUM_IMAGES, c.SEED)
         looked = []
         for part in rows.split(c.BATCH_SIZE):

@@ -18,10 +18,11 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, Repositor
 from torch import Tensor
 
 from lab.checkpoints import load_weights
+from lab.cnn import CNNConfig
 from lab.convert import config_of, from_google, from_processor, from_transformers
 from lab.errors import UserError
 from lab.files import first_line, read_arrays, read_header, read_json, read_state
-from lab.models import unknown_architecture
+from lab.models import OURS, unknown_architecture
 from model import ViTConfig
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the usual names, the safe one first
@@ -35,7 +36,7 @@ class Found:
 
     origin: str  # for messages and records
     state: dict[str, Tensor]
-    config: ViTConfig | None = None  # of a plain ViT in timm's names
+    config: ViTConfig | CNNConfig | None = None  # of a plain ViT in timm's names, or a CNN of ours
     architecture: str | None = None  # of timm's
     arguments: dict[str, Any] = field(default_factory=dict)  # for timm.create_model
     preprocess: dict[str, Any] = field(default_factory=dict)  # timm's words; {}: not known
@@ -154,8 +155,8 @@ def from_run(path: Path) -> Found:
         raise UserError(f"{path} comes from an earlier version of this lab: it does not say its "
                         f"{', '.join(sorted(missing))}. Train it again (--fresh)")  # fmt: skip
     found = Found(str(path), state, preprocess=header["preprocess"], classes=header["classes"])
-    if header["model"] == "VisionTransformer":
-        found.config = ViTConfig(**header["config"])
+    if header["model"] in OURS:
+        found.config = OURS[header["model"]][1](**header["config"])
     elif header["model"] == "timm":
         found.architecture = header["config"]["architecture"]
         found.arguments = header["config"]["arguments"]

@@ -9,10 +9,16 @@ import timm
 from torch import nn
 
 from lab.checkpoints import load_strictly, load_weights, save_weights
+from lab.cnn import CNNConfig, ResidualCNN
 from lab.errors import UserError
 from lab.lora import merged_state
 from lab.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
+
+OURS = {  # by the name in a header
+    "VisionTransformer": (VisionTransformer, ViTConfig),
+    "ResidualCNN": (ResidualCNN, CNNConfig),
+}
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,8 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         if header["model"] == "timm":
             model = timm_model(TimmConfig(**header["config"]))
         else:
-            model = {"VisionTransformer": VisionTransformer}[header["model"]](
-                ViTConfig(**header["config"])
-            )
+            kind, config = OURS[header["model"]]
+            model = kind(config(**header["config"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds {header.get('model')!r}, which is no model here") from error
     load_strictly(model, {k: v.float() for k, v in state.items()}, path)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lab.checkpoints import load_strictly
+from lab.cnn import CNNConfig, ResidualCNN
 from lab.convert import config_of, differences, is_vit
 from lab.errors import UserError
 from lab.hub import Found, find
@@ -53,6 +54,8 @@ def load_pretrained(
         found = find(source)
         if found.config is None:
             return from_timm(found, img_size, drop_path_rate, plain_only)
+        if isinstance(found.config, CNNConfig):
+            return cnn(found, found.config, img_size, plain_only)
         return ours(found, found.config, img_size, drop_path_rate)
     except UserError as error:
         if source in str(error):
@@ -72,6 +75,17 @@ def ours(
     state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], grid, prefix)
     model = VisionTransformer(config)
     load_strictly(model, state, found.origin)
+    preprocess = preprocess_of(found, size, config.in_chans)
+    return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)
+
+
+def cnn(found: Found, config: CNNConfig, img_size: int | None, plain_only: bool) -> Pretrained:
+    """A CNN of ours, to be looked at; it takes images of any size."""
+    if plain_only:
+        raise UserError(f"{found.origin} is a CNN: fine-tuning here is for ViTs")
+    model = ResidualCNN(config)
+    load_strictly(model, found.state, found.origin)
+    size = img_size or found.preprocess["img_size"]
     preprocess = preprocess_of(found, size, config.in_chans)
     return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)
 
@@ -216,9 +230,9 @@ def classifier(model: nn.Module) -> nn.Module:
 
 def with_random_weights(model: nn.Module) -> nn.Module:
     """The same architecture, untrained: what pretraining is compared with."""
-    if isinstance(model, VisionTransformer):
-        return VisionTransformer(model.config)
-    return timm_model(model.config)
+    if isinstance(model.config, TimmConfig):
+        return timm_model(model.config)
+    return type(model)(model.config)
 
 
 @torch.no_grad()

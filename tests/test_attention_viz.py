@@ -102,7 +102,7 @@ def test_a_cnn_is_shown_with_grad_cam(place):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (place / "out" / "cnn").iterdir()} == {
         "overview.jpg", "attention.html", "config.json", "metrics.json"}  # fmt: skip
-    assert "without rollout: test_resnet has no attention" in done.stdout
+    assert "without raw, rollout, gradient-rollout: test_resnet has no" in done.stdout
 
 
 @pytest.mark.parametrize(
