@@ -34,7 +34,7 @@ DATA_DIR: str = "data"  # where downloads lie
 IMG_SIZE: int | None = None  # pixels; none: the size that the weights were trained at
 
 # --- How ---
-METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"
+METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"  # see README
 LAYER: int = -1  # block whose attention `raw` shows, from 1; -1: the last
 HEAD: int | None = None  # head of that block, from 1; none: the mean of all
 TARGET_CLASS: str | None = None  # name of the class to explain; none: the predicted one

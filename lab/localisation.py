@@ -69,6 +69,7 @@ def judge_one(values: np.ndarray, animal: np.ndarray) -> tuple[float, float, flo
     """The four measures of one image: values (n,) and whether each pixel is animal (n,)."""
     if values.max() <= 0:  # a map that says nothing says it everywhere alike
         values = np.ones_like(values)
+    precision = float(average_precision_score(animal, values))  # scaling first would tie values
     values = values / values.max()
     # The largest threshold, by number, that a pixel reaches; a float just below counts as there.
     level = np.floor(values * LEVELS + 1e-4).astype(int)
@@ -77,7 +78,7 @@ def judge_one(values: np.ndarray, animal: np.ndarray) -> tuple[float, float, flo
     return (
         float(values[animal].sum(dtype=float) / values.sum(dtype=float)),
         float(animal[values == values.max()].mean()),
-        float(average_precision_score(animal, values)),
+        precision,
         reached[0] / (animal.sum() + reached[1]),
     )
 

@@ -203,10 +203,12 @@ def compare(place: Path, records: list[dict[str, Any]]) -> None:
                 reach = [[mean - low], [high - mean]]
                 style = {"fmt": "o", "color": colour, "ms": 5, "capsize": 2}
                 axis.errorbar(mean, row + 0.14 * (i - (len(shown) - 1) / 2), xerr=reach, **style)
+        for name, marker in (("uniform", ":"), (CENTRE, "-")):  # crops differ between models
+            for measure, axis in panels.items():
+                mean = 100 * record["baselines"][name][measure]["mean"][0]
+                span = (row - 0.4, row + 0.4)
+                axis.plot([mean, mean], span, "k", ls=marker, label=name if not row else None)
     for measure, axis in panels.items():
-        for (name, found), style in zip(records[0]["baselines"].items(), (":", "-."), strict=True):
-            mean = 100 * found[measure]["mean"][0]
-            axis.axvline(mean, color="black", ls=style, lw=1.2, label=name)
         axis.set(xlabel=f"{SHORT[measure]} (%)")
         axis.grid(alpha=0.25)
     for kind, colour in kinds.items():

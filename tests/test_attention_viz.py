@@ -105,6 +105,24 @@ def test_a_cnn_is_shown_with_grad_cam(place):
     assert "without raw, rollout, gradient-rollout: test_resnet has no" in done.stdout
 
 
+def test_a_score_is_written_and_compared_with_those_before(place, pets):
+    words = ("--images", "pets", "--data-dir", pets, "--score", "--deletion-images", 2)
+    for model in (SWIN, VIT):
+        done = viz(place, "--model", model, *words)
+        assert done.returncode == 0, done.stderr
+        assert "Where the animal is: believe" in done.stdout
+    out = place / "out" / "vit_128x6_cifar10-pets-score"
+    assert {path.name for path in out.iterdir()} == {
+        "score.md", "score.png", "config.json", "metrics.json"}  # fmt: skip
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["test_images"] == 12
+    assert {"block 6", "rollout", "gradient-rollout"} < set(record["methods"])
+    both = (place / "out" / "scores-pets-12.md").read_text()
+    assert "| vit_128x6_cifar10-pets | rollout |" in both
+    assert "| swin_48x222_cifar10-pets | grad-cam |" in both
+    assert "done already" in viz(place, "--model", VIT, *words).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

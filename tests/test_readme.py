@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from lab.attention_score import CENTRE, RANDOM, candidates
+from lab.score_tables import percent, points
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUNS = sorted((ROOT / "results" / "official").rglob("metrics.json"))
+OFFICIAL = ROOT / "results" / "official"
+RUNS = sorted(path for path in OFFICIAL.rglob("metrics.json")
+              if path.parent.parent.name != "attention_viz")  # fmt: skip
+SCORES = sorted((OFFICIAL / "attention_viz").glob("*-score/metrics.json"))
 
 
 def row(path):
@@ -27,6 +33,25 @@ def row(path):
         f"{high:.1f}, {metrics['test_images']:,} images) | {metrics['training_seconds']:,.0f} s |"
         f"{memory}"
     )
+
+
+def score_row(path):
+    """A line in the table of attention maps: the map that validation finds best, on the test."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    methods = record["methods"]
+    name = max(candidates(record), key=lambda name: methods[name]["validation"])
+    found = methods[name]["trained"]
+    return (
+        f"| [{record['title']}]({path.parent.relative_to(ROOT).as_posix()}/) | {name} "
+        f"| {percent(found['average_precision']['mean'])} "
+        f"| {points(found['average_precision'][CENTRE])} "
+        f"| {points(found['average_precision'][RANDOM])} | {percent(found['iou']['mean'])} |"
+    )
+
+
+@pytest.mark.parametrize("path", SCORES, ids=lambda path: path.parent.name)
+def test_scores_of_maps_are_those_of_the_records(path):
+    assert score_row(path) in README
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
@@ -60,6 +85,6 @@ def test_every_module_is_in_the_tree():
 
 
 def test_records_name_no_machine_and_no_path_of_it():
-    for path in RUNS:
+    for path in OFFICIAL.rglob("metrics.json"):
         text = (path.parent / "config.json").read_text(encoding="utf-8")
         assert not re.search(r'"/|/home/|/root/|/tmp/', text), path
