@@ -13,6 +13,7 @@ from lab.plots import TRAIN, VAL, save
 
 SHORT = {"mass": "mass on the animal", "pointing": "pointing game",
          "average_precision": "average precision", "iou": "IoU"}  # fmt: skip
+KINDS = ("best block", "last block", "rollout", "gradient-rollout", "grad-cam")
 COLOURS = (VAL, TRAIN, "#2a8a57", "#7b4fa3", "#a07a00", "#555555", "#b03060", "#008b8b")
 
 
@@ -197,7 +198,7 @@ def compare(place: Path, records: list[dict[str, Any]]) -> None:
             cells.append(points(found["average_precision"][CENTRE]))
             lines.append(f"| {record['title']} | {name} | {' | '.join(cells)} |")
             kind = name if not name.startswith("block") else "last block" if i else "best block"
-            colour = kinds.setdefault(kind, COLOURS[len(kinds)])
+            colour = kinds.setdefault(kind, COLOURS[KINDS.index(kind)])
             for measure, axis in panels.items():
                 mean, low, high = (100 * v for v in found[measure]["mean"])
                 reach = [[mean - low], [high - mean]]
