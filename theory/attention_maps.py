@@ -27,6 +27,11 @@ def numbers() -> dict[str, str]:
         "tokens of a ViT-S/14 at 224 pixels": f"16 x 16 + 1 = {tokens}",
         "an even share of attention": f"1 / {tokens} = {100 / tokens:.2f} %",
     }
+    for name in ("full-decay0.7", "scratch"):
+        run = RECORDS.parent / "finetune" / f"pets-3breeds-224-{name}-s0" / "metrics.json"
+        metrics = json.loads(run.read_text(encoding="utf-8"))
+        found[f"accuracy, {name}"] = percent(metrics["test_accuracy"])
+        found["test images"] = f"of {metrics['test_images']} test images"
     tuned = record("3breeds-vit_s14-finetuned")["distance"]
     scratch = [head for block in record("3breeds-vit_s14-scratch")["distance"] for head in block]
     swin = record("3breeds-swin-finetuned")["distance"]
