@@ -22,7 +22,8 @@ from lab.saliency import METHODS, classes_of, methods_of, pick, raw, reads
 from lab.weights import Pretrained
 
 RAW = "attention"
-CHOICE = 200  # test images that are predicted, to choose from
+CHOICE = 200  # photographs of the test split that are predicted, to choose from
+CHOICE_PIXELS = 3_000_000  # so many pixels of small images: digits and CIFAR have few mistakes
 FILES = ("overview.jpg", "heads.jpg", "distance.png", "positions.png", "attention.html")
 WHO = {"class": "the class token", "mean": "the mean patch"}
 
@@ -110,7 +111,8 @@ def predict(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 def choose(model: nn.Module, loaders: Loaders, names: list[str], count: int, seed: int) -> Tensor:
     """Indices of test images: by chance, but half of them wrong where so many are."""
     test = loaders.data.test
-    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:CHOICE]
+    enough = max(CHOICE, CHOICE_PIXELS // loaders.preprocess.img_size**2)
+    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:enough]
     if loaders.data.classes != names:  # nothing is right or wrong
         return rows[:count].sort().values if not loaders.data.classes else rows[:count]
     found = [predict(model, loaders.normalised(test.images(part)))[1]
