@@ -24,7 +24,6 @@ from model import Attention, VisionTransformer
 
 SWIN_BLOCKS = ("SwinTransformerBlock", "SwinTransformerV2Block")
 
-
 Arrange = Callable[[Tensor], BlockAttention]
 Sink = Callable[[Tensor, Arrange], Any]
 
@@ -64,7 +63,7 @@ def class_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tens
         return None
     kept: list[Tensor] = []
 
-    def keep(module: nn.Module, _: Any, qkv: Tensor) -> None:
+    def keep(module: nn.Module, _: nn.Module, __: tuple, qkv: Tensor) -> None:
         B, N, _ = qkv.shape
         q, k, _ = qkv.reshape(B, N, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         q = q[:, :, :1]  # (B, h, 1, d)
@@ -75,8 +74,7 @@ def class_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tens
     hooks = []
     try:
         for module in modules:
-            watch = partial(lambda module, _, args, out: keep(module, args, out), module)
-            hooks.append(module.qkv.register_forward_hook(watch))
+            hooks.append(module.qkv.register_forward_hook(partial(keep, module)))
         with as_evaluated(model), torch.no_grad():
             logits = model(images)
     finally:

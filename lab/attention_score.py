@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from lab.faithfulness import Curves, curves
 from lab.loaders import Loaders
-from lab.localisation import LEVELS, Judged, baselines, judge, summarise
-from lab.saliency import METHODS, methods_of, raw
-from lab.stats import bootstrap
+from lab.localisation import CENTRE, LEVELS, Judged, baselines, judge, summarise
+from lab.saliency import map_of, methods_of, raw
+from lab.stats import mean_interval
 from lab.trimaps import ANIMAL, BACKGROUND
 
 CHANCE = "random order"  # of the pixels
 GRID = (32, 32)  # of the baselines' maps
-TRAINED, RANDOM, CENTRE = "trained", "random weights", "centre Gaussian"
+TRAINED, RANDOM = "trained", "random weights"
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,8 @@ def every_map(
         if name == "raw":
             every = enumerate(raw(model, images), 1)
             out |= {f"block {i}": heads.mean(1) for i, heads in every}
-        elif name == "rollout":
-            out[name] = METHODS[name](model, images)
         else:
-            out[name] = METHODS[name](model, images, targets)
+            out[name] = map_of(name, model, images, targets)
     return out
 
 
@@ -160,15 +158,12 @@ def faithfulness(
         for kind, by_name in found.items():
             by_name[name] = np.concatenate([getattr(d, kind) for d in done])
 
-    def interval(values: np.ndarray) -> list[float]:
-        return [round(float(x), 4) for x in (values.mean(), *bootstrap(values))]
-
     out: dict[str, Any] = {name: {} for name in every}
     for kind, by_name in found.items():
         chance = Curves.area(by_name[CHANCE])
         for name, curve in by_name.items():
             area = Curves.area(curve)
-            out[name][kind] = {"area": interval(area), CHANCE: interval(area - chance),
+            out[name][kind] = {"area": mean_interval(area), CHANCE: mean_interval(area - chance),
                                "curve": curve.mean(0).round(4).tolist()}  # fmt: skip
     return out
 

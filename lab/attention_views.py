@@ -18,7 +18,7 @@ from lab.checkpoints import write_json
 from lab.errors import UserError
 from lab.loaders import Loaders
 from lab.runs import Run
-from lab.saliency import METHODS, classes_of, methods_of, pick, raw, reads
+from lab.saliency import METHODS, classes_of, map_of, methods_of, pick, raw, reads
 from lab.weights import Pretrained
 
 RAW = "attention"
@@ -145,11 +145,9 @@ def look(
             where = f"block {c.LAYER if c.LAYER > 0 else len(blocks) + 1 + c.LAYER}"
             head = "mean of heads" if c.HEAD is None else f"head {c.HEAD}"
             maps[f"{RAW}, {where}, {head}"] = pick(blocks, c.LAYER, c.HEAD)
-        elif method == "rollout":
-            maps[method] = METHODS[method](model, images)
         else:
-            about = "" if target is None else f" for {names[target]}"
-            maps[method + about] = METHODS[method](model, images, targets)
+            about = "" if target is None or method == "rollout" else f" for {names[target]}"
+            maps[method + about] = map_of(method, model, images, targets)
     shown = (center(pixels, loaders.preprocess) * 255).round().byte()
     shown = shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     labels = data.test.labels[rows]

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from lab.stats import bootstrap
+from lab.stats import mean_interval
 from lab.trimaps import ANIMAL, BORDER
 
+CENTRE = "centre Gaussian"
 LEVELS = 50  # thresholds that the validation images choose from
 MEASURES = {
     "mass": "share of the map's mass on the animal",
@@ -90,7 +91,7 @@ def baselines(grid: tuple[int, int]) -> dict[str, Tensor]:
     """
     down, right = ((torch.arange(n) + 0.5) / n - 0.5 for n in grid)  # in sides, from the centre
     squared = down[:, None] ** 2 + right[None] ** 2
-    return {"uniform": torch.ones(grid), "centre Gaussian": torch.exp(-squared / (2 * 0.25**2))}
+    return {"uniform": torch.ones(grid), CENTRE: torch.exp(-squared / (2 * 0.25**2))}
 
 
 def summarise(
@@ -106,13 +107,10 @@ def summarise(
     Returns: for each measure {"mean": [mean, low, high], name of rival: [difference, low, high]}.
     """
 
-    def interval(values: np.ndarray) -> list[float]:
-        return [round(x, 4) for x in (values.mean(), *bootstrap(values))]
-
     out = {}
     for measure in MEASURES:
         values = test.of(measure, level)
-        out[measure] = {"mean": interval(values)}
+        out[measure] = {"mean": mean_interval(values)}
         for name, (rival, its) in rivals.items():
-            out[measure][name] = interval(values - rival.of(measure, its))
+            out[measure][name] = mean_interval(values - rival.of(measure, its))
     return out

@@ -244,6 +244,12 @@ METHODS = {"raw": raw, "rollout": rollout, "gradient-rollout": gradient_rollout,
            "grad-cam": grad_cam}  # fmt: skip
 
 
+def map_of(method: str, model: nn.Module, images: Tensor, targets: Tensor | None) -> Tensor:
+    """The map of a method that has one for each image; rollout knows no classes."""
+    about = () if method == "rollout" else (targets,)
+    return METHODS[method](model, images, *about)
+
+
 def methods_of(model: nn.Module, images: Tensor) -> dict[str, str | None]:
     """Each method with None if the model can be shown with it, else the reason why not."""
     found: dict[str, str | None] = {}

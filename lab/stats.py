@@ -24,6 +24,11 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
     return float(np.abs(gap).sum() / len(confidence))
 
 
+def mean_interval(values: np.ndarray) -> list[float]:
+    """A mean over images (N,) with its 95 % bootstrap interval, [mean, low, high], for records."""
+    return [round(float(x), 4) for x in (values.mean(), *bootstrap(values))]
+
+
 def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     """The 95 % percentile interval of a mean over images (N,) (Efron 1979); the same every time."""
     rng = np.random.default_rng(0)

@@ -36,6 +36,7 @@ from lab.saliency import (
     rollout,
 )
 from model import VisionTransformer, ViTConfig
+from tests.shaken import shaken
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
 MEAN = {"class_token": False, "global_pool": "avg"}
@@ -79,16 +80,6 @@ ZOO += [("swin", name) for name in SWINS]
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def shaken(model, seed=0):
-    """Random weights of which none has a special value such as 0, so that each one counts."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            scale = p[0].numel() ** -0.5 if p.ndim in (2, 4) else 0.3
-            p.add_(scale * torch.randn(p.shape, generator=generator))
-    return model.eval()
 
 
 def ours(**options):

@@ -41,6 +41,7 @@ from lab.models import TimmConfig, describe, load_model, timm_model
 from lab.preprocess import Preprocess
 from lab.weights import adapt_head, classifier, load_pretrained, pooled, with_random_weights
 from model import VisionTransformer, ViTConfig
+from tests.shaken import shaken
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "weights" / "vit_small_patch14_dinov2_saliency.safetensors"
@@ -53,16 +54,6 @@ SMALL_SWIN = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def shaken(model, seed=0):
-    """Random weights of which none has a special value such as 0, so that each one counts."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            scale = p[0].numel() ** -0.5 if p.ndim in (2, 4) else 0.3
-            p.add_(scale * torch.randn(p.shape, generator=generator))
-    return model.eval()
 
 
 def timms(name, seed=0, **options):
