@@ -12,6 +12,7 @@ Plots and records go to results/cnn_baseline/<run>/.
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from lab.cnn import ResidualCNN, twin
 from lab.compute import model_facts
 from lab.data import Dataset
 from lab.errors import UserError, run_script
+from lab.seeds import over_seeds
 from model import VisionTransformer, ViTConfig
 
 # --- Twin ---
@@ -38,7 +40,8 @@ NOT_HERE = ("MODEL", "MODEL_ARGS")  # the model is the CNN
 
 
 def main() -> None:
-    train.train(constants.override(sys.modules[__name__], base=train, without=NOT_HERE), build)
+    values = constants.override(sys.modules[__name__], base=train, without=NOT_HERE)
+    over_seeds(values, partial(train.train, build=build))
 
 
 def build(c: SimpleNamespace, data: Dataset) -> tuple[ResidualCNN, str, dict[str, Any]]:

@@ -11,6 +11,7 @@ Plots and records go to results/finetune/<run>/. The same command goes on where 
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from lab import constants
 from lab.augment import Augmentation
 from lab.comparison import compare
 from lab.compute import model_facts
-from lab.data import load_data
+from lab.data import load_data, thin
 from lab.engine import fit
 from lab.errors import run_script
 from lab.features import cached_features
@@ -33,6 +34,7 @@ from lab.modes import choose_trained, rate_warning, usual_rate, variant_of
 from lab.optim import adamw, layers
 from lab.processes import processes
 from lab.runs import Run
+from lab.seeds import over_seeds
 from lab.sources import kind_of
 from lab.weights import adapt_head, load_pretrained, with_random_weights
 
@@ -44,6 +46,7 @@ IMG_SIZE: int | None = None  # pixels; none: the size that the weights were trai
 DATASET: str = "digits"  # digits, cifar10, cifar100, fashion-mnist, pets, or a folder
 DATA_DIR: str = "data"  # where downloads and cached features go
 VAL_FRACTION: float = 0.1  # share of the training images that chooses the epoch
+TRAIN_FRACTION: float = 1.0  # share of the training images; repeated, so steps stay as many
 SKIP_UNREADABLE: bool = False  # go on without images that cannot be read
 AUGMENT: bool = True  # training images are changed at random, see AUGMENTATIONS below
 
@@ -69,8 +72,10 @@ LABEL_SMOOTHING: float = 0.0  # share of the target spread over all classes
 
 # --- Run ---
 SEED: int = 0  # of the new head, order and augmentation; the validation split never changes
+SEEDS: int = 1  # runs, from SEED on, one after another; then mean and deviation
 PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
 COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
+TENSORBOARD: bool = False  # TensorBoard files too: tensorboard --logdir results
 RESULTS_DIR: str = "results/finetune"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, weights, mode and seed
 FRESH: bool = False  # start over, replacing the records of the same run
@@ -86,10 +91,11 @@ MODES = ("scratch", "head", "top-k --top-k 1", "top-k --top-k 2", "top-k --top-k
 
 
 def main() -> None:
-    run_all_or_one(SimpleNamespace(**constants.override(sys.modules[__name__])), plain_only=True)
+    run_all_or_one(constants.override(sys.modules[__name__]), plain_only=True)
 
 
-def run_all_or_one(c: SimpleNamespace, plain_only: bool) -> None:
+def run_all_or_one(values: dict[str, Any], plain_only: bool) -> None:
+    c = SimpleNamespace(**values)
     if c.MODE == "all":
         pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, plain_only=plain_only)
         adapt_head(pretrained, ["a", "b"])
@@ -98,16 +104,18 @@ def run_all_or_one(c: SimpleNamespace, plain_only: bool) -> None:
         modes = [words for words in modes if words[0] != "top-k" or int(words[-1]) < depth]
         compare(modes, Path(c.RESULTS_DIR))
     else:
-        finetune(c, plain_only)
+        over_seeds(values, partial(finetune, plain_only=plain_only))
 
 
-def finetune(c: SimpleNamespace, plain_only: bool) -> None:
+def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     """One run: weights, data, what of it is trained, training, records."""
+    c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess
     with processes().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, preprocess.resized, c.VAL_FRACTION,
                          c.SKIP_UNREADABLE, preprocess.interpolation)  # fmt: skip
+        data = thin(data, c.TRAIN_FRACTION)
     torch.manual_seed(c.SEED)
     weights = pretrained.fingerprint()
     notes = [*pretrained.remarks, adapt_head(pretrained, data.classes)]
@@ -130,6 +138,7 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
         epochs=c.EPOCHS, warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
+        tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     size = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)
     facts = {
@@ -139,7 +148,7 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
     }
     identity = {**vars(c), "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
     with processes().main_process_first():
-        run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.name), identity, facts, c.FRESH)
+        run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.label), identity, facts, c.FRESH)
     if processes().is_main_process:
         print("\n".join(notes))
     if run.finished:
@@ -153,6 +162,7 @@ def finetune(c: SimpleNamespace, plain_only: bool) -> None:
         head_scale = 1.0 if c.MODE == "scratch" else c.HEAD_SCALE
         optimizer = adamw(model, rates[0], decays[0], (0.9, 0.999), c.LAYER_DECAY, head_scale)
         fit(model, optimizer, loaders, how, run)
+    return run
 
 
 def name_of(c: SimpleNamespace, dataset: str) -> str:

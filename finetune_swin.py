@@ -11,7 +11,6 @@ own: weights, window and image size. Plots and records go to results/finetune_sw
 """
 
 import sys
-from types import SimpleNamespace
 
 from torch import nn
 
@@ -30,12 +29,11 @@ RESULTS_DIR: str = "results/finetune_swin"  # one folder a run
 
 def main() -> None:
     values = constants.override(sys.modules[__name__], base=finetune, without=("PRETRAINED",))
-    c = SimpleNamespace(**{**values, "PRETRAINED": values["MODEL"]})
-    if c.IMG_SIZE:
-        model = load_pretrained(c.MODEL).model
+    if values["IMG_SIZE"]:
+        model = load_pretrained(values["MODEL"]).model
         if windows(model):
-            check_size(c.IMG_SIZE, *windows(model))
-    finetune.run_all_or_one(c, plain_only=False)
+            check_size(values["IMG_SIZE"], *windows(model))
+    finetune.run_all_or_one({**values, "PRETRAINED": values["MODEL"]}, plain_only=False)
 
 
 def windows(model: nn.Module) -> tuple[int, int, int] | None:

@@ -10,6 +10,7 @@ Plots and records go to results/train/<run>/. The same command goes on where a r
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from torch import nn
 from lab import constants
 from lab.augment import Augmentation
 from lab.compute import model_facts
-from lab.data import Dataset, load_data
+from lab.data import Dataset, load_data, thin
 from lab.engine import fit
 from lab.errors import run_script
 from lab.fit_config import FitConfig
@@ -30,6 +31,7 @@ from lab.optim import adamw
 from lab.preprocess import Preprocess, resized
 from lab.processes import processes
 from lab.runs import Run
+from lab.seeds import over_seeds
 from lab.sources import kind_of, native_size
 from model import VisionTransformer, ViTConfig
 
@@ -39,6 +41,7 @@ from model import VisionTransformer, ViTConfig
 DATASET: str = "digits"  # digits, cifar10, cifar100, fashion-mnist, pets, or a folder
 DATA_DIR: str = "data"  # where downloads go
 VAL_FRACTION: float = 0.1  # share of the training images that chooses the epoch
+TRAIN_FRACTION: float = 1.0  # share of the training images; repeated, so steps stay as many
 SKIP_UNREADABLE: bool = False  # go on without images that cannot be read
 IMG_SIZE: int | None = None  # pixels, a multiple of PATCH_SIZE
 
@@ -81,8 +84,10 @@ LABEL_SMOOTHING: float | None = None  # share of the target spread over all clas
 
 # --- Run ---
 SEED: int = 0  # of weights, order and augmentation; the validation split never changes
+SEEDS: int = 1  # runs, from SEED on, one after another; then mean and deviation
 PRECISION: Literal["auto", "bf16", "fp32"] | None = None  # auto: bf16 where it is in hardware
 COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
+TENSORBOARD: bool = False  # TensorBoard files too: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, model and seed
 FRESH: bool = False  # start over, replacing the records of the same run
@@ -137,10 +142,10 @@ def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:
 
 
 def main() -> None:
-    train(constants.override(sys.modules[__name__]), build)
+    over_seeds(constants.override(sys.modules[__name__]), partial(train, build=build))
 
 
-def train(values: dict[str, Any], build: Build) -> None:
+def train(values: dict[str, Any], build: Build) -> Run:
     """One run: data, model, training, records; cnn_baseline.py brings another model."""
     size = native_size(values["DATASET"])
     c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[kind_of(values["DATASET"])]})
@@ -150,6 +155,7 @@ def train(values: dict[str, Any], build: Build) -> None:
     kept = resized(c.IMG_SIZE, crop_pct)
     with processes().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, kept, c.VAL_FRACTION, c.SKIP_UNREADABLE)
+        data = thin(data, c.TRAIN_FRACTION)
     preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
     augmentation = Augmentation(
         c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
@@ -159,6 +165,7 @@ def train(values: dict[str, Any], build: Build) -> None:
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
+        tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     torch.manual_seed(c.SEED)
     model, short, more = build(c, data)
@@ -170,10 +177,11 @@ def train(values: dict[str, Any], build: Build) -> None:
         "dataset": data.summary(),
         **more,
     }
-    name = c.NAME or f"{data.name}-{short}-s{c.SEED}"
+    name = c.NAME or f"{data.label}-{short}-s{c.SEED}"
     with processes().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)
     fit(model, optimizer, loaders, how, run)
+    return run
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every mode of fine-tuning, one process after another, then a picture and a table of all."""
 
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -28,23 +29,24 @@ def compare(modes: list[list[str]], place: Path) -> None:
     """
     if processes().num_processes > 1:
         raise SystemExit("--mode all starts processes of its own: run it with python")
-    runs = []
+    rows, names = [], []
     for words in modes:
         command = [sys.executable, *sys.argv, "--mode", *words]
         print(f"\n--- {' '.join(words)} ---", flush=True)
-        last = ""
+        runs = []  # one a seed
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 for line in process.stdout:
                     print(line, end="", flush=True)
-                    last = line.strip() if line.strip().endswith("curves.png") else last
+                    if line.endswith("curves.png\n"):
+                        runs.append(Run(Path(line.strip()).parent))
             except KeyboardInterrupt:  # the process got it too, and saves itself
                 process.wait()
         if process.returncode:
             raise SystemExit(process.returncode)
-        runs.append(Run(Path(last).parent))
-    rows = [row_of(run) for run in runs]
-    title = runs[0].folder.name.replace(f"-{rows[0]['mode']}", "")
+        rows.append(row_of(runs))
+        names.append(runs[0].folder.name)
+    title = names[0].replace(f"-{rows[0]['mode']}", "")
     picture = place / f"{title}-modes.png"
     draw(picture, rows, title)
     lines = table(rows)
@@ -52,37 +54,46 @@ def compare(modes: list[list[str]], place: Path) -> None:
     print(f"\n{lines}\n{picture.with_suffix('.md')}\n{picture}")
 
 
-def row_of(run: Run) -> dict[str, Any]:
-    """What a finished run says of its mode."""
-    metrics, model = run.metrics(), run.config()["model"]
-    asked = run.config()["constants"]
+def row_of(runs: list[Run]) -> dict[str, Any]:
+    """What the finished runs of a mode, one a seed, say of it."""
+    metrics = [run.metrics() for run in runs]
+    asked, model = runs[0].config()["constants"], runs[0].config()["model"]
     label = {
         "top-k": f"top {asked['TOP_K']}",
         "lora": f"LoRA {asked['LORA_RANK']}",
         "full": "full" if asked["LAYER_DECAY"] == 1 else f"full, decay {asked['LAYER_DECAY']:g}",
     }
-    low, high = metrics["test_accuracy_95"]
+    accuracies = [m["test_accuracy"] for m in metrics]
+    mean = statistics.mean(accuracies)
+    if len(runs) == 1:
+        (low, high), around = metrics[0]["test_accuracy_95"], "95 % interval"
+    else:
+        deviation = statistics.stdev(accuracies)
+        low, high = mean - deviation, mean + deviation
+        around = f"mean of {len(runs)} seeds and standard deviation"
     return {
         "mode": label.get(asked["MODE"], asked["MODE"]),
-        "accuracy": 100 * metrics["test_accuracy"],
+        "accuracy": 100 * mean,
         "low": 100 * low,
         "high": 100 * high,
+        "around": around,
         "trainable": model["trainable_parameters"],
-        "seconds": metrics["training_seconds"],
-        "memory": metrics["peak_memory_mb"],
-        "images": metrics["test_images"],
+        "seconds": statistics.mean(m["training_seconds"] for m in metrics),
+        "memory": max(m["peak_memory_mb"] or 0 for m in metrics),
+        "images": metrics[0]["test_images"],
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| mode | trainable parameters | test accuracy (95 % interval) | seconds | peak memory |",
+        f"| mode | trainable parameters | test accuracy ({rows[0]['around']}) | seconds "
+        "| peak memory |",
         "|---|---|---|---|---|",
     ]
     lines += [
         f"| {r['mode']} | {r['trainable']:,} | {r['accuracy']:.1f} % ({r['low']:.1f} to "
-        f"{r['high']:.1f}) | {r['seconds']:,.0f} s | {r['memory'] or 0:,} MB |"
+        f"{r['high']:.1f}) | {r['seconds']:,.0f} s | {r['memory']:,} MB |"
         for r in rows
     ]
     return "\n".join(lines) + "\n"
@@ -101,13 +112,13 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         axes[0].annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points",
                          ha="center", fontsize=9)  # fmt: skip
     axes[0].set_yticks(places, [row["mode"] for row in rows])
-    axes[0].set_xlabel(f"test accuracy (%), 95 % interval of {rows[0]['images']:,} images")
+    axes[0].set_xlabel(f"test accuracy (%), {rows[0]['around']}\n{rows[0]['images']:,} test images")
     for axis, key, label in (
         (axes[1], "trainable", "trainable parameters (logarithmic)"),
         (axes[2], "seconds", "training (seconds)"),
         (axes[3], "memory", "peak memory of the process (MB)"),
     ):
-        values = [row[key] or 0 for row in rows]
+        values = [row[key] for row in rows]
         bars = axis.barh(places, values, color=TRAIN, height=0.62, log=key == "trainable")
         axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=9)
         axis.set_xlabel(label)

@@ -7,7 +7,7 @@ lab/augment.py, when batches are made.
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +35,12 @@ class Dataset:
     mean: list[float]
     std: list[float]
     remarks: list[str]  # what a user should know: files left out, sizes that are not official
+    train_fraction: float = 1.0  # share of the training images that is used, see `thin`
+
+    @property
+    def label(self) -> str:
+        """The name in a run's: with the share of the training images, unless that is all."""
+        return self.name if self.train_fraction == 1 else f"{self.name}-of{self.train_fraction:g}"
 
     @property
     def channels(self) -> int:
@@ -62,6 +68,8 @@ class Dataset:
         return {
             "name": self.name,
             **{name: len(split) for name, split in splits.items()},
+            "train_images": len(self.train.rows.unique()),
+            "train_fraction": self.train_fraction,
             "classes": self.classes,
             "pixels": list(self.train.store.shape[1:]),
             "mean": [round(m, 4) for m in self.mean],
@@ -122,6 +130,33 @@ def load_data(
     mean, std = channel_statistics(splits["train"])
     name = dataset if dataset in sources.DATASETS else printable(Path(dataset).resolve().name)
     return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)
+
+
+def thin(data: Dataset, share: float) -> Dataset:
+    """The dataset with a share of each class's training images, at least one; a fixed choice.
+
+    A larger share holds the images of a smaller one. They are repeated up to the old number, so
+    that an epoch keeps its steps: runs on different shares then differ in their images, not in how
+    long they were trained. Validation and test stay whole.
+
+    Raises: UserError, for a share that is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"TRAIN_FRACTION={share} must lie above 0 and be at most 1, such as 0.1")
+    if share == 1:
+        return data
+    rng = np.random.default_rng(SPLIT_SEED)
+    labels = data.train.labels.numpy()
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in range(len(data.classes)):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        chosen[members[: max(1, round(share * len(members)))]] = True
+    few = rng.permutation(np.flatnonzero(chosen))  # in disorder: the last repetition is cut short
+    mean, std = channel_statistics(data.train.take(torch.from_numpy(few)))
+    train = data.train.take(torch.from_numpy(np.resize(few, len(labels))))
+    remark = f"{len(few):,} of {len(labels):,} training images, repeated to as many an epoch"
+    return replace(data, train=train, mean=mean, std=std, remarks=[*data.remarks, remark],
+                   train_fraction=share)  # fmt: skip
 
 
 def absent(split: Split, classes: list[str]) -> list[str]:

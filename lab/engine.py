@@ -19,12 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from lab.checkpoints import (
-    load_state,
-    load_strictly,
-    load_weights,
-    save_state,
-)
+from lab.board import Board
+from lab.checkpoints import load_state, load_strictly, load_weights, save_state
 from lab.compute import peak_memory_mb
 from lab.errors import Stopped, UserError, asked_to_stop, memory_advice
 from lab.evaluation import evaluate
@@ -121,6 +117,7 @@ class Trainer:
         else:  # one process needs no wrapper around the optimizer, which costs as much
             self.model, self.optimizer = self.accelerator.prepare(model), optimizer
         self.state = State()
+        self.board: Board | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -145,6 +142,8 @@ class Trainer:
             self.say(f"going on at {at} of {self.loaders.steps}: {self.run.folder}")
         if self.accelerator.is_main_process:
             self.run.write_history(self.state.history)
+            if self.config.tensorboard:
+                self.board = Board(self.run.folder, self.state.epoch)
 
     def save(self) -> None:
         if self.accelerator.is_main_process:
@@ -264,6 +263,8 @@ class Trainer:
                 path, loaders = self.run.folder / "best.safetensors", self.loaders
                 save_model(path, self.judged, loaders.data.classes, loaders.preprocess, row)
             self.run.append_history(row)
+            if self.board:
+                self.board.add(row)
             if not self.config.trial or state.epoch > self.config.epochs:
                 self.save()  # a trial is cheap: one that was killed starts over
         self.say(epoch_line(row, self.config.epochs))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lab.board import check_installed
 from lab.compute import has_bf16
 from lab.errors import UserError
 from lab.processes import processes
@@ -26,9 +27,12 @@ class FitConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
     seed: int = 0
+    tensorboard: bool = False
     trial: bool = False  # one of a sweep: it says nothing and leaves the test split alone
 
     def __post_init__(self) -> None:
+        if self.tensorboard:
+            check_installed()
         for name in ("epochs", "accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must be at least 1")

@@ -28,7 +28,8 @@ from lab.errors import UserError
 from lab.processes import processes
 
 SCHEMA = 1  # of the records; a reader refuses what it does not know
-NOT_THE_RUN = ("NAME", "FRESH", "DATA_DIR", "RESULTS_DIR")  # constants that change no result
+# Constants that change no result:
+NOT_THE_RUN = ("NAME", "FRESH", "DATA_DIR", "RESULTS_DIR", "SEEDS", "TENSORBOARD")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 

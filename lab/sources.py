@@ -43,8 +43,8 @@ class Split:
         return self.store[self.rows[indices]]
 
     def take(self, keep: Tensor) -> "Split":
-        """The split of the images where the mask (N,) is true; it shares the store."""
-        names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
+        """The split of some images, a mask (N,) or indices (n,); it shares the store."""
+        names = [self.names[i] for i in torch.arange(len(self))[keep].tolist()]
         return Split(self.store, self.rows[keep], self.labels[keep], names)
 
 

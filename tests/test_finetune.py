@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -457,7 +456,7 @@ def test_a_mistake_ends_with_a_sentence(words, said, weights, tmp_path, capsys):
     places = ["--data-dir", str(tmp_path), "--results-dir", str(tmp_path / "r")]
     argv = ["--pretrained", str(weights), "--epochs", "1", "--precision", "fp32", *places, *words]
     with pytest.raises((UserError, ConfigError, SystemExit)) as error:
-        script.finetune(SimpleNamespace(**constants.override(script, argv)), plain_only=True)
+        script.finetune(constants.override(script, argv), plain_only=True)
     assert said in f"{error.value}{capsys.readouterr().err}"
 
 
