@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from lab.checkpoints import write_whole
+from lab.modes import mode_label
 from lab.plots import TRAIN, VAL, save
 from lab.processes import processes
 from lab.runs import Run
@@ -57,12 +58,7 @@ def compare(modes: list[list[str]], place: Path) -> None:
 def row_of(runs: list[Run]) -> dict[str, Any]:
     """What the finished runs of a mode, one a seed, say of it."""
     metrics = [run.metrics() for run in runs]
-    asked, model = runs[0].config()["constants"], runs[0].config()["model"]
-    label = {
-        "top-k": f"top {asked['TOP_K']}",
-        "lora": f"LoRA {asked['LORA_RANK']}",
-        "full": "full" if asked["LAYER_DECAY"] == 1 else f"full, decay {asked['LAYER_DECAY']:g}",
-    }
+    config = runs[0].config()
     accuracies = [m["test_accuracy"] for m in metrics]
     mean = statistics.mean(accuracies)
     if len(runs) == 1:
@@ -72,12 +68,12 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
         low, high = mean - deviation, mean + deviation
         around = f"mean of {len(runs)} seeds and standard deviation"
     return {
-        "mode": label.get(asked["MODE"], asked["MODE"]),
+        "mode": mode_label(config["constants"]),
         "accuracy": 100 * mean,
         "low": 100 * low,
         "high": 100 * high,
         "around": around,
-        "trainable": model["trainable_parameters"],
+        "trainable": config["model"]["trainable_parameters"],
         "seconds": statistics.mean(m["training_seconds"] for m in metrics),
         "memory": max(m["peak_memory_mb"] or 0 for m in metrics),
         "images": metrics[0]["test_images"],

@@ -1,5 +1,7 @@
 """Modes of fine-tuning: what is trained, what is frozen, and which rate is right for it."""
 
+from typing import Any
+
 from torch import nn
 
 from lab.errors import UserError
@@ -12,6 +14,16 @@ from lab.weights import classifier
 # it is trained; a warning is given beyond RATE_RANGE times the rate here.
 RATES = {"scratch": 3e-4, "full": 3e-5, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4}
 RATE_RANGE = (0.01, 5.0)
+
+
+def mode_label(constants: dict[str, Any]) -> str:
+    """What a run's constants say is trained, for tables and pictures."""
+    labels = {
+        "top-k": f"top {constants['TOP_K']}",
+        "lora": f"LoRA {constants['LORA_RANK']}",
+        "full": "full" + f", decay {constants['LAYER_DECAY']:g}" * (constants["LAYER_DECAY"] != 1),
+    }
+    return labels.get(constants["MODE"], constants["MODE"])
 
 
 def choose_trained(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> None:

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals and calibration."""
+"""How sure a figure is: intervals, calibration, paired tests."""
 
 import numpy as np
 from scipy.stats import binomtest
@@ -18,10 +18,44 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
         correct: whether the prediction was right, (N,).
         bins: bins of equal width, closed on the right.
     """
+    gaps = [abs(sure - right) * n for sure, right, n in reliability(confidence, correct, bins)]
+    return float(sum(gaps) / len(confidence))
+
+
+def reliability(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = 15
+) -> list[tuple[float, float, int]]:
+    """Mean confidence, share that is right, and images of every bin that is not empty."""
     edges = np.linspace(0, 1, bins + 1)
     index = np.digitize(confidence, edges[1:-1], right=True)
-    gap = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    return [
+        (float(confidence[index == i].mean()), float(correct[index == i].mean()), int(n))
+        for i, n in enumerate(np.bincount(index, minlength=bins))
+        if n
+    ]
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
+    """Do two models differ on the same images? The exact test (McNemar 1947), two-sided.
+
+    Args:
+        one, other: whether each model was right, (N,) bool.
+
+    Returns: images that only the first has right, that only the other has, and the probability of
+        so uneven a division, or a more uneven one, if each such image fell to either by chance.
+    """
+    first, second = int((one & ~other).sum()), int((other & ~one).sum())
+    p = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
+    return first, second, float(p)
+
+
+def holm(p: list[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979): below 0.05, all such hold at 5 % together."""
+    adjusted, least = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        least = max(least, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = least
+    return adjusted
 
 
 def mean_interval(values: np.ndarray) -> list[float]:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import math
 import types
 
-import numpy as np
 import pytest
 import torch
 import torchmetrics
@@ -13,7 +11,7 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab import checkpoints, compute, constants, stats
+from lab import checkpoints, compute, constants
 from lab.augment import Augmentation
 from lab.data import load_data
 from lab.engine import fit
@@ -163,28 +161,6 @@ def test_no_decay_on_norms_biases_tokens_positions():
     for name, parameter in model.named_parameters():
         matrix = name.endswith("weight") and "norm" not in name
         assert decay[id(parameter)] == (0.05 if matrix else 0), name
-
-
-def test_wilson_matches_statistics_written_out():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        total = int(rng.integers(1, 10_000))
-        correct = int(rng.integers(0, total + 1))
-        z, p = 1.959963984540054, correct / total
-        centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-        half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
-        expected = (max(0, centre - half), min(1, centre + half))
-        assert stats.wilson(correct, total) == pytest.approx(expected, abs=1e-9)
-
-
-def test_calibration_error_matches_torchmetrics():
-    rng = np.random.default_rng(0)
-    probabilities = torch.from_numpy(rng.dirichlet(np.full(5, 0.5), 4000))
-    labels = torch.from_numpy(rng.integers(0, 5, 4000))
-    sure, guess = probabilities.max(1)
-    ours = stats.calibration_error(sure.numpy(), (guess == labels).numpy())
-    metric = torchmetrics.classification.MulticlassCalibrationError(5, n_bins=15)
-    assert ours == pytest.approx(metric(probabilities, labels).item(), abs=1e-6)
 
 
 def test_scores_match_torchmetrics():

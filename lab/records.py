@@ -1,0 +1,234 @@
+"""Every run below a folder, read and checked; what cannot be believed is left out, with the reason.
+
+A number in a report is only as good as the file that it comes from: records that contradict each
+other, or that another version of the lab wrote, are not shown as if nothing were wrong.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lab.runs import SCHEMA, Run
+from lab.state import History
+
+MARKS = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+
+
+class Broken(Exception):
+    """Why a folder cannot be shown, in words for its owner."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Every test image of a run; labels and predictions are indices into its classes, (N,)."""
+
+    test_set: str  # of images and labels: equal for runs that were tested on the same images
+    names: list[str]
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        return self.labels == self.predicted
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run; without metrics and predictions as long as it is not finished."""
+
+    folder: Path
+    config: dict[str, Any]
+    history: History
+    metrics: dict[str, Any] | None
+    predictions: Predictions | None
+    sweep: Path | None  # the folder of the sweep whose trial it is
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return self.config["constants"]
+
+    @property
+    def script(self) -> str:
+        """The script that made it, such as "train.py"."""
+        return Path(shlex.split(self.config["command"])[1]).name
+
+    @property
+    def share(self) -> float:
+        """The share of the training images that it saw; runs of before the constant saw all."""
+        return self.constants.get("TRAIN_FRACTION", 1.0)
+
+    def key(self, *without: str) -> str:
+        """The same for runs that differ in these constants alone."""
+        rest = {k: v for k, v in self.constants.items() if k not in without}
+        rest.setdefault("TRAIN_FRACTION", 1.0)
+        for name in without:
+            rest.pop(name, None)
+        return json.dumps([self.script, self.config["dataset"]["name"], rest], sort_keys=True)
+
+
+@dataclass
+class Found:
+    """What lies below a folder."""
+
+    runs: list[Record] = field(default_factory=list)
+    looks: list[Run] = field(default_factory=list)  # of attention_viz.py
+    sweeps: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def read_runs(place: Path) -> Found:
+    """Reads all runs, by their folders' names; nothing that a folder holds makes it fail."""
+    found = Found()
+
+    def unreadable(error: OSError) -> None:
+        found.left_out.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
+
+    for root, inner, files in os.walk(place, onerror=unreadable):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        folder, names = Path(root), set(files)
+        try:
+            if "config.json" in names:
+                inner.clear()  # what lies in a run's folder is its own
+                read(folder, found)
+            elif held := sorted(names & MARKS):
+                inner.clear()
+                raise Broken(f"config.json is missing beside {held[0]}: nobody knows what this was")
+            elif "sweep.json" in names:
+                found.sweeps.append((folder, read_sweep(folder / "sweep.json")))
+            elif not inner and folder != place:
+                held = ", ".join(sorted(names)[:3])
+                raise Broken(f"no run's records; it holds {held}" if held else "it is empty")
+        except Broken as why:
+            found.left_out.append((folder, str(why)))
+    return found
+
+
+def read(folder: Path, found: Found) -> None:
+    """Adds the run in a folder. Raises: Broken."""
+    config = checked_config(read_json(folder / "config.json"))
+    finished = (folder / "metrics.json").exists()
+    if Path(shlex.split(config["command"])[1]).name == "attention_viz.py":
+        if not finished:
+            raise Broken("stopped before its pictures were done: the same command does it again")
+        read_json(folder / "metrics.json")
+        found.looks.append(Run(folder))
+        return
+    if not isinstance(model := config.get("model"), dict) or "classes" not in config["dataset"]:
+        raise Broken("config.json does not say the model, or the classes")
+    for key in ("parameters", "trainable_parameters", "macs"):
+        number(model.get(key), f"{key} in config.json")
+    history = read_history(folder)
+    metrics = predictions = None
+    if finished:
+        metrics = checked_metrics(read_json(folder / "metrics.json"))
+        predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
+        right = float(predictions.correct.mean())
+        if abs(right - metrics["test_accuracy"]) > 1e-5:
+            raise Broken(
+                f"metrics.json says that {100 * metrics['test_accuracy']:.2f} % are right, and "
+                f"predictions.csv {100 * right:.2f} %: one of them was changed"
+            )
+    sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
+    if not finished and not sweep:
+        total = config["constants"].get("EPOCHS")
+        found.left_out.append((folder, f"stopped after epoch {len(history)} of {total}; it goes on "
+                                       f"with: {config['command']}"))  # fmt: skip
+    if finished or history:
+        found.runs.append(Record(folder, config, history, metrics, predictions, sweep))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Broken(f"{path.name} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise Broken(f"{path.name} holds no object")
+    return content
+
+
+def number(value: Any, what: str, top: float = math.inf) -> float:
+    """The value, if it is a finite number from 0 to `top`. Raises: Broken."""
+    usual = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (usual and math.isfinite(value) and 0 <= value <= top):
+        raise Broken(f"{what} is {value!r}, which cannot be")
+    return value
+
+
+def checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    if (schema := config.get("schema")) != SCHEMA:
+        raise Broken(f"written by another version of the lab (schema {schema}, not {SCHEMA})")
+    try:
+        fits = (
+            isinstance(config["constants"], dict)
+            and isinstance(config["dataset"]["name"], str)
+            and all(isinstance(name, str) for name in config["dataset"].get("classes", []))
+            and len(shlex.split(config["command"])) > 1
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Broken(f"config.json is no record of a run ({error!r})") from error
+    if not fits:
+        raise Broken("config.json is no record of a run")
+    return config
+
+
+def checked_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    for key in ("test_accuracy", "val_accuracy", "calibration_error"):
+        number(metrics.get(key), f"{key} in metrics.json", 1)
+    for key in ("test_images", "best_epoch", "epochs", "training_seconds", "images_per_second"):
+        number(metrics.get(key), f"{key} in metrics.json")
+    interval = metrics.get("test_accuracy_95")
+    if not (isinstance(interval, list) and len(interval) == 2):
+        raise Broken("metrics.json has no test_accuracy_95")
+    for bound in interval:
+        number(bound, "test_accuracy_95 in metrics.json", 1)
+    return metrics
+
+
+def read_history(folder: Path) -> History:
+    if not (folder / "history.csv").exists():
+        return []
+    try:
+        rows = Run(folder).history()
+        for row in rows:
+            for key in ("epoch", *CURVES):
+                number(row[key], f"{key} in history.csv", 1 if "accuracy" in key else math.inf)
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise Broken(f"history.csv cannot be read ({error!r})") from error
+    return rows
+
+
+def read_predictions(path: Path, classes: list[str]) -> Predictions:
+    index = {name: i for i, name in enumerate(classes)}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        if head != ["image", "label", "prediction", "confidence"]:
+            raise Broken(f"predictions.csv has the columns {', '.join(head)}")
+        names, labels, predicted, confidence = zip(*rows, strict=True)
+        return Predictions(
+            hashlib.blake2b("\0".join([*names, *labels]).encode(), digest_size=8).hexdigest(),
+            list(names),
+            np.array([index[name] for name in labels]),
+            np.array([index[name] for name in predicted]),
+            np.array([number(float(text), "a confidence", 1) for text in confidence]),
+        )
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise Broken(f"predictions.csv cannot be read ({error!r})") from error
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content.get("trials"), list) or not isinstance(content.get("says"), str):
+        raise Broken("sweep.json is no record of a sweep")
+    return content
