@@ -10,13 +10,7 @@ RUN := $(VENV)/bin/python
 .PHONY: lab test lint clean
 
 lab: $(VENV)/lab.ready
-	$(RUN) train.py
-	$(RUN) cnn_baseline.py
-	$(RUN) finetune.py --mode head
-	$(RUN) finetune.py
-	$(RUN) finetune_swin.py --mode head
-	$(RUN) finetune_swin.py
-	$(RUN) attention_viz.py
+	@$(RUN) -m lab
 
 test: $(VENV)/dev.ready
 	$(RUN) -m pytest

@@ -7,7 +7,6 @@ other, or that another version of the lab wrote, are not shown as if nothing wer
 import csv
 import hashlib
 import json
-import math
 import os
 import shlex
 from dataclasses import dataclass, field
@@ -16,15 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from lab.modes import mode_label
+from lab.record_shapes import CONFIG, EPOCH, LOOK, METRICS, SWEEP, Broken, check, share
 from lab.runs import SCHEMA, Run
+from lab.score_tables import verdict
 from lab.state import History
 
+TASKS = {  # by script, in the order of the lab
+    "train.py": "From scratch",
+    "cnn_baseline.py": "CNN twin",
+    "finetune.py": "Fine-tuning",
+    "finetune_swin.py": "Swin and other models",
+}
 MARKS = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
-
-
-class Broken(Exception):
-    """Why a folder cannot be shown, in words for its owner."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,23 @@ class Record:
     @property
     def script(self) -> str:
         """The script that made it, such as "train.py"."""
-        return Path(shlex.split(self.config["command"])[1]).name
+        return script_of(self.config)
+
+    @property
+    def task(self) -> str:
+        return TASKS.get(self.script, self.script)
+
+    @property
+    def model(self) -> str:
+        """What was trained, such as "vit_64x4" or "vit_128x6_cifar10, head"."""
+        c = self.constants
+        if "PRETRAINED" in c:
+            return f"{Path(c['PRETRAINED']).name.split('.')[0]}, {mode_label(c)}"
+        if "twin_of" in self.config:
+            return f"CNN twin of {self.config['twin_of']['model']}"
+        return (
+            c["MODEL"] if c.get("MODEL", "vit") != "vit" else f"vit_{c['EMBED_DIM']}x{c['DEPTH']}"
+        )
 
     @property
     def share(self) -> float:
@@ -115,22 +135,25 @@ def read_runs(place: Path) -> Found:
 
 def read(folder: Path, found: Found) -> None:
     """Adds the run in a folder. Raises: Broken."""
-    config = checked_config(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    if (schema := config.get("schema")) != SCHEMA:
+        raise Broken(f"written by another version of the lab (schema {schema!r}, not {SCHEMA})")
+    check(config, LOOK, "config.json")
     finished = (folder / "metrics.json").exists()
-    if Path(shlex.split(config["command"])[1]).name == "attention_viz.py":
+    if script_of(config) == "attention_viz.py":
         if not finished:
             raise Broken("stopped before its pictures were done: the same command does it again")
-        read_json(folder / "metrics.json")
+        check_look(read_json(folder / "metrics.json"))
         found.looks.append(Run(folder))
         return
-    if not isinstance(model := config.get("model"), dict) or "classes" not in config["dataset"]:
-        raise Broken("config.json does not say the model, or the classes")
-    for key in ("parameters", "trainable_parameters", "macs"):
-        number(model.get(key), f"{key} in config.json")
+    check(config, CONFIG, "config.json")
     history = read_history(folder)
     metrics = predictions = None
     if finished:
-        metrics = checked_metrics(read_json(folder / "metrics.json"))
+        metrics = read_json(folder / "metrics.json")
+        check(metrics, METRICS, "metrics.json")
+        if len(metrics["test_accuracy_95"]) != 2:
+            raise Broken("metrics.json: test_accuracy_95 is no interval")
         predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
         right = float(predictions.correct.mean())
         if abs(right - metrics["test_accuracy"]) > 1e-5:
@@ -139,12 +162,17 @@ def read(folder: Path, found: Found) -> None:
                 f"predictions.csv {100 * right:.2f} %: one of them was changed"
             )
     sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
+    record = Record(folder, config, history, metrics, predictions, sweep)
+    try:
+        record.key(record.task, record.model)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Broken(f"config.json does not say what was trained ({error!r})") from error
     if not finished and not sweep:
         total = config["constants"].get("EPOCHS")
         found.left_out.append((folder, f"stopped after epoch {len(history)} of {total}; it goes on "
                                        f"with: {config['command']}"))  # fmt: skip
     if finished or history:
-        found.runs.append(Record(folder, config, history, metrics, predictions, sweep))
+        found.runs.append(record)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -157,42 +185,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def number(value: Any, what: str, top: float = math.inf) -> float:
-    """The value, if it is a finite number from 0 to `top`. Raises: Broken."""
-    usual = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (usual and math.isfinite(value) and 0 <= value <= top):
-        raise Broken(f"{what} is {value!r}, which cannot be")
-    return value
-
-
-def checked_config(config: dict[str, Any]) -> dict[str, Any]:
-    if (schema := config.get("schema")) != SCHEMA:
-        raise Broken(f"written by another version of the lab (schema {schema}, not {SCHEMA})")
+def script_of(config: dict[str, Any]) -> str:
+    """The script in a record's command, "train.py". Raises: Broken."""
     try:
-        fits = (
-            isinstance(config["constants"], dict)
-            and isinstance(config["dataset"]["name"], str)
-            and all(isinstance(name, str) for name in config["dataset"].get("classes", []))
-            and len(shlex.split(config["command"])) > 1
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Broken(f"config.json is no record of a run ({error!r})") from error
-    if not fits:
-        raise Broken("config.json is no record of a run")
-    return config
+        return Path(shlex.split(config["command"])[1]).name
+    except (ValueError, IndexError) as error:
+        raise Broken(f"config.json: the command {config['command']!r} names no script") from error
 
 
-def checked_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    for key in ("test_accuracy", "val_accuracy", "calibration_error"):
-        number(metrics.get(key), f"{key} in metrics.json", 1)
-    for key in ("test_images", "best_epoch", "epochs", "training_seconds", "images_per_second"):
-        number(metrics.get(key), f"{key} in metrics.json")
-    interval = metrics.get("test_accuracy_95")
-    if not (isinstance(interval, list) and len(interval) == 2):
-        raise Broken("metrics.json has no test_accuracy_95")
-    for bound in interval:
-        number(bound, "test_accuracy_95 in metrics.json", 1)
-    return metrics
+def check_look(metrics: dict[str, Any]) -> None:
+    try:
+        if "animal_share" in metrics:  # of --score
+            verdict(metrics)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Broken(f"metrics.json is no record of scores ({error!r})") from error
 
 
 def read_history(folder: Path) -> History:
@@ -200,11 +206,9 @@ def read_history(folder: Path) -> History:
         return []
     try:
         rows = Run(folder).history()
-        for row in rows:
-            for key in ("epoch", *CURVES):
-                number(row[key], f"{key} in history.csv", 1 if "accuracy" in key else math.inf)
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise Broken(f"history.csv cannot be read ({error!r})") from error
+    check(rows, [EPOCH], "history.csv")
     return rows
 
 
@@ -216,12 +220,14 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
         if head != ["image", "label", "prediction", "confidence"]:
             raise Broken(f"predictions.csv has the columns {', '.join(head)}")
         names, labels, predicted, confidence = zip(*rows, strict=True)
+        sure = [float(text) for text in confidence]
+        check(sure, [share], "predictions.csv")
         return Predictions(
             hashlib.blake2b("\0".join([*names, *labels]).encode(), digest_size=8).hexdigest(),
             list(names),
             np.array([index[name] for name in labels]),
             np.array([index[name] for name in predicted]),
-            np.array([number(float(text), "a confidence", 1) for text in confidence]),
+            np.array(sure),
         )
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise Broken(f"predictions.csv cannot be read ({error!r})") from error
@@ -229,6 +235,5 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
 
 def read_sweep(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    if not isinstance(content.get("trials"), list) or not isinstance(content.get("says"), str):
-        raise Broken("sweep.json is no record of a sweep")
+    check(content, SWEEP, path.name)
     return content

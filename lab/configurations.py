@@ -1,0 +1,115 @@
+"""Runs put together: over seeds, by how much was trained, by share of the training images."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lab.records import Record
+from lab.runs import Run
+
+# Constants that say how much of the weights is trained, and what follows from that.
+HOW_MUCH = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK", "AUGMENT_VIEWS", "LEARNING_RATE", "RATES",
+            "WEIGHT_DECAY", "WEIGHT_DECAYS")  # fmt: skip
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Finished runs that differ in their seed alone, at least one, in the order of seeds."""
+
+    runs: list[Record]
+
+    @property
+    def first(self) -> Record:
+        return self.runs[0]
+
+    @property
+    def name(self) -> str:
+        """The first run's folder without its seed."""
+        seed = self.first.constants.get("SEED")
+        return self.first.folder.name.removesuffix(f"-s{seed}")
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [run.metrics["test_accuracy"] for run in self.runs]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.accuracies)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None for one seed."""
+        return statistics.stdev(self.accuracies) if len(self.runs) > 1 else None
+
+    @property
+    def around(self) -> tuple[float, float]:
+        """The 95 % interval of one run; mean minus and plus deviation of several."""
+        if self.deviation is None:
+            low, high = self.first.metrics["test_accuracy_95"]
+            return low, high
+        return max(0.0, self.mean - self.deviation), min(1.0, self.mean + self.deviation)
+
+    @property
+    def validation(self) -> float:
+        return statistics.mean(run.metrics["val_accuracy"] for run in self.runs)
+
+
+def groups(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    """Items with the same key together, in the order in which keys first appear."""
+    found: dict[object, list[T]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return list(found.values())
+
+
+def is_reference(run: Record | Run, place: Path) -> bool:
+    """Whether a run comes with the project, in `official/` of the results."""
+    return run.folder.relative_to(place).parts[0] == "official"
+
+
+def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
+    """Finished runs by configuration; the reader's own apart from those of the project."""
+    finished = [run for run in runs if run.metrics]
+    found = []
+    for same in groups(finished, lambda r: (is_reference(r, place), tested(r), r.key("SEED"))):
+        by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # the first one counts
+        found.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
+    return found
+
+
+def tested(run: Record) -> str:
+    """The fingerprint of the test images."""
+    return run.predictions.test_set
+
+
+def finetunings(found: list[Configuration], place: Path) -> list[list[Configuration]]:
+    """The same weights on the same images with more or less of them trained."""
+    tuned = [c for c in found if "PRETRAINED" in c.first.constants and c.first.share == 1]
+
+    def key(c: Configuration) -> object:
+        return is_reference(c.first, place), tested(c.first), c.first.key("SEED", *HOW_MUCH)
+
+    return [
+        sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])
+        for group in groups(tuned, key)
+        if len(group) > 1
+    ]
+
+
+def efficiencies(found: list[Configuration], place: Path) -> list[list[list[Configuration]]]:
+    """By set of test images: configurations that saw several shares of the training images.
+
+    Returns: test sets, of series, of configurations by growing share.
+    """
+
+    def key(c: Configuration) -> object:
+        return is_reference(c.first, place), tested(c.first), c.first.key("SEED", "TRAIN_FRACTION")
+
+    series = [
+        sorted(group, key=lambda c: c.first.share) for group in groups(found, key) if len(group) > 1
+    ]
+    return groups(series, lambda s: (is_reference(s[0].first, place), tested(s[0].first)))

@@ -1,0 +1,63 @@
+"""Every run side by side: results/report.html, one page to open, and results/README.md.
+
+    python report.py                                   # all runs below results/
+    python report.py --results my/results              # those of another folder
+    python report.py --readme                          # the README's own tables, from the records
+
+The page needs no network and no server. Folders that hold no run, or a broken one, are listed in
+it with the reason.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from lab import constants
+from lab.checkpoints import write_whole
+from lab.errors import UserError, run_script
+from lab.records import read_runs
+from lab.report_content import content
+from lab.report_markdown import fill, page
+from lab.report_page import write_page
+
+# --- What is reported ---
+RESULTS: str = "results"  # the folder of all runs
+DATA_DIR: str = "data"  # where downloads lie, for pictures of test images; nothing is downloaded
+README: bool = False  # instead: the tables in README.md, from the project's own runs alone
+
+ROOT = Path(__file__).resolve().parent
+OFFICIAL = ROOT / "results" / "official"  # the runs that README.md quotes
+
+
+def main() -> None:
+    c = SimpleNamespace(**constants.override(sys.modules[__name__]))
+    place = Path(c.RESULTS)
+    if c.README:
+        path = ROOT / "README.md"
+        write_text(path, readme())
+        print(path)
+        return
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}: train something first, with python train.py")
+    found = read_runs(place)
+    shown = content(found, place, Path(c.DATA_DIR))
+    write_page(place / "report.html", shown)
+    write_text(place / "README.md", page(shown, found, place))
+    print("\n".join(shown["summary"]))
+    for folder, why in found.left_out:
+        print(f"{folder}: {why}")
+    print(f"{place / 'README.md'}\n{place / 'report.html'}")
+
+
+def readme() -> str:
+    """README.md as the records of the project's own runs make it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return fill(text, read_runs(OFFICIAL), OFFICIAL.parent, ROOT)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda scratch: scratch.write_bytes(text.encode("utf-8", "replace")))
+
+
+if __name__ == "__main__":
+    run_script(main)
