@@ -13,6 +13,8 @@ from lab.runs import Run
 # Constants that say how much of the weights is trained, and what follows from that.
 HOW_MUCH = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK", "AUGMENT_VIEWS", "LEARNING_RATE", "RATES",
             "WEIGHT_DECAY", "WEIGHT_DECAYS")  # fmt: skip
+NOT_COMPARED = ("SEED", "VIT", "MATCH", "EPOCHS")  # of a CNN twin and its ViT
+SAME_TIME = 0.15  # training times that far apart count as equal
 T = TypeVar("T")
 
 
@@ -54,6 +56,11 @@ class Configuration:
         return max(0.0, self.mean - self.deviation), min(1.0, self.mean + self.deviation)
 
     @property
+    def seconds(self) -> float:
+        """Of training; the mean over seeds."""
+        return statistics.mean(run.metrics["training_seconds"] for run in self.runs)
+
+    @property
     def validation(self) -> float:
         return statistics.mean(run.metrics["val_accuracy"] for run in self.runs)
 
@@ -84,6 +91,31 @@ def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
 def tested(run: Record) -> str:
     """The fingerprint of the test images."""
     return run.predictions.test_set
+
+
+def twins(
+    found: list[Configuration], place: Path
+) -> list[tuple[str, Configuration, Configuration]]:
+    """ViTs from scratch and their CNN twins, trained in the same way on the same images.
+
+    Returns: what was equal, "epochs" or "seconds" (within SAME_TIME), the ViT, the CNN.
+    """
+
+    def of(c: Configuration) -> tuple[bool, str]:
+        return is_reference(c.first, place), tested(c.first)
+
+    pairs = []
+    for cnn in (c for c in found if "twin_of" in c.first.config and c.first.share == 1):
+        same = {k: v for k, v in cnn.first.constants.items() if k not in NOT_COMPARED}
+        for vit in (c for c in found if c.first.script == "train.py" and c.first.share == 1):
+            theirs = {"TRAIN_FRACTION": 1.0, **vit.first.constants}
+            if any(theirs.get(k) != v for k, v in same.items()) or of(vit) != of(cnn):
+                continue
+            if vit.first.constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
+                pairs.append(("epochs", vit, cnn))
+            elif abs(cnn.seconds / vit.seconds - 1) <= SAME_TIME:
+                pairs.append(("seconds", vit, cnn))
+    return pairs
 
 
 def finetunings(found: list[Configuration], place: Path) -> list[list[Configuration]]:

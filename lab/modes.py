@@ -23,7 +23,8 @@ def mode_label(constants: dict[str, Any]) -> str:
         "lora": f"LoRA {constants['LORA_RANK']}",
         "full": "full" + f", decay {constants['LAYER_DECAY']:g}" * (constants["LAYER_DECAY"] != 1),
     }
-    return labels.get(constants["MODE"], constants["MODE"])
+    rate = f", rate {r:g}" if (r := constants.get("LEARNING_RATE")) else ""
+    return labels.get(constants["MODE"], constants["MODE"]) + rate
 
 
 def choose_trained(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> None:

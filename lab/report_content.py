@@ -209,7 +209,8 @@ def measured(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
 def tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
     first = group[0].first
     return {
-        "title": f"{first.model.partition(',')[0]} on {first.config['dataset']['name']}",
+        "title": f"{first.model.partition(',')[0]} on {first.config['dataset']['name']} "
+        f"({first.metrics['test_images']:,} test images)",
         "points": [
             {
                 **measured(c, ids),

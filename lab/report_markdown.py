@@ -13,6 +13,7 @@ from lab.configurations import (
     Configuration,
     configurations,
     efficiencies,
+    twins,
 )
 from lab.errors import UserError
 from lab.paired import chosen, pairs
@@ -81,8 +82,22 @@ def seeds_table(found: list[Configuration]) -> str:
     return table(head, rows) if rows else ""
 
 
-def twins(found: list[Configuration]) -> str:
-    return "".join(f"{sentence}\n" for sentence in words.all_twins(found))
+def twins_table(found: list[Configuration], place: Path) -> str:
+    """ViTs and their CNN twins, on equal epochs and on equal seconds."""
+    rows = [
+        [
+            cell(vit.first.config["dataset"]["name"]), cell(vit.first.model), equal,
+            *(cost(c) for c in (vit, cnn)), *(words.result(c) for c in (vit, cnn)),
+        ]
+        for equal, vit, cnn in sorted(twins(found, place), key=lambda pair: pair[0])
+    ]  # fmt: skip
+    head = ["dataset", "ViT", "equal", "cost of the ViT", "of the CNN", "test accuracy of the ViT",
+            "of the CNN"]  # fmt: skip
+    return table(head, rows) if rows else ""
+
+
+def cost(c: Configuration) -> str:
+    return f"{c.first.constants['EPOCHS']} epochs, {c.seconds:,.0f} s"
 
 
 def pairs_table(found: list[Configuration]) -> str:
@@ -142,7 +157,7 @@ def sections(found: Found, place: Path, to: Link) -> dict[str, str]:
         for script in TASKS
     }
     made["seeds"] = seeds_table([c for c in found_configs if c.first.share == 1])
-    made["twins"] = twins(found_configs)
+    made["twins"] = twins_table(found_configs, place)
     made["pairs"] = pairs_table(found_configs)
     lines = efficiencies(found_configs, place)
     made["efficiency"] = "\n".join(efficiency_table(series) for series in lines)
@@ -178,7 +193,7 @@ def page(content: dict[str, Any], found: Found, place: Path) -> str:
     titles = {
         **{script.removesuffix(".py"): task for script, task in TASKS.items()},
         "seeds": "Over seeds",
-        "twins": "",
+        "twins": "A ViT and a CNN of its size",
         "efficiency": "By share of the training images",
         "pairs": "Pairs of models on the same test images (McNemar's exact test)",
         "attention": "Where models look (`attention_viz.py --score`)",
@@ -193,7 +208,7 @@ def page(content: dict[str, Any], found: Found, place: Path) -> str:
     ]  # fmt: skip
     for name, title in titles.items():
         if made[name]:
-            lines += [*([f"## {title}", ""] if title else []), made[name]]
+            lines += [f"## {title}", "", made[name]]
     if found.left_out:
         lines += ["## Folders with a remark", ""]
         lines += [f"- {cell(folder.as_posix())}: {cell(why)}" for folder, why in found.left_out]

@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy.stats import ttest_ind
 
-from lab.configurations import Configuration, groups, is_reference, tested
+from lab.configurations import Configuration, groups, is_reference, tested, twins
 from lab.paired import Pair
 from lab.records import Found
 from lab.score_tables import verdict
@@ -45,30 +45,19 @@ def best_on(configs: list[Configuration]) -> str:
     )
 
 
-def twins(vit: Configuration, cnn: Configuration) -> str:
-    """A ViT and its CNN twin over several seeds, by Welch's t-test."""
-    gap = 100 * (vit.mean - cnn.mean)
+def twin(equal: str, vit: Configuration, cnn: Configuration) -> str:
+    """A ViT and its CNN twin on an equal budget; over seeds by Welch's t-test."""
+    where, epochs = vit.first.config["dataset"]["name"], vit.first.constants["EPOCHS"]
+    budget = f"{epochs} epochs each" if equal == "epochs" else "as many seconds"
+    said = (
+        f"On {where}, {budget}, the ViT {vit.first.model} has {result(vit)}, its CNN twin "
+        f"{result(cnn)}: {100 * (vit.mean - cnn.mean):+.1f} points"
+    )
+    if vit.deviation is None or cnn.deviation is None:
+        return f"{said}."
     p = ttest_ind(vit.accuracies, cnn.accuracies, equal_var=False).pvalue
     told = "more than seeds explain" if p < 0.05 else "no more than seeds explain"
-    where = vit.first.config["dataset"]["name"]
-    return (
-        f"On {where} the ViT {vit.first.model} has {result(vit)}, its CNN twin {result(cnn)}: "
-        f"{gap:+.1f} points, {told} (Welch's t-test, p = {p:.2g})."
-    )
-
-
-def all_twins(found: list[Configuration]) -> list[str]:
-    """The sentence for each ViT from scratch whose twin was trained in the same way."""
-    said = []
-    several = [c for c in found if len(c.runs) > 1 and c.first.share == 1]
-    for cnn in (c for c in several if "twin_of" in c.first.config):
-        wanted = {k: v for k, v in cnn.first.constants.items() if k not in ("VIT", "MATCH", "SEED")}
-        for vit in several:
-            theirs = vit.first.constants
-            same = all(theirs.get(k) == v for k, v in wanted.items())
-            if vit.first.script == "train.py" and same and tested(vit.first) == tested(cnn.first):
-                said.append(twins(vit, cnn))
-    return said
+    return f"{said}, {told} (Welch's t-test, p = {p:.2g})."
 
 
 def tuning(group: list[Configuration]) -> str:
@@ -125,7 +114,7 @@ def summary(found: Found, configs: list[Configuration], tested_pairs: list[list[
     plain = [c for c in configs if not c.first.sweep]
     sets = groups(plain, lambda c: (is_reference(c.first, place), tested(c.first)))
     said += [best_on(same) for same in sorted(sets, key=len, reverse=True)[:4]]
-    said += all_twins(plain)[:2]
+    said += [twin(*pair) for pair in twins(plain, place)][:3]
     said += [text for text in map(tuning, tunings) if text][:2]
     told = [pair for pairs in tested_pairs for pair in pairs]
     if told:
