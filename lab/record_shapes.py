@@ -47,8 +47,6 @@ METRICS = {
     "calibration_error": share, "test_images": count, "best_epoch": count, "epochs": count,
     "training_seconds": count, "images_per_second": count, "peak_memory_mb?": or_none(count),
 }  # fmt: skip
-EPOCH = {"epoch": count, "train_loss": count, "val_loss": count, "train_accuracy": share,
-         "val_accuracy": share}  # fmt: skip
 SWEEP = {
     "says": text,
     "trials": [{"number": count, "state": text, "params": {}, "val_accuracy?": or_none(share),

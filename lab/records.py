@@ -10,13 +10,14 @@ import json
 import os
 import shlex
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lab.modes import mode_label
-from lab.record_shapes import CONFIG, EPOCH, LOOK, METRICS, SWEEP, Broken, check, share
+from lab.record_shapes import CONFIG, LOOK, METRICS, SWEEP, Broken, check, share
 from lab.runs import SCHEMA, Run
 from lab.score_tables import verdict
 from lab.state import History
@@ -61,7 +62,7 @@ class Record:
     def constants(self) -> dict[str, Any]:
         return self.config["constants"]
 
-    @property
+    @cached_property
     def script(self) -> str:
         """The script that made it, such as "train.py"."""
         return script_of(self.config)
@@ -70,7 +71,7 @@ class Record:
     def task(self) -> str:
         return TASKS.get(self.script, self.script)
 
-    @property
+    @cached_property
     def model(self) -> str:
         """What was trained, such as "vit_64x4" or "vit_128x6_cifar10, head"."""
         c = self.constants
@@ -117,14 +118,15 @@ def read_runs(place: Path) -> Found:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         folder, names = Path(root), set(files)
         try:
-            if "config.json" in names:
+            if "study.journal" in names:  # of sweep.py, with its trials' runs
+                inner[:] = [name for name in inner if name != "logs"]
+                found.sweeps.append((folder, read_sweep(folder / "sweep.json")))
+            elif "config.json" in names:
                 inner.clear()  # what lies in a run's folder is its own
                 read(folder, found)
             elif held := sorted(names & MARKS):
                 inner.clear()
                 raise Broken(f"config.json is missing beside {held[0]}: nobody knows what this was")
-            elif "sweep.json" in names:
-                found.sweeps.append((folder, read_sweep(folder / "sweep.json")))
             elif not inner and folder != place:
                 held = ", ".join(sorted(names)[:3])
                 raise Broken(f"no run's records; it holds {held}" if held else "it is empty")
@@ -202,13 +204,19 @@ def check_look(metrics: dict[str, Any]) -> None:
 
 
 def read_history(folder: Path) -> History:
-    if not (folder / "history.csv").exists():
+    """The curves alone, of as many epochs as there are."""
+    path, keys = folder / "history.csv", ("epoch", *CURVES)
+    if not path.exists():
         return []
     try:
-        rows = Run(folder).history()
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{key: float(row[key]) for key in keys} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise Broken(f"history.csv cannot be read ({error!r})") from error
-    check(rows, [EPOCH], "history.csv")
+    values = np.array([list(row.values()) for row in rows]).reshape(-1, len(keys))
+    top = [1 if "accuracy" in key else np.finfo(float).max for key in keys]
+    if not ((values >= 0) & (values <= top)).all():  # NaN is neither
+        raise Broken("history.csv has a value that cannot be")
     return rows
 
 

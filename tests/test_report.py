@@ -182,6 +182,10 @@ def without(name):
     return lambda folder: (folder / name).unlink()
 
 
+def replace(path, old, new):
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
 HEAD = "image,label,prediction,confidence\n"
 BREAKS = {  # what happens to a run's folder, and the reason that the report gives
     "not JSON": (text("config.json", "{"), "config.json cannot be read"),
@@ -196,10 +200,9 @@ BREAKS = {  # what happens to a run's folder, and the reason that the report giv
     "no predictions": (without("predictions.csv"), "predictions.csv cannot be read"),
     "odd class": (text("predictions.csv", f"{HEAD}1,1,x,1\n"), "cannot be read (KeyError('x'))"),
     "no rows": (text("predictions.csv", HEAD), "predictions.csv cannot be read"),
-    "short": (
-        text("history.csv", "epoch,val_loss\n1,0.5\n"),
-        "history.csv: [0].train_loss is missing",
-    ),
+    "short": (text("history.csv", "epoch,val_loss\n1,0.5\n"), "history.csv cannot be read"),
+    "NaN": (lambda f: replace(f / "history.csv", "\n1,", "\nnan,"), "value that cannot be"),
+    "below 0": (lambda f: replace(f / "history.csv", "\n1,", "\n-1,"), "value that cannot be"),
     "stopped": (without("metrics.json"), "stopped after epoch 2 of 2; it goes on with: python"),
 }
 
