@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 THEORY = Path(__file__).resolve().parent.parent / "theory"
-TOPICS = sorted(THEORY.glob("*.py"))
+TOPICS = sorted(THEORY.glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("path", TOPICS, ids=lambda path: path.stem)

@@ -4,12 +4,11 @@ python theory/attention_maps.py                    # prints them, and fails if t
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
+from _text import ROOT, check
 
-HERE = Path(__file__).resolve().parent
-RECORDS = HERE.parent / "results" / "official" / "attention_viz"
+RECORDS = ROOT / "results" / "official" / "attention_viz"
 
 
 def record(name: str) -> dict:
@@ -69,12 +68,5 @@ def numbers() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    text = " ".join((HERE / "attention_maps.md").read_text(encoding="utf-8").split())
-    for what, words in numbers().items():
-        print(f"{what}: {words}")
-        assert words in text, f"attention_maps.md does not say {words!r} ({what})"
-
-
 if __name__ == "__main__":
-    main()
+    check(__file__, numbers())
