@@ -31,7 +31,7 @@ def text(value: Any) -> bool:
 LOOK = {"command": text, "dataset": {"name": text}}
 CONFIG = {
     "command": text,
-    "constants": {"SEED?": count, "TRAIN_FRACTION?": share, "DATASET": text, "EPOCHS?": count},
+    "constants": {"SEED?": count, "TRAIN_FRACTION?": share, "DATASET": text, "EPOCHS": count},
     "dataset": {"name": text, "train": count, "train_images?": count, "classes": [text],
                 "remarks?": [text]},
     "model": {"parameters": count, "trainable_parameters": count, "macs": count},

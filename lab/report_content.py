@@ -51,10 +51,11 @@ def content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
     tunings = finetunings([c for c in configs if not c.first.sweep], place)
     series = efficiencies([c for c in configs if not c.first.sweep], place)
     budget = [PICTURES]
+    summary = words.summary(found, configs, list(tests.values()), tunings, place)
     return {
         "heading": "ViT Lab: every run side by side",
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "summary": words.summary(found, configs, list(tests.values()), tunings, place),
+        "summary": summary,
         "runs": [row(i, run, set_of, place) for i, run in enumerate(runs)],
         "seeds": [seeds(c, ids) for c in configs if len(c.runs) > 1 and not c.first.sweep],
         "test_sets": [
@@ -63,7 +64,7 @@ def content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
         ],
         "finetuning": [tuning(group, ids) for group in tunings],
         "efficiency": [efficiency(lines, ids) for lines in series],
-        "sweeps": [sweep(folder, told, ids, budget) for folder, told in found.sweeps],
+        "sweeps": [sweep(folder, told, budget) for folder, told in found.sweeps],
         "attention": [look(seen, is_reference(seen, place), budget) for seen in found.looks],
         "left_out": [
             {"folder": folder.as_posix(), "reason": why} for folder, why in found.left_out

@@ -24,9 +24,8 @@ def pictures(named: list[tuple[Path, str]], budget: list[int]) -> list[dict[str,
     return shown
 
 
-def sweep(folder: Path, told: dict[str, Any], ids: dict[Path, int], budget: list[int]) -> dict:
+def sweep(folder: Path, told: dict[str, Any], budget: list[int]) -> dict[str, Any]:
     columns = list(dict.fromkeys(name for t in told["trials"] for name in t["params"]))
-    best = next((t for t in told["trials"] if t["number"] == told.get("best")), {})
     named = [(folder / "parallel.png", f"Trials of the sweep {folder.name}: a line for each")]
     named += [
         (folder / f"{name.lower()}.png", f"Validation accuracy by {name}") for name in columns
@@ -35,7 +34,7 @@ def sweep(folder: Path, told: dict[str, Any], ids: dict[Path, int], budget: list
         "name": folder.name,
         "says": told["says"],
         "folder": folder.as_posix(),
-        "best": ids.get(folder / Path(best.get("folder") or "none").name),
+        "best": told.get("best"),
         "pictures": pictures(named, budget),
         "columns": columns,
         "trials": [

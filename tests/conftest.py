@@ -1,10 +1,21 @@
-"""Data that several files of tests share."""
+"""Data and a browser that several files of tests share."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +40,17 @@ def pets(tmp_path_factory) -> Path:
     for split, text in lines.items():
         (base / "annotations" / f"{split}.txt").write_text("\n".join(text) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real one, headless; tests that need it skip where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 from base64 import b64decode
 from html.parser import HTMLParser
 
@@ -14,15 +13,6 @@ from PIL import Image
 
 from lab.attention_page import PageImage, write_page
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TABLE = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].astype(int)
 NASTY = "a</script><b>bold</b><!--data--> & \"quotes\" 'n' \\ ü 猫 $& {0} \u2028"
 
@@ -165,19 +155,6 @@ def test_what_cannot_be_shown_is_refused(tmp_path, images, said):
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the texts of this folder share: their numbers are computed, printed, and must stand there."""
+"""What the texts of this folder share: numbers are computed, printed, and must stand in them."""
 
 import sys
 from pathlib import Path
