@@ -55,7 +55,7 @@ def chosen(found: list[Configuration]) -> list[list[Record]]:
     for same in groups(whole, lambda c: tested(c.first)):
         by_model = groups(same, lambda c: (c.first.task, c.first.model))
         best = [max(configs, key=lambda c: c.validation) for configs in by_model]
-        best.sort(key=lambda c: -c.validation)
+        best.sort(key=lambda c: c.validation, reverse=True)
         if len(best) > 1:
             result.append([c.first for c in best[:MOST]])
     return result

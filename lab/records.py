@@ -163,6 +163,8 @@ def read(folder: Path, found: Found) -> None:
                 f"metrics.json says that {100 * metrics['test_accuracy']:.2f} % are right, and "
                 f"predictions.csv {100 * right:.2f} %: one of them was changed"
             )
+    if metrics and not any(row["epoch"] == metrics["best_epoch"] for row in history):
+        raise Broken("history.csv lacks the best epoch of metrics.json")
     sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
     record = Record(folder, config, history, metrics, predictions, sweep)
     try:

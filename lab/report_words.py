@@ -111,7 +111,7 @@ def summary(found: Found, configs: list[Configuration], tested_pairs: list[list[
             tunings: list[list[Configuration]], place: Path) -> list[str]:  # fmt: skip
     """What a person can read in a minute."""
     said = [counted(found)]
-    plain = [c for c in configs if not c.first.sweep]
+    plain = [c for c in configs if not c.first.sweep and c.first.share == 1]
     sets = groups(plain, lambda c: (is_reference(c.first, place), tested(c.first)))
     said += [best_on(same) for same in sorted(sets, key=len, reverse=True)[:4]]
     said += [twin(*pair) for pair in twins(plain, place)][:3]
