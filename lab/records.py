@@ -118,8 +118,7 @@ def read_runs(place: Path) -> Found:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         folder, names = Path(root), set(files)
         try:
-            if "study.journal" in names:  # of sweep.py, with its trials' runs
-                inner[:] = [name for name in inner if name != "logs"]
+            if names & {"study.journal", "sweep.json"}:  # of sweep.py, with its trials' runs
                 found.sweeps.append((folder, read_sweep(folder / "sweep.json")))
             elif "config.json" in names:
                 inner.clear()  # what lies in a run's folder is its own
