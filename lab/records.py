@@ -84,6 +84,12 @@ class Record:
         )
 
     @property
+    def label(self) -> str:
+        """Task and model, such as "From scratch: vit_64x4"."""
+        same = self.model.startswith(self.task)
+        return self.model if same else f"{self.task}: {self.model}"
+
+    @property
     def share(self) -> float:
         """The share of the training images that it saw; runs of before the constant saw all."""
         return self.constants.get("TRAIN_FRACTION", 1.0)

@@ -230,7 +230,7 @@ def efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[s
         "title": lines[0][0].first.config["dataset"]["name"],
         "series": [
             {
-                "label": f"{line[0].first.task}: {line[0].first.model}",
+                "label": line[0].first.label,
                 "points": [
                     {
                         **measured(c, ids),

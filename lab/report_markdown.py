@@ -123,7 +123,7 @@ def efficiency_table(series: list[list[Configuration]]) -> str:
     for line in series:
         by_share = {c.first.share: c for c in line}
         cells = [words.result(by_share[s]) if s in by_share else "" for s in shares]
-        rows.append([f"{line[0].first.task}: {cell(line[0].first.model)}", *cells])
+        rows.append([cell(line[0].first.label), *cells])
     some = {c.first.share: words.images(c) for line in series for c in line}
     return table(["model", *(f"{100 * s:g} % ({some[s]})" for s in shares)], rows)
 

@@ -1,0 +1,264 @@
+"""A convolution, an RNN and attention on the same sequence: the numbers in cnn_rnn_transformer.md.
+
+python theory/cnn_rnn_transformer.py               # prints the steps, and fails if the text differs
+python theory/cnn_rnn_transformer.py --draw        # draws cnn_rnn_transformer.png too
+
+All layers take and give N tokens of D numbers, (B, N, D), and have kernel K where they have one.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from _text import ROOT, check
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import Attention, ViTConfig
+
+K = 3  # neighbours that a convolution sees, itself among them
+PRODUCTS = ("AddmmBackward0", "MmBackward0", "BmmBackward0", "ConvolutionBackward0")
+
+
+class Convolution(nn.Module):
+    """K neighbouring tokens to one, the same weights everywhere."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv1d(dim, dim, K, padding=K // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.mT).mT
+
+
+class Recurrence(nn.Module):
+    """An LSTM (Hochreiter and Schmidhuber 1997), token after token, written with torch's cell."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.cell = nn.LSTMCell(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, out = None, []
+        for token in x.unbind(1):
+            state = self.cell(token, state)
+            out.append(state[0])
+        return torch.stack(out, dim=1)
+
+
+def attention(dim: int) -> Attention:
+    return Attention(ViTConfig(embed_dim=dim, num_heads=4))
+
+
+LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "convolution": Convolution, "LSTM": Recurrence, "attention": attention
+}  # fmt: skip
+
+
+def macs(layer: nn.Module, *shape: int) -> int:
+    """Multiply-adds of a forward pass, counted by torch."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(torch.zeros(1, *shape))
+    return counter.get_total_flops() // 2
+
+
+def formula(name: str, n: int, dim: int) -> int:
+    """What the text says that a layer costs."""
+    return {
+        "convolution": K * n * dim**2,
+        "LSTM": 8 * n * dim**2,
+        "attention": 4 * n * dim**2 + 2 * n**2 * dim,
+    }[name]
+
+
+def chain(layer: nn.Module, n: int, dim: int) -> int:
+    """Matrix products on the longest path through a layer: each waits for the one before."""
+    with sdpa_kernel(SDPBackend.MATH):
+        end = layer(torch.zeros(1, n, dim)).sum().grad_fn
+    longest, waiting = {}, [end]
+    while waiting:  # depth first, without recursion
+        node = waiting[-1]
+        before = [child for child, _ in node.next_functions if child is not None]
+        if left := [child for child in before if child not in longest]:
+            waiting += left
+            continue
+        waiting.pop()
+        longest[node] = (node.name() in PRODUCTS) + max((longest[c] for c in before), default=0)
+    return longest[end]
+
+
+def reaches(layers: nn.Module, n: int, dim: int) -> bool:
+    """Whether the last token's output depends on the first token."""
+    x = torch.randn(1, n, dim, requires_grad=True)
+    layers(x)[0, -1].sum().backward()
+    return x.grad[0, 0].abs().sum().item() > 0
+
+
+def layers_needed(name: str, n: int, dim: int = 8) -> int:
+    """How many layers it takes until the last token knows of the first."""
+    stack = nn.Sequential()
+    while not len(stack) or not reaches(stack, n, dim):
+        stack.append(LAYERS[name](dim))
+    return len(stack)
+
+
+def counted() -> dict[str, str]:
+    said, n, dim = {}, 64, 32
+    for name, make in LAYERS.items():
+        for size in (n, 2 * n, 8 * n):
+            assert macs(make(dim), size, dim) == formula(name, size, dim)
+        ratio = formula(name, 8 * n, dim) / formula(name, n, dim)
+        said[f"8 times as many tokens, {name}"] = f"{name} {ratio:.1f} times"
+        weights = sum(p.numel() for p in make(dim).parameters())
+        said[f"weights, {name}"] = f"{name} {weights:,}"
+        depth = [chain(make(dim), size, dim) for size in (16, 64)]
+        said[f"one after the other, {name}"] = f"{name} {depth[0]} and {depth[1]}"
+        assert name == "convolution" or layers_needed(name, 16) == 1
+    deep = layers_needed("convolution", 16)
+    said["convolutions from first to last"] = f"takes {deep} layers"
+    said["gradient one layer before"] = f"after {deep - 1} it is still exactly 0"
+    dilated = nn.Sequential(*(nn.Conv1d(8, 8, 3, padding=2**i, dilation=2**i) for i in range(4)))
+    x = torch.randn(1, 8, 16, requires_grad=True)
+    dilated[:3](x)[0, :, -1].sum().backward()
+    assert x.grad[0, :, 0].abs().sum() == 0
+    dilated(x)[0, :, -1].sum().backward()
+    assert x.grad[0, :, 0].abs().sum() > 0
+    said["dilated"] = '("dilated") it takes 4'
+
+    # On images: a convolution of 3 x 3 on a grid of 14 x 14, a ViT-B's attention on its 196 tokens.
+    conv, attend = 9 * 196 * 768**2, formula("attention", 196, 768)
+    assert conv == macs(nn.Conv2d(64, 64, 3, padding=1), 64, 14, 14) * 144
+    said["on an image"] = (
+        f"{conv / 1e6:,.0f}M for the convolution, {attend / 1e6:,.0f}M for attention"
+    )
+    attend_at = {m: formula("attention", m, 768) for m in range(1, 4000)}
+    equal = next(m for m, cost in attend_at.items() if cost >= formula("LSTM", m, 768))
+    said["equal to an LSTM"] = f"at N = 2D = {equal:,}"
+    larger = next(m for m, cost in attend_at.items() if cost >= 9 * m * 768**2)
+    said["equal to a 3 x 3 convolution"] = f"at N = 2.5D = {larger:,}"
+    said["attention weights"] = f"12 x 197 x 197 = {12 * 197**2:,}"
+    said["of the tokens"] = f"{12 * 197**2 / (197 * 768):.0f} times as many as its tokens have"
+    return said
+
+
+def behaviour() -> dict[str, str]:
+    """Order, length, streams: what each layer does with a sequence that was changed."""
+    torch.manual_seed(0)
+    n, dim = 16, 32
+    x, order = torch.randn(1, n, dim).double(), torch.randperm(n)
+    shifted = F.pad(x, (0, 0, 4, 0))[:, :n]  # four zeros in front, the last four tokens gone
+    said = {}
+    for name, make in LAYERS.items():
+        layer = make(dim).double()
+        with torch.no_grad():
+            y = layer(x)
+            gap = ((layer(x[:, order]) - y[:, order]).norm() / y.norm()).item()
+            moved = layer(shifted)[:, 6:14] - y[:, 2:10]  # away from the borders
+            drift = (moved.norm() / y[:, 2:10].norm()).item()
+            assert layer(torch.randn(1, 3 * n, dim).double()).shape == (1, 3 * n, dim)
+        said[f"in another order, {name}"] = f"{name} {gap:.2f}" if gap > 1e-12 else f"{name} 0.00"
+        assert (drift < 1e-12) == (name == "convolution")
+    return said | faded() | streamed()
+
+
+def faded() -> dict[str, str]:
+    """How the gradient of the last output falls over 50 places, at random weights of five seeds."""
+    falls = {"LSTM": 0.0, "attention": 0.0}
+    for name in falls:
+        for seed in range(5):
+            torch.manual_seed(seed)
+            x = torch.randn(1, 64, 32).double().requires_grad_()
+            LAYERS[name](32).double()(x)[0, -1].sum().backward()
+            size = x.grad[0].norm(dim=1)
+            falls[name] += (size[-2] / size[-52]).log10().item() / 5
+    assert abs(falls["attention"]) < 0.1
+    return {"the gradient of an LSTM": f"by a factor of about 10^{falls['LSTM']:.0f}"}
+
+
+@torch.no_grad()
+def streamed() -> dict[str, str]:
+    """Token by token: how many numbers must be kept so that nothing is computed twice."""
+    torch.manual_seed(0)
+    n, dim = 16, 32
+    x = torch.randn(1, n, dim).double()
+
+    layer = Recurrence(dim).double()
+    torchs = nn.LSTM(dim, dim, batch_first=True).double()
+    torchs.load_state_dict({f"{key}_l0": value for key, value in layer.cell.state_dict().items()})
+    assert (torchs(x)[0] - layer(x)).abs().max() < 1e-12
+
+    conv = nn.Conv1d(dim, dim, K).double()
+    whole = conv(F.pad(x.mT, (K - 1, 0))).mT  # causal: a token sees itself and what was before
+    kept, out = x.new_zeros(1, K - 1, dim), []
+    for token in x.split(1, dim=1):
+        window = torch.cat([kept, token], dim=1)
+        out.append(conv(window.mT).mT)
+        kept = window[:, 1:]
+    assert (torch.cat(out, dim=1) - whole).abs().max() < 1e-12
+    assert kept.numel() == (K - 1) * dim
+
+    maps = nn.Linear(dim, 3 * dim).double()
+    q, k, v = maps(x).chunk(3, dim=-1)
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    cache, out = [], []
+    for token in x.split(1, dim=1):
+        q, k, v = maps(token).chunk(3, dim=-1)
+        cache.append((k, v))
+        keys, values = (torch.cat(part, dim=1) for part in zip(*cache, strict=True))
+        out.append(F.scaled_dot_product_attention(q, keys, values))
+    assert (torch.cat(out, dim=1) - whole).abs().max() < 1e-12
+    assert keys.numel() + values.numel() == 2 * n * dim
+    return {
+        "kept by a convolution": f"(K - 1) D = {(K - 1) * 768:,}",
+        "kept by an LSTM": f"2D = {2 * 768:,}",
+        "kept by attention": f"2ND = {2 * 196 * 768:,}",
+    }
+
+
+def numbers() -> dict[str, str]:
+    return counted() | behaviour()
+
+
+def influence(layer: nn.Module, n: int, dim: int) -> Tensor:
+    """How much output i depends on input j, each row against its largest, (N, N)."""
+    x, rows = torch.randn(1, n, dim, requires_grad=True), []
+    for i in range(n):
+        (grad,) = torch.autograd.grad(layer(x)[0, i].sum(), x)
+        rows.append(grad[0].norm(dim=1))
+    found = torch.stack(rows)
+    return found / found.amax(1, keepdim=True)
+
+
+def draw() -> None:
+    """The picture: who sees whom in one layer, and what a layer costs."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, 4, figsize=(11.5, 3.1), width_ratios=(1, 1, 1, 1.7), layout="constrained"
+    )
+    torch.manual_seed(0)
+    for ax, (name, make) in zip(axes, LAYERS.items(), strict=False):
+        shown = ax.imshow(influence(make(32), 16, 32), cmap="Blues", vmin=0, vmax=1)
+        ax.set(title=f"one layer: {name}", xlabel="input token", ylabel="output token")
+        ax.set(xticks=[0, 5, 10, 15], yticks=[0, 5, 10, 15])
+    figure.colorbar(shown, ax=axes[2], label="gradient, share of row's largest")
+    tokens = list(range(16, 4097, 16))
+    lines = {
+        "attention": ("attention", 1.0), "3 x 3 convolution": ("convolution", 3.0),
+        "LSTM": ("LSTM", 1.0), "convolution, K = 3": ("convolution", 1.0),
+    }  # fmt: skip
+    for label, (name, factor) in lines.items():
+        axes[3].plot(tokens, [factor * formula(name, n, 768) / 1e9 for n in tokens], label=label)
+    axes[3].set(title="cost of one layer, D = 768", xlabel="tokens N", ylabel="G multiply-adds")
+    axes[3].axvline(196, color="gray", linestyle=":", label="ViT-B/16 at 224 pixels")
+    axes[3].legend(fontsize=9)
+    axes[3].grid(alpha=0.3)
+    figure.savefig(ROOT / "theory" / "cnn_rnn_transformer.png", dpi=130)
+
+
+if __name__ == "__main__":
+    if "--draw" in sys.argv:
+        draw()
+    check(__file__, numbers())
