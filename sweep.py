@@ -39,7 +39,7 @@ PROCESSES: int = 1  # trials at once; they share the cores, or the GPU
 
 # --- Pruning: a trial below the median of the others at its epoch is stopped ---
 PRUNE: bool = True  # not MODE=head of finetune.py, which takes seconds
-PRUNE_AFTER_EPOCHS: int = 5  # epochs that every trial gets
+PRUNE_AFTER_EPOCHS: int = 10  # epochs that every trial gets; early ones rank badly
 PRUNE_AFTER_TRIALS: int = 5  # trials that finish before others are judged by them
 
 # --- Run ---

@@ -66,7 +66,8 @@ def run(title: str, words: str) -> str:
             try:
                 status = process.wait()
             except KeyboardInterrupt:  # the script got it too, and saves itself
-                status = process.wait() or 130
+                process.wait()
+                status = 130
         log.seek(start)
         output = log.read().strip()
     if status:

@@ -1,0 +1,108 @@
+"""make lab: every part once, one line each, and on from where it stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lab.__main__ as whole
+
+SCRIPT = """
+import pathlib, sys, time
+name = sys.argv[1]
+count = pathlib.Path("results", name)
+count.write_text(count.read_text() + "x" if count.exists() else "x")
+if name == "wrong" and not pathlib.Path("mended").exists():
+    sys.exit("error: it is not right yet")
+print("chatter")
+print("test accuracy 12.34 % (95 % interval ...)")
+print(f"results/{name}")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A lab of three parts in a folder of its own, the second of which fails until it is mended."""
+    (tmp_path / "part.py").write_text(SCRIPT)
+    monkeypatch.setattr(whole, "ROOT", tmp_path)
+    monkeypatch.setattr(whole, "LOG", tmp_path / "results" / "lab.log")
+    monkeypatch.setattr(whole, "DONE", tmp_path / "results" / "lab.json")
+    parts = {"first": "part.py one", "second": "part.py wrong", "third": "part.py report"}
+    monkeypatch.setattr(whole, "PARTS", parts)
+    return tmp_path
+
+
+def runs(place, name):
+    path = place / "results" / name
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_a_part_that_fails_is_said_and_the_lab_goes_on_there(place, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        whole.main()
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert "error: it is not right yet" in out
+    assert "stopped in second" in err
+    assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 1, 0]
+    (place / "mended").touch()
+    whole.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 2, 1]
+    assert lines[1].startswith("1/3  first")
+    assert lines[1].endswith("done before")
+    assert "12.34 %" in lines[2]
+    assert lines[-1].endswith("Open results/report")
+    assert len(lines) == 5  # a heading, a line for each part, an end
+    assert "chatter" in whole.LOG.read_text()
+
+
+def test_only_the_report_is_made_again(place):
+    (place / "mended").touch()
+    whole.main()
+    whole.main()
+    assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 1, 2]
+
+
+def test_changed_code_and_lost_results_are_made_again(place):
+    (place / "mended").touch()
+    whole.main()
+    (place / "results" / "one").unlink()
+    whole.main()
+    assert [runs(place, name) for name in ("one", "wrong")] == [1, 1]
+    (place / "part.py").write_text(f"{SCRIPT}\n# another line\n")
+    whole.main()
+    assert [runs(place, name) for name in ("one", "wrong")] == [2, 2]
+
+
+def test_the_parts_are_scripts_that_exist_and_end_with_the_report():
+    root = Path(whole.__file__).resolve().parents[1]
+    words = list(whole.PARTS.values())
+    assert all((root / line.split()[0]).is_file() for line in words)
+    assert words[-1] == "report.py"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_stops_the_part_and_says_how_to_go_on(place):
+    """As the terminal sends it: to the lab and to the script that it runs."""
+    (place / "part.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    code = (
+        f"import lab.__main__ as w, pathlib; w.ROOT = pathlib.Path({str(place)!r});"
+        "w.LOG = w.ROOT / 'results/lab.log'; w.DONE = w.ROOT / 'results/lab.json';"
+        "w.PARTS = {'first': 'part.py one'}; w.main()"
+    )
+    root = Path(whole.__file__).resolve().parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, text=True,
+                               start_new_session=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    log = place / "results" / "lab.log"
+    while process.poll() is None and not (log.exists() and "begun" in log.read_text()):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped in first: make lab, or python -m lab, goes on there" in err
