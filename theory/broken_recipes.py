@@ -18,13 +18,19 @@ import torch
 from _text import ROOT, check
 from torch import Tensor
 
+import finetune
 import train
 from lab import constants
+from lab.augment import Augmentation
+from lab.data import load_data
 from lab.errors import run_script
 from lab.loaders import Loaders, center
+from lab.modes import rate_warning, usual_rate
 from lab.plots import TRAIN, VAL, save
+from lab.preprocess import Preprocess
 from lab.runs import Run
-from model import Attention, VisionTransformer
+from lab.weights import load_pretrained
+from model import Attention, VisionTransformer, ViTConfig
 
 RUNS = ROOT / "theory" / "broken"
 RECIPE = ["--patch-size", "2", "--epochs", "40"]  # 16 patches: with 4, positions hardly matter
@@ -32,6 +38,7 @@ SCALE = 16**-0.5  # 1 / sqrt(d) of the heads of this ViT
 
 
 TUNED = "healthy-finetuning"
+RUNS_ALIKE = ("healthy", "augmented-validation", "wrong-mean")  # in all that concerns training
 QUIZ = ROOT / "results" / "broken_recipes_quiz.png"
 
 
@@ -156,6 +163,66 @@ def numbers() -> dict[str, str]:
     return said
 
 
+def checks() -> dict[str, str]:
+    """Each test that the text advises: what it says of a healthy model, and of the broken one."""
+    torch.manual_seed(0)
+    config = ViTConfig(img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=1, num_heads=4)
+    layer, x = Attention(config).eval(), torch.randn(2, 17, 64) * 4
+    gaps = {}
+    with torch.no_grad():
+        for name in ("healthy", "no-scale", "wrong-axis"):
+            wrong = MISTAKES[name][1]
+            q, k, v = layer.qkv(x).reshape(2, 17, 3, 4, 16).permute(2, 0, 3, 1, 4)
+            fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            theirs = layer.proj(fused.transpose(1, 2).reshape(2, 17, 64))
+            gaps[name] = (layer(x) if wrong is None else wrong[2](layer, x)).sub(theirs).abs().max()
+    assert gaps["healthy"] < 1e-6 < 1e-3 < min(gaps["no-scale"], gaps["wrong-axis"])
+
+    model = VisionTransformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        image = torch.randn(1, 1, 8, 8)
+        turned = image.roll(2, dims=3)  # the columns of patches change places
+        moved = (model(image) - model(turned)).abs().max()
+        with patch.object(VisionTransformer, "embed", without_positions):
+            still = (model(image) - model(turned)).abs().max()
+    assert still < 1e-5 < 1e-2 < moved
+
+    data = load_data("digits")
+    preprocess = Preprocess(8, data.mean, data.std)
+    loaders = Loaders(data, preprocess, 64, Augmentation(rotate=10.0))
+
+    def images(split: str) -> Tensor:
+        return torch.cat([batch for _, batch, _ in loaders.evaluation(split)])
+
+    assert torch.equal(images("val"), images("val"))
+    with patch.object(Loaders, "evaluation", augmented_validation):
+        assert not torch.equal(images("val"), images("val"))
+    healthy = images("train")
+    with patch.object(Loaders, "normalised", wrongly_normalised):
+        wrong = images("train")
+    warning = rate_warning(load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full", 1e-3)
+    assert warning.startswith("warning: LEARNING_RATE=0.001 is unusual")
+    rows = {name: [row["train_loss"] for row in run_of(name).history()] for name in RUNS_ALIKE}
+    assert rows["healthy"] == rows["augmented-validation"] == rows["wrong-mean"]
+    tuned = ROOT / "results" / "official" / "finetune"
+    pets = [
+        Run(tuned / f"pets-vit_small_patch14_dinov2_saliency-full{rate}-s0")
+        for rate in ("", "-rate2e-4")
+    ]
+    usual, high = (percent(run.metrics()["test_accuracy"]) for run in pets)
+    rates = [run.config()["constants"]["RATES"][0] for run in pets]
+    ours = usual_rate(load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full")
+    return {
+        "on Pets": f"{rates[1] / rates[0]:.1f} times its usual rate, has {high}",
+        "on Pets at the usual rate": f"the usual rate has {usual}",
+        "1e-3 on our ViT": f"1e-3 is {1e-3 / ours:.1f} times",
+        "mean and deviation, healthy": f"{abs(healthy.mean()):.2f} and {healthy.std():.2f}",
+        "mean and deviation, wrong": f"{wrong.mean():.2f} and {wrong.std():.2f}",
+    }
+
+
 def main() -> None:
     if "--train" in sys.argv:
         train_all()
@@ -164,7 +231,7 @@ def main() -> None:
     else:
         if "--draw" in sys.argv:
             draw(ROOT / "theory" / "broken_recipes.png", TITLES)
-        check(__file__, numbers())
+        check(__file__, numbers() | checks())
 
 
 if __name__ == "__main__":
