@@ -201,7 +201,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if classed else None
         self.pos_embed = nn.Parameter(torch.empty(1, positions, dim))
-        rates = torch.linspace(0, config.drop_path_rate, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, config.depth, device="cpu").tolist()
         self.blocks = nn.Sequential(*(Block(config, rate) for rate in rates))
         # One norm at the end, as in timm: on all tokens, or, with "avg", on their mean.
         avg = config.global_pool == "avg"

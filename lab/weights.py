@@ -201,9 +201,13 @@ def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
     """Gives the model an output for each class, zero at first; keeps the head of the same classes.
 
     Returns: what was done, in words.
+    Raises: UserError, for a CNN of ours.
     """
     model, config = pretrained.model, pretrained.model.config
     timms = isinstance(config, TimmConfig)
+    if not timms and not isinstance(model, VisionTransformer):
+        raise UserError(f"{pretrained.origin} holds a {type(model).__name__}: fine-tuning takes our "
+                        "ViTs and timm's models")  # fmt: skip
     had = config.arguments["num_classes"] if timms else config.num_classes
     if pretrained.classes == classes and had == len(classes):
         return f"the head of {pretrained.origin} is kept: it knows these {had} classes"
