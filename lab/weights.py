@@ -206,8 +206,10 @@ def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
     model, config = pretrained.model, pretrained.model.config
     timms = isinstance(config, TimmConfig)
     if not timms and not isinstance(model, VisionTransformer):
-        raise UserError(f"{pretrained.origin} holds a {type(model).__name__}: fine-tuning takes our "
-                        "ViTs and timm's models")  # fmt: skip
+        raise UserError(
+            f"{pretrained.origin} holds a {type(model).__name__}: only our ViTs and timm's models "
+            "are fine-tuned"
+        )
     had = config.arguments["num_classes"] if timms else config.num_classes
     if pretrained.classes == classes and had == len(classes):
         return f"the head of {pretrained.origin} is kept: it knows these {had} classes"
