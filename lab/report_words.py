@@ -89,7 +89,7 @@ def efficiency(series: list[list[Configuration]]) -> str:
         said.append(
             f"{most.first.model} goes from {percent(least.mean)} "
             f"({images(least)} images) to {percent(most.mean)} ({images(most)}) and is within 5 "
-            f"points of that from {images(near)} on"
+            f"points of that from {images(near)} images on"
         )
     return "; ".join(said) + ". All took the same number of steps."
 

@@ -181,7 +181,7 @@ function efficiencySection() {
   if (data.efficiency.length === 0) return null;
   return [
     note("What a model learns from a share of the training images, on the same test images. ",
-      "Bars: 95 % intervals."),
+      "Bars: 95 % intervals; over several seeds the standard deviation."),
     ...data.efficiency.flatMap(part),
   ];
 }
