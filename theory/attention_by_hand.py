@@ -78,5 +78,33 @@ def numbers() -> dict[str, str]:
     return said
 
 
+def on_paper() -> None:
+    """Prints every step as one would write it down."""
+
+    def vector(x: torch.Tensor) -> str:
+        return f"[{', '.join(f'{value:g}' for value in x.tolist())}]"
+
+    q, k, v = (PATCHES @ w.T for w in (W_Q, W_K, W_V))
+    scores, weights, outputs = attend()
+    n = range(4)
+    for i in n:
+        print(f"p{i + 1} = {vector(PATCHES[i])}:  q{i + 1} = W_Q p{i + 1} = {vector(q[i])}"
+              f"   k{i + 1} = W_K p{i + 1} = {vector(k[i])}"
+              f"   v{i + 1} = W_V p{i + 1} = {vector(v[i])}")  # fmt: skip
+    for i in n:
+        print(f"\nquery {i + 1}")
+        for j in n:
+            (a, b), (c, d) = q[i].tolist(), k[j].tolist()
+            print(f"  q{i + 1} . k{j + 1} = {a:g} * {c:g} + {b:g} * {d:g} = {scores[i, j]:g}")
+        powers = [f"e^{score:g}" for score in scores[i].tolist()]
+        print(f"  sum = {' + '.join(powers)} = {scores[i].exp().sum():.4f}")
+        for j in n:
+            print(f"  w{i + 1}{j + 1} = {powers[j]} / sum = {weights[i, j]:.4f}")
+        terms = " + ".join(f"{weights[i, j]:.4f} * {vector(v[j])}" for j in n)
+        print(f"  o{i + 1} = {terms}\n     = [0, {EXACT[i + 1][0]}] = [0, {outputs[i, 1]:.4f}]")
+    print("\nChecked against the text:")
+
+
 if __name__ == "__main__":
+    on_paper()
     check(__file__, numbers())
