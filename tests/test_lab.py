@@ -90,7 +90,9 @@ def test_the_parts_are_scripts_that_exist_and_end_with_the_report():
 def test_ctrl_c_stops_the_part_and_says_how_to_go_on(place):
     """As the terminal sends it: to the lab and to the script that it runs."""
     (place / "part.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    # Started in the background of a shell, a test would hand on that Ctrl-C is ignored.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"import lab.__main__ as w, pathlib; w.ROOT = pathlib.Path({str(place)!r});"
         "w.LOG = w.ROOT / 'results/lab.log'; w.DONE = w.ROOT / 'results/lab.json';"
         "w.PARTS = {'first': 'part.py one'}; w.main()"

@@ -390,7 +390,7 @@ def test_a_killed_sweep_goes_on_with_the_same_trials(fake, monkeypatch, capsys):
     status, err = killed(signal.SIGINT, 2)
     assert status == 128 + signal.SIGINT, err
     assert "stopped and saved at 0 of 4 trials: results/sweep/s" in err
-    assert re.search(r"go on with: python .*sweep\.py --script fake\.py .*--trials 4", err)
+    assert re.search(r"go on with: python .*sweep\.py'? --script fake\.py .*--trials 4", err)
     assert starts() == [2]  # the first run was saved and went on, and no other has begun
     assert (begun.parent / "saved").read_text() == "saved\n" * 2
     assert [t.state for t in study().trials] == [TrialState.WAITING] * 4
