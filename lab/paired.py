@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lab.configurations import Configuration, groups, tested
+from lab.configurations import Configuration, groups, is_reference, tested
 from lab.records import Record
 from lab.stats import holm, mcnemar
 
@@ -43,19 +44,22 @@ class Pair:
         return f"No difference that chance does not explain ({count} images tell them apart)."
 
 
-def chosen(found: list[Configuration]) -> list[list[Record]]:
+def chosen(found: list[Configuration], place: Path) -> list[list[Record]]:
     """By set of test images, the runs to compare: at least two, at most MOST.
 
     Of each model the configuration that is best on validation images, trained on all training
-    images, and of its seeds the first; of these the best on validation. Nothing is chosen by the
-    test images that then judge.
+    images, and of its seeds the first; of these the best on validation. The reader's own go before
+    those of the project. Nothing is chosen by the test images that then judge.
     """
+
+    def worth(c: Configuration) -> tuple[bool, tuple[float, float]]:
+        return not is_reference(c.first, place), c.validation
+
     whole = [c for c in found if c.first.share == 1 and not c.first.sweep]
     result = []
     for same in groups(whole, lambda c: tested(c.first)):
         by_model = groups(same, lambda c: (c.first.task, c.first.model))
-        best = [max(configs, key=lambda c: c.validation) for configs in by_model]
-        best.sort(key=lambda c: c.validation, reverse=True)
+        best = sorted((max(configs, key=worth) for configs in by_model), key=worth, reverse=True)
         if len(best) > 1:
             result.append([c.first for c in best[:MOST]])
     return result

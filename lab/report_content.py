@@ -46,7 +46,7 @@ def content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
     finished = [run for run in runs if run.metrics]
     sets = groups(finished, tested)
     set_of = {tested(same[0]): i for i, same in enumerate(sets)}
-    compared = {tested(some[0]): some for some in chosen(configs)}
+    compared = {tested(some[0]): some for some in chosen(configs, place)}
     tests = {key: pairs(some) for key, some in compared.items()}
     tunings = finetunings([c for c in configs if not c.first.sweep], place)
     series = efficiencies([c for c in configs if not c.first.sweep], place)
@@ -183,7 +183,8 @@ def test_set(
         "classes": classes,
         "compared": [ids[run.folder] for run in compared],
         "compared_how": "Of each model the configuration that is best on the validation images, "
-        "by its first seed; of these the best on validation. The test images chose nothing.",
+        "by its first seed; of these the best on validation, your own first. The test images chose "
+        "nothing.",
         "pairs": [
             {
                 "a": ids[pair.one.folder],

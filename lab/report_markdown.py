@@ -100,10 +100,10 @@ def cost(c: Configuration) -> str:
     return f"{c.first.constants['EPOCHS']} epochs, {c.seconds:,.0f} s"
 
 
-def pairs_table(found: list[Configuration]) -> str:
+def pairs_table(found: list[Configuration], place: Path) -> str:
     """McNemar's tests, by set of test images."""
     parts = []
-    for runs in chosen(found):
+    for runs in chosen(found, place):
         data = runs[0].config["dataset"]["name"]
         rows = [
             [cell(p.one.model), cell(p.other.model), str(p.only_one), str(p.only_other),
@@ -158,7 +158,7 @@ def sections(found: Found, place: Path, to: Link) -> dict[str, str]:
     }
     made["seeds"] = seeds_table([c for c in found_configs if c.first.share == 1])
     made["twins"] = twins_table(found_configs, place)
-    made["pairs"] = pairs_table(found_configs)
+    made["pairs"] = pairs_table(found_configs, place)
     lines = efficiencies(found_configs, place)
     made["efficiency"] = "\n".join(efficiency_table(series) for series in lines)
     made["attention"] = score_table(found.looks, to)

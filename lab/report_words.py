@@ -112,11 +112,17 @@ def summary(found: Found, configs: list[Configuration], tested_pairs: list[list[
     """What a person can read in a minute."""
     said = [counted(found)]
     plain = [c for c in configs if not c.first.sweep and c.first.share == 1]
+    own = [c for c in plain if not is_reference(c.first, place)]
+    if own and len(own) < len(plain):
+        said[0] += " Of your own, and not those that come with the project:"
+        plain, tunings = own, [t for t in tunings if not is_reference(t[0].first, place)]
     sets = groups(plain, lambda c: (is_reference(c.first, place), tested(c.first)))
     said += [best_on(same) for same in sorted(sets, key=len, reverse=True)[:4]]
     said += [twin(*pair) for pair in twins(plain, place)][:3]
     said += [text for text in map(tuning, tunings) if text][:2]
     told = [pair for pairs in tested_pairs for pair in pairs]
+    if plain is own:
+        told = [p for p in told if not all(is_reference(r, place) for r in (p.one, p.other))]
     if told:
         sure = sum(pair.p_holm < 0.05 for pair in told)
         said.append(
