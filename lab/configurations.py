@@ -86,7 +86,7 @@ def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
     """Finished runs by configuration; the reader's own apart from those of the project."""
     finished = [run for run in runs if run.metrics]
     found = []
-    for same in groups(finished, lambda r: (is_reference(r, place), tested(r), r.key("SEED"))):
+    for same in groups(finished, lambda r: (setting(r, place), r.key("SEED"))):
         by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # the first one counts
         found.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
     return found
@@ -97,6 +97,11 @@ def tested(run: Record) -> str:
     return run.predictions.test_set
 
 
+def setting(run: Record, place: Path) -> tuple[bool, str]:
+    """What two runs share that may be compared: whose they are, and the test images."""
+    return is_reference(run, place), tested(run)
+
+
 def twins(
     found: list[Configuration], place: Path
 ) -> list[tuple[str, Configuration, Configuration]]:
@@ -104,16 +109,14 @@ def twins(
 
     Returns: what was equal, "epochs" or "seconds" (within SAME_TIME), the ViT, the CNN.
     """
-
-    def of(c: Configuration) -> tuple[bool, str]:
-        return is_reference(c.first, place), tested(c.first)
-
     pairs = []
     for cnn in (c for c in found if "twin_of" in c.first.config and c.first.share == 1):
         same = {k: v for k, v in cnn.first.constants.items() if k not in NOT_COMPARED}
         for vit in (c for c in found if c.first.script == "train.py" and c.first.share == 1):
             theirs = {"TRAIN_FRACTION": 1.0, **vit.first.constants}
-            if any(theirs.get(k) != v for k, v in same.items()) or of(vit) != of(cnn):
+            if any(theirs.get(k) != v for k, v in same.items()):
+                continue
+            if setting(vit.first, place) != setting(cnn.first, place):
                 continue
             if vit.first.constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
                 pairs.append(("epochs", vit, cnn))
@@ -127,7 +130,7 @@ def finetunings(found: list[Configuration], place: Path) -> list[list[Configurat
     tuned = [c for c in found if "PRETRAINED" in c.first.constants and c.first.share == 1]
 
     def key(c: Configuration) -> object:
-        return is_reference(c.first, place), tested(c.first), c.first.key("SEED", *HOW_MUCH)
+        return setting(c.first, place), c.first.key("SEED", *HOW_MUCH)
 
     return [
         sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])
@@ -143,9 +146,9 @@ def efficiencies(found: list[Configuration], place: Path) -> list[list[list[Conf
     """
 
     def key(c: Configuration) -> object:
-        return is_reference(c.first, place), tested(c.first), c.first.key("SEED", "TRAIN_FRACTION")
+        return setting(c.first, place), c.first.key("SEED", "TRAIN_FRACTION")
 
     series = [
         sorted(group, key=lambda c: c.first.share) for group in groups(found, key) if len(group) > 1
     ]
-    return groups(series, lambda s: (is_reference(s[0].first, place), tested(s[0].first)))
+    return groups(series, lambda line: setting(line[0].first, place))

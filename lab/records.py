@@ -177,7 +177,7 @@ def read(folder: Path, found: Found) -> None:
     except (KeyError, TypeError, AttributeError) as error:
         raise Broken(f"config.json does not say what was trained ({error!r})") from error
     if not finished and not sweep:
-        total = config["constants"].get("EPOCHS")
+        total = config["constants"]["EPOCHS"]
         found.left_out.append((folder, f"stopped after epoch {len(history)} of {total}; it goes on "
                                        f"with: {config['command']}"))  # fmt: skip
     if finished or history:

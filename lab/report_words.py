@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy.stats import ttest_ind
 
-from lab.configurations import Configuration, groups, is_reference, tested, twins
+from lab.configurations import Configuration, groups, is_reference, setting, twins
 from lab.paired import Pair
 from lab.records import Found
 from lab.score_tables import verdict
@@ -91,7 +91,7 @@ def efficiency(series: list[list[Configuration]]) -> str:
             f"({images(least)} images) to {percent(most.mean)} ({images(most)}) and is within 5 "
             f"points of that from {images(near)} images on"
         )
-    return "; ".join(said) + ". All took the same number of steps."
+    return "; ".join(said) + ". The runs of each model all took the same number of steps."
 
 
 def images(c: Configuration) -> str:
@@ -116,7 +116,7 @@ def summary(found: Found, configs: list[Configuration], tested_pairs: list[list[
     if own and len(own) < len(plain):
         said[0] += " Of your own, and not those that come with the project:"
         plain, tunings = own, [t for t in tunings if not is_reference(t[0].first, place)]
-    sets = groups(plain, lambda c: (is_reference(c.first, place), tested(c.first)))
+    sets = groups(plain, lambda c: setting(c.first, place))
     said += [best_on(same) for same in sorted(sets, key=len, reverse=True)[:4]]
     said += [twin(*pair) for pair in twins(plain, place)][:3]
     said += [text for text in map(tuning, tunings) if text][:2]

@@ -28,6 +28,7 @@ from lab.loaders import Loaders, center
 from lab.modes import rate_warning, usual_rate
 from lab.plots import TRAIN, VAL, save
 from lab.preprocess import Preprocess
+from lab.report_words import percent
 from lab.runs import Run
 from lab.weights import load_pretrained
 from model import Attention, VisionTransformer, ViTConfig
@@ -145,10 +146,6 @@ def quiz() -> None:
         verdict = "Right" if answer == str(correct) else f"No, it is {correct}"
         print(f"{verdict}: {TITLES[name]}. broken_recipes.md says how to find it.")
     print(f"\n{right} of {len(names)} are right.")
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def numbers() -> dict[str, str]:

@@ -12,7 +12,7 @@ from _text import ROOT, check
 from lab.configurations import configurations, efficiencies
 from lab.plots import save
 from lab.records import Record, read_runs
-from lab.report_words import images
+from lab.report_words import images, percent
 
 PLACE = ROOT / "results"
 PICTURE = ROOT / "theory" / "training_from_scratch.png"
@@ -21,10 +21,6 @@ COLOURS = {"vit_64x4": "#c2571a", "CNN twin of vit_64x4": "#1f5fa8",
 LABELS = {"vit_64x4": "ViT from scratch", "CNN twin of vit_64x4": "CNN of its size, from scratch",
           "vit_128x6_cifar10, full": "ViT pretrained on CIFAR-10 images, fine-tuned",
           "vit_128x6_cifar10, head": "the same, head alone"}  # fmt: skip
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def numbers(runs: dict[str, Record], curves: dict) -> dict[str, str]:
