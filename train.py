@@ -27,7 +27,7 @@ from lab.errors import run_script
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders
 from lab.models import TimmConfig, timm_model
-from lab.optim import adamw
+from lab.optim import OPTIMIZERS
 from lab.preprocess import Preprocess, resized
 from lab.processes import processes
 from lab.runs import Run
@@ -61,7 +61,8 @@ DROP_PATH_RATE: float | None = None  # drop whole blocks; more for deeper models
 EPOCHS: int | None = None  # passes over the training images
 BATCH_SIZE: int | None = None  # images a step, over all processes
 ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
-LEARNING_RATE: float | None = None  # peak rate of AdamW, for this batch size
+OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: of the blocks' matrices, AdamW the rest
+LEARNING_RATE: float | None = None  # peak rate, for this batch size
 WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
 DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
@@ -95,25 +96,25 @@ FRESH: bool = False  # start over, replacing the records of the same run
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 100, "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False,
+        "EPOCHS": 100, "OPTIMIZER": "adamw", "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3,
+        "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False,
         "ROTATE": 10.0, "ZOOM": 0.1, "TRANSLATE": 0.5, "POLICY": "none", "ERASING": 0.0,
         "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0, "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 300, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
-        "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
-        "EMA_DECAY": 0.0, "PRECISION": "auto",
+        "EPOCHS": 300, "OPTIMIZER": "adamw", "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
+        "LABEL_SMOOTHING": 0.1, "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0,
+        "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0,
+        "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
         "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 200, "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1,
-        "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
-        "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
-        "EMA_DECAY": 0.0, "PRECISION": "auto",
+        "EPOCHS": 200, "OPTIMIZER": "adamw", "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
+        "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0,
+        "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8,
+        "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
 }  # fmt: skip
 
@@ -169,7 +170,7 @@ def train(values: dict[str, Any], build: Build) -> Run:
     )  # fmt: skip
     torch.manual_seed(c.SEED)
     model, short, more = build(c, data)
-    optimizer = adamw(model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+    optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
     facts = {

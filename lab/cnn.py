@@ -104,6 +104,10 @@ class ResidualCNN(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Its layers in timm's language: the stem, every block, the head."""
+        return {"stem": r"^stem", "blocks": r"^layers\.(\d+)\.(\d+)"}
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last feature map (B, D, rows, columns)."""
         return self.layers(self.stem(x))

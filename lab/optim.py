@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from timm.models import group_parameters
-from timm.optim import param_groups_weight_decay
+from timm.optim import Muon, param_groups_weight_decay
 from torch import nn
 
 from lab.errors import UserError
@@ -17,6 +17,20 @@ VIT_LAYERS = {  # of model.py, in timm's language: the final norm goes with the 
     "stem": r"^cls_token|pos_embed|patch_embed",
     "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
 }
+
+
+def checked_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
+    """What has no decay, then what has: weight matrices and filters, none of NO_DECAY.
+
+    Frozen parameters are left out.
+    Raises: UserError, for a rate or decay that cannot be right.
+    """
+    if not 0 < learning_rate < 1:
+        raise UserError(f"LEARNING_RATE={learning_rate} must lie in (0, 1); ViTs like 5e-4 to 3e-3")
+    if weight_decay < 0:
+        raise UserError(f"WEIGHT_DECAY={weight_decay} must be 0 or above, such as 0.05")
+    own = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
+    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list={*NO_DECAY, *own})
 
 
 def adamw(
@@ -29,26 +43,47 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), fused; decay on weight matrices alone.
 
-    Frozen parameters are left out.
-
     layer_decay: each layer's rate is so many times that of the layer above it (Clark et al. 2020,
         section 3.2; Bao et al. 2022, appendix).
     head_scale: the head's rate is so many times the rate of the rest.
     Raises: UserError, for a rate or decay that cannot be right.
     """
-    if not 0 < learning_rate < 1:
-        raise UserError(f"LEARNING_RATE={learning_rate} must lie in (0, 1); ViTs like 5e-4 to 3e-3")
-    if weight_decay < 0:
-        raise UserError(f"WEIGHT_DECAY={weight_decay} must be 0 or above, such as 0.05")
+    groups = checked_groups(model, learning_rate, weight_decay)
     if not 0 < layer_decay <= 1:
         raise UserError(f"LAYER_DECAY={layer_decay} must lie in (0, 1]; 1 is the same rate for all")
-    own = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
-    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list={*NO_DECAY, *own})
     if head_scale <= 0:
         raise UserError(f"HEAD_SCALE={head_scale} must be above 0; 1 is the same rate for all")
     if layer_decay < 1 or head_scale != 1:
         groups = split_by_layer(model, groups, layer_decay, head_scale)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> Muon:
+    """Muon (Jordan et al. 2024) on the matrices and filters of the blocks, AdamW on all else.
+
+    Muon turns the momentum of a matrix into the nearest orthogonal one, so that every direction
+    learns at the same speed. Its steps are scaled to the size of AdamW's (Liu et al. 2025), so one
+    rate serves both. The embedding, positions, norms, biases and the head stay with AdamW.
+
+    Raises: UserError, for a rate or decay that cannot be right.
+    """
+    plain, decayed = checked_groups(model, learning_rate, weight_decay)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layer_of = layers(model)
+    between = range(1, max(layer_of.values()))  # neither the embedding nor the head
+    split: dict[bool, list] = {True: [], False: []}
+    for parameter in decayed["params"]:
+        split[layer_of[names[id(parameter)]] in between].append(parameter)
+    adam = {"use_fallback": True, "nesterov": False}
+    groups = [
+        {**plain, **adam},
+        {**decayed, "params": split[False], **adam},
+        {**decayed, "params": split[True], "nesterov": True},
+    ]
+    return Muon(groups, lr=learning_rate, ns_coefficients="original")
+
+
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
 def layers(model: nn.Module) -> dict[str, int]:

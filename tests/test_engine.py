@@ -1,10 +1,12 @@
 """The training loop and what it stands on, against torch, transformers, torchmetrics and numpy."""
 
+import copy
 import dataclasses
 import json
 import types
 
 import pytest
+import timm
 import torch
 import torchmetrics
 from safetensors import safe_open
@@ -13,13 +15,14 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from lab import checkpoints, compute, constants
 from lab.augment import Augmentation
+from lab.cnn import CNNConfig, ResidualCNN
 from lab.data import load_data
 from lab.engine import fit
 from lab.errors import UserError
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
 from lab.models import describe, load_model
-from lab.optim import Schedule, adamw
+from lab.optim import Schedule, adamw, muon
 from lab.outcome import Scores
 from lab.preprocess import Preprocess
 from lab.runs import Run
@@ -161,6 +164,57 @@ def test_no_decay_on_norms_biases_tokens_positions():
     for name, parameter in model.named_parameters():
         matrix = name.endswith("weight") and "norm" not in name
         assert decay[id(parameter)] == (0.05 if matrix else 0), name
+
+
+def test_muon_takes_the_steps_of_torchs_muon_and_adamw():
+    """Muon on the blocks' matrices alone; each of the others as torch's AdamW with their betas."""
+    torch.manual_seed(0)
+    ours = VisionTransformer(CONFIG)
+    theirs = copy.deepcopy(ours)
+    inner = {n for n, p in ours.named_parameters() if n.startswith("blocks") and p.ndim == 2}
+    plain = {n for n, p in ours.named_parameters() if p.ndim == 1} | set(NO_DECAY)
+    named = dict(theirs.named_parameters())
+    others = [n for n in named if n not in inner]
+    optimizers = [
+        muon(ours, 3e-3, 0.05),
+        torch.optim.Muon([named[n] for n in inner], 3e-3, 0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([
+            {"params": [named[n] for n in others if n in plain], "weight_decay": 0.0},
+            {"params": [named[n] for n in others if n not in plain], "weight_decay": 0.05},
+        ], 3e-3, (0.9, 0.95)),
+    ]  # fmt: skip
+    before = copy.deepcopy(ours.state_dict())
+    for _ in range(5):
+        for name, parameter in ours.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            named[name].grad = parameter.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, parameter in ours.named_parameters():
+        assert not parameter.equal(before[name]), name
+        # Both round the orthogonal matrix to bf16, in another order of operations.
+        close = {"atol": 2e-4, "rtol": 0.02} if name in inner else {"atol": 1e-6, "rtol": 1e-5}
+        torch.testing.assert_close(parameter, named[name], **close, msg=name)
+
+
+@pytest.mark.parametrize("model", [
+    VisionTransformer(CONFIG), ResidualCNN(CNNConfig()), timm.create_model("test_vit"),
+], ids=["ViT", "CNN", "timm"])  # fmt: skip
+def test_muon_leaves_the_first_layer_and_the_head_to_adamw(model):
+    *fallback, inner = muon(model, 1e-3, 0.05).param_groups
+    assert all(group["use_fallback"] for group in fallback)
+    assert not inner.get("use_fallback")
+    groups = [p for group in (*fallback, inner) for p in group["params"]]
+    assert {id(p) for p in groups} == {id(p) for p in model.parameters()}
+    assert len(groups) == len(list(model.parameters()))
+    names = {id(p): n for n, p in model.named_parameters()}
+    of_matrices = {names[id(p)] for p in inner["params"]}
+    ends = [n for n, p in model.named_parameters() if p.ndim > 1][-1]  # the head's weight
+    stem = {n for n in names.values() if n.startswith(("patch_embed", "stem", "pos", "cls", "reg"))}
+    assert not of_matrices & (stem | {ends})
+    inside = [n for n, p in model.named_parameters() if n.startswith(("blocks", "layers"))
+              and p.ndim > 1]  # fmt: skip
+    assert of_matrices == set(inside)
 
 
 def test_scores_match_torchmetrics():

@@ -1,0 +1,213 @@
+"""One run against the clock: a plain ViT whose schedule follows the time that is left.
+
+The loop is its own, not lab.engine's, which counts epochs and keeps records that would be timed
+too. In the first part of the time the images have half their size, a quarter of the tokens.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.profiler import profile
+from torchvision.transforms import v2
+
+from benchmarks.timing import synchronize
+from lab.checkpoints import write_whole
+from lab.compute import has_bf16
+from lab.loaders import Loaders
+from lab.optim import OPTIMIZERS, Schedule
+from lab.outcome import Scores
+from model import VisionTransformer, ViTConfig, interpolate_pos_embed
+
+LOOKED_AT = 1000  # validation images in a look, at most
+TICKS = 10**6  # the schedule counts steps: here, millionths of the time
+
+
+class Clock:
+    """Seconds of training so far; it stands still inside `stopped`."""
+
+    def __init__(self, device: torch.device, kind: str):
+        self.device, self.away = device, 0.0
+        self.now = {"wall": time.perf_counter, "cpu": time.process_time}[kind]
+        synchronize(device.type)
+        self.start = self.now()
+
+    @property
+    def spent(self) -> float:
+        return self.now() - self.start - self.away
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        synchronize(self.device.type)
+        since = self.now()
+        yield
+        synchronize(self.device.type)
+        self.away += self.now() - since
+
+
+class Runner:
+    """A model, small at first, that trains until its time is up."""
+
+    def __init__(self, c: SimpleNamespace, loaders: Loaders, seed: int):
+        """c: the constants of benchmarks/speedrun.py; loaders: on the device."""
+        torch.manual_seed(seed)
+        val = loaders.data.val  # its images may lie in the order of their classes
+        some = val.take(torch.arange(0, len(val), -(-len(val) // LOOKED_AT)))
+        self.c, self.device = c, loaders.device
+        self.loaders = replace(loaders, seed=seed, data=replace(loaders.data, val=some))
+        self.loaders.to(self.device)
+        self.bf16 = c.PRECISION == "bf16" or (c.PRECISION == "auto" and has_bf16(self.device))
+        self.schedule = Schedule(TICKS, int(TICKS * c.WARMUP), "linear")
+        self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
+        full = ViTConfig(
+            img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
+            depth=c.DEPTH, num_heads=c.NUM_HEADS, num_classes=len(loaders.data.classes),
+            class_token=False, global_pool="avg",
+        )  # fmt: skip
+        shapes = [replace(full, img_size=full.img_size // 2), full] if c.SMALL_SHARE else [full]
+        models = [VisionTransformer(shape).to(self.device) for shape in shapes]
+        if c.WARM_START:
+            warm_start(models[0], self.shown(models[0], next(self.loaders.train(0))[0]))
+        for model in models:
+            self.prepare(model)
+        self.later = models[1:]
+        self.begin(models[0])
+
+    def prepare(self, model: VisionTransformer) -> None:
+        """Lets kernels be compiled before the clock starts; no weight moves."""
+        if self.c.COMPILE:
+            model.compile(mode="reduce-overhead")  # with CUDA graphs
+        images, labels = next(self.loaders.train(0))
+        self.loss(model, images, labels).backward()
+        model.zero_grad()
+
+    def begin(self, model: VisionTransformer) -> None:
+        c = self.c
+        self.model = model
+        self.optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+        self.average = None
+        if c.EMA_DECAY:
+            self.average = ModelEmaV3(model, decay=c.EMA_DECAY, use_warmup=True)
+
+    def grow(self) -> None:
+        """Goes on with images of the full size: the same weights, positions resampled."""
+        small, old = self.model, self.optimizer
+        self.begin(self.later.pop())
+        state = small.state_dict()
+        side = self.model.config.img_size // self.model.config.patch_size
+        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], side, 0)
+        self.model.load_state_dict(state)
+        if self.average:
+            self.average.set(self.model)
+        self.optimizer.load_state_dict(old.state_dict())
+        self.optimizer.state.pop(self.model.pos_embed)  # of another shape: it starts again
+
+    def shown(self, model: VisionTransformer, images: Tensor) -> Tensor:
+        """Images (B, C, S, S) at the size that a model takes, S or S / 2."""
+        return F.avg_pool2d(images, images.shape[-1] // model.config.img_size)
+
+    def loss(self, model: VisionTransformer, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = model(self.shown(model, images))
+            return F.cross_entropy(logits, labels, label_smoothing=self.c.LABEL_SMOOTHING)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches without end."""
+        for epoch in itertools.count(1):
+            yield from self.loaders.train(epoch)
+
+    def step(self, images: Tensor, labels: Tensor, done: float) -> None:
+        """One optimizer step; `done` is the share of the time that has passed."""
+        if done < self.c.CUTMIX_UNTIL and torch.rand(()) < 0.5:
+            images, labels = self.cutmix(images, labels)
+        self.schedule.set(self.optimizer, int(done * TICKS))
+        self.loss(self.model, images, labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def scores(self, split: str) -> Scores:
+        model: nn.Module = self.average.module if self.average else self.model
+        model.eval()
+        out = []
+        for _, images, _ in self.loaders.evaluation(split):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                out.append(model(self.shown(self.model, images)).float().cpu())
+        model.train()
+        return Scores(torch.cat(out), getattr(self.loaders.data, split).labels)
+
+    def run(self, budget: float) -> dict[str, Any]:
+        """Trains for `budget` seconds, then sees the test images once; returns what came out."""
+        curve, steps = [], 0
+        clock = Clock(self.device, self.c.CLOCK)
+
+        def look() -> None:
+            with clock.stopped():
+                curve.append([round(clock.spent, 2), self.scores("val").accuracy])
+
+        for images, labels in self.batches():
+            if (done := clock.spent / budget) >= 1:
+                break
+            if self.later and done >= self.c.SMALL_SHARE:
+                self.grow()
+            if done * self.c.CHECKS >= len(curve) + 1:
+                look()
+            self.step(images, labels, done)
+            steps += 1
+            if self.average:
+                self.average.update(self.model, step=steps)
+        synchronize(self.device.type)
+        spent = clock.spent
+        look()
+        test = self.scores("test")
+        return {
+            "seconds": round(spent, 2), "images": steps * self.loaders.batch_size, "curve": curve,
+            "test_accuracy": test.accuracy, "test_loss": test.loss, "test_images": len(test.labels),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }  # fmt: skip
+
+    def profile(self, path: Path, steps: int = 10) -> None:
+        """Writes where the time of a step goes, operation by operation, as torch's profiler says.
+
+        A GPU that Python keeps waiting shows as less time on it than on the wall.
+        """
+        batches = self.batches()
+        for _ in range(3):
+            self.step(*next(batches), 0.5)
+        synchronize(self.device.type)
+        with profile() as seen:
+            start = time.perf_counter()
+            for _ in range(steps):
+                self.step(*next(batches), 0.5)
+            synchronize(self.device.type)
+            spent = time.perf_counter() - start
+        column = "device" if self.device.type == "cuda" else "cpu"
+        table = seen.key_averages().table(sort_by=f"self_{column}_time_total", row_limit=30)
+        text = f"{steps} steps of {self.loaders.batch_size} images in {spent:.3f} s\n{table}\n"
+        write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+@torch.no_grad()
+def warm_start(model: VisionTransformer, images: Tensor) -> None:
+    """Lets the patch embedding begin as the whitened principal components of patches.
+
+    First as many as a patch has values, then their negatives, and again until the width is full;
+    the deviation of the weights stays. Source: the whitening layer of Jordan 2024, "94% on
+    CIFAR-10 in 3.29 Seconds on a Single GPU", for patches.
+    """
+    proj = model.patch_embed.proj
+    patches = F.unfold(images, proj.kernel_size, stride=proj.stride).transpose(1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(patches.T.cov())
+    filters = (vectors / (values + 1e-2 * values.max()).sqrt()).T.flip(0)  # the largest first
+    filters = torch.cat([filters, -filters]).repeat(-(-proj.out_channels // len(filters)), 1)
+    filters = filters[: proj.out_channels]
+    proj.weight.copy_((filters * proj.weight.std() / filters.std()).reshape(proj.weight.shape))

@@ -1,0 +1,179 @@
+"""The race: its parts against scikit-learn and numpy, and the command as a user runs it."""
+
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from benchmarks import race, speedrun, speedrun_table
+from lab.augment import Augmentation
+from lab.data import load_data
+from lab.errors import UserError
+from lab.loaders import Loaders
+from lab.preprocess import Preprocess
+from model import VisionTransformer, ViTConfig
+
+WORDS = ["--seeds", "1", "--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--batch-size",
+         "10", "--checks", "2", "--precision", "fp32", "--seconds", "1.5"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 training and 10 test images of 32 pixels, two classes."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 5)):
+        for shade, name in enumerate(("dark", "light")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + 127 * shade
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def runner(folder):
+    c = SimpleNamespace(**{
+        **{name: getattr(speedrun, name) for name in speedrun.__annotations__ if name.isupper()},
+        **speedrun.RECIPES["cpu"], "EMBED_DIM": 24, "DEPTH": 1, "NUM_HEADS": 2, "BATCH_SIZE": 10,
+        "PRECISION": "fp32",
+    })  # fmt: skip
+    data = load_data(str(folder))
+    loaders = Loaders(data, Preprocess(32, data.mean, data.std, 1.0), 10, Augmentation())
+    return race.Runner(c, loaders, 0)
+
+
+def command(monkeypatch, folder, out, *words):
+    monkeypatch.setattr(sys, "argv", [
+        "speedrun.py", "--dataset", str(folder), "--out", str(out), *WORDS, *words
+    ])  # fmt: skip
+    kept = {name: getattr(speedrun, name) for name in speedrun.__annotations__}
+    try:
+        speedrun.main()
+    finally:
+        vars(speedrun).update(kept)
+
+
+@pytest.mark.parametrize(("size", "patch", "width"), [(16, 4, 24), (16, 4, 120), (8, 2, 30)])
+def test_the_embedding_starts_as_principal_components(size, patch, width):
+    torch.manual_seed(size + width)
+    images = F.avg_pool2d(torch.randn(64, 3, 4 * size, 4 * size), 5, 1, 2)[:, :, :size, :size]
+    model = VisionTransformer(ViTConfig(img_size=size, patch_size=patch, num_classes=2,
+                                        embed_dim=width, depth=1, num_heads=1))  # fmt: skip
+    deviation = model.patch_embed.proj.weight.std()
+    race.warm_start(model, images)
+    weight = model.patch_embed.proj.weight.detach()
+    assert weight.std().item() == pytest.approx(deviation.item(), rel=1e-4)
+    patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, C, rows, columns, P, P)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    components = PCA().fit(patches.numpy()).components_
+    size = 3 * patch**2
+    for i, row in enumerate(weight.flatten(1)):
+        cosine = F.cosine_similarity(row, torch.tensor(components[i % size]), dim=0).item()
+        assert abs(cosine) == pytest.approx(1, abs=1e-3), i
+        if i >= size:
+            sign = -1 if i // size % 2 else 1
+            torch.testing.assert_close(row, sign * weight.flatten(1)[i % size])
+    variances = (patches @ weight.flatten(1).T).var(0)[: min(width, size)]
+    assert (variances[:-1] >= variances[1:] * 0.999).all()  # the largest first, none drowned
+    assert variances.max() < 60 * variances.min()
+    assert patches.var(0).max() > 0
+
+
+def test_growing_keeps_weights_and_the_state_of_the_optimizer(runner):
+    for _ in range(3):
+        runner.step(*next(runner.loaders.train(1)), 0.2)
+    small, old = runner.model, runner.optimizer
+    assert small.config.img_size == 16
+    runner.grow()
+    assert runner.model.config.img_size == 32
+    assert runner.optimizer is not old
+    pairs = zip(small.named_parameters(), runner.model.parameters(), strict=True)
+    for (name, theirs), ours in pairs:
+        if name == "pos_embed":
+            assert ours.shape == (1, 64, 24)
+            assert ours.mean().item() == pytest.approx(theirs.mean().item(), abs=2e-3)
+            assert ours not in runner.optimizer.state
+            continue
+        assert ours.equal(theirs), name
+        assert set(runner.optimizer.state[ours]) == set(old.state[theirs])
+        for key, value in old.state[theirs].items():
+            if isinstance(value, torch.Tensor):
+                assert runner.optimizer.state[ours][key].equal(value), (name, key)
+    before = runner.model.head.weight.clone()
+    runner.step(*next(runner.loaders.train(1)), 0.6)
+    assert not runner.model.head.weight.equal(before)
+
+
+def test_half_size_is_the_mean_of_four_pixels(runner):
+    images = torch.randn(2, 3, 32, 32)
+    expected = images.numpy().reshape(2, 3, 16, 2, 16, 2).mean((3, 5))
+    np.testing.assert_allclose(runner.shown(runner.model, images), expected, atol=1e-6)
+
+
+def test_the_clock_stands_still(monkeypatch):
+    now = iter([10.0, 11.0, 12.0, 19.0, 20.0])
+    monkeypatch.setattr(race.time, "perf_counter", lambda: next(now))
+    clock = race.Clock(torch.device("cpu"), "wall")
+    assert clock.spent == 1
+    with clock.stopped():  # from 12 to 19
+        pass
+    assert clock.spent == 3
+
+
+def test_a_race_leaves_records_a_table_and_a_picture(monkeypatch, capsys, folder, tmp_path):
+    command(monkeypatch, folder, tmp_path, "--variants", "chosen,moving average,usual")
+    first = capsys.readouterr().out
+    records = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}
+    assert set(records) == {"chosen-1.5s-0", "moving-average-1.5s-0", "usual-1.5s-0"}
+    for record in records.values():
+        assert record["test_images"] == 10
+        assert record["seconds"] >= 1.5
+        assert len(record["curve"]) == 2
+        assert record["images"] % 10 == 0
+    assert records["usual-1.5s-0"]["constants"]["OPTIMIZER"] == "adamw"
+    assert (tmp_path / "curves-1.5s.png").stat().st_size > 10_000
+    table = (tmp_path / "table.md").read_text()
+    assert table in first
+    assert f"| {100 * records['usual-1.5s-0']['test_accuracy']:.2f} |" in table
+
+    command(monkeypatch, folder, tmp_path, "--variants", "chosen,moving average,usual")
+    assert "images right" not in capsys.readouterr().out  # nothing was run again
+    with pytest.raises(UserError, match=r"DEPTH 1 there, 2 here.*--fresh"):
+        command(monkeypatch, folder, tmp_path, "--depth", "2")
+    with pytest.raises(UserError, match="'quick' is none of all, chosen"):
+        command(monkeypatch, folder, tmp_path, "--variants", "quick")
+    with pytest.raises(UserError, match="must be numbers such as"):
+        command(monkeypatch, folder, tmp_path, "--seconds", "soon")
+    command(monkeypatch, folder, tmp_path, "--profile")
+    assert "addmm" in (tmp_path / "profile.txt").read_text()
+
+
+def test_the_table_is_numpys_mean_and_deviation(tmp_path):
+    rng = np.random.default_rng(0)
+    found = {name: rng.uniform(0.8, 0.99, 3) for name in ("chosen", "usual")}
+    for name, accuracies in found.items():
+        for seed, accuracy in enumerate(accuracies):
+            record = {
+                "variant": name, "budget": 60.0, "seed": seed, "data": "cifar10", "images": 1000,
+                "test_accuracy": accuracy, "parameters": 5, "command": "python", "versions": {
+                    "torch": "2", "timm": "1"}, "constants": {"CLOCK": "wall"},
+                "hardware": {"cpu": "some", "threads": 2},
+                "curve": [[10.0, 0.5], [20.0 + seed, 0.91], [60.0, 0.94 if seed else 0.92]],
+            }  # fmt: skip
+            (tmp_path / f"{name}-{seed}.json").write_text(json.dumps(record))
+    rows = speedrun_table.table(tmp_path).split("\n")
+    chosen = next(row for row in rows if row.startswith("| chosen"))
+    usual = next(row for row in rows if row.startswith("| usual"))
+    for row, name in ((chosen, "chosen"), (usual, "usual")):
+        values = 100 * found[name]
+        assert f"| {values.mean():.2f} ± {values.std(ddof=1):.2f} |" in row
+    assert f"| {100 * (found['usual'] - found['chosen']).mean():+.2f} |" in usual
+    assert chosen.endswith("| 21 ± 1 | - | - |")  # 93 % was not reached by every seed
+    shutil.rmtree(tmp_path)
