@@ -51,7 +51,7 @@ LEARNING_RATE: float | None = None  # peak rate
 WEIGHT_DECAY: float = 0.05  # of weight matrices
 BATCH_SIZE: int | None = None  # images a step
 WARMUP: float = 0.05  # share of the time in which the rate rises
-SMALL_SHARE: float = 0.5  # share of the time on images of half the size: a quarter of the tokens
+SMALL_SHARE: float = 0.6  # share of the time on images of half the size: a quarter of the tokens
 WARM_START: bool = True  # the patch embedding starts as the principal components of patches
 SHIFT: int = 2  # pixels, a random crop
 CUTMIX_UNTIL: float | None = None  # share of the time with cutmix on half of the batches
@@ -67,7 +67,7 @@ PROFILE: bool = False  # instead of racing, say where the time of a step goes
 RECIPES = {
     "cpu": {  # two cores see some hundred thousand images in ten minutes: a small model
         "SECONDS": "600", "PATCH_SIZE": 4, "EMBED_DIM": 128, "DEPTH": 6, "NUM_HEADS": 4,
-        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 128, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
+        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
     },
     "cuda": {  # not run yet
         "SECONDS": "60,150,360", "PATCH_SIZE": 4, "EMBED_DIM": 384, "DEPTH": 8, "NUM_HEADS": 6,
