@@ -103,7 +103,7 @@ RECIPES = {
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 300, "OPTIMIZER": "adamw", "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
+        "EPOCHS": 300, "OPTIMIZER": "muon", "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
         "LABEL_SMOOTHING": 0.1, "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0,
         "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0,
         "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
