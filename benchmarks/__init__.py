@@ -1,1 +1,1 @@
-"""Speed beside the field's other ViTs; from the root: `python -m benchmarks.train_step`."""
+"""Speed beside the field's other ViTs; from the root: `python -m benchmarks`."""

@@ -18,19 +18,18 @@ Each has a process of its own, and with it its own memory. They take turns; the 
 over the repeats, ratios medians of the ratios to the forward pass of the same turn.
 """
 
-import shlex
-import statistics
 import sys
-from importlib.metadata import version
 from multiprocessing.connection import Connection
+from statistics import median
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor
 
+from benchmarks import table
 from benchmarks.peers import in_transformers
-from benchmarks.timing import Turns, hardware, in_turns, keep
+from benchmarks.timing import Turns, hardware, in_turns
 from lab import constants
 from lab.attention import attention_maps
 from lab.block_attention import BlockAttention
@@ -65,12 +64,8 @@ def way(name: str, values: dict[str, Any], line: Connection) -> None:
     shape = (values["BATCH_SIZE"], 3, values["IMG_SIZE"], values["IMG_SIZE"])
     images = torch.randn(shape).to(device)
     look = LOOKS[name](model, config, values, device)
-    turns = Turns(line, device)
     with torch.no_grad():
-        for _ in range(1 + values["REPEATS"]):
-            turns.begin()
-            look(images)
-            turns.end()
+        Turns(line, device).take(lambda: look(images))
 
 
 def in_ours(see: Any) -> Any:
@@ -108,24 +103,31 @@ LOOKS = {
 def main() -> None:
     values = constants.override(sys.modules[__name__])
     device = processes().device.type
-    ways = values["WAYS"].split(";")
-    times, memory = in_turns(way, ways, values, 1 + REPEATS)
-    rows = []
+    own = tuple(name for name in LOOKS if name != "transformers")
+    ways, notes = table.present(WAYS.split(";"), own)
+    times, memory = in_turns(way, ways, values, REPEATS)
+    rows, cells = [], []
+    for name in ("ours, class token", "ours, whole"):
+        what = f"attention maps, {name.removeprefix('ours, ')}"
+        rows += table.compared(what, times, name, ["transformers", "hooks"], BATCH_SIZE, memory)
     for name in ways:
-        spent = times[name][1:]
-        ratios = [t / plain for t, plain in zip(spent, times[ways[0]][1:], strict=True)]
-        rows.append(
-            f"| {name} | {statistics.median(spent):.2f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) | {memory[name]:,} |"
-        )
-    table = "\n".join([
+        # How many times as long as the forward pass of the same turn.
+        middle, low, high = table.ratios(times[ways[0]], times[name])
+        cells.append([name, f"{median(times[name]):.2f}", f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                      f"{memory[name]:,}"])  # fmt: skip
+    notes += [
+        f"Attention of {MODEL}, {IMG_SIZE} pixels, {BATCH_SIZE} images, fp32. Class token: what "
+        "it takes in every block and head, for which the peers keep every matrix.",
+        "hooks: timm's AttentionExtract.",
+    ]  # fmt: skip
+    lines = [
         f"{MODEL} at {IMG_SIZE} pixels, {BATCH_SIZE} images, fp32, medians of {REPEATS} in turns; "
-        f"{hardware(device)}; torch {torch.__version__}, timm {timm.__version__}, transformers "
-        f"{version('transformers')}.",
-        "", f"`{shlex.join(['python', '-m', 'benchmarks.attention_maps', *sys.argv[1:]])}`", "",
-        "| way | seconds | x forward pass (range) | peak MB |", "|---|---|---|---|", *rows,
-    ])  # fmt: skip
-    keep(table, OUT.format(device=device))
+        f"{hardware(device)}; {table.versions(['timm', *ways])}.",
+        "", f"`{table.command('attention_maps')}`", "",
+        *table.in_markdown(["way", "seconds", "x forward pass (range)", "peak MB"], cells),
+        "", *(f"- {note}" for note in notes),
+    ]  # fmt: skip
+    table.keep("attention_maps", lines, OUT.format(device=device), rows, notes)
 
 
 if __name__ == "__main__":

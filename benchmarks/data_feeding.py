@@ -4,37 +4,44 @@
     python -m benchmarks.data_feeding --dataset path/to/images     # after the cache is made
 
 Beside ours the usual way for the same augmentation: torchvision transforms, image by image, in a
-DataLoader's workers. Batches are made and dropped, so that nothing else runs in the meantime.
+DataLoader's workers, which stay alive from turn to turn. A turn is an epoch's batches, made and
+dropped, so that nothing else runs in the meantime; when it is over the workers have nothing to do.
 """
 
-import statistics
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import count, islice
+from statistics import median
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 import train
+from benchmarks import table
+from benchmarks.timing import alternate, hardware, seconds
 from lab import constants
 from lab.augment import Augmentation
-from lab.compute import has_bf16
 from lab.data import Dataset, load_data
 from lab.errors import run_script
+from lab.fit_config import FitConfig
 from lab.loaders import Loaders
 from lab.optim import adamw
 from lab.preprocess import Preprocess, resized
+from lab.processes import processes
 from lab.sources import kind_of, native_size
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
 DATASET: str = "digits"  # a name or a folder, as in train.py
 DATA_DIR: str = "data"  # where downloads are
+# --- How it is measured ---
 WORKERS: int = 2  # of the DataLoader that ours is compared with
-BATCHES: int = 40  # timed of each; the median is reported
+BATCHES: int = 40  # of a turn at most; digits have 20 an epoch
+REPEATS: int = 5  # the median over so many is reported, after one that is not
+OUT: str = "benchmarks/results/data_feeding-{device}.md"  # where the table goes; empty: nowhere
 
 
 class OneByOne(TorchDataset):
@@ -62,70 +69,89 @@ class OneByOne(TorchDataset):
         return self.transform(self.images[i]), self.labels[i]
 
 
-def seconds_a_batch(batches: Iterable, device: torch.device) -> float:
-    """The median time to the next batch, the first ones left out."""
-    times, iterator = [], iter(batches)
-    for _ in range(BATCHES):
-        started = time.perf_counter()
-        if next(iterator, None) is None:
-            break
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+def training_step(
+    model: VisionTransformer, batch: tuple[torch.Tensor, torch.Tensor], bf16: bool
+) -> Callable[[], None]:
+    """A training step on one batch that stays where it is."""
+    images, labels = batch
+    optimizer = adamw(model.to(images.device), 1e-4, 0.05)
 
-
-def seconds_a_step(
-    model: VisionTransformer, loaders: Loaders, device: torch.device, bf16: bool
-) -> float:
-    """The median time of a training step on one batch that stays where it is."""
-    optimizer = adamw(model.to(device), 1e-4, 0.05)
-    images, labels = next(loaders.train(1))
-    times = []
-    for _ in range(8):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    def step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+
+    return step
+
+
+def drain(batches: Iterable, device: torch.device) -> None:
+    """Takes every batch to the device, and drops it."""
+    for images, labels in batches:
+        images.to(device), labels.to(device)
+
+
+def loaders_of_recipe() -> tuple[Loaders, dict]:
+    """Our batches of the dataset, and the recipe of train.py for it."""
+    size, recipe = native_size(DATASET), train.RECIPES[kind_of(DATASET)]
+    crop_pct, size = (1.0, size) if size else (0.875, recipe["IMG_SIZE"])
+    fields = ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM", "TRANSLATE", "POLICY", "ERASING")
+    how = Augmentation(*(recipe[name] for name in fields))
+    data = load_data(DATASET, DATA_DIR, resized(size, crop_pct))
+    loaders = Loaders(
+        data, Preprocess(size, data.mean, data.std, crop_pct), recipe["BATCH_SIZE"], how
+    )
+    loaders.to(processes().device)
+    return loaders, recipe
 
 
 def main() -> None:
     constants.override(sys.modules[__name__])
-    size = native_size(DATASET)
-    recipe = train.RECIPES[kind_of(DATASET)]
-    size = size or recipe["IMG_SIZE"]
-    fields = ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM", "TRANSLATE", "POLICY", "ERASING")
-    how = Augmentation(*(recipe[name] for name in fields))
-    started = time.perf_counter()
-    crop_pct = 1.0 if native_size(DATASET) else 0.875
-    data = load_data(DATASET, DATA_DIR, resized(size, crop_pct))
-    loading = time.perf_counter() - started
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    preprocess = Preprocess(size, data.mean, data.std, crop_pct)
-    loaders = Loaders(data, preprocess, recipe["BATCH_SIZE"], how)
-    loaders.to(device)
+    loaders, recipe = loaders_of_recipe()
+    data, size, device = loaders.data, loaders.preprocess.img_size, loaders.device
+    batches, epochs = min(BATCHES, loaders.steps), count(1)
+    usual = OneByOne(data, loaders.augmentation, size)
+    images = batches * loaders.batch_size
+    loader = DataLoader(
+        usual, loaders.batch_size, sampler=RandomSampler(usual, num_samples=images),
+        num_workers=WORKERS, persistent_workers=WORKERS > 0, pin_memory=device.type == "cuda",
+    )  # fmt: skip
     config = ViTConfig(
         size, recipe["PATCH_SIZE"], data.channels, len(data.classes), recipe["EMBED_DIM"],
         recipe["DEPTH"], recipe["NUM_HEADS"],
     )  # fmt: skip
-    bf16 = recipe["PRECISION"] != "fp32" and has_bf16(device)
-    step = seconds_a_step(VisionTransformer(config), loaders, device, bf16)
-    ours = seconds_a_batch(loaders.train(1), device)
-    usual = DataLoader(
-        OneByOne(data, how, size), loaders.batch_size, shuffle=True, num_workers=WORKERS
-    )
-    theirs = seconds_a_batch(usual, device)
-    print(f"{data.name}: {len(data.train):,} training images, loaded in {loading:.1f} s; {device}")
-    print(f"training step without feeding, {loaders.batch_size} images: {1e3 * step:.2f} ms")
-    for name, cost in (("ours", ours), (f"DataLoader, {WORKERS} workers", theirs)):
-        share = 100 * cost / (cost + step)
-        print(f"{name:>22}: {1e3 * cost:7.2f} ms a batch, {share:4.1f} % of an epoch")
+    bf16 = FitConfig(1, precision=recipe["PRECISION"]).mixed_precision == "bf16"
+    step = training_step(VisionTransformer(config), next(loaders.train(1)), bf16)
+    theirs, kind = f"DataLoader, {WORKERS} workers", device.type
+    times = alternate({
+        table.OURS: lambda: seconds(
+            lambda: drain(islice(loaders.train(next(epochs)), batches), device), kind
+        ),
+        theirs: lambda: seconds(lambda: drain(loader, device), kind),
+        "step": lambda: batches * seconds(step, kind, times=5),
+    }, REPEATS)  # fmt: skip
+
+    rows = table.compared(f"data feeding, {data.name}", times, table.OURS, [theirs], images)
+    cells, words = [], []
+    for name in (table.OURS, theirs):
+        share = median(f / (f + s) for f, s in zip(times[name], times["step"], strict=True))
+        cells.append([name, f"{1e3 * median(times[name]) / batches:.2f}", f"{share:.1%}"])
+        words.append(f"{name} {share:.1%}")
+    notes = [
+        f"Feeding's share of an epoch of {data.name}, if it does not overlap with training: "
+        f"{'; '.join(words)}."
+    ]
+    lines = [
+        f"{data.name}, {size} pixels, batch {loaders.batch_size}; a training step without feeding "
+        f"takes {1e3 * median(times['step']) / batches:.2f} ms.  ",
+        f"{hardware(kind)}. {table.versions(['torchvision'])}.  ",
+        f"Medians of {REPEATS} repeats of {batches} batches, in turns.  ",
+        f"`{table.command('data_feeding')}`", "",
+        *table.in_markdown(["way", "ms a batch", "share of an epoch"], cells), "",
+        *table.row_lines(rows),
+    ]  # fmt: skip
+    table.keep("data_feeding", lines, OUT.format(device=kind), rows, notes)
 
 
 if __name__ == "__main__":

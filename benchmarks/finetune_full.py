@@ -11,17 +11,13 @@ The photographs are random pixels, decoded and in memory for all, the weights ar
   clipping under torch.autocast, put together as its train.py does (the wheel lacks that script).
 - transformers: ViTForImageClassification and Trainer, torchvision's transforms in a Dataset.
 
-Each has a process of its own, and with it its own memory. They take turns, an epoch of STEPS each;
-the speed is the median over the repeats, the ratio to timm the median of the ratios per repeat.
+Each has a process of its own, and with it its own memory. They take turns, an epoch of STEPS each,
+and so does a square matrix product, whose rate is the measure of utilisation.
 """
 
-import importlib.util
 import os
-import shlex
-import statistics
 import sys
 import tempfile
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +27,9 @@ import torch
 from torchvision.transforms import v2
 
 import finetune
+from benchmarks import table
 from benchmarks.peers import Pictures, Recipe, in_transformers, timm_training, transformers_trainer
-from benchmarks.timing import Turns, hardware, in_turns, keep, matmul_rate
+from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
 from lab import constants
 from lab.compute import model_facts
 from lab.convert import config_of
@@ -147,24 +144,15 @@ PEER = {"ours": ours, "timm": timms, "transformers": transformers}
 def peer(name: str, values: dict[str, Any], line: Connection) -> None:
     """A peer's process."""
     globals().update(values)
+    turns = Turns(line, processes().device)
+    if name == PRODUCT:
+        dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
+        turns.take(product(turns.device.type, dtype))
     torch.manual_seed(0)
     config = config_of_model()
     recipe = Recipe(1 + REPEATS, STEPS, BATCH_SIZE, 1e-4, 0.05, finetune.WARMUP,
                     finetune.CLIP_GRAD, PRECISION == "bf16", WORKERS)  # fmt: skip
-    PEER[name](Turns(line, processes().device), photographs(config), config, recipe)
-
-
-def rows_of(times: dict[str, list[float]], memory: dict[str, int], rates: list[float]) -> list[str]:
-    """The table's rows; `rates`: what each share is of, in images/s."""
-    rows = []
-    for name, own in times.items():
-        ratios = sorted(t / o for t, o in zip(times.get("timm", []), own, strict=False))
-        middle = statistics.median(ratios or [0])
-        ratio = f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "-"
-        speed = STEPS * BATCH_SIZE / statistics.median(own)
-        shares = " | ".join(f"{speed / rate:.0%}" for rate in rates)
-        rows.append(f"| {name} | {speed:,.2f} | {ratio} | {memory[name]:,} | {shares} |")
-    return rows
+    PEER[name](turns, photographs(config), config, recipe)
 
 
 def main() -> None:
@@ -177,34 +165,34 @@ def main() -> None:
     STEPS = STEPS or (40 if gpu else 2)
     WORKERS = min(os.cpu_count() or 1, 16) if WORKERS is None else WORKERS
     values = {name: globals()[name] for name in constants_given}
-    names = [n for n in PEERS.split(",") if n == "ours" or importlib.util.find_spec(n)]
-    notes = [f"{n}: not installed, skipped." for n in PEERS.split(",") if n not in names]
-    times, memory = in_turns(peer, names, values, 1 + REPEATS)
-    times = {name: own[1:] for name, own in times.items()}
+    names, notes = table.present(PEERS.split(","))
+    times, memory = in_turns(peer, [*names, PRODUCT], values, REPEATS)
 
-    config = config_of_model()
+    config, images = config_of_model(), STEPS * BATCH_SIZE
     size = (3, config.img_size, config.img_size)
     flops = model_facts(VisionTransformer(config), size)["training_flops"]
-    n = 8192 if gpu else 2048  # a GPU is not filled by less
-    rate = matmul_rate(device, torch.bfloat16 if PRECISION == "bf16" else torch.float32, n)
-    notes.append(f"A training step is {flops / 1e9:.1f} GFLOP an image; a product of {n} x {n} "
-                 f"matrices runs at {rate / 1e12:,.2f} TFLOP/s here.")  # fmt: skip
+    what = f"full fine-tuning, {PRECISION}"
+    rows = table.compared(what, times, table.OURS, names, images, memory)
+    shares = table.shares(what, times, PRODUCT, flops * images, product_flop(device))
+    notes.append(f"Full fine-tuning of {MODEL}, {config.img_size} pixels, batch {BATCH_SIZE}, "
+                 f"data included; a step is {flops / 1e9:.1f} GFLOP an image.")  # fmt: skip
     held = "allocated; ours keeps the photographs there" if gpu else "resident, without workers"
     notes.append(f"Memory: the most that was {held}.")
-    rates = [rate / flops] + [H100 / flops] * gpu
-    heads = ["peer", "images/s", "x timm (range)", "peak MB", "of the product's rate"]
-    heads += ["of an H100's 989 TFLOP/s"] * gpu
-    versions = [f"{n} {version(n)}" for n in ("torch", *names) if n != "ours"]
-    keep("\n".join([
+    notes += [
+        f"{s.name}: {s.share * s.product / H100:.0%} of an H100's 989 TFLOP/s (data sheet)."
+        for s in shares
+        if gpu
+    ]
+    lines = [
         f"Full fine-tuning of {MODEL}, {config.img_size} pixels, {PRECISION}, batch {BATCH_SIZE}: "
         "whole steps, data included.  ",
-        f"{hardware(device)}. {', '.join(versions)}.  ",
-        f"Median of {REPEATS} repeats of {STEPS} steps, peers in turns; workers of a "
-        f"DataLoader: {WORKERS}.  ",
-        f"`python -m benchmarks.finetune_full {shlex.join(sys.argv[1:])}`", "",
-        f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows_of(times, memory, rates), "",
-        *(f"- {note}" for note in notes),
-    ]), OUT.format(device=device))  # fmt: skip
+        f"{hardware(device)}. {table.versions(names)}.  ",
+        f"Medians of {REPEATS} repeats of {STEPS} steps, in turns; workers of a DataLoader: "
+        f"{WORKERS}.  ",
+        f"`{table.command('finetune_full')}`", "", *table.row_lines(rows), "",
+        *table.share_lines(shares), "", *(f"- {note}" for note in notes),
+    ]  # fmt: skip
+    table.keep("finetune_full", lines, OUT.format(device=device), rows, notes, shares)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ model once more whatever the way. The ways take turns; seeds differ between repe
 """
 
 import copy
-import importlib.util
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Literal
@@ -36,8 +33,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 import finetune
-from benchmarks import peers
-from benchmarks.timing import hardware, keep, seconds
+from benchmarks import peers, table
+from benchmarks.timing import hardware, seconds
 from lab import constants
 from lab.augment import Augmentation
 from lab.data import load_data
@@ -221,8 +218,7 @@ def main() -> None:
     model = pretrained.model
     for parameter in model.head.parameters():
         nn.init.zeros_(parameter)  # weights of these very classes come with a trained head
-    names = [n for n in WAYS.split(",") if n in OURS or importlib.util.find_spec(n)]
-    notes = [f"{n}: not installed, skipped." for n in WAYS.split(",") if n not in names]
+    names, notes = table.present(WAYS.split(","), OURS)
     peers.check_twins(model, names)
 
     WORKERS = min(os.cpu_count() or 1, 16) if WORKERS is None else WORKERS
@@ -240,34 +236,39 @@ def main() -> None:
     loaders = replace(loaders, data=replace(data, val=one, test=one))
     found = measure(Task(model, loaders, recipe, Path()), names, test)
 
-    rows, accuracies = [], []
+    times = {name: [repeat[0] for repeat in repeats] for name, repeats in found.items()}
+    what = f"head-only fine-tuning, {EPOCHS} epochs"
+    rows = table.compared(what, times, "cached", [n for n in names if n not in OURS])
+    cells, accuracies = [], []
     for name, repeats in found.items():
         spent, features, unit, accuracy = zip(*repeats, strict=True)
-        passes = sorted(s / u for s, u in zip(spent, unit, strict=True))
+        passes, low, high = table.ratios(unit, spent)
         accuracies.append(mean(accuracy))
-        rows.append(f"| {'ours, ' * (name in OURS)}{name} | {median(spent):,.2f} | "
-                    f"{median(passes):.2f} ({passes[0]:.2f} to {passes[-1]:.2f}) | "
-                    f"{mean(accuracy):.2f} ± {pstdev(accuracy):.2f} |")  # fmt: skip
+        cells.append([
+            f"{'ours, ' * (name in OURS)}{name}", f"{median(spent):,.2f}",
+            f"{passes:.2f} ({low:.2f} to {high:.2f})",
+            f"{mean(accuracy):.2f} ± {pstdev(accuracy):.2f}",
+        ])  # fmt: skip
         if name == "cached":
             first = median(f / u for f, u in zip(features, unit, strict=True))
             rest = median((s - f) / u for s, f, u in zip(spent, features, unit, strict=True))
-            notes.append(f"ours, cached: {first:.2f} passes for the features, {rest:.2f} for the "
-                         "head and the files.")  # fmt: skip
+            notes.append(f"Head only, ours, cached: {first:.2f} passes over the images for the "
+                         f"features, {rest:.2f} for the head and the files.")  # fmt: skip
     notes.append(f"A pass takes {median(unit):.2f} s; accuracies differ by "
                  f"{max(accuracies) - min(accuracies):.2f} points at most.")  # fmt: skip
-    versions = [f"{n} {version(n)}" for n in ("torch", *names) if n not in OURS]
-    keep("\n".join([
+    heads = ["way", "seconds", "passes over the training images (range)", "test accuracy in %"]
+    lines = [
         f"The head of {Path(PRETRAINED).stem}, {how.img_size} pixels, trained on {data.name}: "
         f"{EPOCHS} epochs of {len(data.train):,} images, batch {BATCH_SIZE}, "
         f"{'bf16' if recipe.bf16 else 'fp32'}.  ",
-        f"{hardware(device)}. {', '.join(versions)}.  ",
+        f"{hardware(device)}. {table.versions(names)}.  ",
         f"Median of {REPEATS} repeats, ways in turns; workers of a DataLoader: {WORKERS}. "
         f"Accuracy: mean and deviation over seeds 0 to {REPEATS - 1}, {len(data.test):,} images, "
         "after the last epoch.  ",
-        f"`python -m benchmarks.finetune_head {shlex.join(sys.argv[1:])}`", "",
-        "| way | seconds | passes over the training images (range) | test accuracy in % |",
-        "|---|---|---|---|", *rows, "", *(f"- {note}" for note in notes),
-    ]), OUT.format(device=device))  # fmt: skip
+        f"`{table.command('finetune_head')}`", "", *table.in_markdown(heads, cells), "",
+        *(f"- {note}" for note in notes),
+    ]  # fmt: skip
+    table.keep("finetune_head", lines, OUT.format(device=device), rows, notes)
 
 
 if __name__ == "__main__":

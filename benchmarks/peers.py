@@ -1,4 +1,4 @@
-"""timm's and transformers' way to train the ViT of model.py, for the benchmarks of fine-tuning."""
+"""The ViT of model.py in other libraries, and timm's and transformers' way to train it."""
 
 import copy
 from collections.abc import Callable
@@ -146,6 +146,45 @@ def in_transformers(config: ViTConfig, state: dict[str, Tensor] | None = None) -
     return model
 
 
+def in_torchvision(config: ViTConfig, _: dict[str, Tensor] | None = None) -> nn.Module:
+    """The same model in torchvision, with random weights."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        config.img_size, config.patch_size, config.depth, config.num_heads, config.embed_dim,
+        int(config.embed_dim * config.mlp_ratio), num_classes=config.num_classes,
+    )  # fmt: skip
+
+
+def in_vit_pytorch(config: ViTConfig, _: dict[str, Tensor] | None = None) -> nn.Module:
+    """Nearly the same model in vit-pytorch, with random weights; see `parameters_beside`."""
+    from vit_pytorch import ViT
+
+    return ViT(
+        image_size=config.img_size, patch_size=config.patch_size, num_classes=config.num_classes,
+        dim=config.embed_dim, depth=config.depth, heads=config.num_heads,
+        mlp_dim=int(config.embed_dim * config.mlp_ratio),
+        dim_head=config.embed_dim // config.num_heads,
+    )  # fmt: skip
+
+
+IN = {
+    "timm": in_timm, "transformers": in_transformers, "torchvision": in_torchvision,
+    "vit-pytorch": in_vit_pytorch,
+}  # fmt: skip
+
+
+def parameters_beside(config: ViTConfig, library: str) -> int:
+    """How many parameters more than ours a library's model has.
+
+    vit-pytorch has no bias in its qkv layers, and a norm before and after the patch projection.
+    """
+    if library != "vit-pytorch":
+        return 0
+    patch = config.in_chans * config.patch_size**2
+    return 2 * patch + 2 * config.embed_dim - config.depth * 3 * config.embed_dim
+
+
 def named_as_in_transformers(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`from_transformers` backwards, whatever it does: it carries the number of every value."""
     numbers, count = {}, 0
@@ -163,10 +202,8 @@ def check_twins(model: nn.Module, names: list[str]) -> None:
     config, model = model.config, copy.deepcopy(model)
     nn.init.normal_(model.head.weight)
     images = torch.randn(2, config.in_chans, config.img_size, config.img_size)
-    for name, build in {"timm": in_timm, "transformers": in_transformers}.items():
-        if name not in names:
-            continue
+    for name in {"timm", "transformers"}.intersection(names):  # the others name weights differently
         with torch.no_grad():
-            expected, out = model(images), build(config, model.state_dict()).eval()(images)
+            expected, out = model(images), IN[name](config, model.state_dict()).eval()(images)
         if not torch.allclose(getattr(out, "logits", out), expected, rtol=1e-3, atol=1e-3):
             raise SystemExit(f"{name} does not give our logits with our weights")

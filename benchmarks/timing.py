@@ -1,11 +1,15 @@
-"""What the benchmarks share: clocks, the machine in words, and where a table goes."""
+"""What the benchmarks share: clocks, turns, the matrix product that takes its turn, the machine."""
 
-import os
-import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, get_start_method, set_start_method
+from multiprocessing import (
+    get_all_start_methods,
+    get_context,
+    get_start_method,
+    set_start_method,
+)
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,6 +17,9 @@ import torch
 
 from lab import runs
 from lab.compute import peak_memory_mb
+
+PRODUCT = "product"  # among the names of those that take turns: a square matrix product
+PRODUCTS = {"cpu": (2048, 5), "cuda": (8192, 50)}  # its side, and how many in a row
 
 
 def synchronize(device: str) -> None:
@@ -31,12 +38,22 @@ def seconds(work: Callable[[], object], device: str, times: int = 1) -> float:
     return (time.perf_counter() - start) / times
 
 
-def matmul_rate(device: str, dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of an n x n x n matrix product, the median of 10 after a warm-up."""
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    seconds(lambda: a @ b, device, times=3)
-    times = [seconds(lambda: a @ b, device, times=3) for _ in range(10)]
-    return 2 * n**3 / statistics.median(times)
+def product(device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """A turn of the matrix product: what the machine can do in the same minute as the peers."""
+    n, times = PRODUCTS.get(device, PRODUCTS["cpu"])
+    a, b, out = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(3))
+
+    def work() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+
+    return work
+
+
+def product_flop(device: str) -> int:
+    """Floating-point operations of such a turn."""
+    n, times = PRODUCTS.get(device, PRODUCTS["cpu"])
+    return 2 * n**3 * times
 
 
 def hardware(device: str) -> str:
@@ -48,13 +65,17 @@ def hardware(device: str) -> str:
     return f"{found['cpu']}, {capability}, {found['threads']} threads"
 
 
-def keep(table: str, path: str) -> None:
-    """Prints a table, and writes it to `path`; an empty one: nowhere."""
-    print(table)
-    if path:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(table + "\n")
+def alternate(
+    works: dict[str, Callable[[], float]], repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds that each work says it took, one after the other, `repeats` times."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(warmup + repeats):
+        for name, work in works.items():
+            spent = work()
+            if turn >= warmup:
+                times[name].append(spent)
+    return times
 
 
 class Turns:
@@ -71,30 +92,45 @@ class Turns:
         synchronize(self.device.type)
         self.line.send((time.perf_counter() - self.start, peak_memory_mb(self.device)))
 
+    def take(self, work: Callable[[], object]) -> None:
+        """Does `work` in every turn, until EOFError: nobody calls any more, see `answer`."""
+        while True:
+            self.begin()
+            work()
+            self.end()
+
 
 def in_turns(
-    peer: Callable[[str, dict, Connection], None], names: list[str], values: dict, turns: int
+    peer: Callable[[str, dict, Connection], None],
+    names: list[str],
+    values: dict[str, Any],
+    repeats: int,
+    warmup: int = 1,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of each peer's turns, one peer after the other, and each one's peak memory in MB.
 
     Args:
-        peer: runs in a process for each name, and calls `Turns.begin` and `end` so many times.
+        peer: runs in a process for each name, and calls `Turns.begin` and `end` at every turn.
         names: of the peers.
         values: for `peer`, such as the script's constants, which a new process does not inherit.
-        turns: how many there are.
+        repeats: turns that count.
+        warmup: turns before them; the peers get ready during the first one.
+
+    Raises: SystemExit, naming a peer whose process died.
     """
-    times: dict[str, list[float]] = {name: [] for name in names}
-    memory = {}
+    memory: dict[str, int] = {}
     with started(peer, names, values) as lines:
-        for _ in range(turns):
-            for name, line in lines.items():
-                try:
-                    line.send("go")
-                    spent, memory[name] = line.recv()
-                except (EOFError, OSError):
-                    raise SystemExit(f"{name} failed: see above") from None
-                times[name].append(spent)
-    return times, memory
+
+        def call(name: str) -> float:
+            try:
+                lines[name].send("go")
+                spent, memory[name] = lines[name].recv()
+            except (EOFError, OSError):
+                raise SystemExit(f"{name} failed: see above") from None
+            return spent
+
+        works = {name: lambda name=name: call(name) for name in names}
+        return alternate(works, repeats, warmup), memory
 
 
 @contextmanager
@@ -102,7 +138,12 @@ def started(
     peer: Callable[[str, dict, Connection], None], names: list[str], values: dict[str, Any]
 ) -> Iterator[dict[str, Connection]]:
     """A line to each peer, in a process of its own, all of which end with the context."""
-    context, lines, running = get_context("spawn"), {}, []
+    # A fork server imports once what all need; it uses no GPU, and no threads, which forks break.
+    server = "forkserver" in get_all_start_methods()
+    context, lines, running = get_context("forkserver" if server else "spawn"), {}, []
+    if server:
+        needed = [name for name in sys.modules if name.startswith(("lab.", "benchmarks."))]
+        context.set_forkserver_preload(needed)
     try:
         for name in names:
             lines[name], theirs = context.Pipe()
