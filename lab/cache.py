@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,12 @@ from lab.errors import UserError
 from lab.images import TINY, Reading, read_image, some
 
 CACHE_VERSION = 1  # of what `read_image` gives: raise it when that changes
+QUEUE = 4096  # images in line for decoding; each costs a kilobyte while it waits
 
 
 def decode(
     paths: Sequence[Path], reading: Reading, cache: Path
-) -> tuple[np.ndarray, list[int], list[str]]:
+) -> tuple[np.memmap, list[int], list[str]]:
     """Every image as one square, from the cache where the files are still the same.
 
     Args:
@@ -31,8 +34,8 @@ def decode(
         cache: where the array is kept, without ending; a folder that cannot be written is
             replaced by one among the user's caches.
 
-    Returns: uint8 (N, 3, size, size), mapped from disk; the indices of the images that could be
-        read (the others are black); remarks for the user.
+    Returns: uint8 (N, 3, size, size), mapped from disk to be read alone; the indices of the images
+        that could be read (the others are black); remarks for the user.
     Raises: UserError that names the unreadable images, unless they are to be skipped.
     """
     # Relative names: the whole folder may move. Permissions too: mending them mends the image.
@@ -67,11 +70,11 @@ def decode(
     return array, [i for i in range(len(paths)) if i not in failures], remarks
 
 
-def recall(cache: Path, key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, dict] | None:
+def recall(cache: Path, key: str, shape: tuple[int, ...]) -> tuple[np.memmap, dict] | None:
     """What `fill_cache` kept at `cache`; None unless it is whole and made from these very files."""
     try:
         record = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
-        array = np.load(cache.with_suffix(".npy"), mmap_mode="c")
+        array = mapped(cache.with_suffix(".npy"))
         return (array, record) if record["key"] == key and array.shape == shape else None
     except (OSError, EOFError, ValueError, LookupError, TypeError):  # missing, cut short, not ours
         return None
@@ -79,7 +82,7 @@ def recall(cache: Path, key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, d
 
 def fill_cache(
     cache: Path, key: str, shape: tuple[int, ...], paths: Sequence[Path], reading: Reading
-) -> tuple[np.ndarray, dict]:
+) -> tuple[np.memmap, dict]:
     """Decodes all images into `cache`; the array, and a record of failures and tiny images.
 
     Raises: UserError, if there is no room for them.
@@ -106,7 +109,31 @@ def fill_cache(
         ) from error
     finally:
         scratch.unlink(missing_ok=True)
-    return np.load(data, mmap_mode="c"), record
+    return mapped(data), record
+
+
+def mapped(path: Path) -> np.memmap:
+    """An array on disk, whose pages come and go as they are read.
+
+    Read only: a map that could be written, even if copies alone, counts in full against limits of
+    memory such as `ulimit -d`, or a kernel that promises no more than it has.
+    """
+    return np.load(path, mmap_mode="r")
+
+
+def ask_for(array: np.memmap, indices: Sequence[int]) -> None:
+    """Has the system read some entries of a mapped array from disk, while the caller goes on.
+
+    Without it each first touch of a page waits for the disk, and brings along what lies around it:
+    of images in random order that do not fit into memory, many times what is wanted.
+    """
+    if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
+        return
+    size = array[0].nbytes
+    for index in indices:
+        start = array.offset + index * size
+        page = start - start % mmap.PAGESIZE
+        array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
 
 def fill(
@@ -130,7 +157,10 @@ def fill(
     pool = ThreadPoolExecutor(os.cpu_count())
     what = {"desc": f"decoding {name}", "unit": " images", "delay": 2, "disable": None}
     try:
-        for _ in tqdm(pool.map(one, range(len(paths))), total=len(paths), **what):
+        numbers = range(len(paths))
+        lines = (numbers[i : i + QUEUE] for i in numbers[::QUEUE])
+        done = chain.from_iterable(pool.map(one, line) for line in lines)
+        for _ in tqdm(done, total=len(paths), **what):
             pass
     finally:  # Ctrl-C does not wait for the images still in line
         pool.shutdown(cancel_futures=True)

@@ -21,6 +21,7 @@ from lab.sources import Split
 
 SPLIT_SEED = 2024  # of the validation split, and of the test split of data that has none
 TEST_FRACTION = 0.2  # of data that has no test split
+PIECE = 64 * 3 * 256**2  # bytes of pixels that are held at once where all are gone through
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Dataset:
         digest = hashlib.blake2b(digest_size=8)
         for split in (self.train, self.val, self.test):
             digest.update(split.labels.numpy())
-            for i in range(0, len(split), 4096):  # in pieces: the images may lie on disk
-                digest.update(split.images(slice(i, i + 4096)).numpy())
+            n = piece(split, 4096)  # the images may lie on disk, and be more than memory holds
+            for i in range(0, len(split), n):
+                digest.update(split.images(slice(i, i + n)).numpy())
         return digest.hexdigest()
 
     def summary(self) -> dict:
@@ -189,16 +191,20 @@ def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]
     return split.take(~mask), split.take(mask)
 
 
+def piece(split: Split, most: int) -> int:
+    """How many images of a split to hold at once: `most`, or fewer where they are large."""
+    return max(1, min(most, PIECE // split.store[0].nbytes))
+
+
 def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel in [0, 1], over up to 10,000 images evenly spread."""
     sample = torch.arange(0, len(split), -(-len(split) // 10_000))
-    total = square = torch.zeros(split.store.shape[1], dtype=torch.float64)
-    pixels = 0
-    for part in sample.split(64):  # photographs in float64 take much memory
-        values = split.images(part).double() / 255
-        total = total + values.sum((0, 2, 3))
-        square = square + values.square().sum((0, 2, 3))
-        pixels += values[:, 0].numel()
-    mean = total / pixels
-    std = (square / pixels - mean**2).clamp(min=1e-6).sqrt()
+    counts = torch.zeros(split.store.shape[1], 256, dtype=torch.float64)  # of each byte's value
+    for part in sample.split(piece(split, 64)):
+        for channel, pixels in enumerate(split.images(part).transpose(0, 1)):
+            counts[channel] += pixels.reshape(-1).bincount(minlength=256)
+    shares, values = counts / counts[0].sum(), torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ values
+    square = (values - mean[:, None]).square()
+    std = (shares * square).sum(1).clamp(min=1e-6).sqrt()
     return mean.tolist(), std.tolist()

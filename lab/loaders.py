@@ -42,7 +42,11 @@ class Feed:
     def batches(self, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images and labels for each tensor of indices, the next one fetched meanwhile."""
         if self.store is not None:
-            for index in indices:
+            on_disk = self.split.ask is not None and self.store is self.split.store
+            for i, index in enumerate(indices):
+                if on_disk:  # the system reads the next batch while this one is used
+                    for coming in indices[i + (i > 0) : i + 2]:
+                        self.split.ahead(coming)
                 index = index.to(self.device, non_blocking=True)
                 yield self.store[self.rows[index]], self.labels[index]
             return

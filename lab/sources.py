@@ -1,8 +1,9 @@
 """Where images come from: scikit-learn, torchvision's downloads, or a folder of the user's own."""
 
 import socket
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -28,24 +29,34 @@ class Split:
     """Images with labels; `rows` picks them from a store that may be larger and lie on disk.
 
     store: uint8 (M, C, H, W); rows: int64 (N,), indices into it; labels: int64 (N,); names: N.
+    ask: of a store on disk: has its images of some indices read in advance.
     """
 
     store: Tensor
     rows: Tensor
     labels: Tensor
     names: list[str]
+    ask: Callable[[list[int]], None] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def images(self, indices: Tensor | slice) -> Tensor:
         """Some images of the split, uint8 (n, C, H, W)."""
-        return self.store[self.rows[indices]]
+        rows = self.ahead(indices)
+        return self.store[rows]
+
+    def ahead(self, indices: Tensor | slice) -> Tensor:
+        """The rows of some images, which a store on disk begins to read."""
+        rows = self.rows[indices]
+        if self.ask:
+            self.ask(rows.reshape(-1).tolist())
+        return rows
 
     def take(self, keep: Tensor) -> "Split":
         """The split of some images, a mask (N,) or indices (n,); it shares the store."""
         names = [self.names[i] for i in torch.arange(len(self))[keep].tolist()]
-        return Split(self.store, self.rows[keep], self.labels[keep], names)
+        return replace(self, rows=self.rows[keep], labels=self.labels[keep], names=names)
 
 
 def whole(store: Tensor, labels: Tensor, names: list[str]) -> Split:
@@ -72,7 +83,11 @@ class Source:
         array, kept, remarks = cache.decode(paths, reading, place)
         names = [images.printable(paths[i].relative_to(root).as_posix()) for i in kept]
         rows = torch.tensor(kept, dtype=torch.int64)
-        self.splits[split] = Split(torch.from_numpy(array), rows, labels[rows], names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a map to read alone: nobody writes here
+            store = torch.from_numpy(array)
+        ask = partial(cache.ask_for, array)
+        self.splits[split] = Split(store, rows, labels[rows], names, ask)
         self.remarks += remarks
 
 

@@ -1,0 +1,219 @@
+"""How time and memory grow with images, image size, depth, width and batch, beside the expected.
+
+    python -m benchmarks.growth                                    # 9 minutes on two busy cores
+    python -m benchmarks.growth --quantities "depth,batch" --depths "1,2,4"
+
+A turn is an epoch of `lab.engine`'s own steps on synthetic images, batches included. The values
+of a quantity take turns, each in a process of its own with its own peak of memory; everything else
+stays at the sizes below. Expected are the FLOPs of torch's counter, scaled through the last point,
+and the bytes of weights, gradients, moments, images and what autograd keeps. A constant share, such
+as the overhead of small steps, makes a measured exponent smaller than the expected one.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.growth_fit import Growth, plot, table
+from benchmarks.growth_stages import KINDS, stage_peer
+from benchmarks.timing import Turns, hardware, in_turns
+from lab import constants
+from lab.augment import Augmentation
+from lab.compute import model_facts
+from lab.data import Dataset
+from lab.engine import Trainer
+from lab.fit_config import FitConfig
+from lab.loaders import Loaders
+from lab.optim import adamw
+from lab.preprocess import Preprocess
+from lab.processes import processes
+from lab.runs import provenance
+from lab.sources import whole
+from lab.state import State
+from model import VisionTransformer, ViTConfig
+
+# --- What is measured; values in growing order, separated by commas ---
+QUANTITIES: str = "images,size,depth,width,batch,stages,files"  # which, and in which order
+IMAGES: str = "2000,4000,8000,16000,32000"  # an epoch of a tiny model
+SIZES: str = "16,32,64,128,192"  # pixels; patches of 4, so 16 to 2,304 of them
+DEPTHS: str = "1,2,4,8,16"  # blocks
+WIDTHS: str = "64,128,256,512,1024"  # heads of 32
+BATCHES: str = "4,8,16,32,64,128"  # images a step
+STAGES: str = "1000,10000,100000,1000000"  # images in memory, from a source to the records
+FILES: str = "1000,2000,4000,8000,16000"  # image files in a folder
+# --- How ---
+REPEATS: int = 3  # of every value; the median is reported, and the range drawn
+STEPS: int = 2  # training steps in a turn, but where the images grow: then an epoch
+OUT: str = "benchmarks/results/growth-{device}"  # .png, .md and .json; empty: nowhere
+
+CLASSES = 10
+FEW = 100  # images or files: the memory of so few is that of the libraries
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training step's sizes; `images` make an epoch."""
+
+    size: int = 32
+    patch: int = 4
+    width: int = 128
+    depth: int = 2
+    batch: int = 16
+    images: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.images // self.batch
+
+    def model(self) -> VisionTransformer:
+        heads = max(1, self.width // 32)
+        return VisionTransformer(
+            ViTConfig(self.size, self.patch, 3, CLASSES, self.width, self.depth, heads)
+        )
+
+
+TINY = Work(patch=16, width=32, depth=1, batch=64)
+BASE = {"images": TINY, "size": Work(batch=4)}  # what stays; for the others: Work()
+NAMES = {
+    "images": ("training images", "an epoch", 1), "size": ("image size (pixels)", "a step", 4),
+    "depth": ("depth (blocks)", "a step", 1), "width": ("width", "a step", 2),
+    "batch": ("batch (images)", "a step", 1), "stages": ("images in memory", "a stage", 1),
+    "files": ("image files", "a stage", 1),
+}  # fmt: skip
+MEMORY_SLOPE = {"size": 2}  # attention is computed in tiles: no matrix of tokens x tokens is kept
+
+
+def work_of(quantity: str, value: int, steps: int) -> Work:
+    """The sizes with one of them set."""
+    work = replace(BASE.get(quantity, Work()), **{quantity: value})
+    return work if quantity == "images" else replace(work, images=work.batch * steps)
+
+
+def trainer_of(work: Work) -> Trainer:
+    """The engine, ready to step on synthetic images of these sizes."""
+    torch.manual_seed(0)
+    store = torch.randint(256, (work.images, 3, work.size, work.size), dtype=torch.uint8)
+    split = whole(store, torch.randint(CLASSES, (work.images,)), [""] * work.images)
+    classes = [str(c) for c in range(CLASSES)]
+    data = Dataset("synthetic", classes, split, split, split, [0.5] * 3, [0.3] * 3, [])
+    preprocess = Preprocess(work.size, data.mean, data.std)
+    loaders = Loaders(data, preprocess, work.batch, Augmentation(flip=True))
+    how = FitConfig(epochs=1, clip_grad=1.0, precision="fp32", trial=True)
+    model = work.model()
+    return Trainer(model, adamw(model, 1e-4, 0.05), loaders, how, run=None)
+
+
+def step_peer(name: str, values: dict[str, Any], line: Connection) -> None:
+    """A peer for `in_turns`: "depth 4"; "least 0" is what libraries take."""
+    quantity, value = name.split()
+    if quantity == "least":
+        work = Work(size=4, width=32, depth=1, batch=1, images=2)
+    else:
+        work = work_of(quantity, int(value), values["STEPS"])
+    trainer = trainer_of(work)
+    trainer.step(*next(trainer.loaders.train(1)))  # warm
+    turns = Turns(line, trainer.accelerator.device)
+    while True:
+        turns.begin()
+        trainer.state = State()
+        trainer.train_epoch([])
+        turns.end()
+
+
+def expected(work: Work) -> tuple[float, float]:
+    """FLOPs of an epoch by torch's counter, and MB that its steps keep at once."""
+    model, pair = work.model(), 2
+    flops = model_facts(model, (3, work.size, work.size))["training_flops"]
+    images = torch.zeros(pair, 3, work.size, work.size)
+    kept: dict[int, torch.UntypedStorage] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        F.cross_entropy(model(images), torch.zeros(pair, dtype=torch.long))
+    activations = sum(storage.nbytes() for storage in kept.values()) * work.batch / pair
+    weights = 4 * sum(p.nbytes for p in model.parameters())  # gradient and two moments as well
+    pixels = work.images * 3 * work.size**2
+    return float(flops * work.steps * work.batch), (activations + weights + pixels) / 1e6
+
+
+def measure(quantity: str, values: list[int], scratch: str) -> list[Growth]:
+    """Time and memory over the values of a quantity."""
+    label, what, slope = NAMES[quantity]
+    given = {"STEPS": STEPS, "scratch": scratch}
+    stages = KINDS[quantity].stages if quantity in KINDS else ("",)
+    peer, least = (stage_peer, f"{quantity} {FEW}") if quantity in KINDS else (step_peer, "least 0")
+    _, memory = in_turns(peer, [least], given, len(stages))
+    base = memory[least]
+    names = [f"{quantity} {value}" for value in values]
+    # A turn is one stage, and the rounds start with the first: no turn goes before them.
+    warmup = 0 if quantity in KINDS else 1
+    times, memory = in_turns(peer, names, given, REPEATS * len(stages), warmup)
+    rest = {"quantity": label, "values": values}
+    peak = {
+        **rest,
+        "unit": "MB beyond the libraries",
+        "measured": [[memory[n] - base] for n in names],
+    }
+    if quantity in KINDS:
+        found = [
+            Growth(what=what, unit="seconds", slope=1, expected=values, part=stage, **rest,
+                   measured=[times[name][i :: len(stages)] for name in names])
+            for i, stage in enumerate(stages)
+        ]  # fmt: skip
+        return [*found, Growth(what="peak memory", slope=1, expected=values, **peak)]
+    works = [work_of(quantity, value, STEPS) for value in values]
+    flops, megabytes = zip(*map(expected, works), strict=True)
+    each = 1 if quantity == "images" else STEPS
+    seconds = [[t / each for t in times[name]] for name in names]
+    memory_slope = MEMORY_SLOPE.get(quantity, slope)
+    return [
+        Growth(what=what, unit="seconds", slope=slope, expected=flops, measured=seconds, **rest),
+        Growth(what="peak memory", slope=memory_slope, expected=megabytes, absolute=True, **peak),
+    ]
+
+
+def main() -> None:
+    asked = constants.override(sys.modules[__name__])
+    device = processes().device.type
+    growths = []
+    for quantity in QUANTITIES.split(","):
+        if quantity not in NAMES:
+            raise SystemExit(f"--quantities: {quantity!r} is none of {', '.join(NAMES)}")
+        constant = {"stages": "STAGES", "batch": "BATCHES", "files": "FILES", "images": "IMAGES"}
+        values = [int(v) for v in asked[constant.get(quantity, f"{quantity.upper()}S")].split(",")]
+        print(f"{quantity}: {values}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="vit-lab-") as scratch:
+            growths += measure(quantity, values, scratch)
+    facts = provenance()
+    facts["command"] = " ".join(["python", "-m", "benchmarks.growth", *sys.argv[1:]])
+    lines = [
+        f"Growth of time and memory. {hardware(device)}; torch {torch.__version__}; medians of "
+        f"{REPEATS} in turns.", "", f"`{facts['command']}`", "",
+        *table(growths),
+    ]  # fmt: skip
+    print("\n".join(lines))
+    if OUT:
+        out = Path(OUT.format(device=device))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plot(out.with_suffix(".png"), growths, f"Growth of cost: {hardware(device)}")
+        out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        record = {**facts, "growths": [g.summary() for g in growths]}
+        out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""Growth and bounds: costs are of the expected order, and memory does not follow the images."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import linregress
+
+from benchmarks import bounded_memory, growth
+from benchmarks.growth_fit import Growth, exponent, table
+from benchmarks.memory_limit import can_group, roots, run_limited
+from lab import cache, data
+from lab.augment import Augmentation
+from lab.data import load_data
+from lab.images import Reading
+from lab.loaders import Loaders
+from lab.preprocess import Preprocess
+from lab.sources import whole
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+
+# The whole of train.py where libraries may take what they take, and all else 150 MB (and some for
+# each thread's stack); then the cache that it trained on, held in memory at once.
+UNDER_LIMIT = """
+import os, re, resource, sys
+import numpy as np
+import matplotlib.pyplot, scipy.stats, sklearn.metrics  # libraries that records need at the end
+import train
+taken = 1024 * int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1])
+limit = taken + 150 * 10**6 + 10**7 * os.cpu_count()
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+cache, *sys.argv = sys.argv[1:]
+train.main()
+try:
+    np.load(cache)
+except MemoryError:
+    print("and cannot be held", limit - taken)
+"""
+
+
+def folder_of(root, count, size=40):
+    """`root/train/{a,b}/*.png`, `count` links to two pictures."""
+    for label, name in enumerate("ab"):
+        (root / "train" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(label).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((size, size)).save(root / f"{name}.jpg")
+        for i in range(count // 2):
+            os.link(root / f"{name}.jpg", root / "train" / name / f"{i}.jpg")
+    return root
+
+
+def split_of(count, side=8, channels=3, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    store = torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=rng)
+    return whole(store, torch.arange(count) % 3, [f"{i}" for i in range(count)])
+
+
+# --- Exponents, table, plot ---
+
+
+def test_exponents_are_those_of_power_laws_and_equal_scipys_regression():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values = np.unique(rng.integers(1, 10**6, rng.integers(2, 9)))
+        if len(values) < 2:
+            continue
+        power, factor = rng.uniform(-1, 4), rng.uniform(1e-6, 1e6)
+        costs = factor * values.astype(float) ** power
+        assert exponent(values, costs) == pytest.approx(power, abs=1e-6)
+        noisy = costs * rng.lognormal(0, 0.3, len(values))
+        theirs = linregress(np.log(values), np.log(noisy)).slope
+        assert exponent(values, noisy) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_costs_too_small_to_tell_from_none_are_left_out_of_the_fit():
+    assert exponent([1, 2, 4, 8], [0, -1, 4, 8]) == pytest.approx(1)
+    assert exponent([1, 2, 4], [0, 0, 4]) is None
+    growth_ = Growth("images", "an epoch", "MB", [1, 2], [[0], [0]], [1, 2], 1)
+    assert "**-** (1.00) | - | - (1.00)" in table([growth_])[-1]
+
+
+def test_the_line_goes_through_the_last_point_unless_it_is_absolute():
+    one = Growth("depth", "a step", "seconds", [1, 2], [[3, 1, 2], [9, 5, 6]], [10, 20], 1)
+    assert one.medians == [2, 6]
+    assert one.line == [3, 6]
+    assert replace(one, absolute=True).line == [10, 20]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A small run of the whole benchmark: its folder."""
+    out = tmp_path_factory.mktemp("growth")
+    flags = ["--quantities=depth,files", "--depths=1,2", "--files=200,400", "--repeats=1"]
+    flags += ["--steps=1", f"--out={out / 'growth-{device}'}"]
+    command = [sys.executable, "-m", "benchmarks.growth", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=plain())
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def plain():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_a_small_run_writes_picture_table_and_record(measured):
+    record = json.loads((measured / "growth-cpu.json").read_text())
+    assert "hardware" in record
+    told = [(g["quantity"], g["unit"], g["values"]) for g in record["growths"]]
+    assert told == [
+        ("depth (blocks)", "seconds", [1, 2]),
+        ("depth (blocks)", "MB beyond the libraries", [1, 2]),
+        ("image files", "seconds", [200, 400]),
+        ("image files", "seconds", [200, 400]),
+        ("image files", "MB beyond the libraries", [200, 400]),
+    ]
+    for one in record["growths"]:
+        assert len(one["measured"]) == len(one["expected"]) == 2
+        assert one["unit"] != "seconds" or min(min(one["measured"])) > 0
+    lines = (measured / "growth-cpu.md").read_text().splitlines()
+    assert sum(line.startswith("| image files") for line in lines) == 3
+    with Image.open(measured / "growth-cpu.png") as picture:
+        assert min(picture.size) > 500
+
+
+# --- What is expected ---
+
+
+def test_expected_flops_are_the_products_of_a_vit_written_out():
+    rng = np.random.default_rng(1)
+    for _ in range(8):
+        patch, side = (int(n) for n in rng.integers(2, 7, 2))
+        D, depth = 32 * int(rng.integers(1, 4)), int(rng.integers(1, 4))
+        work = growth.Work(patch * side, patch, D, depth, int(rng.integers(1, 9)))
+        work = replace(work, images=work.batch * int(rng.integers(1, 4)))
+        N, T = side**2, side**2 + 1
+        embed = 2 * N * 3 * patch**2 * D
+        blocks = depth * 2 * (12 * D**2 * T + 2 * T**2 * D)
+        head = 2 * D * growth.CLASSES
+        # Each product has two gradients, but for that of the pixels.
+        flops = 3 * (embed + blocks + head) - embed
+        assert growth.expected(work)[0] == work.images * flops
+
+
+@pytest.mark.parametrize(
+    ("quantity", "values", "flops", "memory"),
+    [("batch", [64, 128, 256], 1, 1), ("depth", [16, 32], 1, 1), ("width", [512, 1024], 2, 2),
+     ("size", [128, 192], 4, 2), ("images", [2**12, 2**14], 1, 1)],
+)  # fmt: skip
+def test_for_large_values_the_expected_order_is_the_plain_one(quantity, values, flops, memory):
+    base = replace(growth.Work(), width=32) if quantity == "size" else growth.Work(depth=1)
+    works = [replace(base, **{quantity: v}) for v in values]
+    works = [w if w.images else replace(w, images=w.batch) for w in works]
+    costs = list(zip(*map(growth.expected, works), strict=True))
+    assert exponent(values, costs[0]) == pytest.approx(flops, abs=0.4)
+    assert exponent(values, costs[1]) <= memory + 0.1
+
+
+# --- Nothing grows with the images that need not ---
+
+
+def test_decoding_holds_few_images_and_queues_few(tmp_path, monkeypatch):
+    inside, outside, most = [0], [0], {"decoded": 0, "queued": 0}
+    lock, read = threading.Lock(), cache.read_image
+
+    class Counted(ThreadPoolExecutor):
+        def submit(self, *args):
+            with lock:
+                outside[0] += 1
+                most["queued"] = max(most["queued"], outside[0])
+            future = super().submit(*args)
+            future.add_done_callback(done)
+            return future
+
+    def done(_):
+        with lock:
+            outside[0] -= 1
+
+    def counted(*args):
+        with lock:
+            inside[0] += 1
+            most["decoded"] = max(most["decoded"], inside[0])
+        time.sleep(0.0005)
+        try:
+            return read(*args)
+        finally:
+            with lock:
+                inside[0] -= 1
+
+    monkeypatch.setattr(cache, "ThreadPoolExecutor", Counted)
+    monkeypatch.setattr(cache, "read_image", counted)
+    monkeypatch.setattr(cache, "QUEUE", 16)
+    root = folder_of(tmp_path, 300)
+    paths = sorted(root.glob("train/*/*.jpg"))
+    array, kept, _ = cache.decode(paths, Reading(40), root / "cache" / "all")
+    assert len(kept) == 300
+    assert most["decoded"] <= os.cpu_count()
+    assert most["queued"] <= 16
+    assert (array[0] == read(paths[0], Reading(40))[0]).all()
+    assert (array[-1] == read(paths[-1], Reading(40))[0]).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 5000, 10**9])
+def test_the_fingerprint_is_the_same_however_few_images_are_held(monkeypatch, at_once):
+    part = split_of(40)
+    whole_ = data.Dataset("x", ["a", "b", "c"], part, part, part, [0.5] * 3, [0.2] * 3, [])
+    wanted, statistics = whole_.fingerprint, data.channel_statistics(part)
+    held = []
+    images = type(part).images
+    monkeypatch.setattr(
+        type(part), "images", lambda *a: held.append(images(*a).nbytes) or images(*a)
+    )
+    monkeypatch.setattr(data, "PIECE", at_once)
+    assert replace(whole_).fingerprint == wanted
+    assert data.channel_statistics(part) == statistics
+    assert max(held) <= max(at_once, part.store[0].nbytes)
+
+
+def test_channel_statistics_equal_numpys():
+    for seed, (side, channels) in enumerate([(8, 1), (33, 3), (5, 3)]):
+        part = split_of(700, side, channels, seed)
+        pixels = part.store.numpy().astype(np.float64) / 255
+        mean, std = data.channel_statistics(part)
+        np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+        np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_what_is_asked_for_is_each_image_whole_and_no_page_beside():
+    asked = []
+    base = SimpleNamespace(madvise=lambda what, start, length: asked.append((start, length)))
+    array = SimpleNamespace(base=base, offset=128)
+    for size in (3 * 8**2, 3 * 64**2, 3 * 256**2 + 5):
+        asked.clear()
+        stand_in = type("Mapped", (), {"__getitem__": lambda _, i, n=size: np.zeros(n, np.uint8)})()
+        stand_in.base, stand_in.offset = array.base, array.offset
+        cache.ask_for(stand_in, [0, 7, 3])
+        for index, (start, length) in zip([0, 7, 3], asked, strict=True):
+            first = 128 + index * size
+            assert start % os.sysconf("SC_PAGE_SIZE") == 0
+            assert start <= first < start + os.sysconf("SC_PAGE_SIZE")
+            assert start + length == first + size
+
+
+def test_every_image_of_an_epoch_is_asked_for_once_a_batch_ahead(tmp_path):
+    loaded = load_data(str(folder_of(tmp_path, 60)), size=40)
+    asked, real = [], loaded.train.ask
+    loaded = replace(
+        loaded, train=replace(loaded.train, ask=lambda rows: asked.extend(rows) or real(rows))
+    )
+    preprocess = Preprocess(40, loaded.mean, loaded.std)
+    loaders = Loaders(loaded, preprocess, 8, Augmentation())
+    wanted = [i for batch in loaders.order(1, 0) for i in loaded.train.rows[batch].tolist()]
+    for step, (images, _) in enumerate(loaders.train(1)):
+        assert asked == wanted[: (step + 2) * 8]
+        pixels = loaded.train.store[wanted[step * 8 : (step + 1) * 8]]
+        assert torch.equal(images, (pixels.float() / 255 - loaders.mean) / loaders.std)
+    assert asked == wanted
+
+
+def test_a_mapped_store_is_read_only_and_says_nothing(tmp_path, recwarn):
+    loaded = load_data(str(folder_of(tmp_path, 20)), size=40)
+    assert not [w for w in recwarn if "writ" in str(w.message)]
+    assert not cache.mapped(next(tmp_path.glob("vit-lab-cache/*.npy"))).flags.writeable
+    assert loaded.train.store.dtype == torch.uint8
+
+
+# --- Memory ---
+
+
+@LINUX
+def test_photographs_train_in_less_memory_than_they_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_memory, "BATCH_SIZE", 8)
+    bounded_memory.make_photographs(tmp_path / "photographs", 2000)
+    _, _, *flags = bounded_memory.train_command(tmp_path)
+    kept = tmp_path / "photographs" / "vit-lab-cache" / "train-256-bicubic.npy"
+    command = [sys.executable, "-c", UNDER_LIMIT, str(kept), "train.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=plain())
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("and cannot be held")
+    assert "test accuracy" in done.stdout
+    assert kept.stat().st_size > int(last.split()[-1])  # what the limit left for training
+
+
+@LINUX
+def test_a_command_beyond_its_limit_fails_and_within_it_is_measured():
+    hold = "a = bytearray(b'x') * {}; import time; time.sleep(0.3); print('held')"
+    for by in ["rlimit"] + (["cgroup"] if can_group() else []):
+        within = run_limited([sys.executable, "-c", hold.format(60 * 10**6)], 200 * 10**6, by)
+        assert within.status == 0
+        assert within.output == "held\n"
+        assert 60e6 < within.anonymous < 120e6
+        beyond = run_limited([sys.executable, "-c", hold.format(300 * 10**6)], 200 * 10**6, by)
+        assert beyond.status != 0
+        assert "held" not in beyond.output
+        assert beyond.anonymous <= 200e6
+    assert not [found for root, _ in roots() for found in root.glob(f"vit-lab-{os.getpid()}")]
