@@ -53,7 +53,7 @@ BATCH_SIZE: int | None = None  # images a step
 WARMUP: float = 0.05  # share of the time in which the rate rises
 SMALL_SHARE: float = 0.6  # share of the time on images of half the size: a quarter of the tokens
 WARM_START: bool = True  # the patch embedding starts as the principal components of patches
-SHIFT: int = 2  # pixels, a random crop
+SHIFT: int | None = None  # pixels, a random crop
 CUTMIX_UNTIL: float | None = None  # share of the time with cutmix on half of the batches
 LABEL_SMOOTHING: float = 0.1  # share of the target spread over all classes
 EMA_DECAY: float = 0.0  # judge a moving average of the weights; 0: off
@@ -67,11 +67,11 @@ PROFILE: bool = False  # instead of racing, say where the time of a step goes
 RECIPES = {
     "cpu": {  # two cores see some hundred thousand images in ten minutes: a small model
         "SECONDS": "600", "PATCH_SIZE": 4, "EMBED_DIM": 128, "DEPTH": 6, "NUM_HEADS": 4,
-        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
+        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "SHIFT": 0, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
     },
     "cuda": {  # not run yet
         "SECONDS": "60,150,360", "PATCH_SIZE": 4, "EMBED_DIM": 384, "DEPTH": 8, "NUM_HEADS": 6,
-        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 1024, "CUTMIX_UNTIL": 0.8, "COMPILE": True,
+        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 1024, "SHIFT": 2, "CUTMIX_UNTIL": 0.8, "COMPILE": True,
     },
 }  # fmt: skip
 
@@ -80,7 +80,7 @@ VARIANT: dict[str, dict[str, Any]] = {  # what a choice brings: the run with ano
     "AdamW": {"OPTIMIZER": "adamw"},
     "full size throughout": {"SMALL_SHARE": 0.0},
     "random embedding": {"WARM_START": False},
-    "no shift": {"SHIFT": 0},
+    "shift of 2 pixels": {"SHIFT": 2},
     "no smoothing": {"LABEL_SMOOTHING": 0.0},
     "cutmix until 80 percent": {"CUTMIX_UNTIL": 0.8},
     "moving average": {"EMA_DECAY": 0.99},
