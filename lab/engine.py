@@ -6,6 +6,7 @@ follows from (seed, epoch, step) alone, so a run that was stopped anywhere ends 
 of one that was not.
 """
 
+import math
 import signal
 import time
 from contextlib import nullcontext
@@ -14,9 +15,7 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from lab.board import Board
@@ -27,6 +26,7 @@ from lab.evaluation import evaluate
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders, seed_of
 from lab.lora import merge
+from lab.mixing import Mixing
 from lab.models import save_model
 from lab.modes import train_mode
 from lab.optim import Schedule
@@ -34,8 +34,10 @@ from lab.outcome import record
 from lab.processes import processes
 from lab.runs import Run
 from lab.state import History, State, epoch_line
+from lab.trainee import Trainee
 
-CHECK_EVERY = 50  # steps between looks at the loss; each look makes a GPU wait
+# Steps between looks at the loss and at what other processes were told; each makes a GPU wait.
+CHECK_EVERY = {"alone": 50, "together": 10}  # a launcher waits half a minute for a stop
 
 
 def fit(
@@ -71,7 +73,7 @@ def fit(
         while trainer.state.epoch <= config.epochs:
             trainer.train_epoch(stop)
             trainer.finish_epoch()
-            if trainer.agreed(stop) and trainer.state.epoch <= config.epochs:
+            if trainer.anywhere(stop) and trainer.state.epoch <= config.epochs:
                 trainer.leave(stop)
         if not config.trial:
             trainer.test()
@@ -92,6 +94,7 @@ class Trainer:
         self.config, self.loaders, self.run = config, loaders, run
         processes()  # before Accelerate looks for them itself
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.alone = self.accelerator.num_processes == 1
         device = self.accelerator.device
         loaders.to(device, self.accelerator.process_index, self.accelerator.num_processes)
         self.schedule = Schedule(
@@ -100,43 +103,23 @@ class Trainer:
             config.decay,
             config.lr_floor,
         )
-        classes = len(loaders.data.classes)
-        self.mixers: list[nn.Module] = []
-        if config.mixup:
-            self.mixers.append(v2.MixUp(alpha=config.mixup, num_classes=classes))
-        if config.cutmix:
-            self.mixers.append(v2.CutMix(alpha=config.cutmix, num_classes=classes))
-        self.plain = model.to(device)  # what is saved; `model` may get wrapped for processes
-        self.ema = None
-        if config.ema_decay:
-            self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
-        if config.compile:
-            model.compile()
-        if self.accelerator.num_processes > 1:
-            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        else:  # one process needs no wrapper around the optimizer, which costs as much
-            self.model, self.optimizer = self.accelerator.prepare(model), optimizer
+        self.mixing = Mixing(config, len(loaders.data.classes), self.accelerator)
+        self.trainee = Trainee(model, optimizer, config, self.accelerator)
+        self.model, self.optimizer = self.trainee.model, self.trainee.optimizer
         self.state = State()
         self.board: Board | None = None
-
-    @property
-    def judged(self) -> nn.Module:
-        """The model that is validated, kept and tested."""
-        return self.ema.module if self.ema else self.plain
 
     def resume(self) -> None:
         """Takes up the state that the run's folder holds, if any."""
         kind = "bf16" if self.config.mixed_precision == "bf16" else "fp32"
-        count = sum(p.numel() for p in self.plain.parameters())
+        count = sum(p.numel() for p in self.trainee.plain.parameters())
         where = f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {kind}"
+        where += ", in shards" if self.accelerator.is_fsdp2 else ""
         self.say(f"{self.loaders.data.describe()}\n{count:,} parameters on {where}")
         path = self.run.folder / "last.pt"
         if path.exists():
             saved = load_state(path)
-            load_strictly(self.plain, saved["model"], path)
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if self.ema:
-                load_strictly(self.ema.module, saved["ema"], path)
+            self.trainee.load(saved, path)
             self.state = State(**saved["state"])
             at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
             self.say(f"going on at {at} of {self.loaders.steps}: {self.run.folder}")
@@ -144,21 +127,19 @@ class Trainer:
             self.run.write_history(self.state.history)
             if self.config.tensorboard:
                 self.board = Board(self.run.folder, self.state.epoch)
+        self.accelerator.wait_for_everyone()
+        if self.anywhere(not (self.run.folder / "history.csv").exists()):
+            raise UserError(f"not all processes see the files of the first in {self.run.folder}: "
+                            "several machines need a RESULTS_DIR that they share")  # fmt: skip
 
     def save(self) -> None:
-        if self.accelerator.is_main_process:
-            saved = {
-                "model": self.plain.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema else None,
-                "state": asdict(self.state),
-            }
-            save_state(self.run.folder / "last.pt", saved)
+        saved = {**self.trainee.state(), "state": asdict(self.state)}
+        save_state(self.run.folder / "last.pt", saved)
 
-    def agreed(self, stop: list[int]) -> bool:
-        """Whether any process was told to stop: then all do, or some would wait for ever."""
-        told = torch.tensor(float(bool(stop)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told) > 0)
+    def anywhere(self, here: object) -> bool:
+        """Whether it is so in any process: what one does then, all must, or wait for ever."""
+        there = torch.tensor(float(bool(here)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(there) > 0)
 
     def leave(self, stop: list[int]) -> None:
         self.save()
@@ -168,9 +149,11 @@ class Trainer:
     def train_epoch(self, stop: list[int]) -> None:
         """The steps of the running epoch that are still to do."""
         state, config, device = self.state, self.config, self.accelerator.device
-        totals = torch.tensor(state.totals, device=device)
+        # They are those of all processes: one alone takes up what a stopped run had counted.
+        before = state.totals if self.accelerator.is_main_process else [0.0, 0.0, 0.0]
+        totals = torch.tensor(before, device=device)
         losses: list[Tensor] = []
-        look = 1 if device.type == "cpu" else CHECK_EVERY
+        look = 1 if device.type == "cpu" else CHECK_EVERY["alone" if self.alone else "together"]
         started = time.perf_counter() - state.seconds
         train_mode(self.model)
         bar = tqdm(
@@ -184,28 +167,26 @@ class Trainer:
             losses.append(loss)
             state.step += 1
             bar.update()
+            told = self.alone and bool(stop)
             if state.step % look == 0 or state.step == self.loaders.steps:
-                self.check(losses)
+                told = self.check(losses, stop)
                 losses.clear()
-            # Processes must leave together, so several of them stop between epochs only.
-            if stop and self.accelerator.num_processes == 1 and state.step < self.loaders.steps:
-                state.totals, state.seconds = totals.tolist(), time.perf_counter() - started
-                bar.close()
-                self.leave(stop)
+            if told:
+                break
         bar.close()
         state.totals = self.accelerator.reduce(totals).tolist()
         state.seconds = time.perf_counter() - started
+        if state.step < self.loaders.steps:
+            self.leave(stop)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step: mean loss and number of right answers of this process's images."""
         state, config = self.state, self.config
         done = (state.epoch - 1) * self.loaders.steps + state.step
-        # torch.manual_seed looks for devices of every kind, a quarter of a small head's step.
-        seeded = torch.default_generator if images.device.type == "cpu" else torch
-        seeded.manual_seed(seed_of(config.seed, state.epoch, state.step, self.loaders.rank))
-        targets = labels
-        if self.mixers and torch.rand(()) < config.mix_probability:
-            images, targets = self.mixers[torch.randint(len(self.mixers), ())](images, labels)
+        self.seed(0)  # batches are mixed alike in all processes; each drops at random on its own
+        images, targets = self.mixing(images, labels)
+        if rank := self.accelerator.process_index:
+            self.seed(rank)
         self.schedule.set(self.optimizer, done)
         loss = correct = torch.zeros((), device=images.device)
         parts = min(config.accumulation_steps, len(images))
@@ -223,26 +204,38 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update(self.plain, step=done)
+        if self.trainee.ema:
+            self.trainee.ema.update(self.trainee.plain, step=done)
         return loss, correct
 
-    def check(self, losses: list[Tensor]) -> None:
-        """Stops at the first loss that is not finite."""
-        values = torch.stack(losses)
-        if not values.isfinite().all():
-            bad = int((~values.isfinite()).nonzero()[0])
+    def seed(self, rank: int) -> None:
+        """Lets the draws of this step follow from what it is; they may differ by process."""
+        # torch.manual_seed looks for devices of every kind, a quarter of a small head's step.
+        seeded = torch.default_generator if self.accelerator.device.type == "cpu" else torch
+        seeded.manual_seed(seed_of(self.config.seed, self.state.epoch, self.state.step, rank))
+
+    def check(self, losses: list[Tensor], stop: list[int]) -> bool:
+        """Stops at the first loss, of any process, that is not finite.
+
+        Returns: whether any process was told to stop.
+        """
+        values = torch.stack([*losses, torch.full_like(losses[0], bool(stop))])
+        *values, told = (values if self.alone else self.accelerator.reduce(values)).tolist()
+        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        if bad is not None:
             raise UserError(
-                f"the loss became {values[bad].item()} in epoch {self.state.epoch}, step "
+                f"the loss became {values[bad]} in epoch {self.state.epoch}, step "
                 f"{self.state.step - len(losses) + bad + 1}, at learning rate "
                 f"{self.optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE, or raise "
                 "WARMUP, or set CLIP_GRAD to 1."
             )
+        return told > 0
 
     def finish_epoch(self) -> None:
         """Validates, writes the epoch's row, keeps the weights if they are the best so far."""
         state, (loss, correct, images) = self.state, self.state.totals
-        scores = evaluate(self.judged, self.loaders, "val", self.accelerator)
+        self.trainee.agree()
+        scores = evaluate(self.trainee.judged, self.loaders, "val", self.accelerator)
         group = self.optimizer.param_groups[0]
         row = {
             "epoch": state.epoch,
@@ -257,25 +250,25 @@ class Trainer:
             "images": int(images),
         }
         better = state.close_epoch(row)
+        # In this order a kill between two lines is mended by the epoch that is run again.
+        if better:
+            path, loaders = self.run.folder / "best.safetensors", self.loaders
+            save_model(path, self.trainee.judged, loaders.data.classes, loaders.preprocess, row)
         if self.accelerator.is_main_process:
-            # In this order a kill between two lines is mended by the epoch that is run again.
-            if better:
-                path, loaders = self.run.folder / "best.safetensors", self.loaders
-                save_model(path, self.judged, loaders.data.classes, loaders.preprocess, row)
             self.run.append_history(row)
-            if self.board:
-                self.board.add(row)
-            if not self.config.trial or state.epoch > self.config.epochs:
-                self.save()  # a trial is cheap: one that was killed starts over
+        if self.board:
+            self.board.add(row)
+        if not self.config.trial or state.epoch > self.config.epochs:
+            self.save()  # a trial is cheap: one that was killed starts over
         self.say(epoch_line(row, self.config.epochs))
 
     def test(self) -> None:
         """The test split, once, with the weights of the best validation epoch."""
         path = self.run.folder / "best.safetensors"
         self.accelerator.wait_for_everyone()
-        merge(self.plain)
-        load_strictly(self.plain, load_weights(path)[0], path)
-        scores = evaluate(self.plain, self.loaders, "test", self.accelerator)
+        merge(self.trainee.plain)
+        load_strictly(self.trainee.plain, load_weights(path)[0], path)
+        scores = evaluate(self.trainee.plain, self.loaders, "test", self.accelerator)
         if self.accelerator.is_main_process:
             state = self.state
             record(self.run, scores, self.loaders.data, state.history, state.best_epoch)

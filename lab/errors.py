@@ -1,15 +1,23 @@
-"""Mistakes that a user can mend end as one sentence, never as a traceback."""
+"""Mistakes that a user can mend end as one sentence, never as a traceback.
 
+Of several processes the first speaks for all.
+"""
+
+import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 
+from lab.processes import first, launched, typed
 from model import ConfigError
+
+AFTER_THE_FIRST = 20  # seconds; a launcher that sees one process fail ends the others sooner
 
 
 class UserError(Exception):
@@ -27,36 +35,70 @@ class Stopped(Exception):
 def run_script(main: Callable[[], object]) -> None:
     """Runs a script's `main`; mistakes and interruptions end with a sentence and a status."""
     try:
-        main()
+        with spoken_by_the_first():
+            main()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except (UserError, ConfigError) as error:
+        let_the_first_speak()
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
-        again = [word for word in sys.argv if word != "--fresh"]
-        print(f"{stopped}\ngo on with: {shlex.join(['python', *again])}", file=sys.stderr)
+        if first():
+            again = [word for word in typed() if word != "--fresh"]
+            print(f"{stopped}\ngo on with: {shlex.join(again)}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except (Exception, SystemExit):
+        let_the_first_speak()
+        raise
+
+
+@contextmanager
+def spoken_by_the_first() -> Iterator[None]:
+    """What the other processes print goes nowhere."""
+    if first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def let_the_first_speak() -> None:
+    """Processes mostly fail together: all but the first on a machine wait to be ended by then.
+
+    One that fails alone, or whose failure is only that the first has gone, speaks a little later.
+    """
+    if not first("LOCAL_RANK"):
+        time.sleep(AFTER_THE_FIRST)
 
 
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
-    """A list that gets the number of the first Ctrl-C or SIGTERM; a second one ends at once."""
+    """A list that gets the number of the first Ctrl-C or SIGTERM; a second one ends at once.
+
+    Under a launcher it does not: a launcher passes on what the terminal has told us already, and
+    itself ends at once what has not ended after half a minute.
+    """
     stop: list[int] = []
 
     def handle(number: int, _: Any) -> None:
-        if stop:
+        if stop and not launched():
             raise KeyboardInterrupt
+        if not stop:
+            again = "" if launched() else " (again: at once)"
+            print(f"\nstopping after this step{again}", file=sys.stderr)
         stop.append(number)
-        print("\nstopping after this step (again: at once)", file=sys.stderr)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, handle) for number in numbers]
     try:
         yield stop
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        if not (stop and launched()):  # what the launcher passes on may come as late as the end
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import torch
 
 from lab.checkpoints import write_json, write_whole
 from lab.errors import UserError
-from lab.processes import processes
+from lab.processes import processes, typed
 
 SCHEMA = 1  # of the records; a reader refuses what it does not know
 # Constants that change no result:
@@ -177,7 +177,7 @@ def provenance() -> dict[str, Any]:
         commit = changes = None
     return {
         "schema": SCHEMA,
-        "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join(os.path.basename(w) if w == sys.argv[0] else w for w in typed()),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,
         "uncommitted_changes": bool(changes) if changes is not None else None,

@@ -27,18 +27,16 @@ def command(place, *words):
     return [sys.executable, "train.py", "--results-dir", str(place), *SMALL, *words]
 
 
-def start(place, *words, processes=1):
+def start(place, *words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = command(place, *words)
-    if processes > 1:
-        line[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
-        line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        command(place, *words), cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
-def run(place, *words, processes=1):
-    process = start(place, *words, processes=processes)
+def run(place, *words):
+    process = start(place, *words)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -140,22 +138,6 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     assert "LEARNING_RATE 0.002 there, 0.003 here" in out
     assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}-2"}
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-
-
-def test_two_processes_train_like_one(tmp_path):
-    """The same global batches: the same curves up to rounding, the same files written once."""
-    words = ["--precision", "fp32", "--erasing", "0.3", "--epochs", "2", "--drop-path-rate", "0"]
-    for processes in (1, 2):
-        status, out, err = run(tmp_path / str(processes), *words, processes=processes)
-        assert status == 0, err
-        assert out.count("epoch   1/2") == 1
-    one, two = (next((tmp_path / name).iterdir()) for name in "12")
-    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
-    for ours, theirs in zip(history(two), history(one), strict=True):
-        for key in ours:
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), abs=2e-3), key
-    with open(two / "predictions.csv") as file:
-        assert len(file.readlines()) == 360
 
 
 @pytest.mark.parametrize(
