@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2# processes that share the tests, each with one thread
 RUN := $(VENV)/bin/python
 
 .PHONY: lab test lint clean
@@ -13,7 +14,7 @@ lab: $(VENV)/lab.ready
 	@$(RUN) -m lab
 
 test: $(VENV)/dev.ready
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/dev.ready
 	$(RUN) -m ruff check .

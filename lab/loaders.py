@@ -105,7 +105,10 @@ class Loaders:
     def to(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Places the data; this process takes share `rank` of `world`."""
         if self.batch_size % world:
-            raise UserError(f"BATCH_SIZE={self.batch_size} does not divide over {world} processes")
+            fits = self.batch_size - self.batch_size % world or world
+            raise UserError(
+                f"BATCH_SIZE={self.batch_size} does not divide over {world} processes: take {fits}"
+            )
         self.device, self.rank, self.world = device, rank, world
         self.feeds: dict[str, Feed] = {}
         shape = (1, len(self.preprocess.mean), 1, 1)
