@@ -193,7 +193,11 @@ def main() -> None:
         if quantity not in NAMES:
             raise SystemExit(f"--quantities: {quantity!r} is none of {', '.join(NAMES)}")
         constant = {"stages": "STAGES", "batch": "BATCHES", "files": "FILES", "images": "IMAGES"}
-        values = [int(v) for v in asked[constant.get(quantity, f"{quantity.upper()}S")].split(",")]
+        name = constant.get(quantity, f"{quantity.upper()}S")
+        try:
+            values = [int(word) for word in asked[name].split(",")]
+        except ValueError:
+            raise SystemExit(f"{name}={asked[name]!r} must be numbers such as 1,2,4") from None
         print(f"{quantity}: {values}", flush=True)
         with tempfile.TemporaryDirectory(prefix="vit-lab-") as scratch:
             growths += measure(quantity, values, scratch)

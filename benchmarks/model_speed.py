@@ -58,6 +58,8 @@ REPEATS: int = 5  # the median over so many is reported, after two that are not
 STEPS: int | None = None  # in a turn; none: 1 on a CPU, 20 on a GPU
 OUT: str = "benchmarks/results/model_speed-{device}.md"  # where the table goes; empty: nowhere
 
+KNOWN = [f"{kind}, {dtype}{compiled}" for kind in ("training", "inference")
+         for dtype in ("fp32", "bf16") for compiled in ("", ", compiled")]  # fmt: skip
 WARMUP = 2  # turns: the first compiles, the second finds the memory
 CLASSES, HEAD_DIM = 10, 64
 
@@ -161,6 +163,9 @@ def main() -> None:
     device = processes().device.type
     STEPS = values["STEPS"] = STEPS or (20 if device == "cuda" else 1)
     names, notes = table.present(LIBRARIES.split(","))
+    for work in WORKS.split(";"):
+        if work not in KNOWN:
+            raise SystemExit(f"--works: {work!r} is none of {'; '.join(KNOWN)}")
     facts = model_facts(VisionTransformer(config()), (3, IMG_SIZE, IMG_SIZE))
     images, failed = BATCH_SIZE * STEPS, []
     rows, shares = [], []
