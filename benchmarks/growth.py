@@ -53,6 +53,7 @@ REPEATS: int = 3  # of every value; the median is reported, and the range drawn
 STEPS: int = 2  # training steps in a turn, but where the images grow: then an epoch
 OUT: str = "benchmarks/results/growth-{device}"  # .png, .md and .json; empty: nowhere
 
+CONSTANT = {"stages": "STAGES", "batch": "BATCHES", "files": "FILES", "images": "IMAGES"}
 CLASSES = 10
 FEW = 100  # images or files: the memory of so few is that of the libraries
 
@@ -185,19 +186,28 @@ def measure(quantity: str, values: list[int], scratch: str) -> list[Growth]:
     ]
 
 
+def asked_for(asked: dict[str, Any]) -> dict[str, list[int]]:
+    """The values of each quantity.
+
+    Raises: SystemExit, for a quantity that there is not, or values that are no numbers.
+    """
+    found = {}
+    for quantity in QUANTITIES.split(","):
+        if quantity not in NAMES:
+            raise SystemExit(f"--quantities: {quantity!r} is none of {', '.join(NAMES)}")
+        name = CONSTANT.get(quantity, f"{quantity.upper()}S")
+        try:
+            found[quantity] = [int(word) for word in asked[name].split(",")]
+        except ValueError:
+            raise SystemExit(f"{name}={asked[name]!r} must be numbers such as 1,2,4") from None
+    return found
+
+
 def main() -> None:
     asked = constants.override(sys.modules[__name__])
     device = processes().device.type
     growths = []
-    for quantity in QUANTITIES.split(","):
-        if quantity not in NAMES:
-            raise SystemExit(f"--quantities: {quantity!r} is none of {', '.join(NAMES)}")
-        constant = {"stages": "STAGES", "batch": "BATCHES", "files": "FILES", "images": "IMAGES"}
-        name = constant.get(quantity, f"{quantity.upper()}S")
-        try:
-            values = [int(word) for word in asked[name].split(",")]
-        except ValueError:
-            raise SystemExit(f"{name}={asked[name]!r} must be numbers such as 1,2,4") from None
+    for quantity, values in asked_for(asked).items():
         print(f"{quantity}: {values}", flush=True)
         with tempfile.TemporaryDirectory(prefix="vit-lab-") as scratch:
             growths += measure(quantity, values, scratch)
