@@ -78,6 +78,7 @@ RECIPES = {
 VARIANT: dict[str, dict[str, Any]] = {  # what a choice brings: the run with another one
     "chosen": {},
     "AdamW": {"OPTIMIZER": "adamw"},
+    "AdamW at 1e-3": {"OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3},
     "full size throughout": {"SMALL_SHARE": 0.0},
     "random embedding": {"WARM_START": False},
     "shift of 2 pixels": {"SHIFT": 2},

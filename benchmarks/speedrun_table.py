@@ -82,7 +82,7 @@ def picture(folder: Path) -> list[Path]:
     """Validation accuracy against the clock: one picture a budget, a line a recipe."""
     groups, paths = read(folder), []
     for budget, where in dict.fromkeys(key[:2] for key in groups):
-        figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+        figure, axis = plt.subplots(figsize=(9.5, 5), layout="constrained")
         for number, ((*place, name), records) in enumerate(groups.items()):
             if tuple(place) != (budget, where):
                 continue
@@ -96,7 +96,7 @@ def picture(folder: Path) -> list[Path]:
         axis.set(xlabel="seconds of training", ylabel="validation accuracy (%)", xlim=(0, None))
         axis.set_title(f"{budget:g} s on {where}", fontsize=10)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=9)
+        axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
         clock = "-processor-time" if "processor" in where else ""
         paths.append(folder / f"curves-{budget:g}s{clock}.png")
         save(figure, paths[-1])

@@ -27,6 +27,20 @@ def test_every_official_run_is_whole_and_quoted():
     assert {folder for folder in scores if folder.name.endswith("-score")} <= quoted
 
 
+def test_figures_of_speed_are_those_of_the_records():
+    """Rows with figures, and every share and ratio in bold, stand in a record of benchmarks/."""
+    folder = ROOT / "benchmarks"
+    records = "\n".join(p.read_text(encoding="utf-8") for p in (folder / "results").rglob("*.md"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    text += README[README.index("## Speed") : README.index("## What is where")]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line for line in lines if re.search(r"\d\.\d", line)]
+    assert rows
+    assert [row for row in rows if row not in records] == []
+    quoted = re.findall(r"\*\*([\d.]+)\*\*", text)
+    assert [figure for figure in quoted if figure not in records] == []
+
+
 def test_every_module_is_in_the_tree():
     files = [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py")]
     missing = [f.name for f in files if f.name != "__init__.py" and f"{f.name} " not in README]
