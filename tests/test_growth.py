@@ -129,7 +129,7 @@ def test_a_small_run_writes_picture_table_and_record(measured):
     lines = (measured / "growth-cpu.md").read_text().splitlines()
     assert sum(line.startswith("| image files") for line in lines) == 3
     with Image.open(measured / "growth-cpu.png") as picture:
-        assert min(picture.size) > 500
+        assert min(picture.size) > 400  # one row of panels
 
 
 # --- What is expected ---
