@@ -43,7 +43,10 @@ from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
 LIBRARIES: str = "ours,timm,transformers,torchvision,vit-pytorch"  # in the order of the table
-WORKS: str = "training, fp32;training, bf16;training, bf16, compiled;inference, fp32;inference, bf16"  # in this order; each, fp32 or bf16, compiled or not: compiling takes a minute a library
+WORKS: str = (
+    "training, fp32;training, bf16;training, bf16, compiled;"
+    "inference, fp32;inference, bf16"
+)  # in this order; any of them compiled, which takes a minute a library  # fmt: skip
 # --- The model: 10 classes, a class token, heads of 64 ---
 IMG_SIZE: int = 32  # pixels
 PATCH_SIZE: int = 4  # pixels along one side of a patch
