@@ -1,5 +1,6 @@
 """What the benchmarks share: clocks, turns, the matrix product that takes its turn, the machine."""
 
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,13 +69,18 @@ def hardware(device: str) -> str:
 def alternate(
     works: dict[str, Callable[[], float]], repeats: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds that each work says it took, one after the other, `repeats` times."""
+    """Seconds that each work says it took, one after the other, `repeats` times.
+
+    In another order at every turn: who always follows the same neighbour finds its caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
+    order, shuffled = list(works), random.Random(0)
     for turn in range(warmup + repeats):
-        for name, work in works.items():
-            spent = work()
+        for name in order:
+            spent = works[name]()
             if turn >= warmup:
                 times[name].append(spent)
+        shuffled.shuffle(order)
     return times
 
 

@@ -58,9 +58,13 @@ def test_works_alternate_and_the_warm_up_does_not_count():
         calls.append(name)
         return len(calls)
 
-    times = alternate({name: lambda name=name: work(name) for name in "ab"}, repeats=2, warmup=1)
-    assert calls == list("ababab")
-    assert times == {"a": [3, 5], "b": [4, 6]}
+    works = {name: lambda name=name: work(name) for name in "abcd"}
+    times = alternate(works, repeats=20, warmup=1)
+    turns = ["".join(calls[i : i + 4]) for i in range(0, 84, 4)]
+    assert all(sorted(turn) == list("abcd") for turn in turns)
+    assert len(set(turns)) > 8  # in another order at every turn
+    for name in "abcd":
+        assert times[name] == [i + 1 for i, own in enumerate(calls) if own == name and i >= 4]
 
 
 def test_the_fastest_of_several_peers_is_marked():
