@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks.memory_limit import Outcome, can_group, run_limited
+from benchmarks.table import command as typed
 from benchmarks.timing import hardware
 from lab import constants
 from lab.preprocess import resized
@@ -105,7 +106,7 @@ def measure(scratch: Path) -> tuple[str, dict]:
     if not held.status or not low.status:
         raise SystemExit("the limit is none: what should not fit did (is TIMES below 1?)")
     steps = [line for line in trained.output.splitlines() if line.startswith("epoch")]
-    words = " ".join(["python", "-m", "benchmarks.bounded_memory", *sys.argv[1:]])
+    words = typed("bounded_memory")
     table = "\n".join([
         f"Training on {count:,} photographs, {size / 1e9:.2f} GB decoded, {size / limit:.1f} times "
         f"the limit of memory, set by: {trained.by}. {hardware('cpu')}; torch "

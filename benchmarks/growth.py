@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from benchmarks.growth_fit import Growth, plot, table
 from benchmarks.growth_stages import KINDS, stage_peer
+from benchmarks.table import command
 from benchmarks.timing import Turns, hardware, in_turns
 from lab import constants
 from lab.augment import Augmentation
@@ -211,8 +212,7 @@ def main() -> None:
         print(f"{quantity}: {values}", flush=True)
         with tempfile.TemporaryDirectory(prefix="vit-lab-") as scratch:
             growths += measure(quantity, values, scratch)
-    facts = provenance()
-    facts["command"] = " ".join(["python", "-m", "benchmarks.growth", *sys.argv[1:]])
+    facts = {**provenance(), "command": command("growth")}
     lines = [
         f"Growth of time and memory. {hardware(device)}; torch {torch.__version__}; medians of "
         f"{REPEATS} in turns.", "", f"`{facts['command']}`", "",

@@ -8,6 +8,7 @@ a process may write to and shares with nobody, used or not; beyond it allocation
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -119,9 +120,8 @@ def run_limited(command: Sequence[str], limit: int, by: str = "auto") -> Outcome
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     started, anonymous, private = time.perf_counter(), 0, 0
-    log = Path(os.environ.get("TMPDIR", "/tmp"), f"vit-lab-{os.getpid()}.log")
     try:
-        with open(log, "w+b") as output:
+        with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=limited,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -135,12 +135,12 @@ def run_limited(command: Sequence[str], limit: int, by: str = "auto") -> Outcome
             finally:
                 process.kill()
                 process.wait()
-        text = log.read_text(errors="replace")
+            output.seek(0)
+            text = output.read().decode(errors="replace")
         seconds = time.perf_counter() - started
         counted, name = (group.most(), "memory cgroup") if group else (None, "RLIMIT_DATA")
         return Outcome(limit, name, process.returncode, text, seconds, anonymous, private, counted)
     finally:
-        log.unlink(missing_ok=True)
         if group:
             group.remove()
 

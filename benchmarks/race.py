@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from benchmarks.timing import synchronize
 from lab.checkpoints import write_whole
-from lab.compute import has_bf16
+from lab.fit_config import FitConfig
 from lab.loaders import Loaders
 from lab.optim import OPTIMIZERS, Schedule
 from lab.outcome import Scores
@@ -65,7 +65,7 @@ class Runner:
         self.c, self.device = c, loaders.device
         self.loaders = replace(loaders, seed=seed, data=replace(loaders.data, val=some))
         self.loaders.to(self.device)
-        self.bf16 = c.PRECISION == "bf16" or (c.PRECISION == "auto" and has_bf16(self.device))
+        self.bf16 = FitConfig(1, precision=c.PRECISION).mixed_precision == "bf16"
         self.schedule = Schedule(TICKS, int(TICKS * c.WARMUP), "linear")
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
         full = ViTConfig(

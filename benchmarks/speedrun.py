@@ -12,7 +12,6 @@ validation images. The test images are used once, at the end. Finished runs are 
 
 import itertools
 import json
-import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from benchmarks.race import Runner
 from benchmarks.speedrun_table import picture, table
+from benchmarks.table import command
 from lab import constants
 from lab.augment import Augmentation
 from lab.checkpoints import write_json
@@ -138,9 +138,8 @@ def main() -> None:
         if PROFILE:
             return runner.profile(folder / "profile.txt")
         found = runner.run(budget)
-        words = ["python", "-m", "benchmarks.speedrun", *sys.argv[1:]]
         record = {"variant": name, "budget": budget, "seed": seed, **found, "data": data.name,
-                  "constants": asked, **provenance(), "command": shlex.join(words)}  # fmt: skip
+                  "constants": asked, **provenance(), "command": command("speedrun")}  # fmt: skip
         write_json(path, record)
         print(f"{name}, {budget:g} s, seed {seed}: {found['test_accuracy']:.2%} of the test "
               f"images right after {found['images']:,} images", flush=True)  # fmt: skip
