@@ -174,7 +174,7 @@ def read(folder: Path, found: Found) -> None:
     record = Record(folder, config, history, metrics, predictions, sweep)
     try:
         record.key(record.task, record.model)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Broken(f"config.json does not say what was trained ({error!r})") from error
     if not finished and not sweep:
         total = config["constants"]["EPOCHS"]
