@@ -40,6 +40,7 @@ class ViTConfig:
     global_pool: str = "token"  # "token": the class token; "avg": the mean over patch tokens
     class_token: bool = True
     no_embed_class: bool = False  # True: the class token gets no position
+    dynamic_img_size: bool = False  # True: images of other sizes too, positions resampled to them
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -77,13 +78,16 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.img_size = config.img_size
+        self.img_size, self.dynamic_img_size = config.img_size, config.dynamic_img_size
         size = config.patch_size
         self.proj = nn.Conv2d(config.in_chans, config.embed_dim, size, stride=size)
 
     def forward(self, x: Tensor) -> Tensor:
-        expected = (self.proj.in_channels, self.img_size, self.img_size)
-        if x.shape[1:] != expected:
+        side = self.img_size
+        if self.dynamic_img_size:
+            patch = self.proj.stride[0]
+            side = max(x.shape[-1] // patch, 1) * patch
+        if x.shape[1:] != (expected := (self.proj.in_channels, side, side)):
             raise ValueError(f"images are {tuple(x.shape[1:])} (C, H, W), not {expected}")
         x = self.proj(x)  # (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
@@ -224,12 +228,15 @@ class VisionTransformer(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the tokens that enter the first block (B, N, D)."""
+        bare, classed = self.config.no_embed_class, self.cls_token is not None
+        grid = x.shape[-1] // self.config.patch_size
         x = self.patch_embed(x)
-        if self.config.no_embed_class:
-            x = x + self.pos_embed
-        if self.cls_token is not None:
+        pos_embed = interpolate_pos_embed(self.pos_embed, grid, int(classed and not bare))
+        if bare:
+            x = x + pos_embed
+        if classed:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        return x if self.config.no_embed_class else x + self.pos_embed
+        return x if bare else x + pos_embed
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all tokens after the last block and norm (B, N, D)."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from lab import constants
 from lab.augment import Augmentation
-from lab.compute import model_facts
+from lab.compute import model_facts, small_images_facts
 from lab.data import Dataset, load_data, thin
 from lab.engine import fit
 from lab.errors import run_script
@@ -63,6 +63,7 @@ BATCH_SIZE: int | None = None  # images a step, over all processes
 ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: of the blocks' matrices, AdamW the rest
 LEARNING_RATE: float | None = None  # peak rate, for this batch size
+SMALL_SHARE: float | None = None  # of the epochs, on images of half the size: cheap, and first
 WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
 DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
@@ -96,25 +97,27 @@ FRESH: bool = False  # start over, replacing the records of the same run
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 100, "OPTIMIZER": "adamw", "BATCH_SIZE": 64, "LEARNING_RATE": 2e-3,
-        "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.0, "FLIP": False,
-        "ROTATE": 10.0, "ZOOM": 0.1, "TRANSLATE": 0.5, "POLICY": "none", "ERASING": 0.0,
-        "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0, "EMA_DECAY": 0.98, "PRECISION": "fp32",
+        "EPOCHS": 100, "SMALL_SHARE": 0.0, "BATCH_SIZE": 64, "OPTIMIZER": "adamw",
+        "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.0,
+        "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1, "TRANSLATE": 0.5, "POLICY": "none",
+        "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
+        "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 300, "OPTIMIZER": "muon", "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
-        "LABEL_SMOOTHING": 0.1, "SHIFT": 4, "RESIZED_CROP": 0.0, "FLIP": True, "ROTATE": 0.0,
-        "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 1.0,
-        "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
+        "EPOCHS": 300, "SMALL_SHARE": 0.0, "BATCH_SIZE": 128, "OPTIMIZER": "muon",
+        "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 4, "RESIZED_CROP": 0.0,
+        "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial",
+        "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
+        "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
-        "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 200, "OPTIMIZER": "adamw", "BATCH_SIZE": 128, "LEARNING_RATE": 1e-3,
-        "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0,
-        "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8,
-        "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
+        "DROP_PATH_RATE": 0.1, "EPOCHS": 200, "SMALL_SHARE": 0.0, "BATCH_SIZE": 128,
+        "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 0,
+        "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
+        "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0,
+        "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
 }  # fmt: skip
 
@@ -138,7 +141,7 @@ def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:
         num_classes=len(data.classes), embed_dim=c.EMBED_DIM, depth=c.DEPTH,
         num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO, global_pool=c.GLOBAL_POOL,
         class_token=c.GLOBAL_POOL == "token", drop_rate=c.DROP_RATE,
-        drop_path_rate=c.DROP_PATH_RATE,
+        drop_path_rate=c.DROP_PATH_RATE, dynamic_img_size=c.SMALL_SHARE > 0,
     )  # fmt: skip
 
 
@@ -162,19 +165,20 @@ def train(values: dict[str, Any], build: Build) -> Run:
         c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
     )
     how = FitConfig(
-        epochs=c.EPOCHS, warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
-        accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
-        mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
-        ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
-        tensorboard=c.TENSORBOARD,
+        epochs=c.EPOCHS, small_share=c.SMALL_SHARE, warmup=c.WARMUP, decay=c.DECAY,
+        clip_grad=c.CLIP_GRAD, accumulation_steps=c.ACCUMULATION_STEPS,
+        label_smoothing=c.LABEL_SMOOTHING, mixup=c.MIXUP, cutmix=c.CUTMIX,
+        mix_probability=c.MIX_PROBABILITY, ema_decay=c.EMA_DECAY, precision=c.PRECISION,
+        compile=c.COMPILE, seed=c.SEED, tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     torch.manual_seed(c.SEED)
     model, short, more = build(c, data)
     optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
+    image = (data.channels, c.IMG_SIZE, c.IMG_SIZE)
     facts = {
-        "model": model_facts(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE)),
+        "model": model_facts(model, image) | small_images_facts(model, image, how.small_epochs),
         "dataset": data.summary(),
         **more,
     }

@@ -26,7 +26,7 @@ from lab.fit_config import FitConfig
 from lab.loaders import Loaders
 from lab.optim import OPTIMIZERS, Schedule
 from lab.outcome import Scores
-from model import VisionTransformer, ViTConfig, interpolate_pos_embed
+from model import VisionTransformer, ViTConfig
 
 LOOKED_AT = 1000  # validation images in a look, at most
 TICKS = 10**6  # the schedule counts steps: here, millionths of the time
@@ -55,7 +55,7 @@ class Clock:
 
 
 class Runner:
-    """A model, small at first, that trains until its time is up."""
+    """A model that trains until its time is up, on small images first."""
 
     def __init__(self, c: SimpleNamespace, loaders: Loaders, seed: int):
         """c: the constants of benchmarks/speedrun.py; loaders: on the device."""
@@ -68,56 +68,29 @@ class Runner:
         self.bf16 = FitConfig(1, precision=c.PRECISION).mixed_precision == "bf16"
         self.schedule = Schedule(TICKS, int(TICKS * c.WARMUP), "linear")
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
-        full = ViTConfig(
+        self.model = VisionTransformer(ViTConfig(
             img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
             depth=c.DEPTH, num_heads=c.NUM_HEADS, num_classes=len(loaders.data.classes),
-            class_token=False, global_pool="avg",
-        )  # fmt: skip
-        shapes = [replace(full, img_size=full.img_size // 2), full] if c.SMALL_SHARE else [full]
-        models = [VisionTransformer(shape).to(self.device) for shape in shapes]
-        if c.WARM_START:
-            warm_start(models[0], self.shown(models[0], next(self.loaders.train(0))[0]))
-        for model in models:
-            self.prepare(model)
-        self.later = models[1:]
-        self.begin(models[0])
-
-    def prepare(self, model: VisionTransformer) -> None:
-        """Lets kernels be compiled before the clock starts; no weight moves."""
-        if self.c.COMPILE:
-            model.compile(mode="reduce-overhead")  # with CUDA graphs
+            class_token=False, global_pool="avg", dynamic_img_size=True,
+        )).to(self.device)  # fmt: skip
+        self.pooled = 2 if c.SMALL_SHARE else 1  # pixels to a side that become one
         images, labels = next(self.loaders.train(0))
-        self.loss(model, images, labels).backward()
-        model.zero_grad()
-
-    def begin(self, model: VisionTransformer) -> None:
-        c = self.c
-        self.model = model
-        self.optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+        if c.WARM_START:
+            warm_start(self.model, F.avg_pool2d(images, self.pooled))
+        if c.COMPILE:  # with CUDA graphs, before the clock starts; no weight moves
+            self.model.compile(mode="reduce-overhead", dynamic=False)
+        for pooled in sorted({1, self.pooled}):
+            self.pooled = pooled
+            self.loss(images, labels).backward()
+            self.model.zero_grad()
+        self.optimizer = OPTIMIZERS[c.OPTIMIZER](self.model, c.LEARNING_RATE, c.WEIGHT_DECAY)
         self.average = None
         if c.EMA_DECAY:
-            self.average = ModelEmaV3(model, decay=c.EMA_DECAY, use_warmup=True)
+            self.average = ModelEmaV3(self.model, decay=c.EMA_DECAY, use_warmup=True)
 
-    def grow(self) -> None:
-        """Goes on with images of the full size: the same weights, positions resampled."""
-        small, old = self.model, self.optimizer
-        self.begin(self.later.pop())
-        state = small.state_dict()
-        side = self.model.config.img_size // self.model.config.patch_size
-        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], side, 0)
-        self.model.load_state_dict(state)
-        if self.average:
-            self.average.set(self.model)
-        self.optimizer.load_state_dict(old.state_dict())
-        self.optimizer.state.pop(self.model.pos_embed)  # of another shape: it starts again
-
-    def shown(self, model: VisionTransformer, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) at the size that a model takes, S or S / 2."""
-        return F.avg_pool2d(images, images.shape[-1] // model.config.img_size)
-
-    def loss(self, model: VisionTransformer, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = model(self.shown(model, images))
+            logits = self.model(F.avg_pool2d(images, self.pooled))
             return F.cross_entropy(logits, labels, label_smoothing=self.c.LABEL_SMOOTHING)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -130,7 +103,7 @@ class Runner:
         if done < self.c.CUTMIX_UNTIL and torch.rand(()) < 0.5:
             images, labels = self.cutmix(images, labels)
         self.schedule.set(self.optimizer, int(done * TICKS))
-        self.loss(self.model, images, labels).backward()
+        self.loss(images, labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -141,7 +114,7 @@ class Runner:
         out = []
         for _, images, _ in self.loaders.evaluation(split):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                out.append(model(self.shown(self.model, images)).float().cpu())
+                out.append(model(F.avg_pool2d(images, self.pooled)).float().cpu())
         model.train()
         return Scores(torch.cat(out), getattr(self.loaders.data, split).labels)
 
@@ -157,8 +130,8 @@ class Runner:
         for images, labels in self.batches():
             if (done := clock.spent / budget) >= 1:
                 break
-            if self.later and done >= self.c.SMALL_SHARE:
-                self.grow()
+            if done >= self.c.SMALL_SHARE:
+                self.pooled = 1
             if done * self.c.CHECKS >= len(curve) + 1:
                 look()
             self.step(images, labels, done)

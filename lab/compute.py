@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lab.errors import UserError
+
 
 def model_facts(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Counts for a run's records; operations by torch's counter, which sees the matrix products.
@@ -37,6 +39,27 @@ def model_facts(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any
         "macs": forward.get_total_flops() // 2,
         "training_flops": training.get_total_flops(),
     }
+
+
+def small_images_facts(
+    model: nn.Module, image_shape: tuple[int, ...], epochs: int
+) -> dict[str, Any]:
+    """The entry `small_images` for a run whose first epochs see images of half the size.
+
+    Raises: UserError, for a model that does not take them.
+    """
+    if not epochs:
+        return {}
+    channels, side = image_shape[0], image_shape[-1] // 2
+    try:
+        flops = model_facts(model, (channels, side, side))["training_flops"]
+    except (ValueError, AssertionError, RuntimeError) as error:  # the ways of our and timm's models
+        raise UserError(
+            f"SMALL_SHARE trains on images of {side} pixels first, which this model does not take "
+            f"({error}). Set it to 0, or choose an IMG_SIZE whose half PATCH_SIZE divides; a ViT "
+            'of timm\'s wants MODEL_ARGS="dynamic_img_size=True".'
+        ) from error
+    return {"small_images": {"epochs": epochs, "training_flops": flops}}
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

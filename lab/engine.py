@@ -185,6 +185,8 @@ class Trainer:
         done = (state.epoch - 1) * self.loaders.steps + state.step
         self.seed(0)  # batches are mixed alike in all processes; each drops at random on its own
         images, targets = self.mixing(images, labels)
+        if state.epoch <= config.small_epochs:
+            images = F.avg_pool2d(images, 2)
         if rank := self.accelerator.process_index:
             self.seed(rank)
         self.schedule.set(self.optimizer, done)

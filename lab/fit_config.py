@@ -23,6 +23,7 @@ class FitConfig:
     mixup: float = 0.0  # alpha of Zhang et al. 2018; 0: off
     cutmix: float = 0.0  # alpha of Yun et al. 2019; 0: off
     mix_probability: float = 1.0  # share of the batches that are mixed
+    small_share: float = 0.0  # of the epochs, the first ones, see images of half the size
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
@@ -37,13 +38,19 @@ class FitConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must be at least 1")
         for name, top in (
-            ("warmup", 1), ("label_smoothing", 1), ("mix_probability", 1.001), ("ema_decay", 1),
+            ("warmup", 1), ("label_smoothing", 1), ("mix_probability", 1.001),
+            ("small_share", 1.001), ("ema_decay", 1),
         ):  # fmt: skip
             if not 0 <= (value := getattr(self, name)) < top:
                 raise UserError(f"{name.upper()}={value} must lie between 0 and 1")
         for name in ("clip_grad", "mixup", "cutmix"):
             if (value := getattr(self, name)) < 0:
                 raise UserError(f"{name.upper()}={value} cannot be negative; 0 turns it off")
+
+    @property
+    def small_epochs(self) -> int:
+        """How many epochs, the first ones, see images of half the size."""
+        return round(self.small_share * self.epochs)
 
     @property
     def mixed_precision(self) -> str:

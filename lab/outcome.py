@@ -53,7 +53,8 @@ def record(
     confidence, predicted = scores.logits.double().softmax(1).max(1)
     labels, correct = scores.labels.numpy(), scores.correct.numpy()
     matrix = confusion_matrix(labels, predicted.numpy(), labels=range(len(data.classes)))
-    config = run.config()
+    costs = run.config()["model"]
+    small = costs.get("small_images", {"epochs": 0, "training_flops": 0})
 
     rows: list[dict[str, Any]] = [
         {
@@ -86,13 +87,16 @@ def record(
         "epochs": len(history),
         "training_seconds": round(seconds, 1),
         "images_per_second": round(np.median([row["images_per_second"] for row in history])),
-        "training_flops": config["model"]["training_flops"] * sum(row["images"] for row in history),
+        "training_flops": sum(
+            row["images"] * (small if row["epoch"] <= small["epochs"] else costs)["training_flops"]
+            for row in history
+        ),
         "peak_memory_mb": history[-1]["peak_memory_mb"],
         **(extra or {}),
         "per_class_accuracy": per_class,
     }
     title = f"{run.folder.name} on {data.name}"
-    plots.curves(run.folder / "curves.png", history, title, best_epoch)
+    plots.curves(run.folder / "curves.png", history, title, best_epoch, small["epochs"])
     plots.confusion(
         run.folder / "confusion.png",
         matrix,

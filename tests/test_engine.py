@@ -54,13 +54,19 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
     return history, torch.load(run.folder / "last.pt", weights_only=True)["model"], run.folder
 
 
-def test_fit_equals_a_plain_torch_loop(data, tmp_path):
-    """AdamW, warm-up and cosine, clipping, label smoothing: the same weights as written out."""
-    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1)
+@pytest.mark.parametrize("small_share", [0, 0.5])
+def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch):
+    """AdamW, warm-up and cosine, clipping, label smoothing, small images first, as written out."""
+    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1, small_share=small_share)
+    monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, dynamic_img_size=True))
     _, weights, _ = trained(data, tmp_path, how)
 
     torch.manual_seed(0)
-    model = VisionTransformer(CONFIG)
+    model = timm.models.VisionTransformer(**{
+        name: value for name, value in dataclasses.asdict(CONFIG).items() if name != "norm_eps"
+    })  # fmt: skip
+    torch.manual_seed(0)
+    model.load_state_dict(VisionTransformer(CONFIG).state_dict())
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n not in NO_DECAY]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1 or n in NO_DECAY]
     groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}]
@@ -78,8 +84,10 @@ def test_fit_equals_a_plain_torch_loop(data, tmp_path):
             if position < int(0.2 * steps):
                 for group in optimizer.param_groups:
                     group["lr"] = 3e-3 * (position + 1) / int(0.2 * steps)
+            size = [4, 4] if epoch == 1 and small_share else [8, 8]
+            shown = torch.nn.functional.interpolate(pixels[rows], size, mode="area")
             loss = torch.nn.functional.cross_entropy(
-                model(pixels[rows]), labels[rows], label_smoothing=0.1
+                model(shown), labels[rows], label_smoothing=0.1
             )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -235,6 +243,12 @@ def test_costs_are_those_of_the_formula():
     assert facts["parameters"] == sum(p.numel() for p in VisionTransformer(config).parameters())
     # Backward costs twice the forward pass, but images need no gradient.
     assert facts["training_flops"] == 6 * macs - 2 * patches * D * 3 * 4 * 4
+
+    flexible = VisionTransformer(dataclasses.replace(config, dynamic_img_size=True))
+    small = compute.small_images_facts(flexible, (3, 32, 32), 5)["small_images"]
+    of_its_own = VisionTransformer(dataclasses.replace(config, img_size=16))
+    expected = compute.model_facts(of_its_own, (3, 16, 16))["training_flops"]
+    assert small == {"epochs": 5, "training_flops": expected}
 
 
 def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(data):

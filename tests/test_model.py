@@ -78,6 +78,22 @@ def test_resampled_to_another_size_matches_timm():
     assert_same_logits_and_gradients(ours, reference, torch.randn(2, 3, 224, 224))
 
 
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("classed", [False, True])
+def test_images_of_other_sizes_match_timm(bare, classed):
+    options = {**AVG, "class_token": classed, "no_embed_class": bare, "dynamic_img_size": True}
+    reference = timm_model("patch4", options)
+    ours = VisionTransformer(ViTConfig(**options)).eval()
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    for size in (4, 16, 32, 44):
+        assert_same_logits_and_gradients(ours, reference, torch.randn(3, 3, size, size))
+        ours.zero_grad()
+        reference.zero_grad()
+    for odd in ((3, 16, 20), (3, 18, 18), (1, 16, 16), (3, 2, 2)):
+        with pytest.raises(ValueError, match="not \\(3, "):
+            ours(torch.randn(1, *odd))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_configurations_match_timm(seed):
     rng = random.Random(seed)

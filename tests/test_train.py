@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
           "--policy", "trivial", "--erasing", "0.3", "--ema-decay", "0.9",
-          "--epochs", "12"]  # fmt: skip
+          "--epochs", "12", "--small-share", "0.5"]  # fmt: skip
 
 
 def command(place, *words):
@@ -121,6 +121,9 @@ def test_a_run_leaves_its_records(uninterrupted):
     assert metrics["test_accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
     low, high = metrics["test_accuracy_95"]
     assert low < metrics["test_accuracy"] < high
+    costs = [config["model"]["small_images"]["training_flops"], config["model"]["training_flops"]]
+    assert costs[0] < costs[1]
+    assert metrics["training_flops"] == 6 * 1280 * sum(costs), "six epochs of either size"
     accuracies = [float(row["val_accuracy"]) for row in history(folder)]
     assert max(accuracies) == metrics["val_accuracy"] == accuracies[metrics["best_epoch"] - 1]
 
@@ -153,6 +156,11 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
         (["--warmup", "1"], "WARMUP=1.0 must lie between 0 and 1"),
         (["--val-fraction", "2"], "VAL_FRACTION=2.0 must lie between 0 and 1"),
         (["--label-smoothing", "-1"], "LABEL_SMOOTHING=-1.0"),
+        (["--small-share", "2"], "SMALL_SHARE=2.0 must lie between 0 and 1"),
+        (["--small-share", "0.5", "--patch-size", "8"],
+         r"images of 4 pixels first, which this model does not take \(.*an IMG_SIZE whose half"),
+        (["--small-share", "0.5", "--model", "vit_tiny_patch16_224", "--model-args",
+          "img_size=8 patch_size=4"], 'wants MODEL_ARGS="dynamic_img_size=True"'),
         (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup", "0", "--weight-decay", "1e9"],
          r"the loss became (nan|inf) in epoch \d+, step \d+, at learning rate"),
         (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate"),
