@@ -75,7 +75,7 @@ RECIPES = {
     },
 }  # fmt: skip
 
-VARIANT: dict[str, dict[str, Any]] = {  # what a choice brings: the run with another one
+VARIANT = {  # what a choice brings: the run with another one
     "chosen": {},
     "AdamW": {"OPTIMIZER": "adamw"},
     "AdamW at 1e-3": {"OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3},
