@@ -9,18 +9,18 @@ dropped, so that nothing else runs in the meantime; when it is over the workers 
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import count, islice
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 import train
 from benchmarks import table
+from benchmarks.peers import usual_step
 from benchmarks.timing import alternate, hardware, seconds
 from lab import constants
 from lab.augment import Augmentation
@@ -28,7 +28,6 @@ from lab.data import Dataset, load_data
 from lab.errors import run_script
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders
-from lab.optim import adamw
 from lab.preprocess import Preprocess, resized
 from lab.processes import processes
 from lab.sources import kind_of, native_size
@@ -69,23 +68,6 @@ class OneByOne(TorchDataset):
         return self.transform(self.images[i]), self.labels[i]
 
 
-def training_step(
-    model: VisionTransformer, batch: tuple[torch.Tensor, torch.Tensor], bf16: bool
-) -> Callable[[], None]:
-    """A training step on one batch that stays where it is."""
-    images, labels = batch
-    optimizer = adamw(model.to(images.device), 1e-4, 0.05)
-
-    def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def drain(batches: Iterable, device: torch.device) -> None:
     """Takes every batch to the device, and drops it."""
     for images, labels in batches:
@@ -122,7 +104,8 @@ def main() -> None:
         recipe["DEPTH"], recipe["NUM_HEADS"],
     )  # fmt: skip
     bf16 = FitConfig(1, precision=recipe["PRECISION"]).mixed_precision == "bf16"
-    step = training_step(VisionTransformer(config), next(loaders.train(1)), bf16)
+    model = VisionTransformer(config).to(device)
+    step = usual_step(model, *next(loaders.train(1)), bf16)
     theirs, kind = f"DataLoader, {WORKERS} workers", device.type
     times = alternate({
         table.OURS: lambda: seconds(

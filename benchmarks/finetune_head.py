@@ -17,39 +17,36 @@ model once more whatever the way. The ways take turns; seeds differ between repe
 """
 
 import copy
+import gc
 import os
+import random
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Literal
 
-import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torchvision.transforms import v2
 
 import finetune
 from benchmarks import peers, table
-from benchmarks.timing import hardware, seconds
+from benchmarks.head_ways import OURS, WAY, Task
+from benchmarks.timing import forget_peak_memory, hardware, seconds
 from lab import constants
 from lab.augment import Augmentation
+from lab.compute import peak_memory_mb
 from lab.data import load_data
-from lab.engine import fit
 from lab.errors import run_script
 from lab.evaluation import outputs
-from lab.features import Backbone, cached_features
+from lab.features import Backbone
 from lab.fit_config import FitConfig
 from lab.loaders import Loaders
-from lab.optim import adamw
 from lab.outcome import Scores
 from lab.processes import processes
-from lab.runs import Run
 from lab.weights import adapt_head, load_pretrained
-from model import VisionTransformer
 
 # --- What is measured ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # as in finetune.py, but a plain ViT
@@ -69,107 +66,6 @@ WORKERS: int | None = None  # of the others' DataLoaders; none: one a core, at m
 OUT: str = "benchmarks/results/finetune_head-{device}.md"  # where the table goes; empty: nowhere
 
 
-@dataclass(frozen=True)
-class Task:
-    """What all ways are given."""
-
-    model: VisionTransformer  # with a head of zeros, on the CPU; every way takes a copy
-    loaders: Loaders  # of the training images, without augmentation
-    recipe: peers.Recipe
-    folder: Path  # for what a way writes
-
-    def fit(self, model: nn.Module, loaders: Loaders) -> None:
-        """As lab.head trains one head of its sweep: no test split, no pictures."""
-        how = FitConfig(EPOCHS, self.recipe.warmup, clip_grad=self.recipe.clip_grad,
-                        precision=PRECISION, seed=loaders.seed, trial=True)  # fmt: skip
-        fit(model, adamw(model, LEARNING_RATE, WEIGHT_DECAY), loaders, how, Run(self.folder))
-
-    def pictures(self, transform: Callable | None = None) -> peers.Pictures:
-        train = self.loaders.data.train
-        return peers.Pictures(train.images(slice(None)), train.labels, transform)
-
-
-def freeze(model: nn.Module, head: nn.Module) -> None:
-    model.requires_grad_(False)
-    head.requires_grad_(True)
-
-
-# Each way gets ready and returns what is timed, which returns the head, and the seconds that
-# computing features took.
-Work = Callable[[], tuple[nn.Module, float]]
-
-
-def cached(task: Task) -> Work:
-    model = copy.deepcopy(task.model)
-
-    def work() -> tuple[nn.Module, float]:
-        features, spent = cached_features(
-            model, "the same", task.loaders, 0, task.folder, "bf16" if task.recipe.bf16 else "no"
-        )
-        task.fit(model.head, features)
-        return model.head, spent
-
-    return work
-
-
-def uncached(task: Task) -> Work:
-    model = copy.deepcopy(task.model)
-    freeze(model, model.head)
-
-    def work() -> tuple[nn.Module, float]:
-        task.fit(model, task.loaders)
-        return model.head, 0.0
-
-    return work
-
-
-def timms(task: Task) -> Work:
-    device, how, pictures = processes().device, task.loaders.preprocess, task.pictures()
-    size = (len(how.mean), how.img_size, how.img_size)
-    seen = {"mean": how.mean, "std": how.std, "crop_pct": how.crop_pct}
-    seen["interpolation"] = how.interpolation
-    batches = timm.data.create_loader(
-        pictures, size, task.recipe.batch_size, is_training=True, no_aug=True, num_workers=WORKERS,
-        pin_memory=device.type == "cuda", device=device, **seen,
-    )  # fmt: skip
-    # Here no way augments: training images are seen as test images are.
-    pictures.transform = timm.data.create_transform(size, use_prefetcher=True, **seen)
-    model = peers.in_timm(task.model.config, task.model.state_dict()).to(device)
-    freeze(model, model.get_classifier())
-    epoch = peers.timm_training(model, batches, task.recipe)
-
-    def work() -> tuple[nn.Module, float]:
-        for _ in range(EPOCHS):
-            epoch()
-        return model.get_classifier(), 0.0
-
-    return work
-
-
-def transformers(task: Task) -> Work:
-    how = task.loaders.preprocess
-    transform = v2.Compose([
-        v2.Resize(how.resized, v2.InterpolationMode(how.interpolation)),
-        v2.CenterCrop(how.img_size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(how.mean, how.std),
-    ])  # fmt: skip
-    model = peers.in_transformers(task.model.config, task.model.state_dict())
-    freeze(model, model.classifier)
-    trainer = peers.transformers_trainer(
-        model, task.pictures(transform), task.recipe, str(task.folder)
-    )
-
-    def work() -> tuple[nn.Module, float]:
-        trainer.train()
-        return model.classifier, 0.0
-
-    return work
-
-
-WAY = {"cached": cached, "uncached": uncached, "timm": timms, "transformers": transformers}
-OURS = ("cached", "uncached")
-
-
 def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
     """Seconds of a forward pass over the training images."""
     device = processes().device
@@ -185,27 +81,37 @@ def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
     return seconds(work, device.type)
 
 
-def measure(task: Task, names: list[str], test: Scores) -> dict[str, list[tuple[float, ...]]]:
+def measure(
+    task: Task, names: list[str], test: Scores
+) -> tuple[dict[str, list[tuple[float, ...]]], dict[str, int]]:
     """For each way and repeat: seconds of all, of the features, of a pass, and test accuracy.
+
+    And each way's peak memory in MB, of its main process.
 
     test: the features of the test images in place of logits.
     """
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    device, memory = processes().device, dict.fromkeys(names, 0)
     one_pass(task.model, task.loaders, task.recipe.bf16)  # warm-up
     for repeat in range(REPEATS):
         loaders = replace(task.loaders, seed=repeat)
         unit = one_pass(task.model, loaders, task.recipe.bf16)
-        for name in names:
+        # In another order at every turn: who always follows the same neighbour finds its caches.
+        for name in random.Random(repeat).sample(names, len(names)):
             with tempfile.TemporaryDirectory() as folder:
                 torch.manual_seed(repeat)
+                gc.collect()  # what the way before left
+                counts = forget_peak_memory(device)
                 work = WAY[name](replace(task, loaders=loaders, folder=Path(folder)))
                 out = []
-                spent = seconds(lambda w=work, o=out: o.append(w()), processes().device.type)
+                spent = seconds(lambda w=work, o=out: o.append(w()), device.type)
+                if counts:
+                    memory[name] = max(memory[name], peak_memory_mb(device))
             head, features = out[0]
             with torch.no_grad():
                 scores = replace(test, logits=head.cpu().float()(test.logits))
             found[name].append((spent, features, unit, 100 * scores.accuracy))
-    return found
+    return found, memory
 
 
 def main() -> None:
@@ -234,11 +140,11 @@ def main() -> None:
     )  # fmt: skip
     one = data.val.take(torch.arange(len(data.val)) == 0)  # stands for all that is not timed
     loaders = replace(loaders, data=replace(data, val=one, test=one))
-    found = measure(Task(model, loaders, recipe, Path()), names, test)
+    found, memory = measure(Task(model, loaders, recipe, Path()), names, test)
 
     times = {name: [repeat[0] for repeat in repeats] for name, repeats in found.items()}
     what = f"head-only fine-tuning, {EPOCHS} epochs"
-    rows = table.compared(what, times, "cached", [n for n in names if n not in OURS])
+    rows = table.compared(what, times, "cached", [n for n in names if n not in OURS], memory=memory)
     cells, accuracies = [], []
     for name, repeats in found.items():
         spent, features, unit, accuracy = zip(*repeats, strict=True)
@@ -254,6 +160,8 @@ def main() -> None:
             rest = median((s - f) / u for s, f, u in zip(spent, features, unit, strict=True))
             notes.append(f"Head only, ours, cached: {first:.2f} passes over the images for the "
                          f"features, {rest:.2f} for the head and the files.")  # fmt: skip
+    if any(memory.values()):
+        notes.append("Head only: peak memory is that of the main process, without workers.")
     notes.append(f"A pass takes {median(unit):.2f} s; accuracies differ by "
                  f"{max(accuracies) - min(accuracies):.2f} points at most.")  # fmt: skip
     heads = ["way", "seconds", "passes over the training images (range)", "test accuracy in %"]

@@ -7,6 +7,7 @@ from statistics import median
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.table import in_markdown
 from lab import plots
 
 COLOURS = (plots.VAL, plots.TRAIN, "#2a7f3f", "#7a3f98", "#8a6d1a", "#4a4a4a", "#b02a5b")
@@ -68,22 +69,21 @@ def table(growths: list[Growth]) -> list[str]:
     def told(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
-    lines = [
-        "| quantity | cost | values | measured, first to last | "
-        "exponent of the medians (expected) | of the least | of the last two (expected) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    cells = []
     for growth in growths:
         s, figures = growth.summary(), growth.medians
-        lines.append(
-            f"| {growth.quantity} | {growth.part or growth.what}: {growth.unit} | "
-            f"{growth.values[0]:,} to {growth.values[-1]:,} | "
-            f"{figures[0]:.3g} to {figures[-1]:,.4g} | "
-            f"**{told(s['exponent'])}** ({told(s['expected_exponent'])}) | "
-            f"{told(s['least_exponent'])} | "
-            f"{told(s['last_exponent'])} ({told(s['expected_last_exponent'])}) |"
-        )
-    return lines
+        cells.append([
+            growth.quantity, f"{growth.part or growth.what}: {growth.unit}",
+            f"{growth.values[0]:,} to {growth.values[-1]:,}",
+            f"{figures[0]:.3g} to {figures[-1]:,.4g}",
+            f"**{told(s['exponent'])}** ({told(s['expected_exponent'])})",
+            told(s["least_exponent"]),
+            f"{told(s['last_exponent'])} ({told(s['expected_last_exponent'])})",
+        ])  # fmt: skip
+    heads = ["quantity", "cost", "values", "measured, first to last",
+             "exponent of the medians (expected)", "of the least",
+             "of the last two (expected)"]  # fmt: skip
+    return in_markdown(heads, cells)
 
 
 def plot(path: Path, growths: list[Growth], title: str) -> None:

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import table
-from benchmarks.peers import IN, parameters_beside
+from benchmarks.peers import IN, parameters_beside, usual_step
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
 from lab import constants
 from lab.augment import Augmentation
@@ -98,23 +97,6 @@ def engine_step(images: Tensor, labels: Tensor, bf16: bool, compiled: bool) -> C
     def step() -> None:
         trainer.state = State(1)
         trainer.step(images, labels)
-
-    return step
-
-
-def usual_step(
-    model: nn.Module, images: Tensor, labels: Tensor, bf16: bool
-) -> Callable[[], object]:
-    """A training step of any library's model."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            out = model(images)
-            loss = F.cross_entropy(getattr(out, "logits", out), labels)
-        loss.backward()
-        optimizer.step()
 
     return step
 

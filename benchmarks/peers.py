@@ -50,6 +50,23 @@ class Pictures(TorchDataset):
         return self.transform(image), self.labels[i]
 
 
+def usual_step(
+    model: nn.Module, images: Tensor, labels: Tensor, bf16: bool
+) -> Callable[[], object]:
+    """A training step of any library's model, on a batch that stays where it is."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            out = model(images)
+            loss = F.cross_entropy(getattr(out, "logits", out), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def timm_training(model: nn.Module, batches: Any, recipe: Recipe) -> Callable[[], None]:
     """An epoch of timm's training, to be called again and again.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.table import in_markdown
 from lab.checkpoints import write_whole
 from lab.plots import plt, save
 
@@ -58,21 +59,21 @@ def table(folder: Path) -> str:
         base = {r["seed"]: r["test_accuracy"] for r in own.get(CHOSEN, [])}
         lines += [
             f"{budget:g} seconds of training on {one['data']}; {where}; {versions}.", "",
-            "| recipe | seeds | parameters | images | test accuracy (%) | to chosen (points) | "
-            + " | ".join(f"s to {t:.0%}" for t in TARGETS) + " |",
-            "|---" * (6 + len(TARGETS)) + "|",
         ]  # fmt: skip
+        cells = []
         for name, records in own.items():
             pairs = [r["test_accuracy"] - base[r["seed"]] for r in records if r["seed"] in base]
             apart = f"{100 * mean(pairs):+.2f}" if pairs and name != CHOSEN else ""
-            lines.append(
-                f"| {name} | {len(records)} | {records[0]['parameters']:,} | "
-                f"{mean(r['images'] for r in records):,.0f} | "
-                f"{spread([r['test_accuracy'] for r in records])} | {apart} | "
-                + " | ".join(reached(records, t) for t in TARGETS) + " |"
-            )  # fmt: skip
+            cells.append([
+                name, str(len(records)), f"{records[0]['parameters']:,}",
+                f"{mean(r['images'] for r in records):,.0f}",
+                spread([r["test_accuracy"] for r in records]), apart,
+                *(reached(records, t) for t in TARGETS),
+            ])  # fmt: skip
         commands = dict.fromkeys(r["command"] for records in own.values() for r in records)
-        lines += ["", *(f"`{command}`  " for command in commands), ""]
+        heads = ["recipe", "seeds", "parameters", "images", "test accuracy (%)",
+                 "to chosen (points)", *(f"s to {t:.0%}" for t in TARGETS)]  # fmt: skip
+        lines += [*in_markdown(heads, cells), "", *(f"`{command}`  " for command in commands), ""]
     text = "\n".join(lines)
     write_whole(folder / "table.md", lambda scratch: scratch.write_text(text, encoding="utf-8"))
     return text

@@ -38,19 +38,23 @@ OUT: str = "benchmarks/results/startup-{device}.md"  # where the table goes; emp
 # --- For the processes that this starts ---
 ONLY: str = ""  # take this way's first step, here and now
 
-IMPORTED, STEPPED = "-- imported", "-- stepped"  # what a way prints when it is so far
+# What a way prints when it is so far; at last its peak memory.
+IMPORTED, STEPPED, HELD = "-- imported", "-- stepped", "-- MB"
 IMG_SIZE, PATCH_SIZE = 8, 4
 
 
 def reached(where: str) -> None:
     """Tells the benchmark, and ends the process after the first step."""
-    if where == STEPPED and "torch" in sys.modules:
+    if where == STEPPED:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     print(where, flush=True)
     if where == STEPPED:
+        from lab.compute import peak_memory_mb
+
+        print(HELD, peak_memory_mb(torch.device("cpu")), flush=True)
         sys.exit()
 
 
@@ -185,10 +189,10 @@ def torchvision() -> None:
 WAY = {"ours": ours, "timm": timms, "transformers": transformers, "torchvision": torchvision}
 
 
-def start(name: str) -> tuple[float, float]:
+def start(name: str) -> tuple[float, float, int | None]:
     """Seconds from starting a way's process to the end of its imports, and of its first step.
 
-    Raises: SystemExit, if it never came so far.
+    And its peak memory in MB, resident. Raises: SystemExit, if it never came so far.
     """
     asked = [f"--only={name}", f"--embed-dim={EMBED_DIM}", f"--depth={DEPTH}"]
     asked += [f"--num-heads={NUM_HEADS}", f"--batch-size={BATCH_SIZE}", f"--workers={WORKERS}"]
@@ -199,7 +203,8 @@ def start(name: str) -> tuple[float, float]:
             found.setdefault(line.strip(), time.perf_counter() - began)
     if not {IMPORTED, STEPPED} <= found.keys():
         raise SystemExit(f"{name} failed: see above")
-    return found[IMPORTED], found[STEPPED]
+    held = [int(line.split()[-1]) for line in found if line.startswith(HELD) and line[-1].isdigit()]
+    return found[IMPORTED], found[STEPPED], held[0] if held else None
 
 
 def measure() -> None:
@@ -212,15 +217,16 @@ def measure() -> None:
     device = processes().device.type
     names, notes = table.present(WAYS.split(","))
     imports: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, int] = {}
 
     def first_step(name: str) -> float:
-        imported, stepped = start(name)
+        imported, stepped, memory[name] = start(name)
         imports[name].append(imported)
         return stepped
 
     works = {name: lambda name=name: first_step(name) for name in names}
     times = alternate(works, REPEATS)
-    rows = table.compared("start-up to the first step", times, table.OURS, names)
+    rows = table.compared("start-up to the first step", times, table.OURS, names, memory=memory)
     cells = []
     for name in names:
         imported = median(imports[name][1:])

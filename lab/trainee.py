@@ -50,6 +50,8 @@ class Trainee:
             try:
                 self.model, self.optimizer = accelerator.prepare(model, optimizer)
             except (ValueError, NotImplementedError) as error:
+                if not accelerator.is_fsdp2:
+                    raise
                 raise UserError(
                     f"this model cannot be divided over the processes so: {error}\n"
                     "Change Accelerate's config, or run without FSDP."
