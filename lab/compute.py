@@ -56,8 +56,8 @@ def small_images_facts(
     except (ValueError, AssertionError, RuntimeError) as error:  # the ways of our and timm's models
         raise UserError(
             f"SMALL_SHARE trains on images of {side} pixels first, which this model does not take "
-            f"({error}). Set it to 0, or choose an IMG_SIZE whose half PATCH_SIZE divides; a ViT "
-            'of timm\'s wants MODEL_ARGS="dynamic_img_size=True".'
+            f"({str(error).rstrip('.')}). Set it to 0, or choose an IMG_SIZE whose half PATCH_SIZE "
+            'divides; a ViT of timm\'s wants MODEL_ARGS="dynamic_img_size=True".'
         ) from error
     return {"small_images": {"epochs": epochs, "training_flops": flops}}
 

@@ -39,7 +39,7 @@ class FitConfig:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must be at least 1")
         for name, top in (
             ("warmup", 1), ("label_smoothing", 1), ("mix_probability", 1.001),
-            ("small_share", 1.001), ("ema_decay", 1),
+            ("small_share", 1), ("ema_decay", 1),
         ):  # fmt: skip
             if not 0 <= (value := getattr(self, name)) < top:
                 raise UserError(f"{name.upper()}={value} must lie between 0 and 1")
@@ -49,8 +49,8 @@ class FitConfig:
 
     @property
     def small_epochs(self) -> int:
-        """How many epochs, the first ones, see images of half the size."""
-        return round(self.small_share * self.epochs)
+        """How many epochs, the first ones, see images of half the size; never the last."""
+        return min(round(self.small_share * self.epochs), self.epochs - 1)
 
     @property
     def mixed_precision(self) -> str:

@@ -156,7 +156,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
         (["--warmup", "1"], "WARMUP=1.0 must lie between 0 and 1"),
         (["--val-fraction", "2"], "VAL_FRACTION=2.0 must lie between 0 and 1"),
         (["--label-smoothing", "-1"], "LABEL_SMOOTHING=-1.0"),
-        (["--small-share", "2"], "SMALL_SHARE=2.0 must lie between 0 and 1"),
+        (["--small-share", "1"], "SMALL_SHARE=1.0 must lie between 0 and 1"),
         (["--small-share", "0.5", "--patch-size", "8"],
          r"images of 4 pixels first, which this model does not take \(.*an IMG_SIZE whose half"),
         (["--small-share", "0.5", "--model", "vit_tiny_patch16_224", "--model-args",
