@@ -63,7 +63,7 @@ BATCH_SIZE: int | None = None  # images a step, over all processes
 ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: of the blocks' matrices, AdamW the rest
 LEARNING_RATE: float | None = None  # peak rate, for this batch size
-SMALL_SHARE: float | None = None  # of the epochs, on images of half the size: cheap, and first
+SMALL_SHARE: float | None = None  # of the epochs, the first ones, on images of half the size
 WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
 DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
@@ -165,20 +165,22 @@ def train(values: dict[str, Any], build: Build) -> Run:
         c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
     )
     how = FitConfig(
-        epochs=c.EPOCHS, small_share=c.SMALL_SHARE, warmup=c.WARMUP, decay=c.DECAY,
-        clip_grad=c.CLIP_GRAD, accumulation_steps=c.ACCUMULATION_STEPS,
-        label_smoothing=c.LABEL_SMOOTHING, mixup=c.MIXUP, cutmix=c.CUTMIX,
-        mix_probability=c.MIX_PROBABILITY, ema_decay=c.EMA_DECAY, precision=c.PRECISION,
-        compile=c.COMPILE, seed=c.SEED, tensorboard=c.TENSORBOARD,
+        epochs=c.EPOCHS, small_share=c.SMALL_SHARE,
+        small_size=c.IMG_SIZE // 2 // c.PATCH_SIZE * c.PATCH_SIZE,  # whole patches
+        warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
+        accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
+        mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
+        ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
+        tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     torch.manual_seed(c.SEED)
     model, short, more = build(c, data)
     optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
-    image = (data.channels, c.IMG_SIZE, c.IMG_SIZE)
+    full, small = ((data.channels, side, side) for side in (c.IMG_SIZE, how.small_size))
     facts = {
-        "model": model_facts(model, image) | small_images_facts(model, image, how.small_epochs),
+        "model": model_facts(model, full) | small_images_facts(model, small, how.small_epochs),
         "dataset": data.summary(),
         **more,
     }

@@ -44,22 +44,22 @@ def model_facts(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any
 def small_images_facts(
     model: nn.Module, image_shape: tuple[int, ...], epochs: int
 ) -> dict[str, Any]:
-    """The entry `small_images` for a run whose first epochs see images of half the size.
+    """The entry `small_images` for a run whose first `epochs` see images of that smaller shape.
 
     Raises: UserError, for a model that does not take them.
     """
     if not epochs:
         return {}
-    channels, side = image_shape[0], image_shape[-1] // 2
+    side = image_shape[-1]
     try:
-        flops = model_facts(model, (channels, side, side))["training_flops"]
+        flops = model_facts(model, image_shape)["training_flops"]
     except (ValueError, AssertionError, RuntimeError) as error:  # the ways of our and timm's models
         raise UserError(
             f"SMALL_SHARE trains on images of {side} pixels first, which this model does not take "
-            f"({str(error).rstrip('.')}). Set it to 0, or choose an IMG_SIZE whose half PATCH_SIZE "
-            'divides; a ViT of timm\'s wants MODEL_ARGS="dynamic_img_size=True".'
+            f"({str(error).rstrip('.')}). Set it to 0; a ViT of timm's takes them with "
+            'MODEL_ARGS="dynamic_img_size=True".'
         ) from error
-    return {"small_images": {"epochs": epochs, "training_flops": flops}}
+    return {"small_images": {"epochs": epochs, "img_size": side, "training_flops": flops}}
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

@@ -186,7 +186,7 @@ class Trainer:
         self.seed(0)  # batches are mixed alike in all processes; each drops at random on its own
         images, targets = self.mixing(images, labels)
         if state.epoch <= config.small_epochs:
-            images = F.avg_pool2d(images, 2)
+            images = F.adaptive_avg_pool2d(images, config.small_size)
         if rank := self.accelerator.process_index:
             self.seed(rank)
         self.schedule.set(self.optimizer, done)

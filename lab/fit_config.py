@@ -23,7 +23,8 @@ class FitConfig:
     mixup: float = 0.0  # alpha of Zhang et al. 2018; 0: off
     cutmix: float = 0.0  # alpha of Yun et al. 2019; 0: off
     mix_probability: float = 1.0  # share of the batches that are mixed
-    small_share: float = 0.0  # of the epochs, the first ones, see images of half the size
+    small_share: float = 0.0  # of the epochs, the first ones, see smaller images
+    small_size: int = 0  # pixels, of those images
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
@@ -32,6 +33,8 @@ class FitConfig:
     trial: bool = False  # one of a sweep: it says nothing and leaves the test split alone
 
     def __post_init__(self) -> None:
+        if self.small_share and self.small_size < 1:
+            raise UserError("SMALL_SHARE needs two patches or more to a side: lower PATCH_SIZE")
         if self.tensorboard:
             check_installed()
         for name in ("epochs", "accumulation_steps"):
@@ -49,7 +52,7 @@ class FitConfig:
 
     @property
     def small_epochs(self) -> int:
-        """How many epochs, the first ones, see images of half the size; never the last."""
+        """How many epochs, the first ones, see smaller images; never the last."""
         return min(round(self.small_share * self.epochs), self.epochs - 1)
 
     @property

@@ -54,7 +54,7 @@ def record(
     labels, correct = scores.labels.numpy(), scores.correct.numpy()
     matrix = confusion_matrix(labels, predicted.numpy(), labels=range(len(data.classes)))
     costs = run.config()["model"]
-    small = costs.get("small_images", {"epochs": 0, "training_flops": 0})
+    small = costs.get("small_images", {"epochs": 0})
 
     rows: list[dict[str, Any]] = [
         {
@@ -88,7 +88,7 @@ def record(
         "training_seconds": round(seconds, 1),
         "images_per_second": round(np.median([row["images_per_second"] for row in history])),
         "training_flops": sum(
-            row["images"] * (small if row["epoch"] <= small["epochs"] else costs)["training_flops"]
+            row["images"] * (costs if row["epoch"] > small["epochs"] else small)["training_flops"]
             for row in history
         ),
         "peak_memory_mb": history[-1]["peak_memory_mb"],
@@ -96,7 +96,7 @@ def record(
         "per_class_accuracy": per_class,
     }
     title = f"{run.folder.name} on {data.name}"
-    plots.curves(run.folder / "curves.png", history, title, best_epoch, small["epochs"])
+    plots.curves(run.folder / "curves.png", history, title, best_epoch, small)
     plots.confusion(
         run.folder / "confusion.png",
         matrix,

@@ -22,11 +22,11 @@ def save(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
 
 
 def curves(
-    path: Path, rows: list[dict[str, Any]], title: str, best_epoch: int, small_epochs: int = 0
+    path: Path, rows: list[dict[str, Any]], title: str, best_epoch: int, small: dict[str, int]
 ) -> None:
     """Loss and accuracy over the epochs, training and validation; `rows` as in history.csv.
 
-    small_epochs: how many of them, the first, were trained on images of half the size.
+    small: how many `epochs`, the first ones, saw smaller images, of `img_size` pixels.
     """
     epochs = [row["epoch"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
@@ -38,9 +38,9 @@ def curves(
             values = [scale * row[f"{part}_{key}"] for row in rows]
             axis.plot(epochs, values, color=colour, label=name, marker="o", ms=2.5, lw=1.6)
         axis.axvline(best_epoch, color="gray", ls=":", lw=1.2, label=f"best epoch ({best_epoch})")
-        if small_epochs:
-            halved = f"images of half the size (to {small_epochs})"
-            axis.axvspan(0.5, small_epochs + 0.5, color="gray", alpha=0.12, lw=0, label=halved)
+        if small["epochs"]:
+            note = f"trained on {small['img_size']} pixels"
+            axis.axvspan(0.5, small["epochs"] + 0.5, color="gray", alpha=0.12, lw=0, label=note)
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)

@@ -57,7 +57,8 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
 @pytest.mark.parametrize("small_share", [0, 0.5])
 def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch):
     """AdamW, warm-up and cosine, clipping, label smoothing, small images first, as written out."""
-    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1, small_share=small_share)
+    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1, small_share=small_share,
+                              small_size=4)  # fmt: skip
     monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, dynamic_img_size=True))
     _, weights, _ = trained(data, tmp_path, how)
 
@@ -245,10 +246,10 @@ def test_costs_are_those_of_the_formula():
     assert facts["training_flops"] == 6 * macs - 2 * patches * D * 3 * 4 * 4
 
     flexible = VisionTransformer(dataclasses.replace(config, dynamic_img_size=True))
-    small = compute.small_images_facts(flexible, (3, 32, 32), 5)["small_images"]
+    small = compute.small_images_facts(flexible, (3, 16, 16), 5)["small_images"]
     of_its_own = VisionTransformer(dataclasses.replace(config, img_size=16))
     expected = compute.model_facts(of_its_own, (3, 16, 16))["training_flops"]
-    assert small == {"epochs": 5, "training_flops": expected}
+    assert small == {"epochs": 5, "img_size": 16, "training_flops": expected}
 
 
 def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(data):
