@@ -164,6 +164,8 @@ def train(values: dict[str, Any], build: Build) -> Run:
     augmentation = Augmentation(
         c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
     )
+    torch.manual_seed(c.SEED)
+    model, short, more = build(c, data)
     how = FitConfig(
         epochs=c.EPOCHS, small_share=c.SMALL_SHARE,
         small_size=c.IMG_SIZE // 2 // c.PATCH_SIZE * c.PATCH_SIZE,  # whole patches
@@ -173,8 +175,6 @@ def train(values: dict[str, Any], build: Build) -> Run:
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
-    torch.manual_seed(c.SEED)
-    model, short, more = build(c, data)
     optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 

@@ -29,7 +29,7 @@ PARTS: str | None = None  # in this order; none: all, finetune_full on a GPU onl
 QUICK: bool = False  # tiny sizes, whose figures mean nothing
 # --- How it is measured ---
 REPEATS: int | None = None  # of every part; none: each part's own number
-OUT: str = "benchmarks/results"  # the folder of the tables
+OUT: str = "benchmarks/local"  # the folder of the tables
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {  # on a CPU; on a GPU the parts' own constants

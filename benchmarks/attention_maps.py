@@ -45,7 +45,7 @@ BATCH_SIZE: int = 32  # images
 WAYS: str = "forward;ours, class token;ours, reduced;ours, whole;transformers;hooks"
 # --- How it is measured ---
 REPEATS: int = 5  # the median over so many is reported, after one that is not
-OUT: str = "benchmarks/results/attention_maps-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/attention_maps-{device}.md"  # where the table goes; empty: nowhere
 
 
 def received(block: BlockAttention) -> Tensor:

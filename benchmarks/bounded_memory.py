@@ -27,6 +27,7 @@ from benchmarks.table import command as typed
 from benchmarks.timing import hardware
 from lab import constants
 from lab.preprocess import resized
+from lab.runs import provenance
 
 # --- What is measured ---
 LIMIT_MB: int | None = None  # interpreter and libraries included; none: 800, RLIMIT_DATA 1500
@@ -36,7 +37,7 @@ IMG_SIZE: int = 224  # pixels that the model sees
 BATCH_SIZE: int = 16  # images a step
 # --- Where ---
 SCRATCH: str = ""  # folder for images and cache, 10 times the limit; empty: the system's
-OUT: str = "benchmarks/results/bounded_memory"  # .md and .json; empty: nowhere
+OUT: str = "benchmarks/local/bounded_memory"  # .md and .json; empty: nowhere
 
 DISTINCT = 4  # photographs of each class; the others are links to them
 MODEL = {  # as small as can be: this is about feeding
@@ -122,8 +123,8 @@ def measure(scratch: Path) -> tuple[str, dict]:
         "counts; a cgroup counts pages of files too, up to the limit, and takes them back.", "",
         *(f"    {line}" for line in steps),
     ])  # fmt: skip
-    record = {"command": words, "hardware": hardware("cpu"), "torch": torch.__version__,
-              "images": count, "decoded_bytes": size, "limited_by": trained.by}  # fmt: skip
+    record = {**provenance(), "command": words, "images": count, "decoded_bytes": size,
+              "limited_by": trained.by}  # fmt: skip
     for name, outcome in (("train", trained), ("hold", held), ("low", low)):
         record[name] = {k: v for k, v in vars(outcome).items() if k != "output"}
         record[name]["ended"] = ending(outcome)

@@ -40,7 +40,7 @@ DATA_DIR: str = "data"  # where downloads are
 WORKERS: int = 2  # of the DataLoader that ours is compared with
 BATCHES: int = 40  # of a turn at most; digits have 20 an epoch
 REPEATS: int = 5  # the median over so many is reported, after one that is not
-OUT: str = "benchmarks/results/data_feeding-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/data_feeding-{device}.md"  # where the table goes; empty: nowhere
 
 
 class OneByOne(TorchDataset):

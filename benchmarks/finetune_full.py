@@ -55,7 +55,7 @@ BATCH_SIZE: int | None = None  # images in a step; none: 8 on a CPU, 128 on a GP
 STEPS: int | None = None  # timed at once; none: 2 on a CPU, 40 on a GPU
 REPEATS: int = 5  # the median over so many is reported, after one that is not
 WORKERS: int | None = None  # of the others' DataLoaders; none: one a core, at most 16
-OUT: str = "benchmarks/results/finetune_full-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/finetune_full-{device}.md"  # where the table goes; empty: nowhere
 
 H100 = 989e12  # FLOP/s in bf16, dense, by the data sheet of the SXM version
 AUGMENT = finetune.AUGMENTATIONS["photographs"]

@@ -17,7 +17,6 @@ model once more whatever the way. The ways take turns; seeds differ between repe
 """
 
 import copy
-import gc
 import os
 import random
 import sys
@@ -34,10 +33,9 @@ from torch import nn
 import finetune
 from benchmarks import peers, table
 from benchmarks.head_ways import OURS, WAY, Task
-from benchmarks.timing import forget_peak_memory, hardware, seconds
+from benchmarks.timing import hardware, seconds
 from lab import constants
 from lab.augment import Augmentation
-from lab.compute import peak_memory_mb
 from lab.data import load_data
 from lab.errors import run_script
 from lab.evaluation import outputs
@@ -63,7 +61,7 @@ PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in
 # --- How it is measured ---
 REPEATS: int = 5  # the median over so many is reported
 WORKERS: int | None = None  # of the others' DataLoaders; none: one a core, at most 16
-OUT: str = "benchmarks/results/finetune_head-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/finetune_head-{device}.md"  # where the table goes; empty: nowhere
 
 
 def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
@@ -81,17 +79,12 @@ def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
     return seconds(work, device.type)
 
 
-def measure(
-    task: Task, names: list[str], test: Scores
-) -> tuple[dict[str, list[tuple[float, ...]]], dict[str, int]]:
+def measure(task: Task, names: list[str], test: Scores) -> dict[str, list[tuple[float, ...]]]:
     """For each way and repeat: seconds of all, of the features, of a pass, and test accuracy.
-
-    And each way's peak memory in MB, of its main process.
 
     test: the features of the test images in place of logits.
     """
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-    device, memory = processes().device, dict.fromkeys(names, 0)
     one_pass(task.model, task.loaders, task.recipe.bf16)  # warm-up
     for repeat in range(REPEATS):
         loaders = replace(task.loaders, seed=repeat)
@@ -100,18 +93,14 @@ def measure(
         for name in random.Random(repeat).sample(names, len(names)):
             with tempfile.TemporaryDirectory() as folder:
                 torch.manual_seed(repeat)
-                gc.collect()  # what the way before left
-                counts = forget_peak_memory(device)
                 work = WAY[name](replace(task, loaders=loaders, folder=Path(folder)))
                 out = []
-                spent = seconds(lambda w=work, o=out: o.append(w()), device.type)
-                if counts:
-                    memory[name] = max(memory[name], peak_memory_mb(device))
+                spent = seconds(lambda w=work, o=out: o.append(w()), processes().device.type)
             head, features = out[0]
             with torch.no_grad():
                 scores = replace(test, logits=head.cpu().float()(test.logits))
             found[name].append((spent, features, unit, 100 * scores.accuracy))
-    return found, memory
+    return found
 
 
 def main() -> None:
@@ -140,11 +129,11 @@ def main() -> None:
     )  # fmt: skip
     one = data.val.take(torch.arange(len(data.val)) == 0)  # stands for all that is not timed
     loaders = replace(loaders, data=replace(data, val=one, test=one))
-    found, memory = measure(Task(model, loaders, recipe, Path()), names, test)
+    found = measure(Task(model, loaders, recipe, Path()), names, test)
 
     times = {name: [repeat[0] for repeat in repeats] for name, repeats in found.items()}
     what = f"head-only fine-tuning, {EPOCHS} epochs"
-    rows = table.compared(what, times, "cached", [n for n in names if n not in OURS], memory=memory)
+    rows = table.compared(what, times, "cached", [n for n in names if n not in OURS])
     cells, accuracies = [], []
     for name, repeats in found.items():
         spent, features, unit, accuracy = zip(*repeats, strict=True)
@@ -160,8 +149,6 @@ def main() -> None:
             rest = median((s - f) / u for s, f, u in zip(spent, features, unit, strict=True))
             notes.append(f"Head only, ours, cached: {first:.2f} passes over the images for the "
                          f"features, {rest:.2f} for the head and the files.")  # fmt: skip
-    if any(memory.values()):
-        notes.append("Head only: peak memory is that of the main process, without workers.")
     notes.append(f"A pass takes {median(unit):.2f} s; accuracies differ by "
                  f"{max(accuracies) - min(accuracies):.2f} points at most.")  # fmt: skip
     heads = ["way", "seconds", "passes over the training images (range)", "test accuracy in %"]

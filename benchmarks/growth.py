@@ -52,7 +52,7 @@ FILES: str = "1000,2000,4000,8000,16000"  # image files in a folder
 # --- How ---
 REPEATS: int = 3  # of every value; the median is reported, and the range drawn
 STEPS: int = 2  # training steps in a turn, but where the images grow: then an epoch
-OUT: str = "benchmarks/results/growth-{device}"  # .png, .md and .json; empty: nowhere
+OUT: str = "benchmarks/local/growth-{device}"  # .png, .md and .json; empty: nowhere
 
 CONSTANT = {"stages": "STAGES", "batch": "BATCHES", "files": "FILES", "images": "IMAGES"}
 CLASSES = 10

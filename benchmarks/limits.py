@@ -20,7 +20,7 @@ from lab.processes import processes
 
 REPEATS: int = 10  # the median over so many is reported, after one that is not
 COPY_MB: int | None = None  # of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU
-OUT: str = "benchmarks/results/limits-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/limits-{device}.md"  # where the table goes; empty: nowhere
 
 
 def rate(device: str, dtype: torch.dtype) -> float:

@@ -55,7 +55,7 @@ BATCH_SIZE: int = 128  # images in a step
 # --- How it is measured ---
 REPEATS: int = 5  # the median over so many is reported, after two that are not
 STEPS: int | None = None  # in a turn; none: 1 on a CPU, 20 on a GPU
-OUT: str = "benchmarks/results/model_speed-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/model_speed-{device}.md"  # where the table goes; empty: nowhere
 
 KNOWN = [f"{kind}, {dtype}{compiled}" for kind in ("training", "inference")
          for dtype in ("fp32", "bf16") for compiled in ("", ", compiled")]  # fmt: skip

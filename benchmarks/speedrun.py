@@ -1,6 +1,6 @@
 """How fast can a plain ViT be trained? CIFAR-10 against the clock.
 
-    python -m benchmarks.speedrun                    # a CPU: 10 minutes; a GPU: 60, 150 and 360 s
+    python -m benchmarks.speedrun       # three runs each: a CPU: 10 minutes; a GPU: 60, 150, 360 s
     python -m benchmarks.speedrun --variants all --seconds 120      # each choice undone, in turn
 
 A plain ViT: no convolution beyond the patch embedding, no distillation, no data but CIFAR-10's
@@ -60,7 +60,7 @@ EMA_DECAY: float = 0.0  # judge a moving average of the weights; 0: off
 PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
 COMPILE: bool | None = None  # torch.compile, with CUDA graphs
 # --- Output ---
-OUT: str = "benchmarks/results/speedrun-{device}"  # folder of the records
+OUT: str = "benchmarks/local/speedrun-{device}"  # folder of the records
 FRESH: bool = False  # run again what is finished
 PROFILE: bool = False  # instead of racing, say where the time of a step goes
 

@@ -34,7 +34,7 @@ BATCH_SIZE: int = 64  # images in a step
 # --- How it is measured ---
 WORKERS: int = 0  # of the others' DataLoaders; none is the fastest start
 REPEATS: int = 3  # the median over so many is reported, after one that is not
-OUT: str = "benchmarks/results/startup-{device}.md"  # where the table goes; empty: nowhere
+OUT: str = "benchmarks/local/startup-{device}.md"  # where the table goes; empty: nowhere
 # --- For the processes that this starts ---
 ONLY: str = ""  # take this way's first step, here and now
 

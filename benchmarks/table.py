@@ -179,13 +179,14 @@ def number(value: float) -> str:
 
 def row_lines(rows: list[Row]) -> list[str]:
     """A table of rows; the fastest of several peers in the same work is marked."""
-    worst: dict[str, float] = {}
+    peers: dict[str, list[float]] = {}
     for row in rows:
-        worst[row.what] = min(row.ratio, worst.get(row.what, row.ratio))
-    several = {row.what for row in rows if row.ratio > worst[row.what]}
+        peers.setdefault(row.what, []).append(row.theirs)
     cells = []
     for row in rows:
-        mark = " (the fastest)" if row.what in several and row.ratio == worst[row.what] else ""
+        others = peers[row.what]
+        best = max(others) if row.unit == "images/s" else min(others)
+        mark = " (the fastest)" if len(others) > 1 and row.theirs == best else ""
         held = [f"{mb:,}" if mb else "-" for mb in (row.ours_mb, row.theirs_mb)]
         cells.append([
             row.what, row.peer + mark, *(f"{number(v)} {row.unit}" for v in (row.ours, row.theirs)),

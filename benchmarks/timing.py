@@ -12,7 +12,6 @@ from multiprocessing import (
     set_start_method,
 )
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,18 +37,6 @@ def seconds(work: Callable[[], object], device: str, times: int = 1) -> float:
         work()
     synchronize(device)
     return (time.perf_counter() - start) / times
-
-
-def forget_peak_memory(device: torch.device) -> bool:
-    """Lets `peak_memory_mb` count from here on; False where a CPU's system cannot (not Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
-    except OSError:
-        return False
-    return True
 
 
 def product(device: str, dtype: torch.dtype) -> Callable[[], None]:

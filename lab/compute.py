@@ -1,6 +1,8 @@
 """What a model costs: parameters, multiply-adds, FLOPs of a training step, memory."""
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ def small_images_facts(
         raise UserError(
             f"SMALL_SHARE trains on images of {side} pixels first, which this model does not take "
             f"({str(error).rstrip('.')}). Set it to 0; a ViT of timm's takes them with "
-            'MODEL_ARGS="dynamic_img_size=True".'
+            'MODEL_ARGS="dynamic_img_size=True", where PATCH_SIZE is its patch size.'
         ) from error
     return {"small_images": {"epochs": epochs, "img_size": side, "training_flops": flops}}
 
@@ -66,6 +68,10 @@ def peak_memory_mb(device: torch.device) -> int | None:
     """The most memory so far, in MB: allocated on a GPU, resident for the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 10**6
+    # Not getrusage first: on Linux a process inherits there what the one that started it held.
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024 // 10**6
     try:
         import resource
     except ImportError:  # Windows

@@ -116,6 +116,9 @@ class Trainer:
         where = f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {kind}"
         where += ", in shards" if self.accelerator.is_fsdp2 else ""
         self.say(f"{self.loaders.data.describe()}\n{count:,} parameters on {where}")
+        if small := self.config.small_epochs:
+            how = f"train on images of {self.config.small_size} pixels; validation is at full size"
+            self.say(f"epochs 1 to {small} {how}")
         path = self.run.folder / "last.pt"
         if path.exists():
             saved = load_state(path)

@@ -146,7 +146,7 @@ class Loaders:
         view: 0 is without any drawing; 1, 2, ... are augmented views, each always the same.
         """
         mine = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
-        indices = list(mine.split(2 * self.batch_size))
+        indices = list(mine.split(max(1, 2 * self.batch_size // self.world)))
         batches = self.feed(split).batches(indices)
         for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
             if view:

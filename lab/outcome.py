@@ -86,7 +86,9 @@ def record(
         "val_accuracy": best["val_accuracy"],
         "epochs": len(history),
         "training_seconds": round(seconds, 1),
-        "images_per_second": round(np.median([row["images_per_second"] for row in history])),
+        "images_per_second": round(
+            np.median([r["images_per_second"] for r in history if r["epoch"] > small["epochs"]])
+        ),
         "training_flops": sum(
             row["images"] * (costs if row["epoch"] > small["epochs"] else small)["training_flops"]
             for row in history

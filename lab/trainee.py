@@ -42,7 +42,8 @@ class Trainee:
             self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
             self.judged = self.ema.module
         if config.compile:
-            model.compile()
+            # With two sizes of images, one compilation for all sizes would serve the large ones.
+            model.compile(dynamic=False if config.small_epochs else None)
         if accelerator.distributed_type == DistributedType.NO:
             # No wrapper around the optimizer, which costs as much as the step of a small head.
             self.model, self.optimizer = accelerator.prepare(model), optimizer

@@ -147,6 +147,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     ("words", "advice"),
     [
         (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of digits, cifar10"),
+        (["--patch-size", "0"], "patch_size=0 must be at least 1"),
         (["--patch-size", "3"], r"patch_size=3 must divide img_size=8"),
         (["--num-heads", "5"], r"num_heads=5 must divide embed_dim=32"),
         (["--learning-rate", "20"], r"LEARNING_RATE=20.0 must lie in \(0, 1\)"),
