@@ -113,7 +113,7 @@ def twins(
     for cnn in (c for c in found if "twin_of" in c.first.config and c.first.share == 1):
         same = {k: v for k, v in cnn.first.constants.items() if k not in NOT_COMPARED}
         for vit in (c for c in found if c.first.script == "train.py" and c.first.share == 1):
-            theirs = {"TRAIN_FRACTION": 1.0, **vit.first.constants}
+            theirs = vit.first.constants
             if any(theirs.get(k) != v for k, v in same.items()):
                 continue
             if setting(vit.first, place) != setting(cnn.first, place):

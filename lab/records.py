@@ -28,6 +28,8 @@ TASKS = {  # by script, in the order of the lab
     "finetune.py": "Fine-tuning",
     "finetune_swin.py": "Swin and other models",
 }
+# What a run of before a constant did; without them it would seem the twin of any later run.
+EARLIER = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "SMALL_SHARE": 0.0}
 MARKS = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
@@ -58,9 +60,9 @@ class Record:
     predictions: Predictions | None
     sweep: Path | None  # the folder of the sweep whose trial it is
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, Any]:
-        return self.config["constants"]
+        return {**EARLIER, **self.config["constants"]}
 
     @cached_property
     def script(self) -> str:
@@ -91,15 +93,12 @@ class Record:
 
     @property
     def share(self) -> float:
-        """The share of the training images that it saw; runs of before the constant saw all."""
-        return self.constants.get("TRAIN_FRACTION", 1.0)
+        """The share of the training images that it saw."""
+        return self.constants["TRAIN_FRACTION"]
 
     def key(self, *without: str) -> str:
         """The same for runs that differ in these constants alone."""
         rest = {k: v for k, v in self.constants.items() if k not in without}
-        rest.setdefault("TRAIN_FRACTION", 1.0)
-        for name in without:
-            rest.pop(name, None)
         return json.dumps([self.script, self.config["dataset"]["name"], rest], sort_keys=True)
 
 

@@ -21,7 +21,7 @@ import finetune
 import report
 import train
 from lab import constants
-from lab.configurations import configurations
+from lab.configurations import configurations, twins
 from lab.paired import chosen, hardest, pairs
 from lab.records import read_runs
 from lab.report_content import content
@@ -155,6 +155,23 @@ def test_shares_and_modes_are_put_in_order(place, tmp_path):
     (tuning,) = shown["finetuning"]
     assert {p["label"] for p in tuning["points"]} == {"head", "full", "scratch"}
     assert tuning["points"][0]["label"] == "head"  # fewest trained parameters
+
+
+def test_a_twin_was_trained_in_the_same_way(place):
+    """A record of before OPTIMIZER was a constant belongs to the runs that AdamW trained."""
+
+    def pairs_left():
+        return len(twins(configurations(read_runs(place).runs, place), place))
+
+    before = pairs_left()
+    assert before
+    for path in (place / "cnn_baseline").rglob("config.json"):
+        break_json(path.parent, path.name, lambda record: record["constants"].pop("OPTIMIZER"))
+    assert pairs_left() == before
+    for path in (place / "train").rglob("config.json"):
+        change = {"OPTIMIZER": "muon"}
+        break_json(path.parent, path.name, lambda r, c=change: r["constants"].update(c))
+    assert pairs_left() == 0
 
 
 def test_the_summary_names_the_model_that_validation_chooses(place, tmp_path):
