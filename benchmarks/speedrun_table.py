@@ -32,9 +32,9 @@ def machine(record: dict[str, Any]) -> str:
     return f"{where}, {clock}"
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], sign: str = "") -> str:
     """In percent: mean and standard deviation, the latter from two values on."""
-    middle = f"{100 * mean(values):.2f}"
+    middle = f"{100 * mean(values):{sign}.2f}"
     return middle + (f" ± {100 * stdev(values):.2f}" if len(values) > 1 else "")
 
 
@@ -63,7 +63,7 @@ def table(folder: Path) -> str:
         cells = []
         for name, records in own.items():
             pairs = [r["test_accuracy"] - base[r["seed"]] for r in records if r["seed"] in base]
-            apart = f"{100 * mean(pairs):+.2f}" if pairs and name != CHOSEN else ""
+            apart = spread(pairs, "+") if pairs and name != CHOSEN else ""
             cells.append([
                 name, str(len(records)), f"{records[0]['parameters']:,}",
                 f"{mean(r['images'] for r in records):,.0f}",
