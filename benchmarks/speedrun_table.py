@@ -27,7 +27,8 @@ def read(folder: Path) -> dict[Group, list[dict[str, Any]]]:
 def machine(record: dict[str, Any]) -> str:
     """Where a run was, and by which clock."""
     found = record["hardware"]
-    where = found.get("gpu") or f"{found['cpu']}, {found['threads']} threads"
+    threads = found["threads"]
+    where = found.get("gpu") or f"{found['cpu']}, {threads} thread{'s' * (threads > 1)}"
     clock = {"wall": "wall clock", "cpu": "processor time"}[record["constants"]["CLOCK"]]
     return f"{where}, {clock}"
 

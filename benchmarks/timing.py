@@ -63,7 +63,8 @@ def hardware(device: str) -> str:
     if device == "cuda":
         return found["gpu"]
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{found['cpu']}, {capability}, {found['threads']} threads"
+    threads = found["threads"]
+    return f"{found['cpu']}, {capability}, {threads} thread{'s' * (threads > 1)}"
 
 
 def alternate(
