@@ -53,7 +53,8 @@ EMBED_DIM: int = 192  # width; a multiple of 64
 DEPTH: int = 9  # blocks
 BATCH_SIZE: int = 128  # images in a step
 # --- How it is measured ---
-REPEATS: int = 5  # the median over so many is reported, after two that are not
+ROUNDS: int = 3  # fresh processes of everybody: where its memory lies moves one by a fifth
+REPEATS: int = 3  # turns in a round after two that do not count; medians are over all rounds
 STEPS: int | None = None  # in a turn; none: 1 on a CPU, 20 on a GPU
 OUT: str = "benchmarks/local/model_speed-{device}.md"  # where the table goes; empty: nowhere
 
@@ -139,6 +140,20 @@ def library_process(name: str, values: dict[str, Any], line: Connection) -> None
     turns.take(steps)
 
 
+def rounds_of(
+    work: str, names: list[str], values: dict[str, Any]
+) -> tuple[table.Times, dict[str, int]]:
+    """Seconds of everybody's turns at a work, round after round, and each one's peak MB."""
+    times: table.Times = {name: [] for name in names}
+    memory: dict[str, int] = {}
+    for _ in range(ROUNDS):
+        found, held = in_turns(library_process, names, {**values, "WORK": work}, REPEATS, WARMUP)
+        memory = {name: max(mb, memory.get(name, 0)) for name, mb in held.items()}
+        for name in names:
+            times[name] += found[name]
+    return times, memory
+
+
 def main() -> None:
     global STEPS
     values = constants.override(sys.modules[__name__])
@@ -153,9 +168,7 @@ def main() -> None:
     rows, shares = [], []
     for work in WORKS.split(";"):
         try:
-            times, memory = in_turns(
-                library_process, [*names, PRODUCT], {**values, "WORK": work}, REPEATS, WARMUP
-            )
+            times, memory = rounds_of(work, [*names, PRODUCT], values)
         except SystemExit as failure:  # such as no compiler: the other works can go on
             failed.append(f"{work}: {failure}.")
             continue
@@ -173,7 +186,8 @@ def main() -> None:
     lines = [
         f"{model}  ",
         f"{hardware(device)}. {table.versions(names)}.  ",
-        f"Medians of {REPEATS} repeats of {STEPS} steps, in turns.  ",
+        f"Medians of {ROUNDS} x {REPEATS} repeats of {STEPS} steps, in turns, everybody in "
+        f"{ROUNDS} processes one after another.  ",
         f"`{table.command('model_speed')}`", "", *table.row_lines(rows), "",
         *table.share_lines(shares), "", *(f"- {note}" for note in notes),
     ]  # fmt: skip
