@@ -148,7 +148,7 @@ def rounds_of(
     memory: dict[str, int] = {}
     for _ in range(ROUNDS):
         found, held = in_turns(library_process, names, {**values, "WORK": work}, REPEATS, WARMUP)
-        memory = {name: max(mb, memory.get(name, 0)) for name, mb in held.items()}
+        memory = {name: max(mb or 0, memory.get(name, 0)) for name, mb in held.items()}
         for name in names:
             times[name] += found[name]
     return times, memory
