@@ -63,7 +63,7 @@ BATCH_SIZE: int | None = None  # images a step, over all processes
 ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: of the blocks' matrices, AdamW the rest
 LEARNING_RATE: float | None = None  # peak rate, for this batch size
-SMALL_SHARE: float | None = None  # of the epochs, the first ones, on images of half the size
+SMALL_SHARE: float = 0.0  # of the epochs, the first ones, on images of half the size
 WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
 DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
@@ -97,7 +97,7 @@ FRESH: bool = False  # start over, replacing the records of the same run
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 100, "SMALL_SHARE": 0.0, "BATCH_SIZE": 64, "OPTIMIZER": "adamw",
+        "EPOCHS": 100, "BATCH_SIZE": 64, "OPTIMIZER": "adamw",
         "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.0,
         "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1, "TRANSLATE": 0.5, "POLICY": "none",
         "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
@@ -105,7 +105,7 @@ RECIPES = {
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 300, "SMALL_SHARE": 0.0, "BATCH_SIZE": 128, "OPTIMIZER": "muon",
+        "EPOCHS": 300, "BATCH_SIZE": 128, "OPTIMIZER": "muon",
         "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 4, "RESIZED_CROP": 0.0,
         "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial",
         "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
@@ -113,7 +113,7 @@ RECIPES = {
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
-        "DROP_PATH_RATE": 0.1, "EPOCHS": 200, "SMALL_SHARE": 0.0, "BATCH_SIZE": 128,
+        "DROP_PATH_RATE": 0.1, "EPOCHS": 200, "BATCH_SIZE": 128,
         "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 0,
         "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
         "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0,
