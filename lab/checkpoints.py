@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lab.errors import UserError
 from lab.processes import first
-from lab.sharded import cut_like, whole
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -41,9 +40,8 @@ def write_json(path: Path, content: Any) -> None:
 def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Weights as safetensors; `header` is JSON, such as the model's config and class names.
 
-    The first process writes; the others must call this too where the weights may be in shards.
+    Only the main process writes.
     """
-    state = whole(state)
     if not first():
         return
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -81,12 +79,11 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path | str
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
         raise UserError(f"{origin} is of another architecture ({len(problems)} keys):\n  {shown}")
-    model.load_state_dict({name: cut_like(state[name], wanted[name]) for name in wanted})
+    model.load_state_dict(state)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Everything that a run needs to go on; all processes call this, the first writes."""
-    state = whole(state)
+    """Everything that a run needs to resume; only the main process writes."""
     if first():
         write_whole(path, lambda scratch: torch.save(state, scratch))
 

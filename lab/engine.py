@@ -114,7 +114,6 @@ class Trainer:
         kind = "bf16" if self.config.mixed_precision == "bf16" else "fp32"
         count = sum(p.numel() for p in self.trainee.plain.parameters())
         where = f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {kind}"
-        where += ", in shards" if self.accelerator.is_fsdp2 else ""
         self.say(f"{self.loaders.data.describe()}\n{count:,} parameters on {where}")
         if small := self.config.small_epochs:
             how = f"train on images of {self.config.small_size} pixels; validation is at full size"

@@ -1,7 +1,5 @@
 """A model's outputs on a split, every image once, whatever the number of processes."""
 
-from collections.abc import Iterator
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -9,8 +7,6 @@ from torch import Tensor, nn
 from lab.errors import UserError
 from lab.loaders import Loaders
 from lab.outcome import Scores
-
-Batch = tuple[Tensor, Tensor, Tensor]  # indices, images, labels
 
 
 @torch.no_grad()
@@ -31,31 +27,13 @@ def outputs(
             f"{split} has {size} images for {accelerator.num_processes} processes: start at most "
             f"{size}"
         )
-    batches = loaders.evaluation(split, view)
-    if accelerator.is_fsdp2:
-        batches = in_step(batches, accelerator)
-    for index, images, _ in batches:
+    for index, images, _ in loaders.evaluation(split, view):
         with accelerator.autocast():
             values = model(images).float()
         if out is None:
             out = torch.zeros(size, *values.shape[1:], device=accelerator.device)
         out[index.to(out.device)] = values
     return accelerator.reduce(out).cpu()  # the other processes' rows are zero
-
-
-def in_step(batches: Iterator[Batch], accelerator: Accelerator) -> Iterator[Batch]:
-    """The batches, and the last one again while another process still has some.
-
-    A model in shards is put together by all processes, so all must run it equally often.
-    """
-    last = None
-    while True:
-        mine = next(batches, None)
-        last = mine or last
-        more = torch.tensor(float(mine is not None), device=accelerator.device)
-        if accelerator.reduce(more) == 0:
-            return
-        yield last
 
 
 def evaluate(model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator) -> Scores:

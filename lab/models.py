@@ -80,9 +80,8 @@ def unknown_architecture(name: str) -> str:
 def describe(model: nn.Module, classes: list[str], preprocess: Preprocess) -> dict[str, Any]:
     """The header of a model's weights: what rebuilds it, and what it needs to predict."""
     config = getattr(model, "config", None)  # a head alone has none
-    ours = (name for name, (kind, _) in OURS.items() if isinstance(model, kind))  # FSDP subclasses
     return {
-        "model": "timm" if isinstance(config, TimmConfig) else next(ours, type(model).__name__),
+        "model": "timm" if isinstance(config, TimmConfig) else type(model).__name__,
         "config": asdict(config) if config else {},
         "classes": classes,
         "preprocess": asdict(preprocess),

@@ -5,14 +5,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast, fsdp2_prepare_model
+from accelerate.utils import broadcast
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from lab.checkpoints import load_strictly
-from lab.errors import UserError
 from lab.fit_config import FitConfig
-from lab.sharded import check_supported, load_optimizer
 
 
 class Trainee:
@@ -32,10 +30,7 @@ class Trainee:
         config: FitConfig,
         accelerator: Accelerator,
     ):
-        """Raises: UserError, for a way to divide the model over processes that does not work."""
-        check_supported(accelerator, model, optimizer)
-        if not accelerator.is_fsdp2:  # else only shards go there: all of it may not fit
-            model.to(accelerator.device)
+        model.to(accelerator.device)
         self.plain = self.judged = model
         self.ema = None
         if config.ema_decay:
@@ -48,17 +43,7 @@ class Trainee:
             # No wrapper around the optimizer, which costs as much as the step of a small head.
             self.model, self.optimizer = accelerator.prepare(model), optimizer
         else:
-            try:
-                self.model, self.optimizer = accelerator.prepare(model, optimizer)
-            except (ValueError, NotImplementedError) as error:
-                if not accelerator.is_fsdp2:
-                    raise
-                raise UserError(
-                    f"this model cannot be divided over the processes so: {error}\n"
-                    "Change Accelerate's config, or run without FSDP."
-                ) from error
-        if self.ema and accelerator.is_fsdp2:
-            fsdp2_prepare_model(accelerator, self.ema.module)
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     def agree(self) -> None:
         """What a batch norm knows of its own process's images gives way to the first process's."""
@@ -75,6 +60,6 @@ class Trainee:
     def load(self, saved: dict[str, Any], path: Path) -> None:
         """Takes up a `state`, whole, that was read from `path`."""
         load_strictly(self.plain, saved["model"], path)
-        load_optimizer(self.optimizer, saved["optimizer"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema:
             load_strictly(self.ema.module, saved["ema"], path)

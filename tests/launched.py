@@ -1,28 +1,60 @@
-"""Runs scripts in the processes of one launch, as two launches would, to save their start.
+"""Runs one or more scripts in the processes of a single launch, which saves start-up time.
 
     torchrun --nproc-per-node 2 tests/launched.py train.py --epochs 1 + cnn_baseline.py --epochs 1
 
-SHARDS=1: Accelerate gives FSDP to GPUs alone; the CPUs here are told to be some.
+HOLD=FILE stops training inside its second epoch until a process of this launch has received a
+signal, so that a test can interrupt a run at a known place without sleeping. FILE appears then.
 """
 
 import os
 import runpy
+import signal
 import sys
+import time
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType, PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lab import loaders
 from lab.processes import processes
+
+HOLD_AT = (2, 4)  # epoch, step
+
+
+def hold_training(signaled: Path) -> None:
+    """Makes every process wait at HOLD_AT until `signaled` exists, and any signal create it."""
+    batches, install = loaders.Loaders.train, signal.signal
+
+    def held_batches(self, epoch, first_step=0):
+        for step, batch in enumerate(batches(self, epoch, first_step), first_step):
+            if (epoch, step) == HOLD_AT:
+                print("held", flush=True)
+                while not signaled.exists():
+                    time.sleep(0.01)
+            yield batch
+
+    def install_and_touch(number, handler):
+        def touch_and_handle(*arguments):
+            signaled.touch()
+            handler(*arguments)
+
+        return install(number, touch_and_handle if callable(handler) else handler)
+
+    loaders.Loaders.train, signal.signal = held_batches, install_and_touch
+
 
 if __name__ == "__main__":
     processes()
-    if os.environ.get("SHARDS"):
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if path := os.environ.get("HOLD"):
+        hold_training(Path(path))
+    destroy = torch.distributed.destroy_process_group
     torch.distributed.destroy_process_group = lambda: None  # the next script needs it
-    for more, words in groupby(sys.argv[1:], lambda word: word == "+"):
-        if not more:
+    for is_separator, words in groupby(sys.argv[1:], lambda word: word == "+"):
+        if not is_separator:
             sys.argv = list(words)
             runpy.run_path(sys.argv[0], run_name="__main__")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the process that holds the store must not leave first
+        destroy()

@@ -1,4 +1,4 @@
-"""Two processes train like one, whatever launches them; stopped, divided into shards, misused."""
+"""Two processes train like one, whatever launches them; interrupted and misused."""
 
 import contextlib
 import csv
@@ -12,21 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from accelerate import DistributedType
 from safetensors.torch import load_file
 
 from lab.data import load_data
-from lab.errors import UserError
-from lab.lora import add_lora
 from lab.models import load_model
-from lab.optim import adamw
-from lab.sharded import check_supported
-from model import VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -139,15 +132,6 @@ def one(tmp_path_factory):
     return sorted(place.iterdir()), out
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """The launcher with the documented config of FSDP."""
-    text = (ROOT / "benchmarks" / "several_processes.md").read_text()
-    path = tmp_path_factory.mktemp("config") / "fsdp.yaml"
-    path.write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
-    return [*LAUNCH, "--config_file", str(path), "--main_process_port", "0", "tests/launched.py"]
-
-
 def test_torchrun_trains_like_one_process(one, tmp_path):
     out = launched(TORCHRUN, [*TRAIN, "--results-dir", str(tmp_path)])
     assert_same_run(only(tmp_path), one[0][0])
@@ -214,67 +198,50 @@ def to_one_worker_again_and_again(process):
             time.sleep(0.02)
 
 
-def stopped(launcher, words, send, **environment):
-    """Starts a run and stops it in its second epoch; the command that goes on."""
-    process = start(launcher, words, **environment)
+def stopped(launcher, words, send, signaled, **environment):
+    """Starts a run and interrupts it inside its second epoch; returns the command that resumes.
+
+    `signaled`: a path that the processes create when a signal arrives, see tests/launched.py.
+    """
+    words = ["tests/launched.py", *words]
+    process = start(launcher, words, HOLD=str(signaled), **environment)
     for line in process.stdout:
-        if line.startswith("epoch   1/"):
+        if line == "held\n":
             break
-    time.sleep(0.15)  # some steps
     send(process)
     status, out, err = finished(process)
     assert status != 0
     assert err.count("stopping after this step") == (send is not to_one_worker_again_and_again), err
     (told,) = re.findall(r"stopped and saved at epoch (\d), step (\d+): .*\ngo on with: (.*)", err)
-    assert not re.search(r"^epoch", out, re.M), out
+    assert not re.search(r"^epoch   2/", out, re.M), out
     assert told[0] == "2"
-    assert 0 <= int(told[1]) < 18
+    assert 4 < int(told[1]) < 18
     return told[2]
 
 
 def test_a_run_of_two_processes_goes_on_with_one(one, tmp_path):
-    words = [*TRAIN, "--results-dir", str(tmp_path)]
-    again = stopped(TORCHRUN, words, to_one_worker_again_and_again)
-    assert again == " ".join(["python", *TORCHRUN, *words])
+    words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
+    again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "signaled")
+    assert again == " ".join(["python", *TORCHRUN, "tests/launched.py", *words])
     assert "going on at epoch 2, step" in alone(words)
-    assert_same_run(only(tmp_path), one[0][0])
+    assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
-def test_a_run_of_one_process_goes_on_in_shards(one, shards, tmp_path):
-    words = [*TRAIN, "--results-dir", str(tmp_path)]
-    assert stopped([], words, to_the_launcher) == " ".join(["python", *words])
-    out = launched(shards, words, SHARDS="1")
-    assert "on 2 x cpu, fp32, in shards" in out
+def test_a_run_of_one_process_goes_on_with_two(one, tmp_path):
+    words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
+    again = stopped([], words, to_the_launcher, tmp_path / "signaled")
+    assert again == " ".join(["python", *words])
+    out = launched([*TORCHRUN, "tests/launched.py"], words)
     assert "going on at epoch 2, step" in out
-    assert_same_run(only(tmp_path), one[0][0])
+    assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
-def test_a_run_in_shards_goes_on_with_one_process(one, shards, tmp_path):
-    words = [*TRAIN, "--results-dir", str(tmp_path)]
-    again = stopped(shards, words, to_all, SHARDS="1")
-    assert again == " ".join(["python", *shards, *words])
-    load_model(only(tmp_path) / "best.safetensors")  # of the first epoch, by the shards
+def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
+    words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
+    stopped(TORCHRUN, words, to_all, tmp_path / "signaled")
+    load_model(only(tmp_path / "runs") / "best.safetensors")  # of the first epoch
     assert "going on at epoch 2, step" in alone(words)
-    assert_same_run(only(tmp_path), one[0][0])
-
-
-def test_what_was_never_tried_in_shards_is_refused():
-    model = VisionTransformer(
-        ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, num_heads=2)
-    )
-    shards = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    check_supported(shards, model, adamw(model, 1e-3, 0.05))
-    with pytest.raises(UserError, match="set OPTIMIZER to adamw"):
-        check_supported(shards, model, torch.optim.SGD(model.parameters()))
-    old = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
-    with pytest.raises(UserError, match="set fsdp_version: 2"):
-        check_supported(old, model, adamw(model, 1e-3, 0.05))
-    other = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
-    with pytest.raises(UserError, match="DEEPSPEED is not supported"):
-        check_supported(other, model, adamw(model, 1e-3, 0.05))
-    add_lora(model, 2)
-    with pytest.raises(UserError, match="MODE=lora does not work with FSDP"):
-        check_supported(shards, model, adamw(model, 1e-3, 0.05))
+    assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
