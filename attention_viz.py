@@ -15,17 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from lab import constants
-from lab.attention_views import viewing
-from lab.augment import Augmentation
-from lab.errors import UserError, run_script
-from lab.hub import short_name
-from lab.loaders import Loaders
-from lab.pictures import load_images
-from lab.processes import processes
-from lab.runs import Run, newest
-from lab.score_run import scoring
-from lab.weights import load_pretrained
+from lab.attention.score_report import scoring
+from lab.attention.views import viewing
+from lab.core import constants
+from lab.core.errors import UserError, run_script
+from lab.core.runs import Run, newest
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.image_list import load_images
+from lab.data.loaders import Loaders
+from lab.models.pretrained import load_pretrained, short_name
 
 # --- What is looked at ---
 MODEL: str | None = None  # a run's folder, timm name or file; none: the newest run of train.py

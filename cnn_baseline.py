@@ -20,13 +20,13 @@ from typing import Any, Literal
 import torch
 
 import train
-from lab import constants
-from lab.checkpoints import load_weights
-from lab.cnn import ResidualCNN, twin
-from lab.compute import model_facts
-from lab.data import Dataset
-from lab.errors import UserError, run_script
-from lab.seeds import over_seeds
+from lab.core import constants
+from lab.core.checkpoints import load_weights
+from lab.core.errors import UserError, run_script
+from lab.data.datasets import Dataset
+from lab.models.cnn import ResidualCNN, twin
+from lab.models.profiling import model_facts
+from lab.training.results import over_seeds
 from model import VisionTransformer, ViTConfig
 
 # --- Twin ---

@@ -18,25 +18,22 @@ from typing import Any, Literal
 
 import torch
 
-from lab import constants
-from lab.augment import Augmentation
-from lab.comparison import compare
-from lab.compute import model_facts
-from lab.data import load_data, thin
-from lab.engine import fit
-from lab.errors import run_script
-from lab.features import cached_features
-from lab.fit_config import FitConfig
-from lab.head import train_head
-from lab.hub import short_name
-from lab.loaders import Loaders
-from lab.modes import choose_trained, rate_warning, usual_rate, variant_of
-from lab.optim import adamw, layers
-from lab.processes import processes
-from lab.runs import Run
-from lab.seeds import over_seeds
-from lab.sources import kind_of
-from lab.weights import adapt_head, load_pretrained, with_random_weights
+from lab.core import constants
+from lab.core.errors import run_script
+from lab.core.runs import Run
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import kind_of, load_data, thin
+from lab.data.loaders import Loaders
+from lab.finetuning.comparison import compare
+from lab.finetuning.linear_probe import cached_features, train_head
+from lab.finetuning.modes import choose_trained, rate_warning, usual_rate, variant_of
+from lab.models.pretrained import adapt_head, load_pretrained, short_name, with_random_weights
+from lab.models.profiling import model_facts
+from lab.training.config import FitConfig
+from lab.training.loop import fit
+from lab.training.optimizers import adamw, layers
+from lab.training.results import over_seeds
 
 # --- Weights ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
@@ -81,7 +78,7 @@ NAME: str | None = None  # of the run's folder; none: from dataset, weights, mod
 FRESH: bool = False  # start over, replacing the records of the same run
 
 HEAD_SWEEP = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 0.5])  # rates and weight decays that head tries
-AUGMENTATIONS = {  # by kind of dataset: see lab/augment.py
+AUGMENTATIONS = {  # by kind of dataset: see lab/data/augment.py
     "digits": Augmentation(rotate=10, zoom=0.1, translate=0.5),
     "small": Augmentation(shift=4, flip=True),
     "photographs": Augmentation(resized_crop=0.4, flip=True),

@@ -15,9 +15,9 @@ import sys
 from torch import nn
 
 import finetune
-from lab import constants
-from lab.errors import UserError, run_script
-from lab.weights import load_pretrained
+from lab.core import constants
+from lab.core.errors import UserError, run_script
+from lab.models.pretrained import load_pretrained
 
 # --- Weights ---
 MODEL: str = "weights/swin_48x222_cifar10.safetensors"  # timm name, owner/repository, file, run

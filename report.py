@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from lab import constants
-from lab.checkpoints import write_whole
-from lab.errors import UserError, run_script
-from lab.records import read_runs
-from lab.report_content import content
-from lab.report_markdown import fill, page
-from lab.report_page import write_page
+from lab.core import constants
+from lab.core.checkpoints import write_whole
+from lab.core.errors import UserError, run_script
+from lab.report.content import content
+from lab.report.markdown import fill, page
+from lab.report.page import write_page
+from lab.report.records import read_runs
 
 # --- What is reported ---
 RESULTS: str = "results"  # the folder of all runs

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from lab import constants
-from lab.errors import UserError, run_script
-from lab.processes import processes
-from lab.runs import NOT_THE_RUN
+from lab.core import constants
+from lab.core.errors import UserError, run_script
+from lab.core.runs import NOT_THE_RUN
+from lab.core.runtime import processes
 from lab.sweep_plots import draw_sweep
 from lab.sweep_records import open_sweep, write_records
 from lab.sweep_script import Script

@@ -18,21 +18,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lab import constants
-from lab.augment import Augmentation
-from lab.compute import model_facts, small_images_facts
-from lab.data import Dataset, load_data, thin
-from lab.engine import fit
-from lab.errors import run_script
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.models import TimmConfig, timm_model
-from lab.optim import OPTIMIZERS
-from lab.preprocess import Preprocess, resized
-from lab.processes import processes
-from lab.runs import Run
-from lab.seeds import over_seeds
-from lab.sources import kind_of, native_size
+from lab.core import constants
+from lab.core.errors import run_script
+from lab.core.runs import Run
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import Dataset, kind_of, load_data, native_size, thin
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess, resized
+from lab.models.profiling import model_facts, small_images_facts
+from lab.models.registry import TimmConfig, timm_model
+from lab.training.config import FitConfig
+from lab.training.loop import fit
+from lab.training.optimizers import OPTIMIZERS
+from lab.training.results import over_seeds
 from model import VisionTransformer, ViTConfig
 
 # A constant that is None takes its value from RECIPES below, by dataset; set it to override that.

@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks import table
 from benchmarks.timing import hardware
-from lab import constants
-from lab.checkpoints import write_json
-from lab.processes import processes
+from lab.core import constants
+from lab.core.checkpoints import write_json
+from lab.core.runtime import processes
 
 # --- What is measured ---
 PARTS: str | None = None  # in this order; none: all, finetune_full on a GPU only

@@ -7,9 +7,9 @@
 The same random weights and images for all, fp32, on the CPU or a GPU.
 
 - forward: our ViT's plain forward pass, with the fused kernel.
-- ours, class token: lab.saliency.raw, what the class token takes, in every block and head.
-- ours, reduced: lab.attention.attention_maps, mean over queries, block by block.
-- ours, whole: lab.attention.attention_maps, every matrix kept.
+- ours, class token: lab.attention.saliency.raw, the class token's row, every block and head.
+- ours, reduced: lab.attention.extraction.attention_maps, mean over queries, block by block.
+- ours, whole: lab.attention.extraction.attention_maps, every matrix kept.
 - transformers: ViTForImageClassification with output_attentions=True, every matrix kept.
 - hooks: timm.utils.AttentionExtract on timm's ViT without the fused kernel (with it, it finds
   nothing), every matrix kept.
@@ -30,12 +30,11 @@ from torch import Tensor
 from benchmarks import table
 from benchmarks.peers import in_transformers
 from benchmarks.timing import Turns, hardware, in_turns
-from lab import constants
-from lab.attention import attention_maps
-from lab.block_attention import BlockAttention
-from lab.convert import config_of
-from lab.processes import processes
-from lab.saliency import raw
+from lab.attention.extraction import BlockAttention, attention_maps
+from lab.attention.saliency import raw
+from lab.core import constants
+from lab.core.runtime import processes
+from lab.models.conversion import config_of
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---

@@ -25,9 +25,9 @@ from PIL import Image
 from benchmarks.memory_limit import Outcome, can_group, run_limited
 from benchmarks.table import command as typed
 from benchmarks.timing import hardware
-from lab import constants
-from lab.preprocess import resized
-from lab.runs import provenance
+from lab.core import constants
+from lab.core.runs import provenance
+from lab.data.preprocess import resized
 
 # --- What is measured ---
 LIMIT_MB: int | None = None  # interpreter and libraries included; none: 800, RLIMIT_DATA 1500

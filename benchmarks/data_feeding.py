@@ -22,15 +22,14 @@ import train
 from benchmarks import table
 from benchmarks.peers import usual_step
 from benchmarks.timing import alternate, hardware, seconds
-from lab import constants
-from lab.augment import Augmentation
-from lab.data import Dataset, load_data
-from lab.errors import run_script
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.preprocess import Preprocess, resized
-from lab.processes import processes
-from lab.sources import kind_of, native_size
+from lab.core import constants
+from lab.core.errors import run_script
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import Dataset, kind_of, load_data, native_size
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess, resized
+from lab.training.config import FitConfig
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---

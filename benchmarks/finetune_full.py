@@ -6,7 +6,7 @@
 Whole steps are timed: crop, flip, normalisation, forward, backward, clipping, AdamW, schedule.
 The photographs are random pixels, decoded and in memory for all, the weights are random.
 
-- ours: what finetune.py runs, lab.engine.Trainer.train_epoch on lab.loaders.Loaders.
+- ours: what finetune.py runs, lab.training.loop.Trainer.train_epoch on lab.data.loaders.Loaders.
 - timm: its model, create_loader with the prefetcher, create_optimizer_v2, its scheduler and
   clipping under torch.autocast, put together as its train.py does (the wheel lacks that script).
 - transformers: ViTForImageClassification and Trainer, torchvision's transforms in a Dataset.
@@ -30,19 +30,18 @@ import finetune
 from benchmarks import table
 from benchmarks.peers import Pictures, Recipe, in_transformers, timm_training, transformers_trainer
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
-from lab import constants
-from lab.compute import model_facts
-from lab.convert import config_of
-from lab.data import Dataset
-from lab.engine import Trainer
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.optim import adamw
-from lab.preprocess import Preprocess
-from lab.processes import processes
-from lab.runs import Run
-from lab.sources import Split
-from lab.state import State
+from lab.core import constants
+from lab.core.runs import Run
+from lab.core.runtime import processes
+from lab.data.datasets import Dataset, Split
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
+from lab.models.conversion import config_of
+from lab.models.profiling import model_facts
+from lab.training.config import FitConfig
+from lab.training.loop import Trainer
+from lab.training.optimizers import adamw
+from lab.training.state import State
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---

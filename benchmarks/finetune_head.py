@@ -6,8 +6,8 @@
 Four ways, with the same frozen weights, images, batch size, AdamW, rates and a head of zeros:
 
 - cached: what finetune.py --mode head does for one rate and one weight decay: the features of every
-  image once (lab.features.cached_features), then lab.engine.fit on them.
-- uncached: the frozen model in lab.engine.fit, with a forward pass in every epoch.
+  image once (lab.finetuning.linear_probe.cached_features), then lab.training.loop.fit on them.
+- uncached: the frozen model in lab.training.loop.fit, with a forward pass in every epoch.
 - timm: the frozen model, its loader and the loop of its train.py.
 - transformers: the frozen ViTForImageClassification and Trainer.
 
@@ -34,17 +34,17 @@ import finetune
 from benchmarks import peers, table
 from benchmarks.head_ways import OURS, WAY, Task
 from benchmarks.timing import hardware, seconds
-from lab import constants
-from lab.augment import Augmentation
-from lab.data import load_data
-from lab.errors import run_script
-from lab.evaluation import outputs
-from lab.features import Backbone
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.outcome import Scores
-from lab.processes import processes
-from lab.weights import adapt_head, load_pretrained
+from lab.core import constants
+from lab.core.errors import run_script
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data
+from lab.data.loaders import Loaders
+from lab.finetuning.linear_probe import Backbone
+from lab.models.pretrained import adapt_head, load_pretrained
+from lab.training.config import FitConfig
+from lab.training.evaluation import outputs
+from lab.training.results import Scores
 
 # --- What is measured ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # as in finetune.py, but a plain ViT

@@ -3,8 +3,8 @@
     python -m benchmarks.growth                                    # 9 minutes on two busy cores
     python -m benchmarks.growth --quantities "depth,batch" --depths "1,2,4"
 
-A turn is an epoch of `lab.engine`'s own steps on synthetic images, batches included. The values
-of a quantity take turns, each in a process of its own with its own peak of memory; everything else
+A turn is an epoch of `lab.training.loop` on synthetic images, batches included.
+The values of a quantity take turns, each in a process of its own with its own memory peak; all else
 stays at the sizes below. Expected are the FLOPs of torch's counter, scaled through the last point,
 and the bytes of weights, gradients, moments, images and what autograd keeps. A constant share, such
 as the overhead of small steps, makes a measured exponent smaller than the expected one.
@@ -25,19 +25,18 @@ from benchmarks.growth_fit import Growth, plot, table
 from benchmarks.growth_stages import KINDS, stage_peer
 from benchmarks.table import command
 from benchmarks.timing import Turns, hardware, in_turns
-from lab import constants
-from lab.augment import Augmentation
-from lab.compute import model_facts
-from lab.data import Dataset
-from lab.engine import Trainer
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.optim import adamw
-from lab.preprocess import Preprocess
-from lab.processes import processes
-from lab.runs import provenance
-from lab.sources import whole
-from lab.state import State
+from lab.core import constants
+from lab.core.runs import provenance
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import Dataset, whole
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
+from lab.models.profiling import model_facts
+from lab.training.config import FitConfig
+from lab.training.loop import Trainer
+from lab.training.optimizers import adamw
+from lab.training.state import State
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured; values in growing order, separated by commas ---

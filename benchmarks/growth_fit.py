@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.table import in_markdown
-from lab import plots
+from lab.core import plots
 
 COLOURS = (plots.VAL, plots.TRAIN, "#2a7f3f", "#7a3f98", "#8a6d1a", "#4a4a4a", "#b02a5b")
 

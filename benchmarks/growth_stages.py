@@ -18,17 +18,16 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.timing import Turns
-from lab import sources
-from lab.augment import Augmentation
-from lab.data import load_data, thin
-from lab.evaluation import evaluate
-from lab.loaders import Loaders
-from lab.outcome import record
-from lab.preprocess import Preprocess
-from lab.processes import processes
-from lab.records import read_predictions
-from lab.runs import Run
-from lab.sources import Source, whole
+from lab.core.runs import Run
+from lab.core.runtime import processes
+from lab.data import datasets
+from lab.data.augment import Augmentation
+from lab.data.datasets import Source, load_data, thin, whole
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
+from lab.report.records import read_predictions
+from lab.training.evaluation import evaluate
+from lab.training.results import record
 
 SIDE, CLASSES, BATCH = 8, 10, 1024  # pixels; images a batch
 ROW = {"epoch": 1, "seconds": 1.0, "images_per_second": 1.0, "images": 1, "peak_memory_mb": 1}
@@ -69,7 +68,7 @@ class Many:
         }[stage]
 
     def load(self) -> None:
-        sources.digits = self.source  # in its place, so that the rest is what a user's data meet
+        datasets.digits = self.source  # in its place, so that the rest is what a user's data meet
         self.data = load_data("digits")
         preprocess = Preprocess(SIDE, self.data.mean, self.data.std)
         self.loaders = Loaders(self.data, preprocess, BATCH, Augmentation(flip=True))

@@ -11,13 +11,13 @@ from torch import nn
 from torchvision.transforms import v2
 
 from benchmarks import peers
-from lab.engine import fit
-from lab.features import cached_features
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.optim import adamw
-from lab.processes import processes
-from lab.runs import Run
+from lab.core.runs import Run
+from lab.core.runtime import processes
+from lab.data.loaders import Loaders
+from lab.finetuning.linear_probe import cached_features
+from lab.training.config import FitConfig
+from lab.training.loop import fit
+from lab.training.optimizers import adamw
 from model import VisionTransformer
 
 
@@ -31,7 +31,7 @@ class Task:
     folder: Path  # for what a way writes
 
     def fit(self, model: nn.Module, loaders: Loaders) -> None:
-        """As lab.head trains one head of its sweep: no test split, no pictures."""
+        """As lab.finetuning.linear_probe trains one head: no test split, no pictures."""
         r = self.recipe
         how = FitConfig(r.epochs, r.warmup, clip_grad=r.clip_grad, seed=loaders.seed, trial=True,
                         precision="bf16" if r.bf16 else "fp32")  # fmt: skip

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.table import keep, versions
 from benchmarks.timing import PRODUCTS, hardware, product, product_flop, seconds
-from lab import constants
-from lab.processes import processes
+from lab.core import constants
+from lab.core.runtime import processes
 
 REPEATS: int = 10  # the median over so many is reported, after one that is not
 COPY_MB: int | None = None  # of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU

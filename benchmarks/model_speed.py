@@ -3,8 +3,8 @@
     python -m benchmarks.model_speed                                 # two CPU cores: see WORKS
     python -m benchmarks.model_speed --works "training, fp32" --libraries ours,timm
 
-A training step of ours is that of every script here, lab.engine.Trainer.step, with lab.optim.adamw;
-of the others zero_grad, forward, cross-entropy, backward and a fused AdamW step. Inference is a
+A training step of ours is lab.training.loop.Trainer.step with lab.training.optimizers.adamw; of
+the others zero_grad, forward, cross-entropy, backward and a fused AdamW step. Inference is a
 forward pass without gradients. bf16 means autocast, compiled torch.compile. The images are random
 and stay where they are; `python -m benchmarks.data_feeding` is about those that do not.
 
@@ -25,19 +25,18 @@ from torch import Tensor, nn
 from benchmarks import table
 from benchmarks.peers import IN, parameters_beside, usual_step
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
-from lab import constants
-from lab.augment import Augmentation
-from lab.compute import model_facts
-from lab.data import Dataset
-from lab.engine import Trainer
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.optim import adamw
-from lab.preprocess import Preprocess
-from lab.processes import processes
-from lab.runs import Run
-from lab.sources import Split
-from lab.state import State
+from lab.core import constants
+from lab.core.runs import Run
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import Dataset, Split
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
+from lab.models.profiling import model_facts
+from lab.training.config import FitConfig
+from lab.training.loop import Trainer
+from lab.training.optimizers import adamw
+from lab.training.state import State
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from lab.convert import from_transformers
+from lab.models.conversion import from_transformers
 from model import ViTConfig
 
 

@@ -1,7 +1,7 @@
 """One run against the clock: a plain ViT whose schedule follows the time that is left.
 
-The loop is its own, not lab.engine's, which counts epochs and keeps records that would be timed
-too. In the first part of the time the images have half their size, a quarter of the tokens.
+The loop is its own, not lab.training.loop's, which counts epochs and keeps records that would
+be timed too. In the first part of the time the images have half their size.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from torch.profiler import profile
 from torchvision.transforms import v2
 
 from benchmarks.timing import synchronize
-from lab.checkpoints import write_whole
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders
-from lab.optim import OPTIMIZERS, Schedule
-from lab.outcome import Scores
+from lab.core.checkpoints import write_whole
+from lab.data.loaders import Loaders
+from lab.training.config import FitConfig
+from lab.training.optimizers import OPTIMIZERS, Schedule
+from lab.training.results import Scores
 from model import VisionTransformer, ViTConfig
 
 LOOKED_AT = 1000  # validation images in a look, at most

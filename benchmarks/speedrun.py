@@ -20,15 +20,15 @@ from typing import Any, Literal
 from benchmarks.race import Runner
 from benchmarks.speedrun_table import picture, table
 from benchmarks.table import command
-from lab import constants
-from lab.augment import Augmentation
-from lab.checkpoints import write_json
-from lab.data import load_data
-from lab.errors import UserError, run_script
-from lab.loaders import Loaders
-from lab.preprocess import Preprocess
-from lab.processes import processes
-from lab.runs import differences, provenance
+from lab.core import constants
+from lab.core.checkpoints import write_json
+from lab.core.errors import UserError, run_script
+from lab.core.runs import differences, provenance
+from lab.core.runtime import processes
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
 
 # A constant that is None takes its value from RECIPES, by device.
 

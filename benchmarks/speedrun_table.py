@@ -7,8 +7,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.table import in_markdown
-from lab.checkpoints import write_whole
-from lab.plots import plt, save
+from lab.core.checkpoints import write_whole
+from lab.core.plots import plt, save
 
 TARGETS = (0.90, 0.93, 0.95)
 CHOSEN = "chosen"

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
-from lab import constants
+from lab.core import constants
 
 # --- What is measured ---
 WAYS: str = "ours,timm,transformers,torchvision"  # in the order of the table
@@ -52,7 +52,7 @@ def reached(where: str) -> None:
             torch.cuda.synchronize()
     print(where, flush=True)
     if where == STEPPED:
-        from lab.compute import peak_memory_mb
+        from lab.models.profiling import peak_memory_mb
 
         print(HELD, peak_memory_mb(torch.device("cpu")), flush=True)
         sys.exit()
@@ -63,7 +63,7 @@ def ours() -> None:
 
     def first_call(*given: Any, **named: Any) -> Any:  # main() begins with it
         reached(IMPORTED)
-        from lab.engine import Trainer
+        from lab.training.loop import Trainer
 
         step = Trainer.step
 
@@ -212,7 +212,7 @@ def measure() -> None:
 
     from benchmarks import table
     from benchmarks.timing import alternate, hardware
-    from lab.processes import processes
+    from lab.core.runtime import processes
 
     device = processes().device.type
     names, notes = table.present(WAYS.split(","))

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lab.checkpoints import write_json
-from lab.runs import provenance
+from lab.core.checkpoints import write_json
+from lab.core.runs import provenance
 
 OURS = "ours"
 PEERS = ("timm", "transformers", "torchvision", "vit-pytorch")  # names of packages

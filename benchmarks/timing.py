@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from lab import runs
-from lab.compute import peak_memory_mb
+from lab.core import runs
+from lab.models.profiling import peak_memory_mb
 
 PRODUCT = "product"  # among the names of those that take turns: a square matrix product
 PRODUCTS = {"cpu": (2048, 5), "cuda": (8192, 50)}  # its side, and how many in a row

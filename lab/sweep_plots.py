@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from lab.plots import TRAIN, VAL, save
+from lab.core.plots import TRAIN, VAL, save
 from lab.sweep_records import NOISE, Record, picture
 from lab.sweep_space import Parameter, show
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from lab.runs import Run
+from lab.core.runs import Run
 from lab.sweep_script import Params
 from lab.sweep_space import show
 

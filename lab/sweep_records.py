@@ -13,10 +13,10 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.ensemble import RandomForestRegressor
 
-from lab.checkpoints import write_json, write_whole
-from lab.errors import UserError
-from lab.runs import Run, differences, provenance
-from lab.stats import wilson
+from lab.core.checkpoints import write_json, write_whole
+from lab.core.errors import UserError
+from lab.core.runs import Run, differences, provenance
+from lab.core.stats import wilson
 from lab.sweep_space import Parameter, show
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

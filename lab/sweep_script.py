@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from lab.constants import add_flags
-from lab.errors import UserError
+from lab.core.constants import add_flags
+from lab.core.errors import UserError
 
 OURS = ("NAME", "RESULTS_DIR", "FRESH", "SEEDS")  # the sweep sets them, for each trial
 Params = dict[str, Any]  # a trial's value of each constant

@@ -15,8 +15,8 @@ import optuna
 from optuna import distributions
 from optuna.trial import FrozenTrial
 
-from lab.constants import kind
-from lab.errors import UserError
+from lab.core.constants import kind
+from lab.core.errors import UserError
 from lab.sweep_script import OURS, Params, Script, named, near, split
 
 JUDGE = "changes the validation images, and accuracies on other images cannot be compared"
@@ -116,7 +116,7 @@ def parse_values(name: str, text: str, annotation: Any) -> Parameter:
 
 
 def value_of(name: str, text: str, how: dict[str, Any]) -> Any:
-    """A value as the command line would read it; `how` is `lab.constants.kind` of its type."""
+    """A value as the command line would read it; `how` is `lab.core.constants.kind` of its type."""
     options = how.get("choices", (True, False) if "action" in how else ())
     for option in options:
         if text.lower() == show(option).lower():

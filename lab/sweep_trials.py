@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from lab.errors import Stopped, UserError, asked_to_stop
+from lab.core.errors import Stopped, UserError, asked_to_stop
 from lab.sweep_process import HOST, RunProcess, end, name_of, process_of, rows_of, run_name, summary
 from lab.sweep_script import Script
 from lab.sweep_space import Parameter, show, suggest, walk

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lab import loaders
-from lab.processes import processes
+from lab.core.runtime import processes
+from lab.data import loaders
 
 HOLD_AT = (2, 4)  # epoch, step
 

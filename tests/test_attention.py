@@ -1,4 +1,4 @@
-"""lab/attention.py, lab/block_attention.py, lab/saliency.py against code that we did not write.
+"""lab/attention/extraction.py and saliency.py against independent code.
 
 Weights against transformers and timm, and for Swin against a calculation pair by pair; rollouts
 against matrix products in numpy; gradients against finite differences; Grad-CAM against captum.
@@ -21,12 +21,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import ViTConfig as HFConfig
 from transformers import ViTForImageClassification
 
-from lab.attention import attention_maps, class_attention, grid_of, watching
-from lab.block_attention import from_tokens
-from lab.convert import from_transformers
-from lab.errors import UserError
-from lab.localisation import upsample
-from lab.saliency import (
+from lab.attention.extraction import attention_maps, class_attention, from_tokens, grid_of, watching
+from lab.attention.localization import upsample
+from lab.attention.saliency import (
     grad_cam,
     gradient_rollout,
     methods_of,
@@ -35,6 +32,8 @@ from lab.saliency import (
     reads,
     rollout,
 )
+from lab.core.errors import UserError
+from lab.models.conversion import from_transformers
 from model import VisionTransformer, ViTConfig
 from tests.shaken import shaken
 

@@ -1,4 +1,4 @@
-"""lab/attention_page.py: the page shows the maps it was given, offline, in a real browser too."""
+"""lab/attention/page.py: the page shows the maps it was given, offline, in a real browser too."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.attention_page import PageImage, write_page
+from lab.attention.page import PageImage, write_page
 
 TABLE = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].astype(int)
 NASTY = "a</script><b>bold</b><!--data--> & \"quotes\" 'n' \\ ü 猫 $& {0} \u2028"

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from lab.attention_plots import Looked
-from lab.attention_views import class_index, class_names, evenly
-from lab.errors import UserError
-from lab.models import TimmConfig, save_model, timm_model
-from lab.pictures import load_images
-from lab.preprocess import Preprocess
-from lab.runs import newest
-from lab.weights import Pretrained
+from lab.attention.plots import Looked
+from lab.attention.views import class_index, class_names, evenly
+from lab.core.errors import UserError
+from lab.core.runs import newest
+from lab.data.image_list import load_images
+from lab.data.preprocess import Preprocess
+from lab.models.pretrained import Pretrained
+from lab.models.registry import TimmConfig, save_model, timm_model
 
 ROOT = Path(__file__).resolve().parent.parent
 VIT = ROOT / "weights" / "vit_128x6_cifar10.safetensors"

@@ -1,4 +1,4 @@
-"""lab/augment.py against torchvision, operation by operation."""
+"""lab/data/augment.py against torchvision, operation by operation."""
 
 import math
 
@@ -7,9 +7,9 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from lab import augment as A
-from lab.augment import Augmentation, Draw, augment
-from lab.preprocess import Preprocess
+from lab.data import augment as A
+from lab.data.augment import Augmentation, Draw, augment
+from lab.data.preprocess import Preprocess
 
 SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(5)
 BRIGHTNESS, COLOUR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(5, 13)

@@ -12,10 +12,10 @@ import torch
 from timm.models.resnet import BasicBlock, downsample_avg
 from torch import nn
 
-from lab.cnn import CNNConfig, ResidualBlock, ResidualCNN, twin
-from lab.compute import model_facts
-from lab.errors import UserError
-from lab.weights import load_pretrained, with_random_weights
+from lab.core.errors import UserError
+from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, twin
+from lab.models.pretrained import load_pretrained, with_random_weights
+from lab.models.profiling import model_facts
 from model import ConfigError, VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parent.parent

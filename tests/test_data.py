@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision import datasets, transforms
+from torchvision import transforms
 
-from lab import cache, data, images, sources
-from lab.data import load_data
-from lab.errors import UserError
-from lab.images import Reading, read_image
-from lab.sources import Split
+from lab.core.errors import UserError
+from lab.data import cache, datasets, images
+from lab.data.datasets import Split, load_data
+from lab.data.images import Reading, read_image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BICUBIC = transforms.InterpolationMode.BICUBIC
@@ -422,10 +422,10 @@ def test_a_folder_without_train_says_what_it_holds_and_where_images_go(tmp_path)
 
 @pytest.mark.parametrize("name", ["no/such/folder", "CIFAR10", "imagenet"])
 def test_a_dataset_that_is_neither_folder_nor_name_lists_the_names(name):
-    for load in (load_data, sources.native_size):
+    for load in (load_data, datasets.native_size):
         with pytest.raises(UserError) as error:
             load(name)
-        says(error, repr(name), *sources.DATASETS, "train/<class>/")
+        says(error, repr(name), *datasets.DATASETS, "train/<class>/")
 
 
 def test_a_file_as_dataset_is_refused(tmp_path):
@@ -535,7 +535,7 @@ def test_the_native_size_is_the_typical_shorter_side_or_none_for_photographs(
         folder.mkdir(parents=True)
         (folder / "broken.jpg").touch()
         picture(side + 40, side).save(folder / "x.png")
-    assert sources.native_size(str(tmp_path)) == expected
+    assert datasets.native_size(str(tmp_path)) == expected
 
 
 def test_photographs_are_kept_an_eighth_larger_than_the_model_takes(tmp_path):
@@ -776,7 +776,7 @@ def labelled(counts, seed=0):
     labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.repeat(
         np.arange(len(counts)), counts)))  # fmt: skip
     store = torch.arange(len(labels))[:, None, None, None].to(torch.uint8)
-    return sources.whole(store, labels, [str(i) for i in range(len(labels))])
+    return datasets.whole(store, labels, [str(i) for i in range(len(labels))])
 
 
 def test_a_carved_split_is_stratified_disjoint_and_complete():
@@ -785,7 +785,7 @@ def test_a_carved_split_is_stratified_disjoint_and_complete():
         counts = rng.integers(2, 40, rng.integers(2, 12))
         share = rng.uniform(0.01, 0.99)
         split = labelled(counts, seed)
-        kept, away = data.carve(split, share, [str(i) for i in range(len(counts))])
+        kept, away = datasets.carve(split, share, [str(i) for i in range(len(counts))])
         assert sorted(kept.rows.tolist() + away.rows.tolist()) == list(range(counts.sum()))
         for part in (kept, away):
             assert part.labels.equal(split.labels[part.rows])
@@ -873,8 +873,8 @@ def test_channel_statistics_equal_numpys(tmp_path):
 
 def test_channel_statistics_of_many_images_come_from_an_even_sample():
     store = torch.arange(25_000).remainder(250).to(torch.uint8)[:, None, None, None]
-    split = sources.whole(store, torch.zeros(25_000, dtype=torch.int64), [""] * 25_000)
-    mean, std = data.channel_statistics(split)
+    split = datasets.whole(store, torch.zeros(25_000, dtype=torch.int64), [""] * 25_000)
+    mean, std = datasets.channel_statistics(split)
     values = store[::3].numpy() / 255
     assert mean == pytest.approx([values.mean()])
     assert std == pytest.approx([values.std()])
@@ -976,7 +976,7 @@ def publish_cifar(folder, address, patch, dataset):
 
 
 def publish_fashion(folder, address, patch, dataset="fashion-mnist"):
-    kind, resources, expected = datasets.FashionMNIST, [], {}
+    kind, resources, expected = torchvision.datasets.FashionMNIST, [], {}
     for which, name in (("train", "train"), ("test", "t10k")):
         rng = np.random.default_rng(len(which))
         labels = rng.permutation(np.arange(10, dtype=np.uint8).repeat(12))
@@ -1011,7 +1011,7 @@ def publish_pets(folder, address, patch, dataset="pets"):
         (f"{address}/{name}.tar.gz", archive(folder / f"{name}.tar.gz", files))
         for name, files in (("images", pictures), ("annotations", texts))
     ]
-    patch.setattr(datasets.OxfordIIITPet, "_RESOURCES", resources)
+    patch.setattr(torchvision.datasets.OxfordIIITPet, "_RESOURCES", resources)
     return expected
 
 
@@ -1046,7 +1046,7 @@ def test_a_small_dataset_is_downloaded_once_and_read_as_published(
 def test_pets_are_downloaded_once_and_keep_the_official_split(www, tmp_path, monkeypatch):
     folder, address, asked = www
     expected = publish_pets(folder, address, monkeypatch)
-    monkeypatch.setattr(sources, "OFFICIAL_PETS", {"trainval": 30, "test": 18})
+    monkeypatch.setattr(datasets, "OFFICIAL_PETS", {"trainval": 30, "test": 18})
     for _ in range(2):
         loaded = load_data("pets", str(tmp_path / "data"), size=64)
         assert loaded.test.labels.tolist() == expected["test"]

@@ -13,19 +13,20 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab import checkpoints, compute, constants
-from lab.augment import Augmentation
-from lab.cnn import CNNConfig, ResidualCNN
-from lab.data import load_data
-from lab.engine import fit
-from lab.errors import UserError
-from lab.fit_config import FitConfig
-from lab.loaders import Loaders, seed_of
-from lab.models import describe, load_model
-from lab.optim import Schedule, adamw, muon
-from lab.outcome import Scores
-from lab.preprocess import Preprocess
-from lab.runs import Run
+from lab.core import checkpoints, constants
+from lab.core.errors import UserError
+from lab.core.runs import Run
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data
+from lab.data.loaders import Loaders, seed_of
+from lab.data.preprocess import Preprocess
+from lab.models import profiling
+from lab.models.cnn import CNNConfig, ResidualCNN
+from lab.models.registry import describe, load_model
+from lab.training.config import FitConfig
+from lab.training.loop import fit
+from lab.training.optimizers import Schedule, adamw, muon
+from lab.training.results import Scores
 from model import VisionTransformer, ViTConfig
 
 CONFIG = ViTConfig(
@@ -47,7 +48,7 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
     """A tiny model trained on digits: history, its weights, and the folder."""
     torch.manual_seed(0)
     model = VisionTransformer(CONFIG)
-    facts = {"model": compute.model_facts(model, (1, 8, 8)), "dataset": data.summary()}
+    facts = {"model": profiling.model_facts(model, (1, 8, 8)), "dataset": data.summary()}
     run = Run.open(folder, "run", dataclasses.asdict(how), facts, fresh=False)
     loaders = Loaders(data, sized(data, 8), batch_size, augmentation or Augmentation())
     history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run)
@@ -237,7 +238,7 @@ def test_costs_are_those_of_the_formula():
     config = ViTConfig(
         img_size=32, patch_size=4, num_classes=10, embed_dim=48, depth=3, num_heads=3
     )
-    facts = compute.model_facts(VisionTransformer(config), (3, 32, 32))
+    facts = profiling.model_facts(VisionTransformer(config), (3, 32, 32))
     D, N, patches = 48, 65, 64
     macs = 3 * (12 * D * D * N + 2 * N * N * D) + patches * D * 3 * 4 * 4 + 10 * D
     assert facts["macs"] == macs
@@ -246,9 +247,9 @@ def test_costs_are_those_of_the_formula():
     assert facts["training_flops"] == 6 * macs - 2 * patches * D * 3 * 4 * 4
 
     flexible = VisionTransformer(dataclasses.replace(config, dynamic_img_size=True))
-    small = compute.small_images_facts(flexible, (3, 16, 16), 5)["small_images"]
+    small = profiling.small_images_facts(flexible, (3, 16, 16), 5)["small_images"]
     of_its_own = VisionTransformer(dataclasses.replace(config, img_size=16))
-    expected = compute.model_facts(of_its_own, (3, 16, 16))["training_flops"]
+    expected = profiling.model_facts(of_its_own, (3, 16, 16))["training_flops"]
     assert small == {"epochs": 5, "img_size": 16, "training_flops": expected}
 
 

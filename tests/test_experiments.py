@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 import finetune
 import train
-from lab import board, constants
-from lab.comparison import row_of
-from lab.data import load_data, thin
-from lab.errors import UserError
-from lab.runs import Run
-from lab.seeds import over_seeds
+from lab.core import constants
+from lab.core.errors import UserError
+from lab.core.runs import Run
+from lab.data.datasets import load_data, thin
+from lab.finetuning.comparison import row_of
+from lab.training import tensorboard
+from lab.training.results import over_seeds
 
 SMALL = ["--embed-dim", "16", "--depth", "1", "--num-heads", "1", "--epochs", "2"]
 
@@ -155,7 +156,7 @@ def test_tensorboard_shows_the_history(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (made,) = run(tmp_path, "--tensorboard").values()
     # As if the run had been killed in epoch 2 and had gone on.
-    again = board.Board(made.folder, 2)
+    again = tensorboard.Board(made.folder, 2)
     again.add(made.history()[1])
     events = accumulator.EventAccumulator(str(made.folder / "tensorboard")).Reload()
     for tag, column in (("loss/val", "val_loss"), ("accuracy/train", "train_accuracy")):
@@ -169,7 +170,7 @@ def test_tensorboard_shows_the_history(tmp_path):
 
 
 def test_tensorboard_that_is_missing_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(board, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         run(tmp_path, "--tensorboard")
     assert not tmp_path.exists() or not any(tmp_path.iterdir())

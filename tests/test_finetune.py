@@ -20,20 +20,17 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import finetune_swin
-from lab import compute, constants
-from lab.augment import Augmentation, center
-from lab.checkpoints import save_weights
-from lab.data import load_data
-from lab.engine import fit
-from lab.errors import UserError
-from lab.features import cached_features
-from lab.fit_config import FitConfig
-from lab.head import train_head
-from lab.images import Reading, read_image
-from lab.loaders import Loaders
-from lab.lora import add_lora, merge, merged_state
-from lab.models import TimmConfig, describe, load_model, timm_model
-from lab.modes import (
+from lab.core import constants
+from lab.core.checkpoints import save_weights
+from lab.core.errors import UserError
+from lab.core.runs import Run
+from lab.data.augment import Augmentation, center
+from lab.data.datasets import load_data
+from lab.data.images import Reading, read_image
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
+from lab.finetuning.linear_probe import cached_features, train_head
+from lab.finetuning.modes import (
     RATES,
     rate_warning,
     train_mode,
@@ -41,10 +38,13 @@ from lab.modes import (
     usual_rate,
     variant_of,
 )
-from lab.optim import adamw, layers
-from lab.preprocess import Preprocess
-from lab.runs import Run
-from lab.weights import classifier
+from lab.models import profiling
+from lab.models.lora import add_lora, merge, merged_state
+from lab.models.pretrained import classifier
+from lab.models.registry import TimmConfig, describe, load_model, timm_model
+from lab.training.config import FitConfig
+from lab.training.loop import fit
+from lab.training.optimizers import adamw, layers
 from model import ConfigError, VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def timms_vit(config=CONFIG):
 
 
 def open_run(folder, model, data, **constants):
-    facts = {"model": compute.model_facts(model, (3, 8, 8)), "dataset": data.summary()}
+    facts = {"model": profiling.model_facts(model, (3, 8, 8)), "dataset": data.summary()}
     return Run.open(folder, "run", constants, facts, fresh=False)
 
 

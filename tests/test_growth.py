@@ -19,13 +19,12 @@ from scipy.stats import linregress
 from benchmarks import bounded_memory, growth
 from benchmarks.growth_fit import Growth, exponent, table
 from benchmarks.memory_limit import can_group, roots, run_limited
-from lab import cache, data
-from lab.augment import Augmentation
-from lab.data import load_data
-from lab.images import Reading
-from lab.loaders import Loaders
-from lab.preprocess import Preprocess
-from lab.sources import whole
+from lab.data import cache, datasets
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data, whole
+from lab.data.images import Reading
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
 
@@ -212,16 +211,16 @@ def test_decoding_holds_few_images_and_queues_few(tmp_path, monkeypatch):
 @pytest.mark.parametrize("at_once", [1, 5000, 10**9])
 def test_the_fingerprint_is_the_same_however_few_images_are_held(monkeypatch, at_once):
     part = split_of(40)
-    whole_ = data.Dataset("x", ["a", "b", "c"], part, part, part, [0.5] * 3, [0.2] * 3, [])
-    wanted, statistics = whole_.fingerprint, data.channel_statistics(part)
+    whole_ = datasets.Dataset("x", ["a", "b", "c"], part, part, part, [0.5] * 3, [0.2] * 3, [])
+    wanted, statistics = whole_.fingerprint, datasets.channel_statistics(part)
     held = []
     images = type(part).images
     monkeypatch.setattr(
         type(part), "images", lambda *a: held.append(images(*a).nbytes) or images(*a)
     )
-    monkeypatch.setattr(data, "PIECE", at_once)
+    monkeypatch.setattr(datasets, "PIECE", at_once)
     assert replace(whole_).fingerprint == wanted
-    assert data.channel_statistics(part) == statistics
+    assert datasets.channel_statistics(part) == statistics
     assert max(held) <= max(at_once, part.store[0].nbytes)
 
 
@@ -229,7 +228,7 @@ def test_channel_statistics_equal_numpys():
     for seed, (side, channels) in enumerate([(8, 1), (33, 3), (5, 3)]):
         part = split_of(700, side, channels, seed)
         pixels = part.store.numpy().astype(np.float64) / 255
-        mean, std = data.channel_statistics(part)
+        mean, std = datasets.channel_statistics(part)
         np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-9)
 

@@ -14,18 +14,25 @@ from torch import nn
 from torchvision.datasets import OxfordIIITPet
 from torchvision.transforms import InterpolationMode, v2
 
-from lab.attention_score import CENTRE, CHANCE, RANDOM, TRAINED, candidates, score
-from lab.augment import Augmentation
-from lab.data import Dataset, load_data
-from lab.errors import UserError
-from lab.faithfulness import Curves, curves
-from lab.loaders import Loaders
-from lab.localisation import LEVELS, baselines, judge, summarise
-from lab.preprocess import Preprocess
-from lab.score_tables import compare, draw, faithful, table, verdict
-from lab.sources import whole
-from lab.stats import bootstrap
-from lab.trimaps import ANIMAL, BACKGROUND, BORDER, trimaps
+from lab.attention.faithfulness import Curves, curves
+from lab.attention.localization import (
+    ANIMAL,
+    BACKGROUND,
+    BORDER,
+    LEVELS,
+    baselines,
+    judge,
+    summarise,
+    trimaps,
+)
+from lab.attention.score_report import compare, draw, faithful, table, verdict
+from lab.attention.scoring import CENTRE, CHANCE, RANDOM, TRAINED, candidates, score
+from lab.core.errors import UserError
+from lab.core.stats import bootstrap
+from lab.data.augment import Augmentation
+from lab.data.datasets import Dataset, load_data, whole
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
 
 RNG = np.random.default_rng(0)

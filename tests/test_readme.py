@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import report
-from lab.records import read_runs
+from lab.report.records import read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -20,14 +20,13 @@ import cnn_baseline
 import finetune
 import report
 import train
-from lab import constants
-from lab.configurations import configurations, twins
-from lab.paired import chosen, hardest, pairs
-from lab.records import read_runs
-from lab.report_content import content
-from lab.report_markdown import cell, fill, page
-from lab.seeds import over_seeds
-from lab.thumbnails import thumbnail
+from lab.core import constants
+from lab.data.thumbnails import thumbnail
+from lab.report.comparisons import chosen, configurations, hardest, pairs, twins
+from lab.report.content import content
+from lab.report.markdown import cell, fill, page
+from lab.report.records import read_runs
+from lab.training.results import over_seeds
 
 SMALL = [
     "--embed-dim",

@@ -1,4 +1,4 @@
-"""lab/report_page.py: the page shows the content it was given, offline, in a real browser too."""
+"""lab/report/page.py: the page shows the content it was given, offline, in a real browser too."""
 
 import io
 import json
@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from lab.report_page import write_page
-from lab.stats import wilson
+from lab.core.stats import wilson
+from lab.report.page import write_page
 
 NASTY = (
     "a</script><b>bold</b><!--data--> & \"quotes\" 'n' \\ ü 🐈 \u202e\u05e9\u05dc $& {0} \u2028 "

@@ -13,11 +13,11 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from benchmarks import race, speedrun, speedrun_table
-from lab.augment import Augmentation
-from lab.data import load_data
-from lab.errors import UserError
-from lab.loaders import Loaders
-from lab.preprocess import Preprocess
+from lab.core.errors import UserError
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
 
 WORDS = ["--seeds", "1", "--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--batch-size",

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lab.stats import calibration_error, holm, mcnemar, reliability, wilson
+from lab.core.stats import calibration_error, holm, mcnemar, reliability, wilson
 
 RNG = np.random.default_rng()  # other cases every time; a failure prints its own
 

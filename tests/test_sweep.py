@@ -21,10 +21,10 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 
 from lab import sweep_trials
-from lab.errors import UserError
-from lab.records import read_runs
-from lab.runs import Run
-from lab.stats import wilson
+from lab.core.errors import UserError
+from lab.core.runs import Run
+from lab.core.stats import wilson
+from lab.report.records import read_runs
 from lab.sweep_process import rows_of
 from lab.sweep_records import importance, says
 from lab.sweep_script import Script, flag
@@ -42,7 +42,7 @@ FAKE = """
 import csv, json, math, os, signal, sys, time
 from pathlib import Path
 from typing import Literal
-from lab import constants
+from lab.core import constants
 
 DATASET: str = "made up"
 RATE: float = 0.01

@@ -1,4 +1,4 @@
-"""lab/weights.py and lab/hub.py: released weights give the logits of the library they come from."""
+"""lab/models/pretrained.py: released weights give the logits of their own library."""
 
 import argparse
 import http.server
@@ -32,14 +32,20 @@ from transformers import (
     ViTModel,
 )
 
-import lab.hub
-from lab.checkpoints import save_weights
-from lab.convert import config_of, differences
-from lab.errors import UserError
-from lab.hub import architecture_in
-from lab.models import TimmConfig, describe, load_model, timm_model
-from lab.preprocess import Preprocess
-from lab.weights import adapt_head, classifier, load_pretrained, pooled, with_random_weights
+import lab.models.pretrained
+from lab.core.checkpoints import save_weights
+from lab.core.errors import UserError
+from lab.data.preprocess import Preprocess
+from lab.models.conversion import config_of, differences
+from lab.models.pretrained import (
+    adapt_head,
+    architecture_in,
+    classifier,
+    load_pretrained,
+    pooled,
+    with_random_weights,
+)
+from lab.models.registry import TimmConfig, describe, load_model, timm_model
 from model import VisionTransformer, ViTConfig
 from tests.shaken import shaken
 
@@ -934,8 +940,8 @@ def client(hub, tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys, time, torch
-from lab.errors import UserError
-from lab.weights import load_pretrained
+from lab.core.errors import UserError
+from lab.models.pretrained import load_pretrained
 images = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
 for number, source in enumerate(sys.argv[2:]):
     started = time.perf_counter()

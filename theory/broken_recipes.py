@@ -20,17 +20,17 @@ from torch import Tensor
 
 import finetune
 import train
-from lab import constants
-from lab.augment import Augmentation
-from lab.data import load_data
-from lab.errors import run_script
-from lab.loaders import Loaders, center
-from lab.modes import rate_warning, usual_rate
-from lab.plots import TRAIN, VAL, save
-from lab.preprocess import Preprocess
-from lab.report_words import percent
-from lab.runs import Run
-from lab.weights import load_pretrained
+from lab.core import constants
+from lab.core.errors import run_script
+from lab.core.plots import TRAIN, VAL, save
+from lab.core.runs import Run
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data
+from lab.data.loaders import Loaders, center
+from lab.data.preprocess import Preprocess
+from lab.finetuning.modes import rate_warning, usual_rate
+from lab.models.pretrained import load_pretrained
+from lab.report.sentences import percent
 from model import Attention, VisionTransformer, ViTConfig
 
 RUNS = ROOT / "theory" / "broken"

@@ -19,10 +19,10 @@ from timm.data.constants import (
 )
 from torch import Tensor, nn
 
-from lab.augment import center
-from lab.cnn import CNNConfig, ResidualCNN
-from lab.data import channel_statistics, load_data
-from lab.weights import load_pretrained, pooled
+from lab.data.augment import center
+from lab.data.datasets import channel_statistics, load_data
+from lab.models.cnn import CNNConfig, ResidualCNN
+from lab.models.pretrained import load_pretrained, pooled
 from model import VisionTransformer, ViTConfig
 
 PUBLISHED = [0.491, 0.482, 0.447], [0.247, 0.243, 0.262]  # CIFAR-10, all training images

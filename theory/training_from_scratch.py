@@ -9,10 +9,10 @@ import sys
 import matplotlib.pyplot as plt
 from _text import ROOT, check
 
-from lab.configurations import configurations, efficiencies
-from lab.plots import save
-from lab.records import Record, read_runs
-from lab.report_words import images, percent
+from lab.core.plots import save
+from lab.report.comparisons import configurations, efficiencies
+from lab.report.records import Record, read_runs
+from lab.report.sentences import images, percent
 
 PLACE = ROOT / "results"
 PICTURE = ROOT / "theory" / "training_from_scratch.png"

@@ -14,14 +14,14 @@ from _text import ROOT, check
 from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
-from lab.augment import center
-from lab.cnn import CLOSE, CNNConfig, ResidualBlock, ResidualCNN
-from lab.compute import model_facts
-from lab.configurations import Configuration, configurations, efficiencies, twins
-from lab.data import load_data
-from lab.records import read_runs
-from lab.report_words import percent, result
-from lab.weights import load_pretrained, pooled
+from lab.data.augment import center
+from lab.data.datasets import load_data
+from lab.models.cnn import CLOSE, CNNConfig, ResidualBlock, ResidualCNN
+from lab.models.pretrained import load_pretrained, pooled
+from lab.models.profiling import model_facts
+from lab.report.comparisons import Configuration, configurations, efficiencies, twins
+from lab.report.records import read_runs
+from lab.report.sentences import percent, result
 from model import VisionTransformer, ViTConfig
 
 WEIGHTS = ROOT / "weights" / "vit_128x6_cifar10.safetensors"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.checkpoints import load_weights, save_weights, write_whole
-from lab.errors import UserError, run_script
-from lab.runs import Run
+from lab.core.checkpoints import load_weights, save_weights, write_whole
+from lab.core.errors import UserError, run_script
+from lab.core.runs import Run
 
 MOST_MB = 8  # a checkpoint that everybody downloads with the code stays small
 

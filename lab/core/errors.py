@@ -1,0 +1,112 @@
+"""Mistakes that a user can mend end as one sentence, never as a traceback.
+
+Of several processes the first speaks for all.
+"""
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+
+from lab.core.runtime import first, launched, typed
+from model import ConfigError
+
+AFTER_THE_FIRST = 20  # seconds; a launcher that sees one process fail ends the others sooner
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do about it, in words for the person at the keyboard."""
+
+
+class Stopped(Exception):
+    """A run was told to stop by signal `number` and has saved itself; `where` says how far."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f"stopped and saved at {where}")
+        self.number = number
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Runs a script's `main`; mistakes and interruptions end with a sentence and a status."""
+    try:
+        with spoken_by_the_first():
+            main()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    except (UserError, ConfigError) as error:
+        let_the_first_speak()
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        if first():
+            again = [word for word in typed() if word != "--fresh"]
+            print(f"{stopped}\ngo on with: {shlex.join(again)}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except (Exception, SystemExit):
+        let_the_first_speak()
+        raise
+
+
+@contextmanager
+def spoken_by_the_first() -> Iterator[None]:
+    """What the other processes print goes nowhere."""
+    if first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def let_the_first_speak() -> None:
+    """Processes mostly fail together: all but the first on a machine wait to be ended by then.
+
+    One that fails alone, or whose failure is only that the first has gone, speaks a little later.
+    """
+    if not first("LOCAL_RANK"):
+        time.sleep(AFTER_THE_FIRST)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """A list that gets the number of the first Ctrl-C or SIGTERM; a second one ends at once.
+
+    Under a launcher it does not: a launcher passes on what the terminal has told us already, and
+    itself ends at once what has not ended after half a minute.
+    """
+    stop: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        if stop and not launched():
+            raise KeyboardInterrupt
+        if not stop:
+            again = "" if launched() else " (again: at once)"
+            print(f"\nstopping after this step{again}", file=sys.stderr)
+        stop.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield stop
+    finally:
+        if not (stop and launched()):  # what the launcher passes on may come as late as the end
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Too little memory, on a GPU or a CPU, ends with advice instead of a traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise UserError(f"not enough memory. {advice}") from error

@@ -1,0 +1,73 @@
+"""The pictures of a run: curves and confusion matrix."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from lab.core.checkpoints import write_whole
+
+matplotlib.use("agg")  # files alone; no window, no display needed
+import matplotlib.pyplot as plt
+
+TRAIN, VAL = "#c2571a", "#1f5fa8"  # told apart in print and by the colour-blind
+
+
+def save(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
+    """Writes a figure as its suffix says; .jpg for photographs, which are large as .png."""
+    kind = {"format": path.suffix[1:], "dpi": dpi}
+    write_whole(path, lambda scratch: figure.savefig(scratch, **kind))
+    plt.close(figure)
+
+
+def curves(
+    path: Path, rows: list[dict[str, Any]], title: str, best_epoch: int, small: dict[str, int]
+) -> None:
+    """Loss and accuracy over the epochs, training and validation; `rows` as in history.csv.
+
+    small: how many `epochs`, the first ones, saw smaller images, of `img_size` pixels.
+    """
+    epochs = [row["epoch"] for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for axis, key, label, scale in (
+        (axes[0], "loss", "cross-entropy loss", 1),
+        (axes[1], "accuracy", "accuracy (%)", 100),
+    ):
+        for part, colour, name in (("train", TRAIN, "training"), ("val", VAL, "validation")):
+            values = [scale * row[f"{part}_{key}"] for row in rows]
+            axis.plot(epochs, values, color=colour, label=name, marker="o", ms=2.5, lw=1.6)
+        axis.axvline(best_epoch, color="gray", ls=":", lw=1.2, label=f"best epoch ({best_epoch})")
+        if small["epochs"]:
+            note = f"trained on {small['img_size']} pixels"
+            axis.axvspan(0.5, small["epochs"] + 0.5, color="gray", alpha=0.12, lw=0, label=note)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.legend()
+    figure.suptitle(title)
+    figure.supxlabel(
+        "Training is measured on augmented images with the loss that is optimised, while the "
+        "weights move; validation on plain images after the epoch.", fontsize=8, color="dimgray"
+    )  # fmt: skip
+    save(figure, path)
+
+
+def confusion(path: Path, matrix: np.ndarray, classes: list[str], title: str) -> None:
+    """Counts of test images: true class by row, predicted by column; colour is share of the row."""
+    n = len(classes)
+    side = min(4.5 + 0.32 * n, 24)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    drawn = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(drawn, label="share of the true class", shrink=0.8)
+    size = 10 if n <= 20 else 8 if n <= 40 else 5
+    axis.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axis.set_yticks(range(n), classes)
+    axis.tick_params(labelsize=size)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    if n <= 40:
+        for i, j in zip(*matrix.nonzero(), strict=True):
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axis.text(j, i, matrix[i, j], ha="center", va="center", color=colour, fontsize=size - 1)
+    save(figure, path)

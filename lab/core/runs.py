@@ -1,0 +1,203 @@
+"""A run's folder: what was asked for, what happened, epoch by epoch, and what came out.
+
+    results/<script>/<run>/config.json  history.csv  metrics.json  predictions.csv  *.png
+                           best.safetensors  last.pt  (these two are not committed)
+
+The folder's name is readable. The same constants on the same data find their folder again; other
+constants under the same name open a new one (`-2`, `-3`, ...): nothing is overwritten unasked.
+"""
+
+import csv
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lab.core.checkpoints import write_json, write_whole
+from lab.core.errors import UserError
+from lab.core.runtime import processes, typed
+
+SCHEMA = 1  # of the records; a reader refuses what it does not know
+# Constants that change no result:
+NOT_THE_RUN = ("NAME", "FRESH", "DATA_DIR", "RESULTS_DIR", "SEEDS", "TENSORBOARD")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run and the records in it."""
+
+    folder: Path
+
+    @classmethod
+    def open(
+        cls, place: Path, name: str, constants: dict[str, Any], facts: dict[str, Any], fresh: bool
+    ) -> "Run":
+        """Finds the folder of this very run, or makes a new one.
+
+        Args:
+            place: `results/<script>`.
+            name: what the run is called unless that is taken by another one.
+            constants: every constant, as resolved; they and the dataset identify the run.
+            facts: what else belongs into config.json: model, dataset, ...
+            fresh: start over, replacing the records that are there.
+        """
+        main = processes().is_main_process
+        asked = {k: v for k, v in constants.items() if k not in NOT_THE_RUN}
+        identity = {"constants": asked, "data": facts["dataset"]["fingerprint"]}
+        number = 1
+        while True:
+            folder = place / (name if number == 1 else f"{name}-{number}")
+            there = read_identity(folder)
+            if there == identity and fresh and main:
+                print(f"{folder}: starting over, its earlier records are replaced")
+                shutil.rmtree(folder)
+                there = None
+            elif there == identity:
+                return cls(folder)
+            if there is None and not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "config.json", {**identity, **facts, **provenance()})
+                return cls(folder)
+            if there is not None and main:
+                print(f"{folder} is another run ({differences(there, identity)})")
+            number += 1
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "metrics.json").exists()
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of history.csv, numbers as numbers."""
+        with open(self.folder / "history.csv", newline="", encoding="utf-8") as file:
+            return [
+                {k: json.loads(v or "null") for k, v in row.items()} for row in csv.DictReader(file)
+            ]
+
+    def summary(self) -> str:
+        """What came out, in two lines."""
+        m = self.metrics()
+        low, high = (100 * share for share in m["test_accuracy_95"])
+        return (
+            f"test accuracy {100 * m['test_accuracy']:.2f} % (95 % interval {low:.1f} to "
+            f"{high:.1f}, {m['test_images']} images), epoch {m['best_epoch']} of {m['epochs']}, "
+            f"{m['training_seconds']:.0f} s of training\n{self.folder / 'curves.png'}"
+        )
+
+    def say_finished(self) -> None:
+        if processes().is_main_process:
+            print(f"{self.summary()}\nthis run is finished; --fresh repeats it")
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces history.csv, as when a resumed run takes back an epoch cut short."""
+        write_whole(self.folder / "history.csv", lambda scratch: write_rows(scratch, rows))
+
+    def append_history(self, row: dict[str, Any]) -> None:
+        """Adds an epoch's row; the file can be read while the run goes on."""
+        path = self.folder / "history.csv"
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def newest(place: Path, advice: str) -> Path:
+    """The folder of the run below `place` that finished last.
+
+    Raises: UserError, if there is none, with the command that makes one.
+    """
+    found = list(place.glob("*/metrics.json"))
+    if not found:
+        raise UserError(f"there is no finished run in {place}: make one with {advice}, or name a "
+                        "model, such as --model weights/vit_128x6_cifar10.safetensors")  # fmt: skip
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        if rows:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """What makes the run in a folder that run; None where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {"constants": config["constants"], "data": config["data"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The constants that tell two runs apart, in words."""
+    a, b = one["constants"], other["constants"]
+    keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
+    told = [f"{k} {a.get(k)} there, {b.get(k)} here" for k in keys[:3]]
+    if one["data"] != other["data"]:
+        told.append("other data")
+    return "; ".join(told + ([f"and {len(keys) - 3} more"] if len(keys) > 3 else []))
+
+
+def provenance() -> dict[str, Any]:
+    """Command, time, code, versions and hardware: what somebody needs to repeat the run."""
+
+    def git(*words: str) -> str | None:
+        here = Path(__file__).parent
+        done = subprocess.run(("git", *words), cwd=here, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+    except OSError:  # no git on this machine
+        commit = changes = None
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join(os.path.basename(w) if w == sys.argv[0] else w for w in typed()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit,
+        "uncommitted_changes": bool(changes) if changes is not None else None,
+        "python": platform.python_version(),
+        "versions": {package: installed(package) for package in PACKAGES},
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The processors, as names and counts; nothing that identifies the machine."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line for line in file if line.startswith("model name")]
+        cpu = lines[0].split(":")[1].strip() if lines else cpu
+    except OSError:
+        pass  # not Linux
+    found = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
+    return found

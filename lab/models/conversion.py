@@ -1,0 +1,254 @@
+"""Weights of other libraries for model.py: their names, their shapes, and what it does not cover.
+
+The field's names are timm's; transformers and Google's original JAX code have their own. What is
+converted here gives the original's logits: tests/test_weights.py.
+"""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, Mlp, PatchEmbed
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+
+from lab.core.errors import UserError
+from model import ViTConfig
+
+State = dict[str, Tensor]
+
+TRANSFORMERS = {  # transformers' ViT, part by part, without the prefix "vit."
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.layer.": "blocks.",
+    "layers.": "blocks.",  # the names since version 5, which save_pretrained changes back
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.attention.query": "attn.q_proj",
+    "attention.attention.key": "attn.k_proj",
+    "attention.attention.value": "attn.v_proj",
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "attention.q_proj": "attn.q_proj",
+    "attention.k_proj": "attn.k_proj",
+    "attention.v_proj": "attn.v_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm.": "norm.",
+    "classifier.": "head.",
+}
+UNUSED = ("pooler.", "decoder.", "embeddings.mask_token")  # of transformers' other heads
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # ViT-Ti, S, B, L; wider ones do not share a rule
+
+
+def from_transformers(state: State, config: dict[str, Any]) -> tuple[State, ViTConfig, list[str]]:
+    """A `ViTModel` or `ViTForImageClassification` and its config.json, in timm's names.
+
+    Returns: the weights, their config, and the names that a classifier has no use for.
+    Raises: UserError, for a model of transformers that is no plain ViT.
+    """
+    if config.get("model_type") != "vit" or config.get("hidden_act", "gelu") != "gelu":
+        kind = f"{config.get('model_type')!r} with {config.get('hidden_act', 'gelu')!r}"
+        raise UserError(
+            f"its config.json is of a model of transformers ({kind}); of its models only 'vit' "
+            "with 'gelu' can be loaded. Most others are in timm, under a name of its own."
+        )
+    named: State = {}
+    left = []
+    for full, value in state.items():
+        name = full.removeprefix("vit.")
+        if name.startswith(UNUSED):
+            left.append(full)
+            continue
+        for theirs, ours in TRANSFORMERS.items():
+            name = name.replace(theirs, ours)
+        named[name] = value
+    for first in [name for name in named if "attn.q_proj" in name]:
+        parts = [named.pop(first.replace("q_proj", f"{part}_proj"), None) for part in "qkv"]
+        if any(part is None for part in parts):
+            raise UserError(f"the weights lack a part of {first.replace('q_proj', 'qkv')}")
+        named[first.replace("q_proj", "qkv")] = torch.cat(parts)
+    heads, eps = config.get("num_attention_heads", 12), config.get("layer_norm_eps", 1e-12)
+    return named, config_of(named, heads, eps), left
+
+
+def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
+    """transformers' preprocessor_config.json in timm's words; {} for none."""
+    if not processor:
+        return {}
+    normalized = processor.get("do_normalize", True)
+    mean = processor.get("image_mean", [0.5] * 3) if normalized else [0.0] * 3
+    std = processor.get("image_std", [0.5] * 3) if normalized else [1.0] * 3
+    # Theirs are of what rescaling leaves, ours of pixels counted in [0, 1].
+    scale = (
+        255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", 1) else 255
+    )
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    edge = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
+    cut = crop if isinstance(crop, int) else crop.get("height")
+    square = isinstance(size, int) or "height" in size
+    resample = processor.get("resample", 2)  # PIL's numbers
+    return {
+        "mean": [value / scale for value in mean],
+        "std": [value / scale for value in std],
+        "interpolation": {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}.get(resample),
+        "crop_pct": cut / edge if processor.get("do_center_crop") and cut and edge else 1.0,
+        "crop_mode": "squash" if square else "center",
+    }
+
+
+def from_google(arrays: dict[str, np.ndarray]) -> tuple[State, ViTConfig, list[str]]:
+    """Google's `.npz` of a ViT (github.com/google-research/vision_transformer), in timm's names.
+
+    Returns: the weights, their config, and the names that model.py has no place for.
+    Raises: UserError, for arrays of another layout.
+    """
+    if any(name.startswith("opt/target/") for name in arrays):  # beside it: the optimizer's
+        target = {n: array for n, array in arrays.items() if n.startswith("opt/target/")}
+        arrays = {name.removeprefix("opt/target/"): array for name, array in target.items()}
+    layout = "the layout of google-research/vision_transformer"
+    try:
+        tensors = {n: torch.from_numpy(np.asarray(a, np.float32)) for n, a in arrays.items()}
+        state, num_heads = google_names(tensors)
+    except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        some = ", ".join(sorted(arrays)[:3])
+        raise UserError(f"these arrays ({some} ...) have not {layout}: {error}") from error
+    left = sorted(name for name in tensors if name.startswith(("pre_logits/", "head/")))
+    if strange := sorted(tensors.keys() - set(left)):
+        some = f"{len(strange)} others, such as {', '.join(strange[:3])}"
+        raise UserError(f"these arrays are no plain ViT: besides one's there are {some}")
+    return state, config_of(state, num_heads), left
+
+
+def google_names(tensors: State) -> tuple[State, int]:
+    """Takes what it knows out of `tensors`; returns it in timm's names, and the number of heads."""
+    take = tensors.pop
+    state = {
+        "cls_token": take("cls"),
+        "pos_embed": take("Transformer/posembed_input/pos_embedding"),
+        "patch_embed.proj.weight": take("embedding/kernel").permute(3, 2, 0, 1),
+        "patch_embed.proj.bias": take("embedding/bias"),
+        "norm.weight": take("Transformer/encoder_norm/scale"),
+        "norm.bias": take("Transformer/encoder_norm/bias"),
+    }
+    if "head/kernel" in tensors and "pre_logits/kernel" not in tensors:  # that layer is not ours
+        state |= {"head.weight": take("head/kernel").T, "head.bias": take("head/bias")}
+    depth = len({name.split("/")[1] for name in tensors if "/encoderblock_" in name})
+    for layer in range(depth):
+        theirs, ours = f"Transformer/encoderblock_{layer}/", f"blocks.{layer}."
+        attention = f"{theirs}MultiHeadDotProductAttention_1/"
+        # kernels: query, key, value (D, h, d); out (h, d, D)
+        parts = [take(f"{attention}{part}/kernel") for part in ("query", "key", "value")]
+        biases = [take(f"{attention}{part}/bias") for part in ("query", "key", "value")]
+        num_heads = parts[0].shape[1]
+        state |= {
+            f"{ours}attn.qkv.weight": torch.cat([part.flatten(1).T for part in parts]),
+            f"{ours}attn.qkv.bias": torch.cat([bias.flatten() for bias in biases]),
+            f"{ours}attn.proj.weight": take(f"{attention}out/kernel").flatten(0, 1).T,
+            f"{ours}attn.proj.bias": take(f"{attention}out/bias"),
+        }
+        for norm, number in (("norm1", 0), ("norm2", 2)):
+            state[f"{ours}{norm}.weight"] = take(f"{theirs}LayerNorm_{number}/scale")
+            state[f"{ours}{norm}.bias"] = take(f"{theirs}LayerNorm_{number}/bias")
+        for number in (0, 1):
+            dense = f"{theirs}MlpBlock_3/Dense_{number}/"
+            state[f"{ours}mlp.fc{number + 1}.weight"] = take(f"{dense}kernel").T
+            state[f"{ours}mlp.fc{number + 1}.bias"] = take(f"{dense}bias")
+    if not depth:
+        raise KeyError("Transformer/encoderblock_0")
+    return state, num_heads
+
+
+def config_of(state: State, num_heads: int | None = None, norm_eps: float = 1e-6) -> ViTConfig:
+    """The config that weights in timm's names have, by their shapes.
+
+    num_heads: not to be seen in the weights; None: as ViT-Ti, S, B and L of this width have it.
+    Raises: UserError, for weights that are no plain ViT.
+    """
+    try:
+        dim, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
+        tokens = state["pos_embed"].shape[1]
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"these weights are no plain ViT in timm's names: no {error}") from error
+    if num_heads is None and dim not in HEADS:
+        raise UserError(
+            f"the number of heads cannot be told from {dim} channels: name the file after its "
+            "timm architecture, or put its config.json beside it and give the folder"
+        )
+    classed = "cls_token" in state
+    # The class token has a position, or not (DeiT III): only one of the two leaves a square.
+    grids = {extra: round((tokens - extra) ** 0.5) for extra in range(classed + 1)}
+    squares = [extra for extra, grid in grids.items() if grid and grid**2 == tokens - extra]
+    if not squares:
+        raise UserError(f"{tokens} positions are not those of a square grid and a class token")
+    head = state.get("head.weight")
+    ratio = hidden / dim
+    return ViTConfig(
+        img_size=grids[squares[0]] * patch, patch_size=patch, in_chans=in_chans, embed_dim=dim,
+        num_classes=0 if head is None else len(head),
+        depth=1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))),
+        num_heads=num_heads or HEADS[dim],
+        mlp_ratio=ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf),
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        init_values=1e-5 if "blocks.0.ls1.gamma" in state else None,
+        global_pool="avg" if "fc_norm.weight" in state or not classed else "token",
+        class_token=classed, no_embed_class=classed and squares[0] == 0, norm_eps=norm_eps,
+    )  # fmt: skip
+
+
+def is_vit(model: nn.Module) -> bool:
+    """Whether a model of timm's is some ViT, plain or not: equal blocks in a row."""
+    blocks = getattr(model, "blocks", None)
+    known = isinstance(model, timm_vit.VisionTransformer)
+    return known or (bool(blocks) and hasattr(blocks[0], "attn"))
+
+
+def differences(model: nn.Module) -> list[str]:
+    """What a ViT of timm's has that model.py has not, in words; empty for a plain ViT."""
+    block = model.blocks[0]
+    attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    patches, pool = getattr(model, "patch_embed", None), getattr(model, "global_pool", None)
+    averaged = pool == "avg"
+    last = getattr(model, "fc_norm" if averaged else "norm", None)
+    late = averaged and isinstance(getattr(model, "norm", None), nn.LayerNorm)
+
+    def kind(module: nn.Module | None) -> str:
+        return f"{type(module).__module__.split('.')[-1]}.{type(module).__name__}"
+
+    def normed(module: nn.Module | None, name: str) -> bool:
+        return not isinstance(getattr(module, name, None), nn.Identity | None)
+
+    def uneven(*names: str) -> bool:
+        return any(len(set(getattr(patches, name) or ())) > 1 for name in names)
+
+    probe = torch.linspace(-4, 4, 65)
+    found = {
+        "rotary positions": getattr(model, "rope", None) is not None,
+        "no learned positions": getattr(model, "pos_embed", None) is None,
+        "register tokens": bool(getattr(model, "num_reg_tokens", 0)),
+        "a distillation token": hasattr(model, "dist_token"),
+        "attention pooling": getattr(model, "attn_pool", None) is not None,
+        "a norm before the blocks (pre-norm)": normed(model, "norm_pre"),
+        "relative positions": hasattr(model, "rel_pos_bias") or hasattr(attention, "rel_pos"),
+        "norms of queries and keys": normed(attention, "q_norm"),
+        "norms inside attention and MLP": normed(attention, "norm") or normed(mlp, "norm"),
+        f"an MLP of the kind {kind(mlp)}": type(mlp) not in (Mlp, type(None)),
+        f"attention of the kind {kind(attention)}": type(attention) not in (Attention, type(None)),
+        f"blocks of the kind {kind(block)}": type(block) is not timm_vit.Block,
+        f"the activation {getattr(mlp, 'act', None)}":
+            type(mlp) is Mlp and not torch.allclose(mlp.act(probe), F.gelu(probe), atol=1e-6),
+        "patches cut in another way": type(patches) is not PatchEmbed or normed(patches, "norm"),
+        "images or patches that are not square":
+            type(patches) is PatchEmbed and uneven("grid_size", "patch_size"),
+        "the mean taken after the norm": late,
+        "no LayerNorm in front of the head": not late and not isinstance(last, nn.LayerNorm),
+        "a mean over the class token too":
+            averaged and getattr(model, "pool_include_prefix", False),
+        f"pooling of the kind {pool!r}": pool not in ("token", "avg"),
+    }  # fmt: skip
+    return [name for name, there in found.items() if there]
