@@ -195,7 +195,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_positions, dim))
-        # On the CPU even inside `with torch.device("meta")`, where tensors hold no values to read.
+        # device="cpu" because tensors on the meta device, if that is the default, hold no values.
         rates = torch.linspace(0, config.drop_path_rate, config.depth, device="cpu").tolist()
         self.blocks = nn.Sequential(*(Block(config, drop_path=rate) for rate in rates))
         # One norm at the end, as in timm: of all tokens or, with "avg", of their mean.
