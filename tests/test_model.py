@@ -1,4 +1,4 @@
-"""model.py against timm and transformers: the same weights give the same numbers."""
+"""model.py against timm and transformers: the same weights give the same logits and gradients."""
 
 import dataclasses
 import random
@@ -32,7 +32,7 @@ REFERENCES = {
 
 
 def timm_model(name, options):
-    """timm's model of a random state in which no parameter is at a special value such as 0."""
+    """A timm model with random weights, none of which has a special value such as 0."""
     torch.manual_seed(0)
     if name.startswith("patch4"):
         model = timm.models.VisionTransformer(**options)
@@ -66,8 +66,8 @@ def test_logits_and_gradients_match_timm(name):
     assert_same_logits_and_gradients(ours, reference, images)
 
 
-def test_resampled_to_another_size_matches_timm():
-    """DINOv2's 37 x 37 positions at 224 pixels, where timm resamples while it loads."""
+def test_resampled_positions_match_timm():
+    """timm resamples the 37 x 37 positions of DINOv2 while it loads the weights for 224 pixels."""
     state = timm_model("vit_small_patch14_dinov2", {"num_classes": 7}).state_dict()
     reference = timm.create_model("vit_small_patch14_dinov2", num_classes=7, img_size=224).eval()
     resampled = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), reference)
@@ -78,10 +78,11 @@ def test_resampled_to_another_size_matches_timm():
     assert_same_logits_and_gradients(ours, reference, torch.randn(2, 3, 224, 224))
 
 
-@pytest.mark.parametrize("bare", [False, True])
-@pytest.mark.parametrize("classed", [False, True])
-def test_images_of_other_sizes_match_timm(bare, classed):
-    options = {**AVG, "class_token": classed, "no_embed_class": bare, "dynamic_img_size": True}
+@pytest.mark.parametrize("no_embed_class", [False, True])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_other_image_sizes_match_timm(class_token, no_embed_class):
+    options = {"class_token": class_token, "no_embed_class": no_embed_class}
+    options = {**AVG, **options, "dynamic_img_size": True}
     reference = timm_model("patch4", options)
     ours = VisionTransformer(ViTConfig(**options)).eval()
     ours.load_state_dict(reference.state_dict(), strict=True)
@@ -89,9 +90,9 @@ def test_images_of_other_sizes_match_timm(bare, classed):
         assert_same_logits_and_gradients(ours, reference, torch.randn(3, 3, size, size))
         ours.zero_grad()
         reference.zero_grad()
-    for odd in ((3, 16, 20), (3, 18, 18), (1, 16, 16), (3, 2, 2)):
-        with pytest.raises(ValueError, match="not \\(3, "):
-            ours(torch.randn(1, *odd))
+    for wrong in ((3, 16, 20), (3, 18, 18), (1, 16, 16), (3, 2, 2)):
+        with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, "):
+            ours(torch.randn(1, *wrong))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -141,7 +142,7 @@ def test_logits_match_transformers():
 
 
 def timm_names(state):
-    """transformers' names to timm's; the three projections become one `qkv`."""
+    """Renames transformers' weights to timm's names and joins the three projections into `qkv`."""
     renames = (
         ("vit.layernorm.", "norm."), ("classifier.", "head."), ("vit.", ""),
         ("embeddings.cls_token", "cls_token"), ("embeddings.position_embeddings", "pos_embed"),
@@ -178,7 +179,7 @@ SHAPE = ViTConfig(**SHAPE, num_classes=6)
 
 
 def test_attention_with_weights_equals_without():
-    """Also on the kernel that GPUs take, and for weights that sum to one and give the output."""
+    """The fused kernel and the formula give the same output; each row of weights sums to one."""
     attention = Attention(SHAPE)
     x = torch.randn(2, 17, 32)
     out, weights = attention(x, return_weights=True)
@@ -190,7 +191,56 @@ def test_attention_with_weights_equals_without():
     torch.testing.assert_close(weights @ v, fused, atol=1e-6, rtol=1e-6)
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_one_scale_applies_in_fp32_and_in_bf16(bf16):
+    """In fp32 the CPU runs the fused kernel, in bf16 the formula written out."""
+    torch.manual_seed(0)
+    attention, x = Attention(SHAPE), torch.randn(2, 17, 32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        correct = attention(x)
+        attention.scale = 3.0
+        q, k, v = attention.qkv(x).reshape(2, 17, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        weights = (q.float() @ k.float().mT * 3.0).softmax(-1)
+        expected = attention.proj((weights @ v.float()).transpose(1, 2).flatten(2))
+        wrong = attention(x)
+    tolerance = 0.02 if bf16 else 1e-5
+    torch.testing.assert_close(wrong, expected, atol=tolerance, rtol=tolerance)
+    assert (wrong - correct).abs().max() > 5 * tolerance
+
+
+def test_only_bf16_on_a_cpu_avoids_the_fused_kernel(monkeypatch):
+    calls, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def count(*args, **kwargs):
+        calls.append(args[0].dtype)
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    attention, x = Attention(SHAPE), torch.randn(2, 17, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(x)
+    assert calls == []
+    with torch.autocast("cpu", torch.float16):
+        attention(x)
+    attention(x)
+    assert calls == [torch.float16, torch.float32]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_dropout_keeps_the_expectation_and_stops_in_eval_mode(fused):
+    torch.manual_seed(0)
+    attention = Attention(dataclasses.replace(SHAPE, attn_drop_rate=0.5))
+    attention.fused_attn = fused
+    x = torch.randn(1, 17, 32)
+    exact = attention.eval()(x)
+    torch.testing.assert_close(attention(x), exact, atol=0, rtol=0)
+    batch = attention.train()(x.expand(4000, -1, -1))
+    assert batch.std(dim=0).min() > 0
+    error = (batch.mean(dim=0) - exact[0]) / (batch.std(dim=0) / 4000**0.5)
+    assert error.abs().max() < 5  # standard errors, over 544 outputs
+
+
+def test_images_in_a_batch_do_not_affect_each_other():
     model = VisionTransformer(SHAPE).eval()
     images = torch.randn(4, 3, 16, 16, requires_grad=True)
     model(images)[2].sum().backward()
@@ -198,7 +248,7 @@ def test_images_of_a_batch_do_not_see_each_other():
     assert touched.tolist() == [False, False, True, False]
 
 
-def test_permuting_patches_permutes_tokens_without_positions():
+def test_without_positions_permuting_patches_permutes_tokens():
     model = VisionTransformer(SHAPE).eval()
     torch.nn.init.zeros_(model.pos_embed)
     images = torch.randn(2, 3, 16, 16)
@@ -226,7 +276,7 @@ def test_drop_path_keeps_the_expectation():
     x, drop = torch.ones(20_000, 2, 3), DropPath(0.3)
     out = drop(x)
     assert out.unique().tolist() == pytest.approx([0, 1 / 0.7])
-    assert out.flatten(1).std(dim=1).max() == 0  # an image is kept or dropped as a whole
+    assert out.flatten(1).std(dim=1).max() == 0  # each image is kept or dropped as a whole
     assert out.mean().item() == pytest.approx(1, abs=0.02)  # standard error 0.0046
     assert drop.eval()(x) is x
 
@@ -250,30 +300,48 @@ def test_block_shape_and_tokens():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "advice"),
+    ("wrong", "message"),
     [
         (
             {"img_size": 33, "patch_size": 4},
-            r"patch_size=4 .*img_size=33.*\[1, 3, 11, 33\].*32 or 36",
+            r"patch_size=4 must divide img_size=33\. .*\[1, 3, 11, 33\].* img_size to 32",
         ),
-        ({"patch_size": 300}, r"patch_size=300"),
-        ({"embed_dim": 190, "num_heads": 3}, r"num_heads=3 .*\[1, 2, 5, 10, 19"),
+        ({"patch_size": 300}, r"patch_size=300 must divide .* img_size to 300"),
+        ({"embed_dim": 190, "num_heads": 3}, r"num_heads=3 must divide embed_dim=190.*\[1, 2, 5,"),
+        ({"img_size": "224"}, "img_size='224' must be a single int, such as 224"),
+        ({"img_size": (224, 224)}, r"img_size=\(224, 224\) must be a single int, such as 224"),
+        ({"depth": 1.5}, "depth=1.5 must be a single int, such as 12"),
+        ({"num_heads": True}, "num_heads=True must be a single int, such as 12"),
         ({"num_heads": 0}, "num_heads=0 must be at least 1"),
-        ({"depth": 0}, "depth=0"),
-        ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must be in \[0, 1\)"),
-        ({"drop_rate": -0.1}, "drop_rate=-0.1"),
+        ({"depth": 0}, "depth=0 must be at least 1"),
+        ({"num_classes": -1}, "num_classes=-1 must be at least 0"),
+        ({"qkv_bias": 1}, "qkv_bias=1 must be True or False"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must be in \[0, 1\), such as 0.1"),
+        ({"drop_rate": -0.1}, r"drop_rate=-0.1 must be in \[0, 1\)"),
+        ({"attn_drop_rate": float("nan")}, "attn_drop_rate=nan must be a finite number, such as"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0 must be large enough for one hidden unit, such as 4.0"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio=inf must be a finite number, such as 4.0"),
+        ({"mlp_ratio": True}, "mlp_ratio=True must be a finite number, such as 4.0"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0, such as 1e-6"),
+        ({"norm_eps": "1e-6"}, "norm_eps='1e-6' must be a finite number, such as 1e-06"),
+        ({"init_values": float("nan")}, "init_values=nan must be a finite number, .* or None"),
         ({"global_pool": "max"}, "global_pool='max' must be 'token' or 'avg'"),
-        ({"class_token": False}, "class_token=False .*global_pool='avg'"),
-        ({"num_classes": -1}, "num_classes=-1"),
-        ({"mlp_ratio": 0}, "mlp_ratio=0"),
+        ({"class_token": False}, "class_token=False must be True, .*global_pool='avg'"),
     ],
+    ids=str,
 )
-def test_a_wrong_value_is_named_with_what_would_be_right(wrong, advice):
-    with pytest.raises(ConfigError, match=advice):
+def test_an_invalid_field_is_named_with_a_value_that_works(wrong, message):
+    with pytest.raises(ConfigError, match=message):
         ViTConfig(**wrong)
     assert issubclass(ConfigError, ValueError)
 
 
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"\(3, 20, 20\).*\(3, 16, 16\)"):
-        VisionTransformer(SHAPE)(torch.randn(1, 3, 20, 20))
+def test_whole_numbers_are_valid_floats():
+    model = VisionTransformer(dataclasses.replace(SHAPE, mlp_ratio=2, init_values=1, drop_rate=0))
+    assert model(torch.randn(1, 3, 16, 16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 20, 20), (1, 1, 16, 16), (3, 16, 16)])
+def test_images_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, 16, 16\), got \[.*\]"):
+        VisionTransformer(SHAPE)(torch.randn(shape))
