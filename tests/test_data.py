@@ -951,7 +951,7 @@ CIFARS = {"cifar10": ("CIFAR10", 10, 4), "cifar100": ("CIFAR100", 100, 3)}
 def publish_cifar(folder, address, patch, dataset):
     """Puts a tiny archive in the official layout into `folder`; returns what it holds."""
     name, classes, each = CIFARS[dataset]  # `each`: images of a class in a file
-    kind = getattr(datasets, name)
+    kind = getattr(torchvision.datasets, name)
     lists = {"train_list": kind.train_list, "test_list": kind.test_list}
     files, expected = {}, {}
     for which, entries in lists.items():
