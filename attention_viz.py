@@ -19,8 +19,8 @@ from lab.attention.score_report import scoring
 from lab.attention.views import viewing
 from lab.core import constants
 from lab.core.errors import UserError, run_script
-from lab.core.runs import Run, newest
-from lab.core.runtime import processes
+from lab.core.runs import Run, newest_run
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
 from lab.data.image_list import load_images
 from lab.data.loaders import Loaders
@@ -48,28 +48,28 @@ SEED: int = 0  # of the choice of images, and of the random weights that --score
 BATCH_SIZE: int = 8  # images at a time; fewer take less memory
 RESULTS_DIR: str = "results/attention_viz"  # one folder a model and images
 NAME: str | None = None  # of the folder; none: from model and images
-FRESH: bool = False  # do it again, replacing what is there
+OVERWRITE: bool = False  # do it again, replacing what is there
 
 
 def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.NUM_IMAGES < 1:
         raise UserError(f"NUM_IMAGES={c.NUM_IMAGES} must be at least 1, such as 6")
-    c.MODEL = c.MODEL or str(newest(Path("results/train"), "python train.py"))
+    c.MODEL = c.MODEL or str(newest_run(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
     c.IMAGES = c.IMAGES or trained_on(Path(c.MODEL))
     data = load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     loaders = Loaders(data, pretrained.preprocess, c.BATCH_SIZE, Augmentation())
-    loaders.to(processes().device)
-    pretrained.model.to(processes().device)
+    loaders.to(process_state().device)
+    pretrained.model.to(process_state().device)
 
     work = (scoring if c.SCORE else viewing)(pretrained, loaders, c)  # refuses what cannot be
     name = f"{short_name(c.MODEL)}-{data.name}{'-score' if c.SCORE else ''}"
     facts = {"dataset": data.summary()}
-    run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.FRESH)
+    run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.OVERWRITE)
     if run.finished:
-        print(f"this is done already; --fresh repeats it\n{run.folder / run.metrics()['open']}")
+        print(f"this is done already; --overwrite repeats it\n{run.folder / run.metrics()['open']}")
     else:
         work(run)
 

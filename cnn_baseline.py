@@ -24,8 +24,8 @@ from lab.core import constants
 from lab.core.checkpoints import load_weights
 from lab.core.errors import UserError, run_script
 from lab.data.datasets import Dataset
-from lab.models.cnn import ResidualCNN, twin
-from lab.models.profiling import model_facts
+from lab.models.cnn import ResidualCNN, matched_cnn
+from lab.models.profiling import profile_model
 from lab.training.results import over_seeds
 from model import VisionTransformer, ViTConfig
 
@@ -49,10 +49,10 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[ResidualCNN, str, dict[str
     vit = vit_of_run(Path(c.VIT)) if c.VIT else train.vit_config(c, data)
     image = (data.channels, c.IMG_SIZE, c.IMG_SIZE)
     vit = replace(vit, img_size=c.IMG_SIZE, in_chans=data.channels, num_classes=len(data.classes))
-    theirs = model_facts(VisionTransformer(vit), image)
-    config, _ = twin(vit, theirs["parameters" if c.MATCH == "params" else "macs"], c.MATCH)
+    theirs = profile_model(VisionTransformer(vit), image)
+    config, _ = matched_cnn(vit, theirs["parameters" if c.MATCH == "params" else "macs"], c.MATCH)
     model = ResidualCNN(config)
-    ours = model_facts(model, image)
+    ours = profile_model(model, image)
     widths = "-".join(map(str, config.dims))
     print(f"twin of a ViT {vit.embed_dim} wide, {vit.depth} deep: a CNN {widths} channels wide")
     for name, key in (("parameters", "parameters"), ("multiply-adds an image", "macs")):

@@ -21,15 +21,20 @@ import torch
 from lab.core import constants
 from lab.core.errors import run_script
 from lab.core.runs import Run
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
-from lab.data.datasets import kind_of, load_data, thin
+from lab.data.datasets import dataset_kind, load_data, subsample
 from lab.data.loaders import Loaders
-from lab.finetuning.comparison import compare
-from lab.finetuning.linear_probe import cached_features, train_head
-from lab.finetuning.modes import choose_trained, rate_warning, usual_rate, variant_of
-from lab.models.pretrained import adapt_head, load_pretrained, short_name, with_random_weights
-from lab.models.profiling import model_facts
+from lab.finetuning.comparison import compare_modes
+from lab.finetuning.linear_probe import cached_features, train_linear_probe
+from lab.finetuning.modes import (
+    default_learning_rate,
+    learning_rate_warning,
+    set_trainable,
+    variant_of,
+)
+from lab.models.pretrained import load_pretrained, reinitialized, reset_classifier, short_name
+from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import adamw, layers
@@ -59,9 +64,9 @@ EPOCHS: int = 20  # passes over the training images
 BATCH_SIZE: int = 64  # images a step, over all processes
 ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
 LEARNING_RATE: float | None = None  # peak rate of AdamW; none: right for the mode, head tries some
-HEAD_SCALE: float = 10.0  # the new head's rate is so many times that of the rest
-WARMUP: float = 0.1  # share of the run in which the rate rises to its peak
-DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
+HEAD_LR_MULT: float = 10.0  # the new head's rate is so many times that of the rest
+WARMUP_FRACTION: float = 0.1  # share of the run in which the rate rises to its peak
+LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float | None = None  # of weight matrices; none: 0.05, head tries some
 CLIP_GRAD: float = 1.0  # largest norm of the gradient; 0: no limit
 DROP_PATH_RATE: float = 0.0  # 0.1 to 0.2 for large models on few images
@@ -69,19 +74,19 @@ LABEL_SMOOTHING: float = 0.0  # share of the target spread over all classes
 
 # --- Run ---
 SEED: int = 0  # of the new head, order and augmentation; the validation split never changes
-SEEDS: int = 1  # runs, from SEED on, one after another; then mean and deviation
+NUM_SEEDS: int = 1  # runs, from SEED on, one after another; then mean and deviation
 PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
 COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
 TENSORBOARD: bool = False  # TensorBoard files too: tensorboard --logdir results
 RESULTS_DIR: str = "results/finetune"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, weights, mode and seed
-FRESH: bool = False  # start over, replacing the records of the same run
+OVERWRITE: bool = False  # start over, replacing the records of the same run
 
 HEAD_SWEEP = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 0.5])  # rates and weight decays that head tries
 AUGMENTATIONS = {  # by kind of dataset: see lab/data/augment.py
-    "digits": Augmentation(rotate=10, zoom=0.1, translate=0.5),
-    "small": Augmentation(shift=4, flip=True),
-    "photographs": Augmentation(resized_crop=0.4, flip=True),
+    "digits": Augmentation(rotate=10, scale=0.1, translate=0.5),
+    "small": Augmentation(crop_padding=4, flip=True),
+    "photographs": Augmentation(rrc_min_area=0.4, flip=True),
 }
 MODES = ("scratch", "head", "top-k --top-k 1", "top-k --top-k 2", "top-k --top-k 4",
          "top-k --top-k 8", "lora", "full --layer-decay 0.7", "full")  # fmt: skip
@@ -95,11 +100,11 @@ def run_all_or_one(values: dict[str, Any], plain_only: bool) -> None:
     c = SimpleNamespace(**values)
     if c.MODE == "all":
         pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, plain_only=plain_only)
-        adapt_head(pretrained, ["a", "b"])
+        reset_classifier(pretrained, ["a", "b"])
         depth = max(layers(pretrained.model).values()) - 1
         modes = [mode.split() for mode in MODES]
         modes = [words for words in modes if words[0] != "top-k" or int(words[-1]) < depth]
-        compare(modes, Path(c.RESULTS_DIR))
+        compare_modes(modes, Path(c.RESULTS_DIR))
     else:
         over_seeds(values, partial(finetune, plain_only=plain_only))
 
@@ -109,44 +114,44 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess
-    with processes().main_process_first():  # one process downloads and decodes for all
+    with process_state().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, preprocess.resized, c.VAL_FRACTION,
                          c.SKIP_UNREADABLE, preprocess.interpolation)  # fmt: skip
-        data = thin(data, c.TRAIN_FRACTION)
+        data = subsample(data, c.TRAIN_FRACTION)
     torch.manual_seed(c.SEED)
     weights = pretrained.fingerprint()
-    notes = [*pretrained.remarks, adapt_head(pretrained, data.classes)]
+    notes = [*pretrained.remarks, reset_classifier(pretrained, data.classes)]
     model = pretrained.model
     if c.MODE == "scratch":
-        model, notes = with_random_weights(model), ["random weights: nothing is pretrained"]
-    choose_trained(model, c.MODE, c.TOP_K, c.LORA_RANK)
+        model, notes = reinitialized(model), ["random weights: nothing is pretrained"]
+    set_trainable(model, c.MODE, c.TOP_K, c.LORA_RANK)
     if c.MODE == "head":
         rates = [c.LEARNING_RATE] if c.LEARNING_RATE else HEAD_SWEEP[0]
         decays = HEAD_SWEEP[1] if c.WEIGHT_DECAY is None else [c.WEIGHT_DECAY]
     else:
         variant = variant_of(model, c.MODE, c.TOP_K, c.LAYER_DECAY)
-        rates = [c.LEARNING_RATE or usual_rate(model, variant)]
+        rates = [c.LEARNING_RATE or default_learning_rate(model, variant)]
         decays = [0.05 if c.WEIGHT_DECAY is None else c.WEIGHT_DECAY]
-        notes += filter(None, [rate_warning(model, variant, rates[0])])
+        notes += filter(None, [learning_rate_warning(model, variant, rates[0])])
 
-    augmentation = AUGMENTATIONS[kind_of(c.DATASET)] if c.AUGMENT else Augmentation()
+    augmentation = AUGMENTATIONS[dataset_kind(c.DATASET)] if c.AUGMENT else Augmentation()
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
     how = FitConfig(
-        epochs=c.EPOCHS, warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
+        epochs=c.EPOCHS, warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE, clip_grad=c.CLIP_GRAD,
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     size = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)
     facts = {
-        "model": model_facts(model, size),
+        "model": profile_model(model, size),
         "dataset": data.summary(),
         "pretrained": {"origin": pretrained.origin, "weights": weights, "notes": notes},
     }
     identity = {**vars(c), "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
-    with processes().main_process_first():
-        run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.label), identity, facts, c.FRESH)
-    if processes().is_main_process:
+    with process_state().main_process_first():
+        run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.label), identity, facts, c.OVERWRITE)
+    if process_state().is_main_process:
         print("\n".join(notes))
     if run.finished:
         run.say_finished()
@@ -154,9 +159,9 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         features, seconds = cached_features(model, weights, loaders, c.AUGMENT_VIEWS,
                                             Path(c.DATA_DIR, "vit-lab-cache"),
                                             how.mixed_precision)  # fmt: skip
-        train_head(model, features, how, run, (rates, decays), seconds)
+        train_linear_probe(model, features, how, run, (rates, decays), seconds)
     else:
-        head_scale = 1.0 if c.MODE == "scratch" else c.HEAD_SCALE
+        head_scale = 1.0 if c.MODE == "scratch" else c.HEAD_LR_MULT
         optimizer = adamw(model, rates[0], decays[0], (0.9, 0.999), c.LAYER_DECAY, head_scale)
         fit(model, optimizer, loaders, how, run)
     return run

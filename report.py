@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lab.core import constants
-from lab.core.checkpoints import write_whole
+from lab.core.checkpoints import write_atomically
 from lab.core.errors import UserError, run_script
 from lab.report.content import content
 from lab.report.markdown import fill, page
@@ -56,7 +56,7 @@ def readme() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda scratch: scratch.write_bytes(text.encode("utf-8", "replace")))
+    write_atomically(path, lambda scratch: scratch.write_bytes(text.encode("utf-8", "replace")))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from lab.core import constants
 from lab.core.errors import UserError, run_script
-from lab.core.runs import NOT_THE_RUN
-from lab.core.runtime import processes
+from lab.core.runs import NOT_IDENTITY
+from lab.core.runtime import process_state
 from lab.sweep_plots import draw_sweep
 from lab.sweep_records import open_sweep, write_records
 from lab.sweep_script import Script
@@ -46,19 +46,19 @@ PRUNE_AFTER_TRIALS: int = 5  # trials that finish before others are judged by th
 SEED: int = 0  # of the points that are tried; the runs have their own
 RESULTS_DIR: str = "results/sweep"  # one folder a sweep
 NAME: str | None = None  # of the sweep's folder; none: from dataset, script and space
-FRESH: bool = False  # start over, deleting the same sweep with its runs
+OVERWRITE: bool = False  # start over, deleting the same sweep with its runs
 
 
 def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
-    if processes().num_processes > 1:
+    if process_state().num_processes > 1:
         raise UserError("sweep.py starts processes of its own: run it with python")
     prune_after = (c.PRUNE_AFTER_EPOCHS, c.PRUNE_AFTER_TRIALS) if c.PRUNE else None
     how = SweepConfig(c.SAMPLER, c.SEED, c.TRIALS, c.PROCESSES, prune_after)
     script = Script.load(c.SCRIPT, c.FIXED)
     space = parse_space(c.SPACE, script, c.SAMPLER)
     folder = open_sweep(Path(c.RESULTS_DIR), c.NAME or name_of(script, space),
-                        facts_of(c, script, space), c.FRESH)  # fmt: skip
+                        facts_of(c, script, space), c.OVERWRITE)  # fmt: skip
     trials = Trials(folder, script, space, how)
     write = partial(write_records, folder, trials.study, space, trials.asked)
     try:
@@ -73,7 +73,7 @@ def main() -> None:
 def facts_of(c: SimpleNamespace, script: Script, space: list[Parameter]) -> dict[str, Any]:
     """What was asked for; all of it but the number of trials tells a sweep from others."""
     swept = [p.name for p in space]
-    kept = {k: v for k, v in script.values.items() if k not in (*swept, *NOT_THE_RUN)}
+    kept = {k: v for k, v in script.values.items() if k not in (*swept, *NOT_IDENTITY)}
     constants = {
         "SCRIPT": script.path.as_posix(), "SPACE": " ".join(map(str, space)),
         "SAMPLER": c.SAMPLER, "SEED": c.SEED,

@@ -21,13 +21,13 @@ from torch import nn
 from lab.core import constants
 from lab.core.errors import run_script
 from lab.core.runs import Run
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, kind_of, load_data, native_size, thin
+from lab.data.datasets import Dataset, dataset_kind, load_data, native_size, subsample
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess, resized
-from lab.models.profiling import model_facts, small_images_facts
-from lab.models.registry import TimmConfig, timm_model
+from lab.models.profiling import profile_model, profile_small_images
+from lab.models.registry import TimmConfig, build_timm_model
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import OPTIMIZERS
@@ -62,22 +62,22 @@ BATCH_SIZE: int | None = None  # images a step, over all processes
 ACCUMULATION_STEPS: int = 1  # cut a batch into parts when memory is short
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: of the blocks' matrices, AdamW the rest
 LEARNING_RATE: float | None = None  # peak rate, for this batch size
-SMALL_SHARE: float = 0.0  # of the epochs, the first ones, on images of half the size
-WARMUP: float = 0.05  # share of the run in which the rate rises to its peak
-DECAY: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
+PROGRESSIVE_RESIZE: float = 0.0  # of the epochs, the first ones, on images of half the size
+WARMUP_FRACTION: float = 0.05  # share of the run in which the rate rises to its peak
+LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # of the rate after the warm-up
 WEIGHT_DECAY: float = 0.05  # of weight matrices; never of biases, norms, tokens, positions
 CLIP_GRAD: float = 1.0  # largest norm of the gradient; 0: no limit
 EMA_DECAY: float | None = None  # keep a moving average of the weights; 0: off
 
 # --- Augmentation ---
-SHIFT: int | None = None  # pixels to every side
-RESIZED_CROP: float | None = None  # least share of the area, for photographs; 0: off
+CROP_PADDING: int | None = None  # pixels to every side
+RRC_MIN_AREA: float | None = None  # least share of the area, for photographs; 0: off
 FLIP: bool | None = None  # left and right; not where it changes the class
 ROTATE: float | None = None  # degrees to either side
-ZOOM: float | None = None  # 0.1: between 90 % and 110 %
+SCALE: float | None = None  # 0.1: between 90 % and 110 %
 TRANSLATE: float | None = None  # pixels to every side, in fractions too
-POLICY: Literal["none", "trivial"] | None = None  # trivial: TrivialAugment
-ERASING: float | None = None  # probability of erasing a rectangle
+AUTO_AUGMENT: Literal["none", "trivial"] | None = None  # trivial: TrivialAugment
+RANDOM_ERASING: float | None = None  # probability of erasing a rectangle
 MIXUP: float | None = None  # alpha; 0: off
 CUTMIX: float | None = None  # alpha; 0: off
 MIX_PROBABILITY: float | None = None  # share of the batches that mixup or cutmix mix
@@ -85,37 +85,37 @@ LABEL_SMOOTHING: float | None = None  # share of the target spread over all clas
 
 # --- Run ---
 SEED: int = 0  # of weights, order and augmentation; the validation split never changes
-SEEDS: int = 1  # runs, from SEED on, one after another; then mean and deviation
+NUM_SEEDS: int = 1  # runs, from SEED on, one after another; then mean and deviation
 PRECISION: Literal["auto", "bf16", "fp32"] | None = None  # auto: bf16 where it is in hardware
 COMPILE: bool = False  # torch.compile: a slow start, then faster; pays on a GPU
 TENSORBOARD: bool = False  # TensorBoard files too: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # one folder a run
 NAME: str | None = None  # of the run's folder; none: from dataset, model and seed
-FRESH: bool = False  # start over, replacing the records of the same run
+OVERWRITE: bool = False  # start over, replacing the records of the same run
 
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; two CPU cores
         "PATCH_SIZE": 4, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
         "EPOCHS": 100, "BATCH_SIZE": 64, "OPTIMIZER": "adamw",
-        "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 0, "RESIZED_CROP": 0.0,
-        "FLIP": False, "ROTATE": 10.0, "ZOOM": 0.1, "TRANSLATE": 0.5, "POLICY": "none",
-        "ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
+        "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 0, "RRC_MIN_AREA": 0.0,
+        "FLIP": False, "ROTATE": 10.0, "SCALE": 0.1, "TRANSLATE": 0.5, "AUTO_AUGMENT": "none",
+        "RANDOM_ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
         "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
     "small": {  # images up to 64 pixels, tens of thousands; one GPU
         "PATCH_SIZE": 4, "EMBED_DIM": 192, "DEPTH": 9, "NUM_HEADS": 3, "DROP_PATH_RATE": 0.1,
         "EPOCHS": 300, "BATCH_SIZE": 128, "OPTIMIZER": "muon",
-        "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 4, "RESIZED_CROP": 0.0,
-        "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0, "POLICY": "trivial",
-        "ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
+        "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 4, "RRC_MIN_AREA": 0.0,
+        "FLIP": True, "ROTATE": 0.0, "SCALE": 0.0, "TRANSLATE": 0.0, "AUTO_AUGMENT": "trivial",
+        "RANDOM_ERASING": 0.25, "MIXUP": 1.0, "CUTMIX": 1.0, "MIX_PROBABILITY": 0.5,
         "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
     "photographs": {  # larger images, thousands; one GPU
         "IMG_SIZE": 224, "PATCH_SIZE": 16, "EMBED_DIM": 192, "DEPTH": 12, "NUM_HEADS": 3,
         "DROP_PATH_RATE": 0.1, "EPOCHS": 200, "BATCH_SIZE": 128,
-        "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "SHIFT": 0,
-        "RESIZED_CROP": 0.3, "FLIP": True, "ROTATE": 0.0, "ZOOM": 0.0, "TRANSLATE": 0.0,
-        "POLICY": "trivial", "ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0,
+        "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 0,
+        "RRC_MIN_AREA": 0.3, "FLIP": True, "ROTATE": 0.0, "SCALE": 0.0, "TRANSLATE": 0.0,
+        "AUTO_AUGMENT": "trivial", "RANDOM_ERASING": 0.25, "MIXUP": 0.8, "CUTMIX": 1.0,
         "MIX_PROBABILITY": 0.5, "EMA_DECAY": 0.0, "PRECISION": "auto",
     },
 }  # fmt: skip
@@ -131,7 +131,11 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[nn.Module, str, dict[str, 
     asked = {"num_classes": len(data.classes), "in_chans": data.channels}
     if c.DROP_PATH_RATE:
         asked["drop_path_rate"] = c.DROP_PATH_RATE
-    return timm_model(TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **asked)), c.MODEL, {}
+    return (
+        build_timm_model(TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **asked)),
+        c.MODEL,
+        {},
+    )
 
 
 def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:
@@ -140,7 +144,7 @@ def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:
         num_classes=len(data.classes), embed_dim=c.EMBED_DIM, depth=c.DEPTH,
         num_heads=c.NUM_HEADS, mlp_ratio=c.MLP_RATIO, global_pool=c.GLOBAL_POOL,
         class_token=c.GLOBAL_POOL == "token", drop_rate=c.DROP_RATE,
-        drop_path_rate=c.DROP_PATH_RATE, dynamic_img_size=c.SMALL_SHARE > 0,
+        drop_path_rate=c.DROP_PATH_RATE, dynamic_img_size=c.PROGRESSIVE_RESIZE > 0,
     )  # fmt: skip
 
 
@@ -151,24 +155,31 @@ def main() -> None:
 def train(values: dict[str, Any], build: Build) -> Run:
     """One run: data, model, training, records; cnn_baseline.py brings another model."""
     size = native_size(values["DATASET"])
-    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[kind_of(values["DATASET"])]})
+    c = constants.resolve(values, {"IMG_SIZE": size, **RECIPES[dataset_kind(values["DATASET"])]})
 
     # Photographs are kept larger than the model's input, to leave room for crops.
     crop_pct = 1.0 if size else 0.875
     kept = resized(c.IMG_SIZE, crop_pct)
-    with processes().main_process_first():  # one process downloads and decodes for all
+    with process_state().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, kept, c.VAL_FRACTION, c.SKIP_UNREADABLE)
-        data = thin(data, c.TRAIN_FRACTION)
+        data = subsample(data, c.TRAIN_FRACTION)
     preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
     augmentation = Augmentation(
-        c.SHIFT, c.RESIZED_CROP, c.FLIP, c.ROTATE, c.ZOOM, c.TRANSLATE, c.POLICY, c.ERASING
+        c.CROP_PADDING,
+        c.RRC_MIN_AREA,
+        c.FLIP,
+        c.ROTATE,
+        c.SCALE,
+        c.TRANSLATE,
+        c.AUTO_AUGMENT,
+        c.RANDOM_ERASING,
     )
     torch.manual_seed(c.SEED)
     model, short, more = build(c, data)
     how = FitConfig(
-        epochs=c.EPOCHS, small_share=c.SMALL_SHARE,
+        epochs=c.EPOCHS, progressive_resize=c.PROGRESSIVE_RESIZE,
         small_size=c.IMG_SIZE // 2 // c.PATCH_SIZE * c.PATCH_SIZE,  # whole patches
-        warmup=c.WARMUP, decay=c.DECAY, clip_grad=c.CLIP_GRAD,
+        warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE, clip_grad=c.CLIP_GRAD,
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
@@ -179,13 +190,13 @@ def train(values: dict[str, Any], build: Build) -> Run:
 
     full, small = ((data.channels, side, side) for side in (c.IMG_SIZE, how.small_size))
     facts = {
-        "model": model_facts(model, full) | small_images_facts(model, small, how.small_epochs),
+        "model": profile_model(model, full) | profile_small_images(model, small, how.small_epochs),
         "dataset": data.summary(),
         **more,
     }
     name = c.NAME or f"{data.label}-{short}-s{c.SEED}"
-    with processes().main_process_first():
-        run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.FRESH)
+    with process_state().main_process_first():
+        run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.OVERWRITE)
     fit(model, optimizer, loaders, how, run)
     return run
 

@@ -22,7 +22,7 @@ from benchmarks import table
 from benchmarks.timing import hardware
 from lab.core import constants
 from lab.core.checkpoints import write_json
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 
 # --- What is measured ---
 PARTS: str | None = None  # in this order; none: all, finetune_full on a GPU only
@@ -91,7 +91,7 @@ def run(part: str, device: str, folder: Path) -> tuple[dict[str, Any] | None, st
 
 def main() -> None:
     constants.override(sys.modules[__name__])
-    device = processes().device.type
+    device = process_state().device.type
     parts = PARTS.split(",") if PARTS else [p for p in FLAGS if p != "finetune_full"]
     if not PARTS and device == "cuda":
         parts.append("finetune_full")

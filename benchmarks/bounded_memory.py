@@ -41,8 +41,8 @@ OUT: str = "benchmarks/local/bounded_memory"  # .md and .json; empty: nowhere
 
 DISTINCT = 4  # photographs of each class; the others are links to them
 MODEL = {  # as small as can be: this is about feeding
-    "PATCH_SIZE": 32, "EMBED_DIM": 32, "DEPTH": 1, "NUM_HEADS": 1, "EPOCHS": 1, "RESIZED_CROP": 0,
-    "POLICY": "none", "ERASING": 0, "MIXUP": 0, "CUTMIX": 0, "PRECISION": "fp32",
+    "PATCH_SIZE": 32, "EMBED_DIM": 32, "DEPTH": 1, "NUM_HEADS": 1, "EPOCHS": 1, "RRC_MIN_AREA": 0,
+    "AUTO_AUGMENT": "none", "RANDOM_ERASING": 0, "MIXUP": 0, "CUTMIX": 0, "PRECISION": "fp32",
 }  # fmt: skip
 
 

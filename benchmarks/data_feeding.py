@@ -24,9 +24,9 @@ from benchmarks.peers import usual_step
 from benchmarks.timing import alternate, hardware, seconds
 from lab.core import constants
 from lab.core.errors import run_script
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, kind_of, load_data, native_size
+from lab.data.datasets import Dataset, dataset_kind, load_data, native_size
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess, resized
 from lab.training.config import FitConfig
@@ -47,17 +47,17 @@ class OneByOne(TorchDataset):
 
     def __init__(self, data: Dataset, how: Augmentation, size: int):
         self.images, self.labels = data.train.images(slice(None)), data.train.labels
-        steps: list = [v2.RandomCrop(size, padding=how.shift)] if how.shift else []
-        if how.resized_crop:
-            steps.append(v2.RandomResizedCrop(size, scale=(how.resized_crop, 1)))
+        steps: list = [v2.RandomCrop(size, padding=how.crop_padding)] if how.crop_padding else []
+        if how.rrc_min_area:
+            steps.append(v2.RandomResizedCrop(size, scale=(how.rrc_min_area, 1)))
         steps += [v2.RandomHorizontalFlip()] if how.flip else []
-        if how.rotate or how.zoom or how.translate:
+        if how.rotate or how.scale or how.translate:
             move = (how.translate / size,) * 2
-            scale = (1 - how.zoom, 1 + how.zoom)
+            scale = (1 - how.scale, 1 + how.scale)
             steps.append(v2.RandomAffine(how.rotate, translate=move, scale=scale))
-        steps += [v2.TrivialAugmentWide()] if how.policy == "trivial" else []
+        steps += [v2.TrivialAugmentWide()] if how.auto_augment == "trivial" else []
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
-        steps += [v2.RandomErasing(how.erasing)] if how.erasing else []
+        steps += [v2.RandomErasing(how.random_erasing)] if how.random_erasing else []
         self.transform = v2.Compose(steps)
 
     def __len__(self) -> int:
@@ -75,15 +75,24 @@ def drain(batches: Iterable, device: torch.device) -> None:
 
 def loaders_of_recipe() -> tuple[Loaders, dict]:
     """Our batches of the dataset, and the recipe of train.py for it."""
-    size, recipe = native_size(DATASET), train.RECIPES[kind_of(DATASET)]
+    size, recipe = native_size(DATASET), train.RECIPES[dataset_kind(DATASET)]
     crop_pct, size = (1.0, size) if size else (0.875, recipe["IMG_SIZE"])
-    fields = ("SHIFT", "RESIZED_CROP", "FLIP", "ROTATE", "ZOOM", "TRANSLATE", "POLICY", "ERASING")
+    fields = (
+        "CROP_PADDING",
+        "RRC_MIN_AREA",
+        "FLIP",
+        "ROTATE",
+        "SCALE",
+        "TRANSLATE",
+        "AUTO_AUGMENT",
+        "RANDOM_ERASING",
+    )
     how = Augmentation(*(recipe[name] for name in fields))
     data = load_data(DATASET, DATA_DIR, resized(size, crop_pct))
     loaders = Loaders(
         data, Preprocess(size, data.mean, data.std, crop_pct), recipe["BATCH_SIZE"], how
     )
-    loaders.to(processes().device)
+    loaders.to(process_state().device)
     return loaders, recipe
 
 

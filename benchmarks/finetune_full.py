@@ -32,16 +32,16 @@ from benchmarks.peers import Pictures, Recipe, in_transformers, timm_training, t
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
 from lab.core import constants
 from lab.core.runs import Run
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.datasets import Dataset, Split
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from lab.models.conversion import config_of
-from lab.models.profiling import model_facts
+from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
 from lab.training.loop import Trainer
 from lab.training.optimizers import adamw
-from lab.training.state import State
+from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
@@ -71,7 +71,7 @@ def ours(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None
     )  # fmt: skip
     trainer = Trainer(model, optimizer, loaders, how, Run(Path()))  # train_epoch writes nothing
     for epoch in range(1, 1 + recipe.epochs):
-        trainer.state = State(epoch)
+        trainer.state = TrainState(epoch)
         turns.begin()
         trainer.train_epoch([])
         turns.end()
@@ -143,13 +143,13 @@ PEER = {"ours": ours, "timm": timms, "transformers": transformers}
 def peer(name: str, values: dict[str, Any], line: Connection) -> None:
     """A peer's process."""
     globals().update(values)
-    turns = Turns(line, processes().device)
+    turns = Turns(line, process_state().device)
     if name == PRODUCT:
         dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
         turns.take(product(turns.device.type, dtype))
     torch.manual_seed(0)
     config = config_of_model()
-    recipe = Recipe(1 + REPEATS, STEPS, BATCH_SIZE, 1e-4, 0.05, finetune.WARMUP,
+    recipe = Recipe(1 + REPEATS, STEPS, BATCH_SIZE, 1e-4, 0.05, finetune.WARMUP_FRACTION,
                     finetune.CLIP_GRAD, PRECISION == "bf16", WORKERS)  # fmt: skip
     PEER[name](turns, photographs(config), config, recipe)
 
@@ -157,7 +157,7 @@ def peer(name: str, values: dict[str, Any], line: Connection) -> None:
 def main() -> None:
     global PRECISION, BATCH_SIZE, STEPS, WORKERS
     constants_given = constants.override(sys.modules[__name__])
-    device = processes().device.type
+    device = process_state().device.type
     gpu = device == "cuda"
     PRECISION = "bf16" if FitConfig(1, precision=PRECISION).mixed_precision == "bf16" else "fp32"
     BATCH_SIZE = BATCH_SIZE or (128 if gpu else 8)
@@ -169,7 +169,7 @@ def main() -> None:
 
     config, images = config_of_model(), STEPS * BATCH_SIZE
     size = (3, config.img_size, config.img_size)
-    flops = model_facts(VisionTransformer(config), size)["training_flops"]
+    flops = profile_model(VisionTransformer(config), size)["training_flops"]
     what = f"full fine-tuning, {PRECISION}"
     rows = table.compared(what, times, table.OURS, names, images, memory)
     shares = table.shares(what, times, PRODUCT, flops * images, product_flop(device))

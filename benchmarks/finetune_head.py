@@ -36,15 +36,15 @@ from benchmarks.head_ways import OURS, WAY, Task
 from benchmarks.timing import hardware, seconds
 from lab.core import constants
 from lab.core.errors import run_script
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders
 from lab.finetuning.linear_probe import Backbone
-from lab.models.pretrained import adapt_head, load_pretrained
+from lab.models.pretrained import load_pretrained, reset_classifier
 from lab.training.config import FitConfig
-from lab.training.evaluation import outputs
-from lab.training.results import Scores
+from lab.training.evaluation import predict
+from lab.training.results import Predictions
 
 # --- What is measured ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # as in finetune.py, but a plain ViT
@@ -66,7 +66,7 @@ OUT: str = "benchmarks/local/finetune_head-{device}.md"  # where the table goes;
 
 def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
     """Seconds of a forward pass over the training images."""
-    device = processes().device
+    device = process_state().device
     model = copy.deepcopy(model).to(device)
     loaders.to(device)
 
@@ -79,7 +79,7 @@ def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
     return seconds(work, device.type)
 
 
-def measure(task: Task, names: list[str], test: Scores) -> dict[str, list[tuple[float, ...]]]:
+def measure(task: Task, names: list[str], test: Predictions) -> dict[str, list[tuple[float, ...]]]:
     """For each way and repeat: seconds of all, of the features, of a pass, and test accuracy.
 
     test: the features of the test images in place of logits.
@@ -95,7 +95,7 @@ def measure(task: Task, names: list[str], test: Scores) -> dict[str, list[tuple[
                 torch.manual_seed(repeat)
                 work = WAY[name](replace(task, loaders=loaders, folder=Path(folder)))
                 out = []
-                spent = seconds(lambda w=work, o=out: o.append(w()), processes().device.type)
+                spent = seconds(lambda w=work, o=out: o.append(w()), process_state().device.type)
             head, features = out[0]
             with torch.no_grad():
                 scores = replace(test, logits=head.cpu().float()(test.logits))
@@ -109,7 +109,7 @@ def main() -> None:
     pretrained = load_pretrained(PRETRAINED, IMG_SIZE, plain_only=True)
     how = pretrained.preprocess
     data = load_data(DATASET, DATA_DIR, how.resized, interpolation=how.interpolation)
-    adapt_head(pretrained, data.classes)
+    reset_classifier(pretrained, data.classes)
     model = pretrained.model
     for parameter in model.head.parameters():
         nn.init.zeros_(parameter)  # weights of these very classes come with a trained head
@@ -118,14 +118,14 @@ def main() -> None:
 
     WORKERS = min(os.cpu_count() or 1, 16) if WORKERS is None else WORKERS
     mixed = FitConfig(1, precision=PRECISION).mixed_precision
-    device, accelerator = processes().device.type, Accelerator(mixed_precision=mixed)
+    device, accelerator = process_state().device.type, Accelerator(mixed_precision=mixed)
     loaders = Loaders(data, how, BATCH_SIZE, Augmentation())
     loaders.to(accelerator.device)
     backbone = Backbone(copy.deepcopy(model).to(accelerator.device))
-    test = Scores(outputs(backbone, loaders, "test", accelerator), data.test.labels)
+    test = Predictions(predict(backbone, loaders, "test", accelerator), data.test.labels)
     recipe = peers.Recipe(
         EPOCHS, loaders.steps, loaders.batch_size, LEARNING_RATE, WEIGHT_DECAY,
-        finetune.WARMUP, finetune.CLIP_GRAD, mixed == "bf16", WORKERS,
+        finetune.WARMUP_FRACTION, finetune.CLIP_GRAD, mixed == "bf16", WORKERS,
     )  # fmt: skip
     one = data.val.take(torch.arange(len(data.val)) == 0)  # stands for all that is not timed
     loaders = replace(loaders, data=replace(data, val=one, test=one))

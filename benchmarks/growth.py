@@ -27,16 +27,16 @@ from benchmarks.table import command
 from benchmarks.timing import Turns, hardware, in_turns
 from lab.core import constants
 from lab.core.runs import provenance
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, whole
+from lab.data.datasets import Dataset, full_split
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
-from lab.models.profiling import model_facts
+from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
 from lab.training.loop import Trainer
 from lab.training.optimizers import adamw
-from lab.training.state import State
+from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured; values in growing order, separated by commas ---
@@ -101,7 +101,7 @@ def trainer_of(work: Work) -> Trainer:
     """The engine, ready to step on synthetic images of these sizes."""
     torch.manual_seed(0)
     store = torch.randint(256, (work.images, 3, work.size, work.size), dtype=torch.uint8)
-    split = whole(store, torch.randint(CLASSES, (work.images,)), [""] * work.images)
+    split = full_split(store, torch.randint(CLASSES, (work.images,)), [""] * work.images)
     classes = [str(c) for c in range(CLASSES)]
     data = Dataset("synthetic", classes, split, split, split, [0.5] * 3, [0.3] * 3, [])
     preprocess = Preprocess(work.size, data.mean, data.std)
@@ -123,7 +123,7 @@ def step_peer(name: str, values: dict[str, Any], line: Connection) -> None:
     turns = Turns(line, trainer.accelerator.device)
     while True:
         turns.begin()
-        trainer.state = State()
+        trainer.state = TrainState()
         trainer.train_epoch([])
         turns.end()
 
@@ -131,7 +131,7 @@ def step_peer(name: str, values: dict[str, Any], line: Connection) -> None:
 def expected(work: Work) -> tuple[float, float]:
     """FLOPs of an epoch by torch's counter, and MB that its steps keep at once."""
     model, pair = work.model(), 2
-    flops = model_facts(model, (3, work.size, work.size))["training_flops"]
+    flops = profile_model(model, (3, work.size, work.size))["training_flops"]
     images = torch.zeros(pair, 3, work.size, work.size)
     kept: dict[int, torch.UntypedStorage] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -205,7 +205,7 @@ def asked_for(asked: dict[str, Any]) -> dict[str, list[int]]:
 
 def main() -> None:
     asked = constants.override(sys.modules[__name__])
-    device = processes().device.type
+    device = process_state().device.type
     growths = []
     for quantity, values in asked_for(asked).items():
         print(f"{quantity}: {values}", flush=True)

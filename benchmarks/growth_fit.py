@@ -10,7 +10,15 @@ import numpy as np
 from benchmarks.table import in_markdown
 from lab.core import plots
 
-COLOURS = (plots.VAL, plots.TRAIN, "#2a7f3f", "#7a3f98", "#8a6d1a", "#4a4a4a", "#b02a5b")
+COLOURS = (
+    plots.VAL_COLOR,
+    plots.TRAIN_COLOR,
+    "#2a7f3f",
+    "#7a3f98",
+    "#8a6d1a",
+    "#4a4a4a",
+    "#b02a5b",
+)
 
 
 @dataclass
@@ -109,7 +117,7 @@ def plot(path: Path, growths: list[Growth], title: str) -> None:
                 free.pop(0).legend(handles, labels, title=quantity, loc="center", fontsize=11)
             axis.set(xlabel=quantity, ylabel=f"{inside[0].what},\n{unit}")
         figure.suptitle(title, fontsize=14)
-        plots.save(figure, path, dpi=90)
+        plots.save_figure(figure, path, dpi=90)
 
 
 def panel(axis: plt.Axes, inside: list[Growth]) -> None:
@@ -128,7 +136,9 @@ def panel(axis: plt.Axes, inside: list[Growth]) -> None:
         if alone:
             want = growth.summary()["expected_exponent"]
             told = f"expected: {want:.2f}" if want is not None else "expected"
-            axis.plot(growth.values, growth.line, color=plots.TRAIN, ls="--", lw=1.6, label=told)
+            axis.plot(
+                growth.values, growth.line, color=plots.TRAIN_COLOR, ls="--", lw=1.6, label=told
+            )
     first = inside[0]
     x, top = np.array(first.values, dtype=float), max(1e-9, *(g.medians[-1] for g in inside))
     plain = top * (x / x[-1]) ** first.slope

@@ -19,15 +19,15 @@ from torch import nn
 
 from benchmarks.timing import Turns
 from lab.core.runs import Run
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data import datasets
 from lab.data.augment import Augmentation
-from lab.data.datasets import Source, load_data, thin, whole
+from lab.data.datasets import Source, full_split, load_data, subsample
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from lab.report.records import read_predictions
 from lab.training.evaluation import evaluate
-from lab.training.results import record
+from lab.training.results import write_results
 
 SIDE, CLASSES, BATCH = 8, 10, 1024  # pixels; images a batch
 ROW = {"epoch": 1, "seconds": 1.0, "images_per_second": 1.0, "images": 1, "peak_memory_mb": 1}
@@ -49,7 +49,7 @@ class Many:
         names = [f"image-{i}" for i in range(count)]
         labels = torch.randint(CLASSES, (count,))
         self.source = lambda: Source(
-            [str(c) for c in range(CLASSES)], {"train": whole(store, labels, names)}
+            [str(c) for c in range(CLASSES)], {"train": full_split(store, labels, names)}
         )
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, CLASSES))
         self.accelerator = Accelerator()
@@ -57,11 +57,11 @@ class Many:
     def work(self, stage: str) -> Callable[[], object]:
         return {
             "load and split": self.load,
-            "thin to half": lambda: thin(self.data, 0.5),
+            "thin to half": lambda: subsample(self.data, 0.5),
             "fingerprint": lambda: replace(self.data).fingerprint,
             "batches of an epoch": self.epoch,
             "evaluate": self.evaluate,
-            "write records": lambda: record(self.run, self.scores, self.data, [ROW], 1),
+            "write records": lambda: write_results(self.run, self.scores, self.data, [ROW], 1),
             "read records": lambda: read_predictions(
                 self.run.folder / "predictions.csv", self.data.classes
             ),
@@ -114,7 +114,7 @@ def stage_peer(name: str, values: dict, line: Connection) -> None:
     """A peer for `benchmarks.timing.in_turns`: "stages 1000"; its turns are stage after stage."""
     kind, count = name.split()
     todo = KINDS[kind](int(count), Path(values["scratch"]))
-    turns, number = Turns(line, processes().device), 0
+    turns, number = Turns(line, process_state().device), 0
     while True:
         work = todo.work(todo.stages[number % len(todo.stages)])
         turns.begin()

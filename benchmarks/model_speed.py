@@ -27,16 +27,16 @@ from benchmarks.peers import IN, parameters_beside, usual_step
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
 from lab.core import constants
 from lab.core.runs import Run
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
 from lab.data.datasets import Dataset, Split
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
-from lab.models.profiling import model_facts
+from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
 from lab.training.loop import Trainer
 from lab.training.optimizers import adamw
-from lab.training.state import State
+from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
@@ -59,7 +59,7 @@ OUT: str = "benchmarks/local/model_speed-{device}.md"  # where the table goes; e
 
 KNOWN = [f"{kind}, {dtype}{compiled}" for kind in ("training", "inference")
          for dtype in ("fp32", "bf16") for compiled in ("", ", compiled")]  # fmt: skip
-WARMUP = 2  # turns: the first compiles, the second finds the memory
+WARMUP_FRACTION = 2  # turns: the first compiles, the second finds the memory
 CLASSES, HEAD_DIM = 10, 64
 
 
@@ -95,7 +95,7 @@ def engine_step(images: Tensor, labels: Tensor, bf16: bool, compiled: bool) -> C
     trainer.model.train()
 
     def step() -> None:
-        trainer.state = State(1)
+        trainer.state = TrainState(1)
         trainer.step(images, labels)
 
     return step
@@ -114,7 +114,7 @@ def inference(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], obje
 def library_process(name: str, values: dict[str, Any], line: Connection) -> None:
     """One library's process for one work, or the matrix product's."""
     globals().update(values)
-    turns, work = Turns(line, processes().device), values["WORK"]
+    turns, work = Turns(line, process_state().device), values["WORK"]
     device, bf16, compiled = turns.device, "bf16" in work, "compiled" in work
     if name == PRODUCT:
         turns.take(product(device.type, torch.bfloat16 if bf16 else torch.float32))
@@ -146,7 +146,9 @@ def rounds_of(
     times: table.Times = {name: [] for name in names}
     memory: dict[str, int] = {}
     for _ in range(ROUNDS):
-        found, held = in_turns(library_process, names, {**values, "WORK": work}, REPEATS, WARMUP)
+        found, held = in_turns(
+            library_process, names, {**values, "WORK": work}, REPEATS, WARMUP_FRACTION
+        )
         memory = {name: max(mb or 0, memory.get(name, 0)) for name, mb in held.items()}
         for name in names:
             times[name] += found[name]
@@ -156,13 +158,13 @@ def rounds_of(
 def main() -> None:
     global STEPS
     values = constants.override(sys.modules[__name__])
-    device = processes().device.type
+    device = process_state().device.type
     STEPS = values["STEPS"] = STEPS or (20 if device == "cuda" else 1)
     names, notes = table.present(LIBRARIES.split(","))
     for work in WORKS.split(";"):
         if work not in KNOWN:
             raise SystemExit(f"--works: {work!r} is none of {'; '.join(KNOWN)}")
-    facts = model_facts(VisionTransformer(config()), (3, IMG_SIZE, IMG_SIZE))
+    facts = profile_model(VisionTransformer(config()), (3, IMG_SIZE, IMG_SIZE))
     images, failed = BATCH_SIZE * STEPS, []
     rows, shares = [], []
     for work in WORKS.split(";"):

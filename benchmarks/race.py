@@ -21,11 +21,11 @@ from torch.profiler import profile
 from torchvision.transforms import v2
 
 from benchmarks.timing import synchronize
-from lab.core.checkpoints import write_whole
+from lab.core.checkpoints import write_atomically
 from lab.data.loaders import Loaders
 from lab.training.config import FitConfig
 from lab.training.optimizers import OPTIMIZERS, Schedule
-from lab.training.results import Scores
+from lab.training.results import Predictions
 from model import VisionTransformer, ViTConfig
 
 LOOKED_AT = 1000  # validation images in a look, at most
@@ -66,14 +66,14 @@ class Runner:
         self.loaders = replace(loaders, seed=seed, data=replace(loaders.data, val=some))
         self.loaders.to(self.device)
         self.bf16 = FitConfig(1, precision=c.PRECISION).mixed_precision == "bf16"
-        self.schedule = Schedule(TICKS, int(TICKS * c.WARMUP), "linear")
+        self.schedule = Schedule(TICKS, int(TICKS * c.WARMUP_FRACTION), "linear")
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
         self.model = VisionTransformer(ViTConfig(
             img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
             depth=c.DEPTH, num_heads=c.NUM_HEADS, num_classes=len(loaders.data.classes),
             class_token=False, global_pool="avg", dynamic_img_size=True,
         )).to(self.device)  # fmt: skip
-        self.pooled = 2 if c.SMALL_SHARE else 1  # pixels to a side that become one
+        self.pooled = 2 if c.PROGRESSIVE_RESIZE else 1  # pixels to a side that become one
         images, labels = next(self.loaders.train(0))
         if c.WARM_START:
             warm_start(self.model, F.avg_pool2d(images, self.pooled))
@@ -108,7 +108,7 @@ class Runner:
         self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def scores(self, split: str) -> Scores:
+    def scores(self, split: str) -> Predictions:
         model: nn.Module = self.average.module if self.average else self.model
         model.eval()
         out = []
@@ -116,7 +116,7 @@ class Runner:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 out.append(model(F.avg_pool2d(images, self.pooled)).float().cpu())
         model.train()
-        return Scores(torch.cat(out), getattr(self.loaders.data, split).labels)
+        return Predictions(torch.cat(out), getattr(self.loaders.data, split).labels)
 
     def run(self, budget: float) -> dict[str, Any]:
         """Trains for `budget` seconds, then sees the test images once; returns what came out."""
@@ -130,7 +130,7 @@ class Runner:
         for images, labels in self.batches():
             if (done := clock.spent / budget) >= 1:
                 break
-            if done >= self.c.SMALL_SHARE:
+            if done >= self.c.PROGRESSIVE_RESIZE:
                 self.pooled = 1
             if done * self.c.CHECKS >= len(curve) + 1:
                 look()
@@ -166,7 +166,7 @@ class Runner:
         column = "device" if self.device.type == "cuda" else "cpu"
         table = seen.key_averages().table(sort_by=f"self_{column}_time_total", row_limit=30)
         text = f"{steps} steps of {self.loaders.batch_size} images in {spent:.3f} s\n{table}\n"
-        write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 @torch.no_grad()

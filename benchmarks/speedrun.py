@@ -23,8 +23,8 @@ from benchmarks.table import command
 from lab.core import constants
 from lab.core.checkpoints import write_json
 from lab.core.errors import UserError, run_script
-from lab.core.runs import differences, provenance
-from lab.core.runtime import processes
+from lab.core.runs import describe_differences, provenance
+from lab.core.runtime import process_state
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders
@@ -36,7 +36,7 @@ from lab.data.preprocess import Preprocess
 DATASET: str = "cifar10"  # cifar10, or a folder of images of 32 pixels
 DATA_DIR: str = "data"  # where the download is
 SECONDS: str | None = None  # how long a run may train; several: "60,150,360"
-SEEDS: int = 3  # runs of each, from seed 0 on
+NUM_SEEDS: int = 3  # runs of each, from seed 0 on
 VARIANTS: str = "chosen"  # of VARIANT below, or all
 CHECKS: int = 10  # looks at some of the validation images in a run, the clock stopped
 CLOCK: Literal["wall", "cpu"] = "wall"  # cpu: processor time, for a machine that is busy
@@ -50,10 +50,12 @@ OPTIMIZER: Literal["muon", "adamw"] = "muon"  # Muon for the blocks' matrices
 LEARNING_RATE: float | None = None  # peak rate
 WEIGHT_DECAY: float = 0.05  # of weight matrices
 BATCH_SIZE: int | None = None  # images a step
-WARMUP: float = 0.05  # share of the time in which the rate rises
-SMALL_SHARE: float = 0.6  # share of the time on images of half the size: a quarter of the tokens
+WARMUP_FRACTION: float = 0.05  # share of the time in which the rate rises
+PROGRESSIVE_RESIZE: float = (
+    0.6  # share of the time on images of half the size: a quarter of the tokens
+)
 WARM_START: bool = True  # the patch embedding starts as the principal components of patches
-SHIFT: int | None = None  # pixels, a random crop
+CROP_PADDING: int | None = None  # pixels, a random crop
 CUTMIX_UNTIL: float | None = None  # share of the time with cutmix on half of the batches
 LABEL_SMOOTHING: float = 0.1  # share of the target spread over all classes
 EMA_DECAY: float = 0.0  # judge a moving average of the weights; 0: off
@@ -61,17 +63,17 @@ PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in
 COMPILE: bool | None = None  # torch.compile, with CUDA graphs
 # --- Output ---
 OUT: str = "benchmarks/local/speedrun-{device}"  # folder of the records
-FRESH: bool = False  # run again what is finished
+OVERWRITE: bool = False  # run again what is finished
 PROFILE: bool = False  # instead of racing, say where the time of a step goes
 
 RECIPES = {
     "cpu": {  # two cores see some hundred thousand images in ten minutes: a small model
         "SECONDS": "600", "PATCH_SIZE": 4, "EMBED_DIM": 128, "DEPTH": 6, "NUM_HEADS": 4,
-        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "SHIFT": 0, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
+        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "CROP_PADDING": 0, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
     },
     "cuda": {  # not run yet
         "SECONDS": "60,150,360", "PATCH_SIZE": 4, "EMBED_DIM": 384, "DEPTH": 8, "NUM_HEADS": 6,
-        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 1024, "SHIFT": 2, "CUTMIX_UNTIL": 0.8, "COMPILE": True,
+        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 1024, "CROP_PADDING": 2, "CUTMIX_UNTIL": 0.8, "COMPILE": True,
     },
 }  # fmt: skip
 
@@ -79,18 +81,18 @@ VARIANT = {  # what a choice brings: the run with another one
     "chosen": {},
     "AdamW": {"OPTIMIZER": "adamw"},
     "AdamW at 1e-3": {"OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3},
-    "full size throughout": {"SMALL_SHARE": 0.0},
+    "full size throughout": {"PROGRESSIVE_RESIZE": 0.0},
     "random embedding": {"WARM_START": False},
-    "shift of 2 pixels": {"SHIFT": 2},
+    "shift of 2 pixels": {"CROP_PADDING": 2},
     "no smoothing": {"LABEL_SMOOTHING": 0.0},
     "cutmix until 80 percent": {"CUTMIX_UNTIL": 0.8},
     "moving average": {"EMA_DECAY": 0.99},
     "usual": {  # what public small ViTs do
-        "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "SMALL_SHARE": 0.0, "WARM_START": False,
-        "SHIFT": 4,
+        "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "PROGRESSIVE_RESIZE": 0.0, "WARM_START": False,
+        "CROP_PADDING": 4,
     },
 }  # fmt: skip
-NOT_THE_RUN = {"SECONDS", "SEEDS", "VARIANTS", "DATA_DIR", "OUT", "FRESH", "PROFILE"}
+NOT_THE_RUN = {"SECONDS", "NUM_SEEDS", "VARIANTS", "DATA_DIR", "OUT", "OVERWRITE", "PROFILE"}
 
 
 def finished(path: Path, asked: dict[str, Any]) -> bool:
@@ -98,13 +100,13 @@ def finished(path: Path, asked: dict[str, Any]) -> bool:
 
     Raises: UserError, if it is one of other constants.
     """
-    if FRESH or not path.exists():
+    if OVERWRITE or not path.exists():
         return False
     there = json.loads(path.read_text(encoding="utf-8"))
     here = {"constants": asked, "data": there["data"]}
     if there["constants"] != asked:
         raise UserError(
-            f"{path} is a run of other constants ({differences(there, here)}): give --fresh to "
+            f"{path} is a run of other constants ({describe_differences(there, here)}): give --overwrite to "
             "replace it, or another --out"
         )
     return True
@@ -112,7 +114,7 @@ def finished(path: Path, asked: dict[str, Any]) -> bool:
 
 def main() -> None:
     values = constants.override(sys.modules[__name__])
-    device = processes().device
+    device = process_state().device
     c = constants.resolve(values, RECIPES[device.type])
     names = list(VARIANT) if VARIANTS == "all" else VARIANTS.split(",")
     if unknown := [name for name in names if name not in VARIANT]:
@@ -125,13 +127,13 @@ def main() -> None:
     preprocess = Preprocess(data.train.store.shape[-1], data.mean, data.std, 1.0)
     folder = Path(OUT.format(device=device.type))
     folder.mkdir(parents=True, exist_ok=True)
-    for budget, seed, name in itertools.product(budgets, range(SEEDS), names):
+    for budget, seed, name in itertools.product(budgets, range(NUM_SEEDS), names):
         own = SimpleNamespace(**{**vars(c), **VARIANT[name]})
         asked = {key: value for key, value in vars(own).items() if key not in NOT_THE_RUN}
         path = folder / f"{name.replace(' ', '-')}-{budget:g}s-{seed}.json"
         if not PROFILE and finished(path, asked):
             continue
-        how = Augmentation(shift=own.SHIFT, flip=True)
+        how = Augmentation(crop_padding=own.CROP_PADDING, flip=True)
         loaders = Loaders(data, preprocess, own.BATCH_SIZE, how)
         loaders.to(device)
         runner = Runner(own, loaders, seed)

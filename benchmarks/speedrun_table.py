@@ -7,8 +7,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.table import in_markdown
-from lab.core.checkpoints import write_whole
-from lab.core.plots import plt, save
+from lab.core.checkpoints import write_atomically
+from lab.core.plots import plt, save_figure
 
 TARGETS = (0.90, 0.93, 0.95)
 CHOSEN = "chosen"
@@ -76,7 +76,9 @@ def table(folder: Path) -> str:
                  "to chosen (points)", *(f"s to {t:.0%}" for t in TARGETS)]  # fmt: skip
         lines += [*in_markdown(heads, cells), "", *(f"`{command}`  " for command in commands), ""]
     text = "\n".join(lines)
-    write_whole(folder / "table.md", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_atomically(
+        folder / "table.md", lambda scratch: scratch.write_text(text, encoding="utf-8")
+    )
     return text
 
 
@@ -101,5 +103,5 @@ def picture(folder: Path) -> list[Path]:
         axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
         clock = "-processor-time" if "processor" in where else ""
         paths.append(folder / f"curves-{budget:g}s{clock}.png")
-        save(figure, paths[-1])
+        save_figure(figure, paths[-1])
     return paths

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from lab.core.plots import TRAIN, VAL, save
+from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
 from lab.sweep_records import NOISE, Record, picture
 from lab.sweep_space import Parameter, show
 
@@ -57,7 +57,7 @@ def draw_parallel(path: Path, space: list[Parameter], record: Record) -> None:
                     extend="min" if floor > accuracy.min() else "neither")  # fmt: skip
     title = f"{len(done)} finished trials, the best as a thick line"
     figure.suptitle(title + (f"; {len(pruned)} pruned, in grey" if pruned else ""))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_parameter(path: Path, parameter: Parameter, record: Record) -> None:
@@ -65,12 +65,12 @@ def draw_parameter(path: Path, parameter: Parameter, record: Record) -> None:
     done, pruned = by_state(record)
     figure, axis = plt.subplots(figsize=(6.5, 4.4), layout="constrained")
     low, high = (100 * share for share in record["val_accuracy_95"])
-    axis.axhspan(low, high, color=VAL, alpha=0.1, lw=0, label="95 % interval of the best")
+    axis.axhspan(low, high, color=VAL_COLOR, alpha=0.1, lw=0, label="95 % interval of the best")
     for trials, style in (
         (pruned, {"color": GREY, "marker": "x", "label": "pruned, best until then"}),
-        (done, {"color": VAL, "marker": "o", "alpha": 0.8, "label": "finished"}),
+        (done, {"color": VAL_COLOR, "marker": "o", "alpha": 0.8, "label": "finished"}),
         ([t for t in done if t["number"] == record["best"]],
-         {"color": TRAIN, "marker": "*", "s": 160, "label": "chosen"}),
+         {"color": TRAIN_COLOR, "marker": "*", "s": 160, "label": "chosen"}),
     ):  # fmt: skip
         if trials:
             values = [t["params"][parameter.name] for t in trials]
@@ -95,7 +95,7 @@ def draw_parameter(path: Path, parameter: Parameter, record: Record) -> None:
              title=f"{parameter.name.lower()}{told}")  # fmt: skip
     axis.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def by_state(record: Record) -> tuple[list[Record], list[Record]]:

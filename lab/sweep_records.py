@@ -13,10 +13,10 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.ensemble import RandomForestRegressor
 
-from lab.core.checkpoints import write_json, write_whole
+from lab.core.checkpoints import write_atomically, write_json
 from lab.core.errors import UserError
-from lab.core.runs import Run, differences, provenance
-from lab.core.stats import wilson
+from lab.core.runs import Run, describe_differences, provenance
+from lab.core.stats import wilson_interval
 from lab.sweep_space import Parameter, show
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -54,7 +54,9 @@ def open_sweep(place: Path, name: str, facts: Record, fresh: bool) -> Path:
                 write_json(folder / "sweep.json", {**facts, "made": provenance(), **begun})
                 return folder
             if there:
-                print(f"{folder} is another sweep ({differences(there, facts['identity'])})")
+                print(
+                    f"{folder} is another sweep ({describe_differences(there, facts['identity'])})"
+                )
 
 
 def read_record(folder: Path) -> Record:
@@ -95,7 +97,9 @@ def write_records(folder: Path, study: optuna.Study, space: list[Parameter], ask
     record["says"] = says(record)
     write_json(folder / "sweep.json", record)
     text = table(folder.name, record)
-    write_whole(folder / "sweep.md", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_atomically(
+        folder / "sweep.md", lambda scratch: scratch.write_text(text, encoding="utf-8")
+    )
     return record
 
 
@@ -130,7 +134,7 @@ def accuracies(folder: Path) -> dict[str, Any]:
         metrics, images = Run(folder).metrics(), Run(folder).config()["dataset"]["val"]
     except OSError as error:
         raise UserError(f"{folder}, the best run, lost its records: {error}") from error
-    low, high = wilson(round(metrics["val_accuracy"] * images), images)
+    low, high = wilson_interval(round(metrics["val_accuracy"] * images), images)
     return {
         "val_images": images,
         "val_accuracy": metrics["val_accuracy"],

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from lab.core.errors import Stopped, UserError, asked_to_stop
+from lab.core.errors import Stopped, UserError, handle_signals
 from lab.sweep_process import HOST, RunProcess, end, name_of, process_of, rows_of, run_name, summary
 from lab.sweep_script import Script
 from lab.sweep_space import Parameter, show, suggest, walk
@@ -98,7 +98,7 @@ class Trials:
         self.bar = tqdm(desc="trials", total=self.asked, disable=None, leave=False)
         self.bar.update(len(self.finished()))
         told: list[int] = []
-        with self.bar, asked_to_stop() as stop, ThreadPoolExecutor(self.how.processes) as pool:
+        with self.bar, handle_signals() as stop, ThreadPoolExecutor(self.how.processes) as pool:
             workers = [pool.submit(self.worker, i, stop) for i in range(self.how.processes)]
             try:
                 while wait(workers, POLL, FIRST_EXCEPTION).not_done:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data import loaders
 
 HOLD_AT = (2, 4)  # epoch, step
@@ -46,7 +46,7 @@ def hold_training(signaled: Path) -> None:
 
 
 if __name__ == "__main__":
-    processes()
+    process_state()
     if path := os.environ.get("HOLD"):
         hold_training(Path(path))
     destroy = torch.distributed.destroy_process_group

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from lab.attention.plots import Looked
+from lab.attention.plots import AttentionExample
 from lab.attention.views import class_index, class_names, evenly
 from lab.core.errors import UserError
-from lab.core.runs import newest
+from lab.core.runs import newest_run
 from lab.data.image_list import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
-from lab.models.registry import TimmConfig, save_model, timm_model
+from lab.models.registry import TimmConfig, build_timm_model, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 VIT = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
@@ -92,7 +92,7 @@ def test_pictures_with_a_model_of_other_classes(place):
 
 def test_a_cnn_is_shown_with_grad_cam(place):
     torch.manual_seed(0)
-    model = timm_model(TimmConfig("test_resnet", {"num_classes": 3}))
+    model = build_timm_model(TimmConfig("test_resnet", {"num_classes": 3}))
     preprocess = Preprocess(64, [0.5] * 3, [0.5] * 3)
     classes = ["cat", "dog", "</script>"]
     save_model(place / "cnn.safetensors", model, classes, preprocess,
@@ -164,7 +164,7 @@ def test_newest_is_the_run_that_finished_last(tmp_path):
         (tmp_path / name / "metrics.json").write_text("{}")
         os.utime(tmp_path / name / "metrics.json", (i, i))
     (tmp_path / "unfinished").mkdir()
-    assert newest(tmp_path, "x") == tmp_path / "a"
+    assert newest_run(tmp_path, "x") == tmp_path / "a"
 
 
 def test_classes_have_their_own_names_imagenets_or_numbers():
@@ -190,8 +190,8 @@ def test_even_attention_has_the_mean_distance_of_all_pairs():
 
 def test_titles_say_what_is_known():
     pixels = np.zeros((4, 4, 3), np.uint8)
-    known = Looked(pixels, "1.jpg", "cat", "dog", 0.876, False, [], {})
+    known = AttentionExample(pixels, "1.jpg", "cat", "dog", 0.876, False, [], {})
     assert known.title == "cat: predicted dog (88\N{NO-BREAK SPACE}%)"
-    assert Looked(pixels, "1.jpg", None, "dog", 0.5, None, [], {}).title == (
+    assert AttentionExample(pixels, "1.jpg", None, "dog", 0.5, None, [], {}).title == (
         "1.jpg: predicted dog (50\N{NO-BREAK SPACE}%)")  # fmt: skip
-    assert Looked(pixels, "1.jpg", None, None, 0, None, [], {}).title == "1.jpg"
+    assert AttentionExample(pixels, "1.jpg", None, None, 0, None, [], {}).title == "1.jpg"

@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from lab.data import augment as A
-from lab.data.augment import Augmentation, Draw, augment
+from lab.data.augment import Augmentation, BatchRNG, augment
 from lab.data.preprocess import Preprocess
 
 SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(5)
@@ -64,7 +64,7 @@ def test_operation_matches_torchvision_image_by_image(number, side):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_trivial_augment_uses_every_operation_and_keeps_the_range(channels):
     x = torch.rand(600, channels, 12, 12)
-    out = A.trivial_augment(x, Draw(0, 600))
+    out = A.trivial_augment(x, BatchRNG(0, 600))
     assert out.shape == x.shape
     assert out.min() >= 0
     assert out.max() <= 1
@@ -98,7 +98,7 @@ def test_resized_crop_matches_torchvision_on_whole_pixels():
 
 
 def test_crop_boxes_stay_inside_and_have_the_area_asked_for():
-    draw = Draw(0, 2000)
+    draw = BatchRNG(0, 2000)
     maps = A.crop_boxes(draw, 0.25, None)
     wide, high, x, y = maps[:, 0, 0], maps[:, 1, 1], maps[:, 0, 2], maps[:, 1, 2]
     assert (x.abs() + wide).max() <= 1 + 1e-6
@@ -112,7 +112,7 @@ def test_crop_boxes_stay_inside_and_have_the_area_asked_for():
 
 def test_erasing_hits_the_share_asked_for_and_whole_rectangles():
     x = torch.ones(2000, 3, 24, 24)
-    draw = Draw(0, 2000)
+    draw = BatchRNG(0, 2000)
     out = A.erase(x, 0.25, draw)
     erased = (out == 0).all(1)  # (B, H, W), the same in every channel
     assert (out == 0).any(1).equal(erased)
@@ -125,14 +125,16 @@ def test_erasing_hits_the_share_asked_for_and_whole_rectangles():
     assert share.max() < 0.45
 
 
-EVERYTHING = Augmentation(shift=2, flip=True, rotate=10, zoom=0.1, translate=0.5, policy="trivial")
-CROPPED = Augmentation(resized_crop=0.3, flip=True, policy="trivial")
+EVERYTHING = Augmentation(
+    crop_padding=2, flip=True, rotate=10, scale=0.1, translate=0.5, auto_augment="trivial"
+)
+CROPPED = Augmentation(rrc_min_area=0.3, flip=True, auto_augment="trivial")
 
 
 @pytest.mark.parametrize("how", [EVERYTHING, CROPPED])
 def test_same_seed_same_batch_and_each_image_its_own_draw(how):
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).repeat(32, 1, 1, 1)
-    first, again, other = (augment(images, sized(16), how, Draw(s, 32)) for s in (1, 1, 2))
+    first, again, other = (augment(images, sized(16), how, BatchRNG(s, 32)) for s in (1, 1, 2))
     assert first.equal(again)
     assert not first.equal(other)
     assert len(torch.unique(first, dim=0)) > 24
@@ -140,9 +142,9 @@ def test_same_seed_same_batch_and_each_image_its_own_draw(how):
 
 def test_processes_share_one_batch():
     images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
-    together = augment(images, sized(16), EVERYTHING, Draw(5, 12))
+    together = augment(images, sized(16), EVERYTHING, BatchRNG(5, 12))
     shares = [
-        augment(part, sized(16), EVERYTHING, Draw(5, 4, rank=rank, world=3))
+        augment(part, sized(16), EVERYTHING, BatchRNG(5, 4, rank=rank, world=3))
         for rank, part in enumerate(images.split(4))
     ]
     assert torch.cat(shares).allclose(together, atol=1e-6)
@@ -152,13 +154,13 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
     """The drawn numbers are read off, and given to torchvision."""
     drawn = []
 
-    class Spy(Draw):
+    class Spy(BatchRNG):
         def uniform(self, low=0.0, high=1.0):
             drawn.append(super().uniform(low, high))
             return drawn[-1]
 
     images = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
-    how = Augmentation(rotate=20, zoom=0.2, translate=3)
+    how = Augmentation(rotate=20, scale=0.2, translate=3)
     ours = augment(images, sized(16), how, Spy(0, 6))
     angle, scale, dx, dy = drawn
     for i in range(6):
@@ -176,7 +178,7 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
 
 def test_nothing_asked_for_changes_nothing():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    assert augment(images, sized(8), Augmentation(), Draw(0, 4)).equal(images / 255)
+    assert augment(images, sized(8), Augmentation(), BatchRNG(0, 4)).equal(images / 255)
     assert A.center(images, sized(8)).equal(images / 255)
 
 
@@ -194,9 +196,9 @@ def test_evaluation_sees_torchvisions_centre_crop():
 def test_flips_happen_for_half_of_the_images_and_never_unasked():
     images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8)
     images[..., 0] = 255
-    draw = Draw(0, 1000)
+    draw = BatchRNG(0, 1000)
     flipped = augment(images, sized(4), Augmentation(flip=True), draw)[:, 0, 0, 3].mean()
     assert flipped.item() == pytest.approx(0.5, abs=0.06)
-    cropped = augment(images, sized(4), Augmentation(resized_crop=1.0, flip=True), draw)
+    cropped = augment(images, sized(4), Augmentation(rrc_min_area=1.0, flip=True), draw)
     assert 300 < (cropped[:, 0, 1, 3] > cropped[:, 0, 1, 0]).sum() < 700
     assert augment(images, sized(4), Augmentation(), draw).equal(images / 255)

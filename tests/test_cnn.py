@@ -13,9 +13,9 @@ from timm.models.resnet import BasicBlock, downsample_avg
 from torch import nn
 
 from lab.core.errors import UserError
-from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, twin
-from lab.models.pretrained import load_pretrained, with_random_weights
-from lab.models.profiling import model_facts
+from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, matched_cnn
+from lab.models.pretrained import load_pretrained, reinitialized
+from lab.models.profiling import profile_model
 from model import ConfigError, VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,9 +82,9 @@ def some_vits() -> list[ViTConfig]:
 def test_twin_is_within_one_per_cent(vit, match):
     key = "parameters" if match == "params" else "macs"
     image = (vit.in_chans, vit.img_size, vit.img_size)
-    target = model_facts(VisionTransformer(vit), image)[key]
-    config, said = twin(vit, target, match)
-    found = model_facts(ResidualCNN(config), image)[key]
+    target = profile_model(VisionTransformer(vit), image)[key]
+    config, said = matched_cnn(vit, target, match)
+    found = profile_model(ResidualCNN(config), image)[key]
     assert found == said
     assert abs(found / target - 1) <= 0.01
     assert (config.in_chans, config.num_classes) == (vit.in_chans, vit.num_classes)
@@ -94,7 +94,7 @@ def test_twin_is_within_one_per_cent(vit, match):
 
 def test_a_vit_too_small_for_a_twin_is_refused():
     with pytest.raises(UserError, match=r"within 1 % of 400 params.*larger ViT"):
-        twin(ViTConfig(img_size=8, patch_size=4, num_classes=2, in_chans=1), 400, "params")
+        matched_cnn(ViTConfig(img_size=8, patch_size=4, num_classes=2, in_chans=1), 400, "params")
 
 
 def test_shapes_that_cannot_be_are_refused():
@@ -147,7 +147,7 @@ def test_a_run_differs_from_train_py_in_the_model_alone(place):
     assert loaded.classes == [str(i) for i in range(10)]
     images = torch.randn(2, 1, 8, 8)
     assert loaded.model(images).shape == (2, 10)
-    other_weights = with_random_weights(loaded.model)
+    other_weights = reinitialized(loaded.model)
     assert other_weights.config == loaded.model.config
     with pytest.raises(UserError, match="is a CNN"):
         load_pretrained(str(folder), plain_only=True)

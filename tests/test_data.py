@@ -776,7 +776,7 @@ def labelled(counts, seed=0):
     labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.repeat(
         np.arange(len(counts)), counts)))  # fmt: skip
     store = torch.arange(len(labels))[:, None, None, None].to(torch.uint8)
-    return datasets.whole(store, labels, [str(i) for i in range(len(labels))])
+    return datasets.full_split(store, labels, [str(i) for i in range(len(labels))])
 
 
 def test_a_carved_split_is_stratified_disjoint_and_complete():
@@ -785,7 +785,7 @@ def test_a_carved_split_is_stratified_disjoint_and_complete():
         counts = rng.integers(2, 40, rng.integers(2, 12))
         share = rng.uniform(0.01, 0.99)
         split = labelled(counts, seed)
-        kept, away = datasets.carve(split, share, [str(i) for i in range(len(counts))])
+        kept, away = datasets.stratified_split(split, share, [str(i) for i in range(len(counts))])
         assert sorted(kept.rows.tolist() + away.rows.tolist()) == list(range(counts.sum()))
         for part in (kept, away):
             assert part.labels.equal(split.labels[part.rows])
@@ -873,7 +873,7 @@ def test_channel_statistics_equal_numpys(tmp_path):
 
 def test_channel_statistics_of_many_images_come_from_an_even_sample():
     store = torch.arange(25_000).remainder(250).to(torch.uint8)[:, None, None, None]
-    split = datasets.whole(store, torch.zeros(25_000, dtype=torch.int64), [""] * 25_000)
+    split = datasets.full_split(store, torch.zeros(25_000, dtype=torch.int64), [""] * 25_000)
     mean, std = datasets.channel_statistics(split)
     values = store[::3].numpy() / 255
     assert mean == pytest.approx([values.mean()])

@@ -18,15 +18,15 @@ from lab.core.errors import UserError
 from lab.core.runs import Run
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
-from lab.data.loaders import Loaders, seed_of
+from lab.data.loaders import Loaders, derive_seed
 from lab.data.preprocess import Preprocess
 from lab.models import profiling
 from lab.models.cnn import CNNConfig, ResidualCNN
-from lab.models.registry import describe, load_model
+from lab.models.registry import load_model, model_header
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import Schedule, adamw, muon
-from lab.training.results import Scores
+from lab.training.results import Predictions
 from model import VisionTransformer, ViTConfig
 
 CONFIG = ViTConfig(
@@ -48,7 +48,7 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
     """A tiny model trained on digits: history, its weights, and the folder."""
     torch.manual_seed(0)
     model = VisionTransformer(CONFIG)
-    facts = {"model": profiling.model_facts(model, (1, 8, 8)), "dataset": data.summary()}
+    facts = {"model": profiling.profile_model(model, (1, 8, 8)), "dataset": data.summary()}
     run = Run.open(folder, "run", dataclasses.asdict(how), facts, fresh=False)
     loaders = Loaders(data, sized(data, 8), batch_size, augmentation or Augmentation())
     history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run)
@@ -58,7 +58,7 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
 @pytest.mark.parametrize("small_share", [0, 0.5])
 def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch):
     """AdamW, warm-up and cosine, clipping, label smoothing, small images first, as written out."""
-    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1, small_share=small_share,
+    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1, progressive_resize=small_share,
                               small_size=4)  # fmt: skip
     monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, dynamic_img_size=True))
     _, weights, _ = trained(data, tmp_path, how)
@@ -78,7 +78,7 @@ def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch)
     pixels, labels = data.train.images(slice(None)) / 255, data.train.labels
     pixels = (pixels - data.mean[0]) / data.std[0]
     for epoch in (1, 2):
-        order = torch.randperm(1295, generator=torch.Generator().manual_seed(seed_of(0, epoch)))
+        order = torch.randperm(1295, generator=torch.Generator().manual_seed(derive_seed(0, epoch)))
         for step in range(1295 // 100):
             rows = order[step * 100 : step * 100 + 100]
             # transformers' warm-up starts at 0, ours at 1 / warmup_steps: one step ahead.
@@ -116,7 +116,7 @@ def test_accumulation_changes_nothing(data, tmp_path):
 
 
 def test_validation_is_plain_and_counts_every_image(data, tmp_path):
-    history, _, folder = trained(data, tmp_path, augmentation=Augmentation(rotate=30, zoom=0.3))
+    history, _, folder = trained(data, tmp_path, augmentation=Augmentation(rotate=30, scale=0.3))
     best = max(history, key=lambda row: (row["val_accuracy"], row["epoch"]))
     model, header = load_model(folder / "best.safetensors")
     assert header["classes"] == data.classes
@@ -228,7 +228,7 @@ def test_muon_leaves_the_first_layer_and_the_head_to_adamw(model):
 
 
 def test_scores_match_torchmetrics():
-    scores = Scores(torch.randn(100, 7), torch.randint(7, (100,)))
+    scores = Predictions(torch.randn(100, 7), torch.randint(7, (100,)))
     metric = torchmetrics.classification.MulticlassAccuracy(7, average="micro")
     assert scores.accuracy == pytest.approx(metric(scores.logits, scores.labels).item())
 
@@ -238,7 +238,7 @@ def test_costs_are_those_of_the_formula():
     config = ViTConfig(
         img_size=32, patch_size=4, num_classes=10, embed_dim=48, depth=3, num_heads=3
     )
-    facts = profiling.model_facts(VisionTransformer(config), (3, 32, 32))
+    facts = profiling.profile_model(VisionTransformer(config), (3, 32, 32))
     D, N, patches = 48, 65, 64
     macs = 3 * (12 * D * D * N + 2 * N * N * D) + patches * D * 3 * 4 * 4 + 10 * D
     assert facts["macs"] == macs
@@ -247,9 +247,9 @@ def test_costs_are_those_of_the_formula():
     assert facts["training_flops"] == 6 * macs - 2 * patches * D * 3 * 4 * 4
 
     flexible = VisionTransformer(dataclasses.replace(config, dynamic_img_size=True))
-    small = profiling.small_images_facts(flexible, (3, 16, 16), 5)["small_images"]
+    small = profiling.profile_small_images(flexible, (3, 16, 16), 5)["small_images"]
     of_its_own = VisionTransformer(dataclasses.replace(config, img_size=16))
-    expected = profiling.model_facts(of_its_own, (3, 16, 16))["training_flops"]
+    expected = profiling.profile_model(of_its_own, (3, 16, 16))["training_flops"]
     assert small == {"epochs": 5, "img_size": 16, "training_flops": expected}
 
 
@@ -257,8 +257,12 @@ def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(da
     def labels_and_sums(loaders, epoch, first=0):
         return [(y.tolist(), x.sum().item()) for x, y in loaders.train(epoch, first)]
 
-    one = Loaders(data, sized(data, 8), 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
-    two = Loaders(data, sized(data, 8), 64, Augmentation(shift=1, rotate=10, zoom=0.1), seed=3)
+    one = Loaders(
+        data, sized(data, 8), 64, Augmentation(crop_padding=1, rotate=10, scale=0.1), seed=3
+    )
+    two = Loaders(
+        data, sized(data, 8), 64, Augmentation(crop_padding=1, rotate=10, scale=0.1), seed=3
+    )
     assert labels_and_sums(one, 1) == labels_and_sums(two, 1)
     assert labels_and_sums(one, 1)[5:] == labels_and_sums(two, 1, first=5)
     assert labels_and_sums(one, 1) != labels_and_sums(one, 2)
@@ -276,7 +280,11 @@ def test_loader_shows_each_image_once_an_epoch_and_the_same_for_the_same_seed(da
 def test_processes_share_one_global_batch_and_evaluate_each_image_once(data, world):
     def part(rank, size):
         loaders = Loaders(
-            data, sized(data, 8), 60, Augmentation(shift=1, erasing=0.5, rotate=5), seed=1
+            data,
+            sized(data, 8),
+            60,
+            Augmentation(crop_padding=1, random_erasing=0.5, rotate=5),
+            seed=1,
         )
         loaders.to(torch.device("cpu"), rank, size)
         return loaders
@@ -295,7 +303,7 @@ def test_processes_share_one_global_batch_and_evaluate_each_image_once(data, wor
 def test_a_checkpoint_rebuilds_its_model(data, tmp_path):
     model = VisionTransformer(CONFIG).eval()
     path = tmp_path / "best.safetensors"
-    header = describe(model, data.classes, sized(data, 8))
+    header = model_header(model, data.classes, sized(data, 8))
     checkpoints.save_weights(path, model.state_dict(), header)
     rebuilt, header = load_model(path)
     images = torch.randn(2, 1, 8, 8)
@@ -310,7 +318,7 @@ def test_a_checkpoint_rebuilds_its_model(data, tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused_by_key(data, tmp_path):
     path = tmp_path / "best.safetensors"
     state = VisionTransformer(dataclasses.replace(CONFIG, depth=1)).state_dict()
-    header = describe(VisionTransformer(CONFIG), data.classes, sized(data, 8))
+    header = model_header(VisionTransformer(CONFIG), data.classes, sized(data, 8))
     checkpoints.save_weights(path, state, header)
     with pytest.raises(UserError, match=r"another architecture \(12 keys\):\n  missing blocks.1"):
         load_model(path)
@@ -330,7 +338,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.write_whole(path, fail)
+        checkpoints.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -13,7 +13,7 @@ import train
 from lab.core import constants
 from lab.core.errors import UserError
 from lab.core.runs import Run
-from lab.data.datasets import load_data, thin
+from lab.data.datasets import load_data, subsample
 from lab.finetuning.comparison import row_of
 from lab.training import tensorboard
 from lab.training.results import over_seeds
@@ -46,7 +46,7 @@ def weights(of):
 
 
 def test_a_series_of_seeds_is_the_runs_that_each_seed_gives(tmp_path, capsys):
-    series = run(tmp_path / "series", "--seed", "3", "--seeds", "2")
+    series = run(tmp_path / "series", "--seed", "3", "--num-seeds", "2")
     said = capsys.readouterr().out
     alone = run(tmp_path / "alone", "--seed", "4")
     assert sorted(series) == ["digits-vit_16x1-s3", "digits-vit_16x1-s4"]
@@ -60,21 +60,21 @@ def test_a_series_of_seeds_is_the_runs_that_each_seed_gives(tmp_path, capsys):
 
 
 def test_a_finished_series_is_not_trained_again_and_grows(tmp_path, capsys):
-    run(tmp_path, "--seeds", "1")
+    run(tmp_path, "--num-seeds", "1")
     before = (tmp_path / "digits-vit_16x1-s0" / "history.csv").stat().st_mtime_ns
-    runs = run(tmp_path, "--seeds", "2")
+    runs = run(tmp_path, "--num-seeds", "2")
     assert "this run is finished" in capsys.readouterr().out
     assert (tmp_path / "digits-vit_16x1-s0" / "history.csv").stat().st_mtime_ns == before
     assert len(runs) == 2
 
 
 def test_names_of_seeds_do_not_collide(tmp_path):
-    assert sorted(run(tmp_path, "--seeds", "2", "--name", "mine")) == ["mine-s0", "mine-s1"]
+    assert sorted(run(tmp_path, "--num-seeds", "2", "--name", "mine")) == ["mine-s0", "mine-s1"]
 
 
 def test_no_seed_is_refused(tmp_path):
-    with pytest.raises(UserError, match="SEEDS=0 must be at least 1"):
-        run(tmp_path, "--seeds", "0")
+    with pytest.raises(UserError, match="NUM_SEEDS=0 must be at least 1"):
+        run(tmp_path, "--num-seeds", "0")
 
 
 def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
@@ -90,7 +90,7 @@ def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
         "--weight-decay",
         "0",
     ]
-    runs = run(tmp_path, *head, "--seeds", "2", script=finetune)
+    runs = run(tmp_path, *head, "--num-seeds", "2", script=finetune)
     accuracies = [100 * made.metrics()["test_accuracy"] for made in runs.values()]
     row = row_of(list(runs.values()))
     assert row["accuracy"] == pytest.approx(statistics.mean(accuracies))
@@ -109,7 +109,7 @@ def test_shares_are_stratified_nested_and_repeated_evenly(digits):
     total = torch.bincount(digits.train.labels)
     inside = set()
     for share in shares:
-        part = thin(digits, share)
+        part = subsample(digits, share)
         rows, uses = part.train.rows.unique(return_counts=True)
         assert inside <= set(rows.tolist()) <= set(digits.train.rows.tolist())
         inside = set(rows.tolist())
@@ -125,7 +125,7 @@ def test_shares_are_stratified_nested_and_repeated_evenly(digits):
 
 
 def test_a_share_knows_only_its_own_images(digits):
-    part = thin(digits, 0.01)
+    part = subsample(digits, 0.01)
     pixels = digits.train.store[part.train.rows.unique()].double() / 255
     assert part.mean[0] == pytest.approx(pixels.mean().item())
     assert part.std[0] == pytest.approx(pixels.std(correction=0).item())
@@ -136,11 +136,11 @@ def test_a_share_knows_only_its_own_images(digits):
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
 def test_an_impossible_share_is_refused(digits, share):
     with pytest.raises(UserError, match="TRAIN_FRACTION"):
-        thin(digits, share)
+        subsample(digits, share)
 
 
 def test_the_whole_is_the_dataset_itself(digits):
-    assert thin(digits, 1.0) is digits
+    assert subsample(digits, 1.0) is digits
 
 
 def test_a_run_on_a_share_keeps_its_steps_and_says_so(tmp_path):
@@ -156,7 +156,7 @@ def test_tensorboard_shows_the_history(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (made,) = run(tmp_path, "--tensorboard").values()
     # As if the run had been killed in epoch 2 and had gone on.
-    again = tensorboard.Board(made.folder, 2)
+    again = tensorboard.TensorBoardLogger(made.folder, 2)
     again.add(made.history()[1])
     events = accumulator.EventAccumulator(str(made.folder / "tensorboard")).Reload()
     for tag, column in (("loss/val", "val_loss"), ("accuracy/train", "train_accuracy")):

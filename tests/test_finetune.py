@@ -24,24 +24,24 @@ from lab.core import constants
 from lab.core.checkpoints import save_weights
 from lab.core.errors import UserError
 from lab.core.runs import Run
-from lab.data.augment import Augmentation, center
+from lab.data.augment import Augmentation, center_crop
 from lab.data.datasets import load_data
 from lab.data.images import Reading, read_image
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
-from lab.finetuning.linear_probe import cached_features, train_head
+from lab.finetuning.linear_probe import cached_features, train_linear_probe
 from lab.finetuning.modes import (
     RATES,
-    rate_warning,
+    default_learning_rate,
+    learning_rate_warning,
     train_mode,
     train_only_top,
-    usual_rate,
     variant_of,
 )
 from lab.models import profiling
 from lab.models.lora import add_lora, merge, merged_state
 from lab.models.pretrained import classifier
-from lab.models.registry import TimmConfig, describe, load_model, timm_model
+from lab.models.registry import TimmConfig, build_timm_model, load_model, model_header
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import adamw, layers
@@ -74,7 +74,7 @@ def timms_vit(config=CONFIG):
 
 
 def open_run(folder, model, data, **constants):
-    facts = {"model": profiling.model_facts(model, (3, 8, 8)), "dataset": data.summary()}
+    facts = {"model": profiling.profile_model(model, (3, 8, 8)), "dataset": data.summary()}
     return Run.open(folder, "run", constants, facts, fresh=False)
 
 
@@ -114,7 +114,7 @@ def test_layer_decay_gives_each_parameter_timms_rate_and_decay(name, decay):
 
 def test_the_head_has_a_rate_of_its_own():
     model = vit()
-    scales = rates(adamw(model, 1e-3, 0.05, layer_decay=0.5, head_scale=10).param_groups, model)
+    scales = rates(adamw(model, 1e-3, 0.05, layer_decay=0.5, head_lr_mult=10).param_groups, model)
     assert scales["head.weight"][0] == scales["head.bias"][0] == 10
     assert scales["blocks.2.mlp.fc1.weight"][0] == scales["norm.weight"][0] == 0.5
     assert scales["blocks.0.mlp.fc1.weight"][0] == 0.125
@@ -124,11 +124,15 @@ def test_the_head_has_a_rate_of_its_own():
 def test_rates_follow_the_mode_and_the_width():
     narrow, wide = vit(), vit(config=dataclasses.replace(CONFIG, embed_dim=64))
     for variant in RATES:
-        assert usual_rate(narrow, variant) == pytest.approx(2 * usual_rate(wide, variant))
-        assert rate_warning(narrow, variant, usual_rate(narrow, variant)) is None
+        assert default_learning_rate(narrow, variant) == pytest.approx(
+            2 * default_learning_rate(wide, variant)
+        )
+        assert (
+            learning_rate_warning(narrow, variant, default_learning_rate(narrow, variant)) is None
+        )
     base = timm.create_model("vit_base_patch16_224", num_classes=10)
-    assert usual_rate(base, "full") == RATES["full"]
-    assert "LEARNING_RATE=0.001 is unusual for full" in rate_warning(base, "full", 1e-3)
+    assert default_learning_rate(base, "full") == RATES["full"]
+    assert "LEARNING_RATE=0.001 is unusual for full" in learning_rate_warning(base, "full", 1e-3)
     variants = [variant_of(narrow, "top-k", blocks, 1.0) for blocks in (1, 2, 3)]
     assert variants == ["top-k", "full", "full"]  # two of three blocks are most of them
     assert variant_of(narrow, "full", 2, 0.7) == "layer-decay"
@@ -245,7 +249,7 @@ def test_the_cached_way_ends_with_the_weights_of_the_uncached_way(data, tmp_path
     train_only_top(cached, 0)
     loaders, seconds = features_of(cached, gray_loaders(data), tmp_path)
     again = open_run(tmp_path / "2", cached, data)
-    train_head(cached, loaders, how, again, ([1e-2], [0.05]), seconds)
+    train_linear_probe(cached, loaders, how, again, ([1e-2], [0.05]), seconds)
     one, other = (load_file(r.folder / "best.safetensors") for r in (run, again))
     assert one.keys() == other.keys()
     for name in one:
@@ -263,7 +267,7 @@ def test_the_sweep_takes_what_validation_likes_best_and_tests_it_alone(data, tmp
     train_only_top(model, 0)
     loaders, _ = features_of(model, gray_loaders(data), tmp_path)
     run = open_run(tmp_path / "r", model, data)
-    train_head(model, loaders, FP32, run, ([1e-4, 1e-1], [0.0, 0.5]), 7.0)
+    train_linear_probe(model, loaders, FP32, run, ([1e-4, 1e-1], [0.0, 0.5]), 7.0)
     metrics = run.metrics()
     sweep = metrics["sweep"]
     assert len(sweep) == 4
@@ -335,7 +339,7 @@ def test_a_photograph_is_prepared_as_timm_prepares_it(crop_pct, method, tmp_path
     image.save(tmp_path / "x.png")
     to = Preprocess(96, [0.5] * 3, [0.5] * 3, crop_pct, method)
     pixels, _ = read_image(tmp_path / "x.png", Reading(to.resized, method))
-    ours = (center(torch.from_numpy(pixels.copy())[None], to) - 0.5) / 0.5
+    ours = (center_crop(torch.from_numpy(pixels.copy())[None], to) - 0.5) / 0.5
     theirs = create_transform(96, mean=to.mean, std=to.std, crop_pct=crop_pct,
                               interpolation=method)(image)  # fmt: skip
     torch.testing.assert_close(ours[0], theirs, atol=1e-5, rtol=0)
@@ -388,7 +392,7 @@ def weights(tmp_path_factory):
     place = tmp_path_factory.mktemp("weights")
     classes = [f"class {i}" for i in range(10)]
     tall = dataclasses.replace(CONFIG, img_size=16)
-    header = describe(vit(config=tall), classes, Preprocess(16, [0.5] * 3, [0.5] * 3))
+    header = model_header(vit(config=tall), classes, Preprocess(16, [0.5] * 3, [0.5] * 3))
     save_weights(place / "vit.safetensors", vit(config=tall).state_dict(), header)
     return place / "vit.safetensors"
 
@@ -446,7 +450,7 @@ def test_a_run_of_ours_is_fine_tuned_and_keeps_its_head(weights, tmp_path):
     (("--mode", "head", "--augment-views", "-1"), "AUGMENT_VIEWS=-1"),
     (("--layer-decay", "0"), r"LAYER_DECAY=0.0 must lie in (0, 1]"),
     (("--img-size", "18"), "patch_size=4 must divide img_size=18"),
-    (("--head-scale", "0"), "HEAD_SCALE=0.0"),
+    (("--head-lr-mult", "0"), "HEAD_LR_MULT=0.0"),
     (("--mode", "half"), "invalid choice: 'half'"),
 ])  # fmt: skip
 def test_a_mistake_ends_with_a_sentence(words, said, weights, tmp_path, capsys):
@@ -464,9 +468,9 @@ def test_finetune_swin_takes_any_architecture_and_names_sizes(tmp_path):
     torch.manual_seed(0)
     arguments = {"img_size": 64, "patch_size": 2, "window_size": 4, "embed_dim": 8,
                  "depths": [1, 1], "num_heads": [1, 2], "num_classes": 3}  # fmt: skip
-    model = timm_model(TimmConfig("swin_tiny_patch4_window7_224", arguments))
+    model = build_timm_model(TimmConfig("swin_tiny_patch4_window7_224", arguments))
     path = tmp_path / "swin.safetensors"
-    header = describe(model, ["a", "b", "c"], Preprocess(64, [0.5] * 3, [0.5] * 3))
+    header = model_header(model, ["a", "b", "c"], Preprocess(64, [0.5] * 3, [0.5] * 3))
     save_weights(path, model.state_dict(), header)
     status, _, err = run_script("finetune_swin.py", tmp_path, "--model", str(path),
                                 "--img-size", "36")  # fmt: skip

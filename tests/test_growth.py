@@ -21,7 +21,7 @@ from benchmarks.growth_fit import Growth, exponent, table
 from benchmarks.memory_limit import can_group, roots, run_limited
 from lab.data import cache, datasets
 from lab.data.augment import Augmentation
-from lab.data.datasets import load_data, whole
+from lab.data.datasets import full_split, load_data
 from lab.data.images import Reading
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
@@ -61,7 +61,7 @@ def folder_of(root, count, size=40):
 def split_of(count, side=8, channels=3, seed=0):
     rng = torch.Generator().manual_seed(seed)
     store = torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=rng)
-    return whole(store, torch.arange(count) % 3, [f"{i}" for i in range(count)])
+    return full_split(store, torch.arange(count) % 3, [f"{i}" for i in range(count)])
 
 
 # --- Exponents, table, plot ---
@@ -241,7 +241,7 @@ def test_what_is_asked_for_is_each_image_whole_and_no_page_beside():
         asked.clear()
         stand_in = type("Mapped", (), {"__getitem__": lambda _, i, n=size: np.zeros(n, np.uint8)})()
         stand_in.base, stand_in.offset = array.base, array.offset
-        cache.ask_for(stand_in, [0, 7, 3])
+        cache.prefetch(stand_in, [0, 7, 3])
         for index, (start, length) in zip([0, 7, 3], asked, strict=True):
             first = 128 + index * size
             assert start % os.sysconf("SC_PAGE_SIZE") == 0

@@ -30,7 +30,7 @@ from lab.attention.scoring import CENTRE, CHANCE, RANDOM, TRAINED, candidates, s
 from lab.core.errors import UserError
 from lab.core.stats import bootstrap
 from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, load_data, whole
+from lab.data.datasets import Dataset, full_split, load_data
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
@@ -211,7 +211,7 @@ def toy() -> tuple[Loaders, dict[str, torch.Tensor]]:
         masks[i, y : y + 7, x : x + 7] = ANIMAL
     masks[29] = ANIMAL  # all animal: nothing to find
     labels = torch.arange(30) % 2
-    parts = {name: whole(store[rows], labels[rows], [str(i) for i in rows])
+    parts = {name: full_split(store[rows], labels[rows], [str(i) for i in rows])
              for name, rows in (("train", range(5)), ("val", range(5, 15)),
                                 ("test", range(15, 30)))}  # fmt: skip
     data = Dataset("pets", ["a", "b"], **parts, mean=[0.5] * 3, std=[0.5] * 3, remarks=[])

@@ -30,7 +30,7 @@ ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", 
 SMALL = ["--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
 # All that is drawn at random for an image, but for what the model drops. Of 257 validation images
 # the first process has 129, two batches, the second 128, which is one.
-TRAIN = ["train.py", *SMALL, "--epochs", "2", "--policy", "trivial", "--erasing", "0.3",
+TRAIN = ["train.py", *SMALL, "--epochs", "2", "--auto-augment", "trivial", "--random-erasing", "0.3",
          "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7", "--ema-decay", "0.9",
          "--accumulation-steps", "3", "--drop-path-rate", "0",
          "--val-fraction", "0.179"]  # fmt: skip
@@ -127,7 +127,7 @@ def only(place):
 def one(tmp_path_factory):
     """Folders of the runs of two seeds in one process, and what was printed."""
     place = tmp_path_factory.mktemp("one")
-    out = alone([*TRAIN, "--seeds", "2", "--results-dir", str(place)])
+    out = alone([*TRAIN, "--num-seeds", "2", "--results-dir", str(place)])
     assert "257 validation, 359 test images" in out
     return sorted(place.iterdir()), out
 
@@ -140,7 +140,7 @@ def test_torchrun_trains_like_one_process(one, tmp_path):
 
 
 def test_accelerate_launch_trains_like_one_process_seed_after_seed(one, tmp_path):
-    out = launched(ACCELERATE, [*TRAIN, "--seeds", "2", "--results-dir", str(tmp_path)])
+    out = launched(ACCELERATE, [*TRAIN, "--num-seeds", "2", "--results-dir", str(tmp_path)])
     folders = sorted(tmp_path.iterdir())
     assert [p.name for p in folders] == [p.name for p in one[0]]
     for ours, theirs in zip(folders, one[0], strict=True):

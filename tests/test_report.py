@@ -60,10 +60,10 @@ def made(tmp_path_factory):
         for changed, was in before.items():
             vars(changed).update(was)
 
-    run(train, "train", *SMALL, "--seeds", "2")
+    run(train, "train", *SMALL, "--num-seeds", "2")
     run(train, "official/train", *SMALL)
     run(train, "train", *SMALL, "--train-fraction", "0.1")
-    run(cnn_baseline, "cnn_baseline", *SMALL, "--seeds", "2", base=train,
+    run(cnn_baseline, "cnn_baseline", *SMALL, "--num-seeds", "2", base=train,
         without=cnn_baseline.NOT_HERE)  # fmt: skip
     vit = ["--pretrained", str(place / "train" / "digits-vit_16x2-s0"), "--epochs", "1",
            "--precision", "fp32", "--data-dir", str(place.parent / "data")]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from lab.core.stats import wilson
+from lab.core.stats import wilson_interval
 from lab.report.page import write_page
 
 NASTY = (
@@ -50,7 +50,7 @@ CONTENT = """{
     {"run": 0, "fraction": 1, "images": 90, "accuracy": 0.9, "low": 0.8, "high": 1, "seeds": 1}
   ]}]}],
   "sweeps": [{"name": "digits", "says": "A paragraph.", "folder": "results/sweep", "best": 0,
-    "columns": ["LEARNING_RATE", "POLICY"], "trials": [
+    "columns": ["LEARNING_RATE", "AUTO_AUGMENT"], "trials": [
     {"number": 0, "state": "complete", "values": [1e-4, "none"], "val_accuracy": 1, "epochs": 9},
     {"number": 1, "state": "failed", "values": [null, "auto"], "val_accuracy": null, "epochs": 1}
   ]}],
@@ -66,7 +66,7 @@ def picture(side):
 
 
 def run(number, epochs=12, **changes):
-    low, high = wilson(60 + number % 30, 90)
+    low, high = wilson_interval(60 + number % 30, 90)
     curves = {"epoch": list(range(1, epochs + 1))}
     for place, name in enumerate(("train_loss", "val_loss", "train_accuracy", "val_accuracy")):
         values = np.random.default_rng([number, place]).random(epochs)
@@ -324,7 +324,7 @@ def test_reading_follows_keyboard_and_pointer(shown):
     reading = page.locator("#calibration .reading").nth(0)
     picture.press("ArrowRight")
     picture.press("ArrowRight")
-    low, high = wilson(60, 80)
+    low, high = wilson_interval(60, 80)
     said = f"right answers 75.00\u00a0% ({100 * low:.1f} to {100 * high:.1f})"
     said += ", mean confidence 90.00\u00a0%, 80 images"
     assert reading.text_content() == f"run0: {said}"

@@ -20,7 +20,7 @@ from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
 
-WORDS = ["--seeds", "1", "--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--batch-size",
+WORDS = ["--num-seeds", "1", "--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--batch-size",
          "10", "--checks", "2", "--precision", "fp32", "--seconds", "1.5"]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_a_race_leaves_records_a_table_and_a_picture(monkeypatch, capsys, folder
 
     command(monkeypatch, folder, tmp_path, "--variants", "chosen,moving average,usual")
     assert "images right" not in capsys.readouterr().out  # nothing was run again
-    with pytest.raises(UserError, match=r"DEPTH 1 there, 2 here.*--fresh"):
+    with pytest.raises(UserError, match=r"DEPTH 1 there, 2 here.*--overwrite"):
         command(monkeypatch, folder, tmp_path, "--depth", "2")
     with pytest.raises(UserError, match="'quick' is none of all, chosen"):
         command(monkeypatch, folder, tmp_path, "--variants", "quick")

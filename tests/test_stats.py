@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lab.core.stats import calibration_error, holm, mcnemar, reliability, wilson
+from lab.core.stats import calibration_error, holm, mcnemar, reliability, wilson_interval
 
 RNG = np.random.default_rng()  # other cases every time; a failure prints its own
 
@@ -47,7 +47,7 @@ def test_wilson_equals_statsmodels(_):
     n = int(RNG.integers(1, 10_000))
     k = int(RNG.integers(0, n + 1))
     theirs = proportion_confint(k, n, alpha=0.05, method="wilson")
-    assert wilson(k, n) == pytest.approx(theirs, abs=1e-9), (k, n)
+    assert wilson_interval(k, n) == pytest.approx(theirs, abs=1e-9), (k, n)
 
 
 @pytest.mark.parametrize("_", range(10))

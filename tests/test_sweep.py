@@ -23,7 +23,7 @@ from optuna.trial import TrialState, create_trial
 from lab import sweep_trials
 from lab.core.errors import UserError
 from lab.core.runs import Run
-from lab.core.stats import wilson
+from lab.core.stats import wilson_interval
 from lab.report.records import read_runs
 from lab.sweep_process import rows_of
 from lab.sweep_records import importance, says
@@ -481,7 +481,7 @@ def made_up(accuracies, space):
                "val_accuracy": t.value} for t in study.trials]  # fmt: skip
     record = {
         "script": "train.py", "asked": len(trials) + 2, "trials": trials, "best": best.number,
-        "val_images": 1000, "val_accuracy_95": [*wilson(round(1000 * best.value), 1000)],
+        "val_images": 1000, "val_accuracy_95": [*wilson_interval(round(1000 * best.value), 1000)],
         "test_accuracy": 0.5, "test_accuracy_95": [0.4, 0.6], "test_images": 100,
         **importance(study, space, study.trials, 0),
     }  # fmt: skip

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
-          "--policy", "trivial", "--erasing", "0.3", "--ema-decay", "0.9",
-          "--epochs", "12", "--small-share", "0.5"]  # fmt: skip
+          "--auto-augment", "trivial", "--random-erasing", "0.3", "--ema-decay", "0.9",
+          "--epochs", "12", "--progressive-resize", "0.5"]  # fmt: skip
 
 
 def command(place, *words):
@@ -133,7 +133,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     status, out, _ = run(folder.parent, *RANDOM)
     assert status == 0
-    assert "this run is finished; --fresh repeats it" in out
+    assert "this run is finished; --overwrite repeats it" in out
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
     status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "3e-3", "--epochs", "1")
@@ -154,15 +154,15 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
         (["--epochs", "0"], "EPOCHS=0 must be at least 1"),
         (["--batch-size", "0"], "BATCH_SIZE=0 must be at least 1"),
         (["--batch-size", "many"], "argument --batch-size: invalid int or none value: 'many'"),
-        (["--warmup", "1"], "WARMUP=1.0 must lie between 0 and 1"),
+        (["--warmup-fraction", "1"], "WARMUP_FRACTION=1.0 must lie between 0 and 1"),
         (["--val-fraction", "2"], "VAL_FRACTION=2.0 must lie between 0 and 1"),
         (["--label-smoothing", "-1"], "LABEL_SMOOTHING=-1.0"),
-        (["--small-share", "1"], "SMALL_SHARE=1.0 must lie between 0 and 1"),
-        (["--small-share", "0.5", "--patch-size", "8"],
-         "SMALL_SHARE needs two patches or more to a side: lower PATCH_SIZE"),
-        (["--small-share", "0.5", "--model", "vit_tiny_patch16_224", "--model-args",
+        (["--progressive-resize", "1"], "PROGRESSIVE_RESIZE=1.0 must lie between 0 and 1"),
+        (["--progressive-resize", "0.5", "--patch-size", "8"],
+         "PROGRESSIVE_RESIZE needs two patches or more to a side: lower PATCH_SIZE"),
+        (["--progressive-resize", "0.5", "--model", "vit_tiny_patch16_224", "--model-args",
           "img_size=8 patch_size=4"], 'takes them with MODEL_ARGS="dynamic_img_size=True"'),
-        (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup", "0", "--weight-decay", "1e9"],
+        (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup-fraction", "0", "--weight-decay", "1e9"],
          r"the loss became (nan|inf) in epoch \d+, step \d+, at learning rate"),
         (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate"),
     ],
@@ -184,4 +184,4 @@ def test_a_broken_state_is_named(tmp_path):
     status, _, err = run(tmp_path, *RANDOM, "--epochs", "99")
     assert status == 2
     assert "last.pt cannot be read" in err
-    assert "--fresh" in err
+    assert "--overwrite" in err

@@ -38,14 +38,14 @@ from lab.core.errors import UserError
 from lab.data.preprocess import Preprocess
 from lab.models.conversion import config_of, differences
 from lab.models.pretrained import (
-    adapt_head,
     architecture_in,
     classifier,
     load_pretrained,
-    pooled,
-    with_random_weights,
+    pooled_features,
+    reinitialized,
+    reset_classifier,
 )
-from lab.models.registry import TimmConfig, describe, load_model, timm_model
+from lab.models.registry import TimmConfig, build_timm_model, load_model, model_header
 from model import VisionTransformer, ViTConfig
 from tests.shaken import shaken
 
@@ -202,7 +202,9 @@ def test_real_weights_give_timms_features(tmp_path):
         assert expected.std() > 0.1
         found = pretrained.model.forward_features(images)
         torch.testing.assert_close(found, tokens, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(pooled(pretrained.model, images), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        pooled_features(pretrained.model, images), expected, atol=1e-4, rtol=1e-4
+    )
     assert_preprocess_of(load_pretrained(str(REAL)), timm.create_model("vit_small_patch14_dinov2"))
 
 
@@ -256,7 +258,7 @@ def test_classes_come_with_timms_labels(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "label_names": DIGITS}))
     pretrained = load_pretrained(str(folder))
-    assert "is kept" in adapt_head(pretrained, DIGITS)
+    assert "is kept" in reset_classifier(pretrained, DIGITS)
     assert_same_logits(pretrained, reference, 160)
 
 
@@ -1086,7 +1088,7 @@ def test_repositories_that_cannot_be_had_are_told_apart(source, said, client):
 
 def save_run(folder, model, classes, preprocess):
     folder.mkdir()
-    header = {**describe(model, classes, preprocess), "epoch": 3}
+    header = {**model_header(model, classes, preprocess), "epoch": 3}
     save_weights(folder / "best.safetensors", model.state_dict(), header)
     return str(folder)
 
@@ -1104,13 +1106,13 @@ def test_a_run_of_ours_keeps_its_head_and_its_preprocessing(kind, tmp_path):
     else:
         name, options = "swin_tiny_patch4_window7_224", {**SMALL_SWIN, "window_size": 4}
         options = {**options, "num_classes": 10, "img_size": 64}
-        model = shaken(timm_model(TimmConfig(name, options)))
+        model = shaken(build_timm_model(TimmConfig(name, options)))
     run = save_run(tmp_path / "run", model, DIGITS, preprocess)
     for source in (run, f"{run}/best.safetensors"):
         pretrained = load_pretrained(source, plain_only=True)
         assert pretrained.preprocess == preprocess
         assert_same_logits(pretrained, model, 64)
-        assert "is kept" in adapt_head(pretrained, DIGITS)
+        assert "is kept" in reset_classifier(pretrained, DIGITS)
         assert_same_logits(pretrained, model, 64)
     rebuilt, header = load_model(Path(run) / "best.safetensors")
     assert Preprocess(**header["preprocess"]) == preprocess
@@ -1149,7 +1151,7 @@ def test_a_new_head_is_zero_and_the_rest_stays(kind, tmp_path):
     pretrained = load_pretrained(folder)
     size = pretrained.preprocess.img_size
     before = {k: v.clone() for k, v in pretrained.model.state_dict().items()}
-    said = adapt_head(pretrained, DIGITS)  # as many, but nobody knows of what
+    said = reset_classifier(pretrained, DIGITS)  # as many, but nobody knows of what
     assert "in place of the 10 released outputs" in said
     heads = [k for k in before if k.startswith("head") and "norm" not in k]
     heads = [k for k in heads if len(before[k]) == 10]
@@ -1161,7 +1163,7 @@ def test_a_new_head_is_zero_and_the_rest_stays(kind, tmp_path):
         else:
             assert torch.equal(value, before[key])
 
-    assert "for 3 classes" in adapt_head(pretrained, ["a", "b", "c"])
+    assert "for 3 classes" in reset_classifier(pretrained, ["a", "b", "c"])
     assert pretrained.model(torch.randn(2, 3, size, size)).shape == (2, 3)
     shaken(pretrained.model)
     classes = ["a", "b", "c"]
@@ -1172,10 +1174,10 @@ def test_a_new_head_is_zero_and_the_rest_stays(kind, tmp_path):
 def test_a_head_is_kept_only_for_the_same_classes_in_the_same_order(tmp_path):
     model = shaken(VisionTransformer(ViTConfig(**SMALL, num_classes=3)))
     run = save_run(tmp_path / "run", model, ["a", "b", "c"], Preprocess(32, [0.5] * 3, [0.5] * 3))
-    assert "is kept" in adapt_head(load_pretrained(run), ["a", "b", "c"])
+    assert "is kept" in reset_classifier(load_pretrained(run), ["a", "b", "c"])
     for classes in (["a", "c", "b"], ["a", "b"], ["x", "y", "z"]):
         pretrained = load_pretrained(run)
-        assert "3 released outputs: head.weight, head.bias" in adapt_head(pretrained, classes)
+        assert "3 released outputs: head.weight, head.bias" in reset_classifier(pretrained, classes)
         assert not pretrained.model.head.weight.any()
         assert pretrained.model.config.num_classes == len(classes)
 
@@ -1184,10 +1186,10 @@ def test_weights_without_a_head_get_one(tmp_path):
     options = {**SMALL, "num_classes": 0}
     reference = timms("vit_tiny_patch16_224", **options)
     pretrained = load_pretrained(exported(reference, tmp_path / "vit", **options))
-    assert "where none was released" in adapt_head(pretrained, ["a", "b"])
+    assert "where none was released" in reset_classifier(pretrained, ["a", "b"])
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(pretrained.model(images), torch.zeros(2, 2))
-    torch.testing.assert_close(pooled(pretrained.model, images), reference(images))
+    torch.testing.assert_close(pooled_features(pretrained.model, images), reference(images))
 
 
 @pytest.mark.parametrize("kind", ["vit", "mean", "swin", "convnet"])
@@ -1199,7 +1201,7 @@ def test_pooled_is_what_the_head_reads(kind, tmp_path):
     model = load_pretrained(exported(reference, tmp_path / "source", **options)).model
     size = reference.pretrained_cfg["input_size"][-1]
     images = torch.randn(2, 3, size, size)
-    features = pooled(model, images)
+    features = pooled_features(model, images)
     with torch.no_grad():
         tokens = reference.forward_features(images)
         expected = reference.forward_head(tokens, pre_logits=True)
@@ -1214,9 +1216,9 @@ def test_pooled_is_what_the_head_reads(kind, tmp_path):
 def test_random_weights_have_the_same_shape_and_nothing_learned(kind, tmp_path):
     name, options = SOURCES[kind]
     pretrained = load_pretrained(exported(timms(name, **options), tmp_path / "source", **options))
-    adapt_head(pretrained, DIGITS)
+    reset_classifier(pretrained, DIGITS)
     torch.manual_seed(1)
-    fresh = with_random_weights(pretrained.model)
+    fresh = reinitialized(pretrained.model)
     state = pretrained.model.state_dict()
     assert {k: v.shape for k, v in fresh.state_dict().items()} == {
         k: v.shape for k, v in state.items()
@@ -1224,7 +1226,7 @@ def test_random_weights_have_the_same_shape_and_nothing_learned(kind, tmp_path):
     key = next(k for k in state if k.endswith("attn.qkv.weight"))
     assert not torch.isclose(fresh.state_dict()[key], state[key]).all()
     torch.manual_seed(1)
-    again = with_random_weights(pretrained.model)
+    again = reinitialized(pretrained.model)
     assert all(map(torch.equal, fresh.state_dict().values(), again.state_dict().values()))
 
 

@@ -24,7 +24,7 @@ EXACT = {  # the second number of each output; the first is 0
 
 
 def attend(scale: float = 1.0, over: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores, weights and outputs; the softmax runs over the keys (1) or the queries (0)."""
+    """Predictions, weights and outputs; the softmax runs over the keys (1) or the queries (0)."""
     q, k, v = (PATCHES @ w.T for w in (W_Q, W_K, W_V))
     scores = q @ k.T * scale
     weights = scores.softmax(over)

@@ -22,13 +22,13 @@ import finetune
 import train
 from lab.core import constants
 from lab.core.errors import run_script
-from lab.core.plots import TRAIN, VAL, save
+from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
 from lab.core.runs import Run
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
-from lab.data.loaders import Loaders, center
+from lab.data.loaders import Loaders, center_crop
 from lab.data.preprocess import Preprocess
-from lab.finetuning.modes import rate_warning, usual_rate
+from lab.finetuning.modes import default_learning_rate, learning_rate_warning
 from lab.models.pretrained import load_pretrained
 from lab.report.sentences import percent
 from model import Attention, VisionTransformer, ViTConfig
@@ -63,7 +63,7 @@ def without_positions(self: VisionTransformer, x: Tensor) -> Tensor:
 
 def wrongly_normalised(self: Loaders, images: Tensor) -> Tensor:
     """ImageNet's mean and deviation (of gray), where the model was trained with those of digits."""
-    return (center(images.to(self.device), self.preprocess) - 0.449) / 0.226
+    return (center_crop(images.to(self.device), self.preprocess) - 0.449) / 0.226
 
 
 evaluation, views = Loaders.evaluation, itertools.count(1)
@@ -106,7 +106,10 @@ def draw(path: Path, titles: dict[str, str]) -> None:
     figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
     for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
         rows = run_of(name).history()
-        for part, colour, label in (("train", TRAIN, "training"), ("val", VAL, "validation")):
+        for part, colour, label in (
+            ("train", TRAIN_COLOR, "training"),
+            ("val", VAL_COLOR, "validation"),
+        ):
             values = [row[f"{part}_loss"] for row in rows]
             axis.plot([row["epoch"] for row in rows], values, color=colour, label=label, lw=1.8)
         best = max(row["val_accuracy"] for row in rows)
@@ -116,7 +119,7 @@ def draw(path: Path, titles: dict[str, str]) -> None:
         axis.set_ylim(0.003, 4)
         axis.grid(alpha=0.25)
         axis.legend(loc="lower left")
-    save(figure, path, 110)
+    save_figure(figure, path, 110)
 
 
 def run_of(name: str) -> Run:
@@ -199,7 +202,9 @@ def checks() -> dict[str, str]:
     healthy = images("train")
     with patch.object(Loaders, "normalised", wrongly_normalised):
         wrong = images("train")
-    warning = rate_warning(load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full", 1e-3)
+    warning = learning_rate_warning(
+        load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full", 1e-3
+    )
     assert warning.startswith("warning: LEARNING_RATE=0.001 is unusual")
     rows = {name: [row["train_loss"] for row in run_of(name).history()] for name in RUNS_ALIKE}
     assert rows["healthy"] == rows["augmented-validation"] == rows["wrong-mean"]
@@ -210,7 +215,7 @@ def checks() -> dict[str, str]:
     ]
     usual, high = (percent(run.metrics()["test_accuracy"]) for run in pets)
     rates = [run.config()["constants"]["RATES"][0] for run in pets]
-    ours = usual_rate(load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full")
+    ours = default_learning_rate(load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full")
     return {
         "on Pets": f"{rates[1] / rates[0]:.1f} times its usual rate, has {high}",
         "on Pets at the usual rate": f"the usual rate has {usual}",

@@ -19,10 +19,10 @@ from timm.data.constants import (
 )
 from torch import Tensor, nn
 
-from lab.data.augment import center
+from lab.data.augment import center_crop
 from lab.data.datasets import channel_statistics, load_data
 from lab.models.cnn import CNNConfig, ResidualCNN
-from lab.models.pretrained import load_pretrained, pooled
+from lab.models.pretrained import load_pretrained, pooled_features
 from model import VisionTransformer, ViTConfig
 
 PUBLISHED = [0.491, 0.482, 0.447], [0.247, 0.243, 0.262]  # CIFAR-10, all training images
@@ -109,13 +109,13 @@ def wrong_numbers() -> tuple[list[tuple[str, str, float, float]], float]:
         "digits' own": (data.mean * 3, data.std * 3),
         "none: [0, 1]": ([0.0] * 3, [1.0] * 3),
     }
-    train, test = (center(split.images(slice(0, count)), right)
+    train, test = (center_crop(split.images(slice(0, count)), right)
                    for split, count in ((data.train, TRAIN), (data.test, TEST)))  # fmt: skip
 
     def features(images: Tensor, mean, std) -> Tensor:
         mean, std = (torch.tensor(list(v)).reshape(1, 3, 1, 1) for v in (mean, std))
         images = ((images - mean) / std).split(32)  # gray, (B, 1, S, S), becomes (B, 3, S, S)
-        return torch.cat([pooled(given.model, part) for part in images]).double()  # (B, D)
+        return torch.cat([pooled_features(given.model, part) for part in images]).double()  # (B, D)
 
     def head(x: Tensor, y: Tensor):
         """Ridge regression on the labels: a linear head in closed form."""

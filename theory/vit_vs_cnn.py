@@ -14,11 +14,11 @@ from _text import ROOT, check
 from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
-from lab.data.augment import center
+from lab.data.augment import center_crop
 from lab.data.datasets import load_data
 from lab.models.cnn import CLOSE, CNNConfig, ResidualBlock, ResidualCNN
-from lab.models.pretrained import load_pretrained, pooled
-from lab.models.profiling import model_facts
+from lab.models.pretrained import load_pretrained, pooled_features
+from lab.models.profiling import profile_model
 from lab.report.comparisons import Configuration, configurations, efficiencies, twins
 from lab.report.records import read_runs
 from lab.report.sentences import percent, result
@@ -46,7 +46,7 @@ class Compared:
         mean, std = (torch.tensor(v).double().reshape(1, 3, 1, 1)
                      for v in (given.preprocess.mean, given.preprocess.std))  # fmt: skip
         images = load_data("digits").test.images(slice(0, IMAGES))
-        digits = center(images, replace(given.preprocess, img_size=DIGIT)).double()
+        digits = center_crop(images, replace(given.preprocess, img_size=DIGIT)).double()
         edge = (32 - DIGIT) // 2
         self.images = (nn.functional.pad(digits, (edge,) * 4) - mean) / std  # (B, 3, 32, 32)
         for module in self.cnn.modules():
@@ -81,7 +81,7 @@ def maps(model: nn.Module, images: Tensor) -> Tensor:
 def head_input(model: nn.Module, images: Tensor) -> Tensor:
     """What the output layer reads: the class token, or the mean over places, (B, D)."""
     cnn = isinstance(model, ResidualCNN)
-    return model.forward_features(images).mean((2, 3)) if cnn else pooled(model, images)
+    return model.forward_features(images).mean((2, 3)) if cnn else pooled_features(model, images)
 
 
 def roll(x: Tensor, by: int) -> Tensor:
@@ -210,7 +210,7 @@ def costs_said() -> dict[str, str]:
         facts = []
         for model, pixels in zip(models, (224, 448), strict=True):
             with torch.device("meta"):  # counted without memory or arithmetic
-                facts.append(model_facts(model.to("meta"), (3, pixels, pixels)))
+                facts.append(profile_model(model.to("meta"), (3, pixels, pixels)))
         weights, macs = ([f[key] for f in facts] for key in ("parameters", "macs"))
         said[f"cost, {name}"] = (
             f"| {name} | {weights[0]:,} | {weights[1]:,} | {macs[0] / 1e6:,.0f}M "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.core.checkpoints import load_weights, save_weights, write_whole
+from lab.core.checkpoints import load_weights, save_weights, write_atomically
 from lab.core.errors import UserError, run_script
 from lab.core.runs import Run
 
@@ -29,7 +29,9 @@ def main() -> None:
         target.unlink()
         raise UserError(f"{size:.1f} MB are more than {MOST_MB}: train a smaller model")
     text = card(target.stem, run, header, size)
-    write_whole(target.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(
+        target.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8")
+    )
     print(target.with_suffix(".md"))
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as V
 from lab.core.errors import UserError
 from lab.core.stats import mean_interval
 from lab.data.datasets import Dataset, Split
-from lab.data.images import some, square
+from lab.data.images import abbreviate, square
 from lab.data.preprocess import Preprocess
 
 BACKGROUND, ANIMAL, BORDER = 0, 1, 2
@@ -48,7 +48,7 @@ def trimaps(data: Dataset, split: Split, data_dir: str, preprocess: Preprocess) 
     paths = [folder / f"{Path(name).stem}.png" for name in split.names]
     if lost := [path.name for path in paths if not path.is_file()]:
         raise UserError(
-            f"{len(lost)} of {len(paths)} outlines are missing from {folder}: {some(lost)}. They "
+            f"{len(lost)} of {len(paths)} outlines are missing from {folder}: {abbreviate(lost)}. They "
             "are in annotations.tar.gz of Oxford Pets: delete the folder annotations and run again"
         )
     size = preprocess.resized

@@ -16,16 +16,16 @@ import torch
 from lab.attention.localization import MEASURES, trimaps
 from lab.attention.saliency import classes_of
 from lab.attention.scoring import CENTRE, CHANCE, RANDOM, TRAINED, candidates, score
-from lab.core.checkpoints import write_json, write_whole
-from lab.core.plots import TRAIN, VAL, save
+from lab.core.checkpoints import write_atomically, write_json
+from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
 from lab.core.runs import Run
 from lab.data.loaders import Loaders
-from lab.models.pretrained import Pretrained, with_random_weights
+from lab.models.pretrained import Pretrained, reinitialized
 
 SHORT = {"mass": "mass on the animal", "pointing": "pointing game",
          "average_precision": "average precision", "iou": "IoU"}  # fmt: skip
 KINDS = ("best block", "last block", "rollout", "gradient-rollout", "grad-cam")
-COLOURS = (VAL, TRAIN, "#2a8a57", "#7b4fa3", "#a07a00", "#555555", "#b03060", "#008b8b")
+COLOURS = (VAL_COLOR, TRAIN_COLOR, "#2a8a57", "#7b4fa3", "#a07a00", "#555555", "#b03060", "#008b8b")
 
 
 def percent(values: list[float]) -> str:
@@ -133,7 +133,7 @@ def draw(path: Path, record: dict[str, Any]) -> None:
     others = [name for name in record["methods"] if name not in blocks]
     for axis, measure in zip(axes, ("average_precision", "iou"), strict=False):
         numbers = range(1, len(blocks) + 1)
-        for weights, colour, style in ((TRAINED, VAL, "-"), (RANDOM, "gray", "--")):
+        for weights, colour, style in ((TRAINED, VAL_COLOR, "-"), (RANDOM, "gray", "--")):
             if blocks:
                 rows = [record["methods"][name][weights][measure]["mean"] for name in blocks]
                 mean, low, high = 100 * np.array(rows).T
@@ -161,7 +161,7 @@ def draw(path: Path, record: dict[str, Any]) -> None:
     axes[0].legend(fontsize=8)
     figure.suptitle(f"{record['title']}: maps against the outlines of {record['test_images']} test "
                     "images, with 95 % intervals")  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def bar(axis: plt.Axes, x: float, value: list[float], colour: str, marker: str, label: str) -> None:
@@ -230,9 +230,9 @@ def compare(place: Path, records: list[dict[str, Any]]) -> None:
     entries = axes[1].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(f"Is the map where the animal is? {images}")
-    save(figure, place.with_suffix(".png"))
+    save_figure(figure, place.with_suffix(".png"))
     text = "\n".join([*lines, ""])
-    write_whole(place.with_suffix(".md"), lambda scratch: scratch.write_text(text, "utf-8"))
+    write_atomically(place.with_suffix(".md"), lambda scratch: scratch.write_text(text, "utf-8"))
 
 
 def scoring(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Callable[[Run], None]:
@@ -246,7 +246,7 @@ def scoring(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Cal
 
     def score_it(run: Run) -> None:
         torch.manual_seed(c.SEED)
-        models = {TRAINED: model, RANDOM: with_random_weights(model).to(loaders.device).eval()}
+        models = {TRAINED: model, RANDOM: reinitialized(model).to(loaders.device).eval()}
         count = c.DELETION_IMAGES if classes_of(model) else 0
         record = {
             "title": run.folder.name.removesuffix("-score"),
@@ -256,7 +256,7 @@ def scoring(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Cal
         }
         draw(run.folder / "score.png", record)
         text = table(record)
-        write_whole(run.folder / "score.md", lambda scratch: scratch.write_text(text, "utf-8"))
+        write_atomically(run.folder / "score.md", lambda scratch: scratch.write_text(text, "utf-8"))
         write_json(run.folder / "metrics.json", record)
         print(f"{text}\n{run.folder / 'score.png'}")
 

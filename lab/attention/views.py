@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lab.attention import plots as plots
 from lab.attention.extraction import BlockAttention, attention_maps, grid_of
 from lab.attention.page import PageImage, write_page
-from lab.attention.plots import Looked
+from lab.attention.plots import AttentionExample
 from lab.attention.saliency import METHODS, classes_of, map_of, methods_of, pick, raw, reads
 from lab.core.checkpoints import write_json
 from lab.core.errors import UserError
 from lab.core.runs import Run
-from lab.data.augment import center
+from lab.data.augment import center_crop
 from lab.data.loaders import Loaders
 from lab.models.pretrained import Pretrained
 
@@ -130,7 +130,7 @@ def look(
     methods: list[str],
     target: int | None,
     c: SimpleNamespace,
-) -> list[Looked]:
+) -> list[AttentionExample]:
     """These test images with the model's predictions and maps."""
     data = loaders.data
     pixels = data.test.images(rows)
@@ -147,11 +147,11 @@ def look(
         else:
             about = "" if target is None or method == "rollout" else f" for {names[target]}"
             maps[method + about] = map_of(method, model, images, targets)
-    shown = (center(pixels, loaders.preprocess) * 255).round().byte()
+    shown = (center_crop(pixels, loaders.preprocess) * 255).round().byte()
     shown = shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     labels = data.test.labels[rows]
     return [
-        Looked(
+        AttentionExample(
             pixels=shown[i],
             name=data.test.names[row],
             label=data.classes[labels[i]] if data.classes else None,

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lab.core.errors import UserError
-from lab.core.runtime import first
+from lab.core.runtime import is_main_process
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file so that a kill at any moment leaves the old one or the new, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -42,11 +42,11 @@ def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -
 
     Only the main process writes.
     """
-    if not first():
+    if not is_main_process():
         return
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     metadata = {"vit-lab": json.dumps(header)}
-    write_whole(path, lambda scratch: save_file(state, scratch, metadata=metadata))
+    write_atomically(path, lambda scratch: save_file(state, scratch, metadata=metadata))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,7 +66,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} has no header of this project; was it written by it?") from error
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path | str) -> None:
+def load_strict(model: nn.Module, state: dict[str, Tensor], origin: Path | str) -> None:
     """`load_state_dict`, but what does not fit is named for a reader."""
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - state.keys()]
@@ -84,8 +84,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], origin: Path | str
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Everything that a run needs to resume; only the main process writes."""
-    if first():
-        write_whole(path, lambda scratch: torch.save(state, scratch))
+    if is_main_process():
+        write_atomically(path, lambda scratch: torch.save(state, scratch))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -97,5 +97,5 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); start over with --fresh"
+            f"{path} cannot be read ({str(error).splitlines()[0]}); start over with --overwrite"
         ) from error

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from lab.core.runtime import first, launched, typed
+from lab.core.runtime import is_launched, is_main_process, original_command
 from model import ConfigError
 
-AFTER_THE_FIRST = 20  # seconds; a launcher that sees one process fail ends the others sooner
+LAUNCHER_GRACE_SECONDS = 20  # seconds; a launcher that sees one process fail ends the others sooner
 
 
 class UserError(Exception):
@@ -35,47 +35,47 @@ class Stopped(Exception):
 def run_script(main: Callable[[], object]) -> None:
     """Runs a script's `main`; mistakes and interruptions end with a sentence and a status."""
     try:
-        with spoken_by_the_first():
+        with silence_other_processes():
             main()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except (UserError, ConfigError) as error:
-        let_the_first_speak()
+        wait_for_launcher()
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
-        if first():
-            again = [word for word in typed() if word != "--fresh"]
+        if is_main_process():
+            again = [word for word in original_command() if word != "--overwrite"]
             print(f"{stopped}\ngo on with: {shlex.join(again)}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except (Exception, SystemExit):
-        let_the_first_speak()
+        wait_for_launcher()
         raise
 
 
 @contextmanager
-def spoken_by_the_first() -> Iterator[None]:
+def silence_other_processes() -> Iterator[None]:
     """What the other processes print goes nowhere."""
-    if first():
+    if is_main_process():
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
-def let_the_first_speak() -> None:
+def wait_for_launcher() -> None:
     """Processes mostly fail together: all but the first on a machine wait to be ended by then.
 
     One that fails alone, or whose failure is only that the first has gone, speaks a little later.
     """
-    if not first("LOCAL_RANK"):
-        time.sleep(AFTER_THE_FIRST)
+    if not is_main_process("LOCAL_RANK"):
+        time.sleep(LAUNCHER_GRACE_SECONDS)
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
+def handle_signals() -> Iterator[list[int]]:
     """A list that gets the number of the first Ctrl-C or SIGTERM; a second one ends at once.
 
     Under a launcher it does not: a launcher passes on what the terminal has told us already, and
@@ -84,10 +84,10 @@ def asked_to_stop() -> Iterator[list[int]]:
     stop: list[int] = []
 
     def handle(number: int, _: Any) -> None:
-        if stop and not launched():
+        if stop and not is_launched():
             raise KeyboardInterrupt
         if not stop:
-            again = "" if launched() else " (again: at once)"
+            again = "" if is_launched() else " (again: at once)"
             print(f"\nstopping after this step{again}", file=sys.stderr)
         stop.append(number)
 
@@ -96,13 +96,13 @@ def asked_to_stop() -> Iterator[list[int]]:
     try:
         yield stop
     finally:
-        if not (stop and launched()):  # what the launcher passes on may come as late as the end
+        if not (stop and is_launched()):  # what the launcher passes on may come as late as the end
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
 
 @contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
+def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Too little memory, on a GPU or a CPU, ends with advice instead of a traceback."""
     try:
         yield

@@ -6,22 +6,22 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from lab.core.checkpoints import write_whole
+from lab.core.checkpoints import write_atomically
 
 matplotlib.use("agg")  # files alone; no window, no display needed
 import matplotlib.pyplot as plt
 
-TRAIN, VAL = "#c2571a", "#1f5fa8"  # told apart in print and by the colour-blind
+TRAIN_COLOR, VAL_COLOR = "#c2571a", "#1f5fa8"  # told apart in print and by the colour-blind
 
 
-def save(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
+def save_figure(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
     """Writes a figure as its suffix says; .jpg for photographs, which are large as .png."""
     kind = {"format": path.suffix[1:], "dpi": dpi}
-    write_whole(path, lambda scratch: figure.savefig(scratch, **kind))
+    write_atomically(path, lambda scratch: figure.savefig(scratch, **kind))
     plt.close(figure)
 
 
-def curves(
+def plot_curves(
     path: Path, rows: list[dict[str, Any]], title: str, best_epoch: int, small: dict[str, int]
 ) -> None:
     """Loss and accuracy over the epochs, training and validation; `rows` as in history.csv.
@@ -34,7 +34,10 @@ def curves(
         (axes[0], "loss", "cross-entropy loss", 1),
         (axes[1], "accuracy", "accuracy (%)", 100),
     ):
-        for part, colour, name in (("train", TRAIN, "training"), ("val", VAL, "validation")):
+        for part, colour, name in (
+            ("train", TRAIN_COLOR, "training"),
+            ("val", VAL_COLOR, "validation"),
+        ):
             values = [scale * row[f"{part}_{key}"] for row in rows]
             axis.plot(epochs, values, color=colour, label=name, marker="o", ms=2.5, lw=1.6)
         axis.axvline(best_epoch, color="gray", ls=":", lw=1.2, label=f"best epoch ({best_epoch})")
@@ -50,10 +53,10 @@ def curves(
         "Training is measured on augmented images with the loss that is optimised, while the "
         "weights move; validation on plain images after the epoch.", fontsize=8, color="dimgray"
     )  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def confusion(path: Path, matrix: np.ndarray, classes: list[str], title: str) -> None:
+def plot_confusion(path: Path, matrix: np.ndarray, classes: list[str], title: str) -> None:
     """Counts of test images: true class by row, predicted by column; colour is share of the row."""
     n = len(classes)
     side = min(4.5 + 0.32 * n, 24)
@@ -70,4 +73,4 @@ def confusion(path: Path, matrix: np.ndarray, classes: list[str], title: str) ->
         for i, j in zip(*matrix.nonzero(), strict=True):
             colour = "white" if share[i, j] > 0.5 else "black"
             axis.text(j, i, matrix[i, j], ha="center", va="center", color=colour, fontsize=size - 1)
-    save(figure, path)
+    save_figure(figure, path)

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from lab.core.checkpoints import write_json, write_whole
+from lab.core.checkpoints import write_atomically, write_json
 from lab.core.errors import UserError
-from lab.core.runtime import processes, typed
+from lab.core.runtime import original_command, process_state
 
 SCHEMA = 1  # of the records; a reader refuses what it does not know
 # Constants that change no result:
-NOT_THE_RUN = ("NAME", "FRESH", "DATA_DIR", "RESULTS_DIR", "SEEDS", "TENSORBOARD")
+NOT_IDENTITY = ("NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -52,8 +52,8 @@ class Run:
             facts: what else belongs into config.json: model, dataset, ...
             fresh: start over, replacing the records that are there.
         """
-        main = processes().is_main_process
-        asked = {k: v for k, v in constants.items() if k not in NOT_THE_RUN}
+        main = process_state().is_main_process
+        asked = {k: v for k, v in constants.items() if k not in NOT_IDENTITY}
         identity = {"constants": asked, "data": facts["dataset"]["fingerprint"]}
         number = 1
         while True:
@@ -70,7 +70,7 @@ class Run:
                 write_json(folder / "config.json", {**identity, **facts, **provenance()})
                 return cls(folder)
             if there is not None and main:
-                print(f"{folder} is another run ({differences(there, identity)})")
+                print(f"{folder} is another run ({describe_differences(there, identity)})")
             number += 1
 
     @property
@@ -101,12 +101,12 @@ class Run:
         )
 
     def say_finished(self) -> None:
-        if processes().is_main_process:
-            print(f"{self.summary()}\nthis run is finished; --fresh repeats it")
+        if process_state().is_main_process:
+            print(f"{self.summary()}\nthis run is finished; --overwrite repeats it")
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Replaces history.csv, as when a resumed run takes back an epoch cut short."""
-        write_whole(self.folder / "history.csv", lambda scratch: write_rows(scratch, rows))
+        write_atomically(self.folder / "history.csv", lambda scratch: write_rows(scratch, rows))
 
     def append_history(self, row: dict[str, Any]) -> None:
         """Adds an epoch's row; the file can be read while the run goes on."""
@@ -118,7 +118,7 @@ class Run:
             writer.writerow(row)
 
 
-def newest(place: Path, advice: str) -> Path:
+def newest_run(place: Path, advice: str) -> Path:
     """The folder of the run below `place` that finished last.
 
     Raises: UserError, if there is none, with the command that makes one.
@@ -147,7 +147,7 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+def describe_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     """The constants that tell two runs apart, in words."""
     a, b = one["constants"], other["constants"]
     keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
@@ -177,7 +177,9 @@ def provenance() -> dict[str, Any]:
         commit = changes = None
     return {
         "schema": SCHEMA,
-        "command": shlex.join(os.path.basename(w) if w == sys.argv[0] else w for w in typed()),
+        "command": shlex.join(
+            os.path.basename(w) if w == sys.argv[0] else w for w in original_command()
+        ),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,
         "uncommitted_changes": bool(changes) if changes is not None else None,

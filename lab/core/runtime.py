@@ -9,23 +9,23 @@ import psutil
 import torch
 from accelerate import PartialState
 
-PATIENCE = timedelta(hours=2)  # for each other: one process downloads and decodes for all
+TIMEOUT = timedelta(hours=2)  # for each other: one process downloads and decodes for all
 
 
-def processes() -> PartialState:
+def process_state() -> PartialState:
     """Accelerate's view of them: `process_index`, `num_processes`, `device`, ...
 
     Accelerate lets processes on CPUs find each other only when it is told that CPUs are meant.
     """
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether a launcher started this process, alone or with others."""
     return "LOCAL_RANK" in os.environ
 
 
-def first(of: str = "RANK") -> bool:
+def is_main_process(of: str = "RANK") -> bool:
     """Whether this is the first process of all, or (LOCAL_RANK) the first on its machine.
 
     Unlike `processes`, it needs no other process to answer.
@@ -33,9 +33,9 @@ def first(of: str = "RANK") -> bool:
     return int(os.environ.get(of, 0)) == 0
 
 
-def typed() -> list[str]:
+def original_command() -> list[str]:
     """The words of the command that started this process, as somebody typed them."""
-    if launched():
+    if is_launched():
         try:
             program, *words = psutil.Process(os.getppid()).cmdline()  # the launcher's
         except psutil.Error:

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 
-def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of a share, such as accuracy on `total` test images (Wilson 1927)."""
     interval = binomtest(int(correct), int(total)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)

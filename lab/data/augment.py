@@ -23,50 +23,50 @@ from lab.data.preprocess import Preprocess
 class Augmentation:
     """What happens to a training image. Nothing, by default."""
 
-    shift: int = 0  # pixels: crop at random from the image padded by so much
-    resized_crop: float = 0.0  # crop this share of the area or more and resize it; 0: off
+    crop_padding: int = 0  # pixels: crop at random from the image padded by so much
+    rrc_min_area: float = 0.0  # crop this share of the area or more and resize it; 0: off
     flip: bool = False  # left and right; never for digits or letters
     rotate: float = 0.0  # degrees to either side
-    zoom: float = 0.0  # 0.1: between 90 % and 110 % of the size
-    translate: float = 0.0  # pixels to every side, in fractions too, unlike `shift`
-    policy: Literal["none", "trivial"] = "none"  # TrivialAugment, Mueller and Hutter 2021
-    erasing: float = 0.0  # probability of a rectangle of mean colour, Zhong et al. 2020
+    scale: float = 0.0  # 0.1: between 90 % and 110 % of the size
+    translate: float = 0.0  # pixels to every side, in fractions too, unlike `crop_padding`
+    auto_augment: Literal["none", "trivial"] = "none"  # TrivialAugment, Mueller and Hutter 2021
+    random_erasing: float = 0.0  # probability of a rectangle of mean colour, Zhong et al. 2020
 
     def __post_init__(self) -> None:
-        for name in ("resized_crop", "erasing", "zoom"):
+        for name in ("rrc_min_area", "random_erasing", "scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("shift", "rotate", "translate"):
+        for name in ("crop_padding", "rotate", "translate"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name.upper()}={getattr(self, name)} cannot be negative")
 
 
-def augment(images: Tensor, to: Preprocess, how: Augmentation, draw: "Draw") -> Tensor:
+def augment(images: Tensor, to: Preprocess, how: Augmentation, draw: "BatchRNG") -> Tensor:
     """uint8 images (B, C, H, W) to augmented floats in [0, 1], (B, C, S, S), S = `to.img_size`.
 
     Without random crops an image is resized and cut as for evaluation.
     """
     size = to.img_size
     flip = draw.uniform() < 0.5 if how.flip else None
-    if how.shift or (flip is not None and not how.resized_crop):
-        dx, dy = (draw.integers(2 * how.shift + 1) for _ in range(2))
-        images, flip = shift(images, how.shift, dx, dy, flip), None
-    if how.resized_crop:
-        x = warp(images.float() / 255, crop_boxes(draw, how.resized_crop, flip), size)
+    if how.crop_padding or (flip is not None and not how.rrc_min_area):
+        dx, dy = (draw.integers(2 * how.crop_padding + 1) for _ in range(2))
+        images, flip = shift(images, how.crop_padding, dx, dy, flip), None
+    if how.rrc_min_area:
+        x = warp(images.float() / 255, crop_boxes(draw, how.rrc_min_area, flip), size)
     else:
-        x = center(images, to)
-    if how.rotate or how.zoom or how.translate:
+        x = center_crop(images, to)
+    if how.rotate or how.scale or how.translate:
         angle = draw.uniform(-how.rotate, how.rotate) * (math.pi / 180)
-        scale = draw.uniform(1 - how.zoom, 1 + how.zoom)
+        scale = draw.uniform(1 - how.scale, 1 + how.scale)
         maps = rotation(angle) / scale[:, None, None]
         # A pixel is 2 / size of the coordinates, which run from -1 to 1.
         reach = 2 * how.translate / size
         maps[:, :, 2] = torch.stack([draw.uniform(-reach, reach) for _ in range(2)], 1)
         x = warp(x, maps, size)
-    return trivial_augment(x, draw) if how.policy == "trivial" else x
+    return trivial_augment(x, draw) if how.auto_augment == "trivial" else x
 
 
-def center(images: Tensor, to: Preprocess) -> Tensor:
+def center_crop(images: Tensor, to: Preprocess) -> Tensor:
     """What evaluation sees: uint8 (B, C, H, H) resized to `to.resized` pixels, of that the centre.
 
     Returns floats in [0, 1], (B, C, S, S), S = `to.img_size`.
@@ -79,7 +79,7 @@ def center(images: Tensor, to: Preprocess) -> Tensor:
     return V.center_crop(x, size)
 
 
-class Draw:
+class BatchRNG:
     """Random numbers, one for each image of a batch, from a CPU generator onto the device.
 
     Of `world` processes each draws for the whole batch and keeps its own share, so that an image
@@ -122,7 +122,7 @@ def shift(images: Tensor, pad: int, dx: Tensor, dy: Tensor, flip: Tensor | None)
     return padded[b, c, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def crop_boxes(draw: Draw, least: float, flip: Tensor | None) -> Tensor:
+def crop_boxes(draw: BatchRNG, least: float, flip: Tensor | None) -> Tensor:
     """Maps (B, 2, 3) of Inception-style crops: area in [least, 1], aspect ratio in [3/4, 4/3]."""
     area = draw.uniform(least, 1)
     ratio = torch.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -155,7 +155,7 @@ def warp(x: Tensor, maps: Tensor, size: int | None = None) -> Tensor:
 # --- TrivialAugment: one operation an image, its strength uniform; strengths m lie in [0, 1) ----
 
 
-def trivial_augment(x: Tensor, draw: Draw) -> Tensor:
+def trivial_augment(x: Tensor, draw: BatchRNG) -> Tensor:
     """TrivialAugmentWide: one of its 14 operations for each image of (B, C, H, W) in [0, 1].
 
     The draw stays on the CPU until the groups are known, so that no GPU has to wait for it.
@@ -240,7 +240,7 @@ OPERATIONS = (
 )
 
 
-def erase(x: Tensor, share: float, draw: Draw) -> Tensor:
+def erase(x: Tensor, share: float, draw: BatchRNG) -> Tensor:
     """Random erasing on normalised images (B, C, H, W): a rectangle set to 0, the mean colour.
 
     Area in [0.02, 1/3] of the image and aspect ratio in [0.3, 3.3], for `share` of the images.

@@ -58,15 +58,15 @@ def decode(
     if failures and not reading.skip_unreadable:
         raise UserError(
             f"{len(failures)} of {len(paths)} images cannot be read:\n  "
-            + some(list(failures.values()), "\n  ")
+            + abbreviate(list(failures.values()), "\n  ")
             + "\nRepair or delete them, or go on without them: --skip-unreadable"
         )
     remarks = []
     if failures:
-        left_out = some([paths[i].name for i in failures])
+        left_out = abbreviate([paths[i].name for i in failures])
         remarks.append(f"{len(failures)} unreadable images left out: {left_out}")
     if tiny:
-        remarks.append(f"{len(tiny)} images under {TINY} pixels enlarged: {some(tiny)}")
+        remarks.append(f"{len(tiny)} images under {TINY} pixels enlarged: {abbreviate(tiny)}")
     return array, [i for i in range(len(paths)) if i not in failures], remarks
 
 
@@ -121,7 +121,7 @@ def mapped(path: Path) -> np.memmap:
     return np.load(path, mmap_mode="r")
 
 
-def ask_for(array: np.memmap, indices: Sequence[int]) -> None:
+def prefetch(array: np.memmap, indices: Sequence[int]) -> None:
     """Has the system read some entries of a mapped array from disk, while the caller goes on.
 
     Without it each first touch of a page waits for the disk, and brings along what lies around it:
@@ -184,6 +184,6 @@ def writable(places: Sequence[Path]) -> Path:
         except OSError:
             continue
     raise UserError(
-        f"nowhere to keep decoded images: {some([str(p.parent) for p in places])} cannot be "
+        f"nowhere to keep decoded images: {abbreviate([str(p.parent) for p in places])} cannot be "
         "written. Set XDG_CACHE_HOME to a folder that can."
     )

@@ -26,7 +26,7 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
-from lab.data.images import Reading, printable, some
+from lab.data.images import Reading, abbreviate, printable
 
 NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28, "pets": None}
 DATASETS = tuple(NATIVE_SIZES)
@@ -70,7 +70,7 @@ class Split:
         return replace(self, rows=self.rows[keep], labels=self.labels[keep], names=names)
 
 
-def whole(store: Tensor, labels: Tensor, names: list[str]) -> Split:
+def full_split(store: Tensor, labels: Tensor, names: list[str]) -> Split:
     return Split(store, torch.arange(len(store)), labels, names)
 
 
@@ -97,7 +97,7 @@ class Source:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map to read alone: nobody writes here
             store = torch.from_numpy(array)
-        ask = partial(cache.ask_for, array)
+        ask = partial(cache.prefetch, array)
         self.splits[split] = Split(store, rows, labels[rows], names, ask)
         self.remarks += remarks
 
@@ -122,7 +122,7 @@ def native_size(dataset: str) -> int | None:
     return None if side > SMALL else -(-side // 4) * 4
 
 
-def kind_of(dataset: str) -> Literal["digits", "small", "photographs"]:
+def dataset_kind(dataset: str) -> Literal["digits", "small", "photographs"]:
     """What sort of images a dataset has, for recipes."""
     if dataset == "digits":
         return "digits"
@@ -141,7 +141,7 @@ def folder_of(dataset: str) -> Path:
             "of images needs train/<class>/*.jpg, and may have val/ and test/ like it."
         )
     if not (root / "train").is_dir():
-        found = images.some(sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir())) or "nothing"
+        found = images.abbreviate(sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir())) or "nothing"
         raise UserError(
             f"{root} has no folder train/ (it holds {found}). Put the images at "
             f"{root / 'train'}/<class>/*.jpg, one folder a class."
@@ -156,7 +156,7 @@ def digits() -> Source:
     bunch = load_digits()
     store = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
     names = [str(i) for i in range(len(store))]
-    split = whole(store, torch.from_numpy(bunch.target).long(), names)
+    split = full_split(store, torch.from_numpy(bunch.target).long(), names)
     return Source([str(c) for c in bunch.target_names], {"train": split})
 
 
@@ -177,7 +177,7 @@ def downloaded(dataset: str, data_dir: str) -> Source:
         store = torch.as_tensor(data.data)
         store = store[:, None] if store.ndim == 3 else store.permute(0, 3, 1, 2).contiguous()
         names = [f"{split}/{i}" for i in range(len(store))]
-        splits[split] = whole(store, torch.as_tensor(data.targets), names)
+        splits[split] = full_split(store, torch.as_tensor(data.targets), names)
     return Source(list(data.classes), splits)
 
 
@@ -193,7 +193,7 @@ def pets(data_dir: str, reading: Reading) -> Source:
         if lost := [path.name for path in data._images if not path.exists()]:
             raise UserError(
                 f"{len(lost)} images are missing from {base / 'images'}, as after an interrupted "
-                f"download: {images.some(lost)}. Delete that folder and run again: the archive "
+                f"download: {images.abbreviate(lost)}. Delete that folder and run again: the archive "
                 "beside it is unpacked again, or downloaded if there is none."
             )
         if len(data) != OFFICIAL_PETS[theirs]:
@@ -220,7 +220,7 @@ def folder(root: Path, reading: Reading) -> Source:
             continue
         found, others = images.find_images(root / split)
         if others:
-            names = images.some([str(p.relative_to(root)) for p in others])
+            names = images.abbreviate([str(p.relative_to(root)) for p in others])
             source.remarks.append(
                 f"{len(others)} files left out (no images, or outside the class folders): {names}"
             )
@@ -228,17 +228,17 @@ def folder(root: Path, reading: Reading) -> Source:
             source.classes = list(found)
             if len(found) < 2:
                 raise UserError(
-                    f"{root / split} has {len(found)} class folders ({images.some(list(found))}); "
+                    f"{root / split} has {len(found)} class folders ({images.abbreviate(list(found))}); "
                     "a classifier needs two or more, each with its images"
                 )
             if empty := [name for name in found if not found[name]]:
                 raise UserError(
-                    f"no images in {root / split} for the classes {images.some(empty)}: add some "
+                    f"no images in {root / split} for the classes {images.abbreviate(empty)}: add some "
                     f"({' '.join(sorted(images.EXTENSIONS))}) or remove the empty folders"
                 )
         if strange := [name for name in found if found[name] and name not in source.classes]:
             raise UserError(
-                f"{root / split} has classes that train/ has not: {images.some(strange)}. A model "
+                f"{root / split} has classes that train/ has not: {images.abbreviate(strange)}. A model "
                 "can't learn them: add them to train/ or take them away."
             )
         labelled = [(p, i) for i, name in enumerate(source.classes) for p in found.get(name, [])]
@@ -282,7 +282,7 @@ class Dataset:
     mean: list[float]
     std: list[float]
     remarks: list[str]  # what a user should know: files left out, sizes that are not official
-    train_fraction: float = 1.0  # share of the training images that is used, see `thin`
+    train_fraction: float = 1.0  # share of the training images that is used, see `subsample`
 
     @property
     def label(self) -> str:
@@ -305,7 +305,7 @@ class Dataset:
         digest = hashlib.blake2b(digest_size=8)
         for split in (self.train, self.val, self.test):
             digest.update(split.labels.numpy())
-            n = piece(split, 4096)  # the images may lie on disk, and be more than memory holds
+            n = chunk_size(split, 4096)  # the images may lie on disk, and be more than memory holds
             for i in range(0, len(split), n):
                 digest.update(split.images(slice(i, i + n)).numpy())
         return digest.hexdigest()
@@ -363,24 +363,24 @@ def load_data(
         source = folder(folder_of(dataset), reading)
 
     classes, splits, remarks = source.classes, source.splits, source.remarks
-    if lost := absent(splits["train"], classes):
+    if lost := missing_classes(splits["train"], classes):
         raise UserError(
-            f"no training image of {some(lost)} could be read: mend them, or remove the class"
+            f"no training image of {abbreviate(lost)} could be read: mend them, or remove the class"
         )
     # Test first: what it holds must not depend on the share that validation takes.
     for split, share in (("test", TEST_FRACTION), ("val", val_fraction)):
         if split not in splits:
-            splits["train"], splits[split] = carve(splits["train"], share, classes)
+            splits["train"], splits[split] = stratified_split(splits["train"], share, classes)
         elif len(splits[split]) == 0:
             raise UserError(f"no {split} image of {dataset} could be read: mend them")
-        elif lost := absent(splits[split], classes):
-            remarks.append(f"no {split} images of {some(lost)}: not scored there")
+        elif lost := missing_classes(splits[split], classes):
+            remarks.append(f"no {split} images of {abbreviate(lost)}: not scored there")
     mean, std = channel_statistics(splits["train"])
     name = dataset if dataset in DATASETS else printable(Path(dataset).resolve().name)
     return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)
 
 
-def thin(data: Dataset, share: float) -> Dataset:
+def subsample(data: Dataset, share: float) -> Dataset:
     """The dataset with a share of each class's training images, at least one; a fixed choice.
 
     A larger share holds the images of a smaller one. They are repeated up to the old number, so
@@ -407,13 +407,13 @@ def thin(data: Dataset, share: float) -> Dataset:
                    train_fraction=share)  # fmt: skip
 
 
-def absent(split: Split, classes: list[str]) -> list[str]:
+def missing_classes(split: Split, classes: list[str]) -> list[str]:
     """The classes of which a split has no image."""
     counts = split.labels.bincount(minlength=len(classes)).tolist()
     return [name for name, count in zip(classes, counts, strict=True) if count == 0]
 
 
-def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]:
+def stratified_split(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]:
     """Splits off a fixed random `share` of every class; both parts get at least one image of each.
 
     Raises: UserError, naming the classes that have a single image.
@@ -429,7 +429,7 @@ def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]
         lone += [name] if len(members) == 1 else []
     if lone:
         raise UserError(
-            f"one training image left of {some(lone)}: too few to set one aside for validation or "
+            f"one training image left of {abbreviate(lone)}: too few to set one aside for validation or "
             "test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
             "remove the class."
         )
@@ -437,7 +437,7 @@ def carve(split: Split, share: float, classes: list[str]) -> tuple[Split, Split]
     return split.take(~mask), split.take(mask)
 
 
-def piece(split: Split, most: int) -> int:
+def chunk_size(split: Split, most: int) -> int:
     """How many images of a split to hold at once: `most`, or fewer where they are large."""
     return max(1, min(most, PIECE // split.store[0].nbytes))
 
@@ -446,7 +446,7 @@ def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel in [0, 1], over up to 10,000 images evenly spread."""
     sample = torch.arange(0, len(split), -(-len(split) // 10_000))
     counts = torch.zeros(split.store.shape[1], 256, dtype=torch.float64)  # of each byte's value
-    for part in sample.split(piece(split, 64)):
+    for part in sample.split(chunk_size(split, 64)):
         for channel, pixels in enumerate(split.images(part).transpose(0, 1)):
             counts[channel] += pixels.reshape(-1).bincount(minlength=256)
     shares, values = counts / counts[0].sum(), torch.arange(256, dtype=torch.float64) / 255

@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def some(items: Sequence[str], joint: str = ", ", most: int = 10) -> str:
+def abbreviate(items: Sequence[str], joint: str = ", ", most: int = 10) -> str:
     """The first few items, fit to print, and how many more there are."""
     rest = [f"... and {len(items) - most} more"] if len(items) > most else []
     return joint.join([*map(printable, items[:most]), *rest])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.data.augment import Augmentation, Draw, augment, center, erase
+from lab.data.augment import Augmentation, BatchRNG, augment, center_crop, erase
 from lab.data.datasets import Dataset
 from lab.core.errors import UserError
 from lab.data.preprocess import Preprocess
@@ -22,12 +22,12 @@ from lab.data.datasets import Split
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU that the images may take
 
 
-def seed_of(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """One well-mixed 63-bit seed for a tuple of numbers, such as (seed, epoch, step)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-class Feed:
+class SplitLoader:
     """Images of one split by index: from the device's memory if they fit, else sent in advance."""
 
     def __init__(self, split: Split, device: torch.device, store: Tensor | None = None):
@@ -110,23 +110,23 @@ class Loaders:
                 f"BATCH_SIZE={self.batch_size} does not divide over {world} processes: take {fits}"
             )
         self.device, self.rank, self.world = device, rank, world
-        self.feeds: dict[str, Feed] = {}
+        self.feeds: dict[str, SplitLoader] = {}
         shape = (1, len(self.preprocess.mean), 1, 1)
         self.mean = torch.tensor(self.preprocess.mean, device=device).reshape(shape)
         self.std = torch.tensor(self.preprocess.std, device=device).reshape(shape)
 
-    def feed(self, split: str) -> Feed:
+    def feed(self, split: str) -> SplitLoader:
         """A split's feed, made at first use."""
         if split not in self.feeds:
             part = getattr(self.data, split)
             same = (f.store for f in self.feeds.values() if f.split.store is part.store)
-            self.feeds[split] = Feed(part, self.device, next(same, None))
+            self.feeds[split] = SplitLoader(part, self.device, next(same, None))
         return self.feeds[split]
 
     def order(self, epoch: int, first_step: int) -> list[Tensor]:
         """This process's share of the training images, step by step."""
         order = torch.randperm(
-            len(self.data.train), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            len(self.data.train), generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         )
         share = self.batch_size // self.world
         starts = range(first_step * self.batch_size, self.steps * self.batch_size, self.batch_size)
@@ -136,8 +136,8 @@ class Loaders:
         """An epoch's batches from `first_step` on: normalised images (b, C, S, S), labels (b,)."""
         batches = self.feed("train").batches(self.order(epoch, first_step))
         for step, (images, labels) in enumerate(batches, first_step):
-            seed = seed_of(self.seed, epoch, step)
-            draw = Draw(seed, len(images), self.device, self.rank, self.world)
+            seed = derive_seed(self.seed, epoch, step)
+            draw = BatchRNG(seed, len(images), self.device, self.rank, self.world)
             yield self.augmented(images, draw), labels
 
     def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -150,18 +150,18 @@ class Loaders:
         batches = self.feed(split).batches(indices)
         for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
             if view:
-                draw = Draw(seed_of(self.seed, view, step, self.rank), len(images), self.device)
+                draw = BatchRNG(derive_seed(self.seed, view, step, self.rank), len(images), self.device)
                 yield index, self.augmented(images, draw), labels
             else:
                 yield index, self.normalised(images), labels
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 images to what evaluation sees: resized, the centre cut out, normalised."""
-        return (center(images.to(self.device), self.preprocess) - self.mean) / self.std
+        return (center_crop(images.to(self.device), self.preprocess) - self.mean) / self.std
 
-    def augmented(self, images: Tensor, draw: Draw) -> Tensor:
+    def augmented(self, images: Tensor, draw: BatchRNG) -> Tensor:
         """uint8 images to augmented and normalised ones."""
         images = augment(images, self.preprocess, self.augmentation, draw)
         images = (images - self.mean) / self.std
-        share = self.augmentation.erasing
+        share = self.augmentation.random_erasing
         return erase(images, share, draw) if share else images

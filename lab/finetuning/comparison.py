@@ -8,14 +8,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from lab.core.checkpoints import write_whole
-from lab.core.plots import TRAIN, VAL, save
+from lab.core.checkpoints import write_atomically
+from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
 from lab.core.runs import Run
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.finetuning.modes import mode_label
 
 
-def compare(modes: list[list[str]], place: Path) -> None:
+def compare_modes(modes: list[list[str]], place: Path) -> None:
     """Runs this script once a mode and compares what came out.
 
     Each mode has a process of its own: peak memory is that of the process, and what one mode
@@ -28,7 +28,7 @@ def compare(modes: list[list[str]], place: Path) -> None:
     Raises: SystemExit with the status of a mode that failed or was stopped; the same command goes
         on there.
     """
-    if processes().num_processes > 1:
+    if process_state().num_processes > 1:
         raise SystemExit("--mode all starts processes of its own: run it with python")
     rows, names = [], []
     for words in modes:
@@ -51,7 +51,7 @@ def compare(modes: list[list[str]], place: Path) -> None:
     picture = place / f"{title}-modes.png"
     draw(picture, rows, title)
     lines = table(rows)
-    write_whole(picture.with_suffix(".md"), lambda scratch: scratch.write_text(lines))
+    write_atomically(picture.with_suffix(".md"), lambda scratch: scratch.write_text(lines))
     print(f"\n{lines}\n{picture.with_suffix('.md')}\n{picture}")
 
 
@@ -103,7 +103,7 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     places = range(len(rows))
     accuracy = [row["accuracy"] for row in rows]
     around = [[r["accuracy"] - r["low"] for r in rows], [r["high"] - r["accuracy"] for r in rows]]
-    axes[0].errorbar(accuracy, places, xerr=around, fmt="o", color=VAL, capsize=3, lw=1.6)
+    axes[0].errorbar(accuracy, places, xerr=around, fmt="o", color=VAL_COLOR, capsize=3, lw=1.6)
     for place, value in zip(places, accuracy, strict=True):
         axes[0].annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points",
                          ha="center", fontsize=9)  # fmt: skip
@@ -115,7 +115,7 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         (axes[3], "memory", "peak memory of the process (MB)"),
     ):
         values = [row[key] for row in rows]
-        bars = axis.barh(places, values, color=TRAIN, height=0.62, log=key == "trainable")
+        bars = axis.barh(places, values, color=TRAIN_COLOR, height=0.62, log=key == "trainable")
         axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=9)
         axis.set_xlabel(label)
         axis.margins(x=0.45 if key == "trainable" else 0.3)
@@ -124,4 +124,4 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes[0].invert_yaxis()  # the first mode on top; the panels share the axis
     axes[0].margins(y=0.08)
     figure.suptitle(f"How much must be trained? {title}")
-    save(figure, path)
+    save_figure(figure, path)

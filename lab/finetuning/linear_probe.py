@@ -16,20 +16,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lab.core.checkpoints import load_strictly, load_weights, save_weights
+from lab.core.checkpoints import load_strict, load_weights, save_weights
 from lab.core.errors import UserError
 from lab.core.runs import Run
-from lab.core.runtime import processes
-from lab.data.augment import Draw
-from lab.data.loaders import Loaders, seed_of
-from lab.models.pretrained import classifier, pooled
-from lab.models.profiling import model_facts
+from lab.core.runtime import process_state
+from lab.data.augment import BatchRNG
+from lab.data.loaders import Loaders, derive_seed
+from lab.models.pretrained import classifier, pooled_features
+from lab.models.profiling import profile_model
 from lab.models.registry import save_model
 from lab.training.config import FitConfig
-from lab.training.evaluation import outputs
+from lab.training.evaluation import predict
 from lab.training.loop import fit
 from lab.training.optimizers import adamw
-from lab.training.results import Scores, record
+from lab.training.results import Predictions, write_results
 
 
 class FeatureLoaders(Loaders):
@@ -55,8 +55,8 @@ class FeatureLoaders(Loaders):
         """An epoch's batches; each image shows one of its views, drawn anew every epoch."""
         views = len(self.features["train"])
         for step, index in enumerate(self.order(epoch, first_step), first_step):
-            seed = seed_of(self.seed, epoch, step)
-            draw = Draw(seed, len(index), self.device, self.rank, self.world)
+            seed = derive_seed(self.seed, epoch, step)
+            draw = BatchRNG(seed, len(index), self.device, self.rank, self.world)
             index = index.to(self.device)
             yield self.features["train"][draw.integers(views), index], self.labels["train"][index]
 
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return pooled(self.model, images)
+        return pooled_features(self.model, images)
 
 
 def cached_features(
@@ -113,9 +113,9 @@ def cached_features(
     started = time.perf_counter()
     loaders.to(device, accelerator.process_index, world)
     backbone = Backbone(model.to(device))
-    features = {s: outputs(backbone, loaders, s, accelerator) for s in ("val", "test")}
+    features = {s: predict(backbone, loaders, s, accelerator) for s in ("val", "test")}
     passes = range(1, views + 1) if views else [0]
-    train = [outputs(backbone, loaders, "train", accelerator, view) for view in passes]
+    train = [predict(backbone, loaders, "train", accelerator, view) for view in passes]
     features["train"] = torch.stack(train)
     model.to("cpu")
     seconds = time.perf_counter() - started
@@ -125,7 +125,7 @@ def cached_features(
     return FeatureLoaders(loaders, features), seconds
 
 
-def train_head(
+def train_linear_probe(
     model: nn.Module,
     loaders: FeatureLoaders,
     config: FitConfig,
@@ -146,7 +146,7 @@ def train_head(
     data, start = loaders.data, classifier(model)
     if not isinstance(start, nn.Linear):
         raise UserError(f"the head is {type(start).__name__}, not linear: take MODE=top-k, TOP_K=1")
-    main = processes().is_main_process
+    main = process_state().is_main_process
     if main:
         width = start.in_features
         print(f"{data.describe()}\nfeatures of {width} numbers, {feature_seconds:.1f} s to compute")
@@ -164,7 +164,7 @@ def train_head(
             print(f"rate {rate:g}, weight decay {decay:g}: validation {accuracy:.1f} %")
     *_, trial, rows, best = max(trials, key=lambda entry: entry[:2])
     path = trial.folder / "best.safetensors"
-    load_strictly(start, load_weights(path)[0], path)
+    load_strict(start, load_weights(path)[0], path)
     if not main:
         return
     logits = start(loaders.features["test"].cpu()).detach()
@@ -173,7 +173,7 @@ def train_head(
     extra = costs(model, loaders, [rows for *_, rows, _ in trials], feature_seconds)
     extra["chosen"] = trial.folder.name
     extra["sweep"] = {t.folder.name: accuracy for accuracy, _, t, *_ in trials}
-    record(run, Scores(logits, data.test.labels), data, rows, best["epoch"], extra)
+    write_results(run, Predictions(logits, data.test.labels), data, rows, best["epoch"], extra)
     print(run.summary())
 
 
@@ -182,9 +182,9 @@ def costs(
 ) -> dict:
     """Seconds and FLOPs of the features and all heads of the sweep together."""
     views, count, width = loaders.features["train"].shape
-    head = model_facts(classifier(model), (width,))
+    head = profile_model(classifier(model), (width,))
     size = loaders.preprocess.img_size
-    whole = model_facts(model, (len(loaders.preprocess.mean), size, size))
+    whole = profile_model(model, (len(loaders.preprocess.mean), size, size))
     seen = sum(row["images"] for rows in histories for row in rows)
     trained = sum(row["seconds"] for rows in histories for row in rows)
     return {

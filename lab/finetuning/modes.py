@@ -27,7 +27,7 @@ def mode_label(constants: dict[str, Any]) -> str:
     return labels.get(constants["MODE"], constants["MODE"]) + rate
 
 
-def choose_trained(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> None:
+def set_trainable(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> None:
     """Freezes what the mode does not train. Raises UserError, for more than the model has."""
     if mode == "head":
         train_only_top(model, 0)
@@ -70,15 +70,15 @@ def variant_of(model: nn.Module, mode: str, top_k: int, layer_decay: float) -> s
     return "full" if mode == "top-k" and 2 * top_k > depth else mode
 
 
-def usual_rate(model: nn.Module, variant: str) -> float:
+def default_learning_rate(model: nn.Module, variant: str) -> float:
     """The peak rate for a mode and this model's width, which is what its output layer reads."""
     width = next(p for p in classifier(model).parameters() if p.ndim > 1).shape[1]
     return RATES[variant] * 768 / width
 
 
-def rate_warning(model: nn.Module, variant: str, rate: float) -> str | None:
+def learning_rate_warning(model: nn.Module, variant: str, rate: float) -> str | None:
     """A sentence if a rate is far from the usual ones."""
-    least, most = (share * usual_rate(model, variant) for share in RATE_RANGE)
+    least, most = (share * default_learning_rate(model, variant) for share in RATE_RANGE)
     if least <= rate <= most:
         return None
     return (

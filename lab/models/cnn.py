@@ -120,7 +120,9 @@ class ResidualCNN(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def twin(vit: ViTConfig, target: int, match: Literal["params", "macs"]) -> tuple[CNNConfig, int]:
+def matched_cnn(
+    vit: ViTConfig, target: int, match: Literal["params", "macs"]
+) -> tuple[CNNConfig, int]:
     """A CNN with a ViT's number of parameters, or multiply-adds, within 1 %, and that number.
 
     Stages are twice as wide as the one before, as far as whole numbers of channels allow: the

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lab.core.checkpoints import load_strictly, load_weights
+from lab.core.checkpoints import load_strict, load_weights
 from lab.core.errors import UserError
 from lab.data.preprocess import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
@@ -41,7 +41,7 @@ from lab.models.conversion import (
     from_transformers,
     is_vit,
 )
-from lab.models.registry import OURS, TimmConfig, timm_model, unknown_architecture
+from lab.models.registry import OURS, TimmConfig, build_timm_model, unknown_architecture
 from model import VisionTransformer, ViTConfig, interpolate_pos_embed
 
 
@@ -232,7 +232,7 @@ def from_run(path: Path) -> Found:
     state, header = load_weights(path)
     if missing := {"model", "config", "preprocess", "classes"} - header.keys():
         raise UserError(f"{path} comes from an earlier version of this lab: it does not say its "
-                        f"{', '.join(sorted(missing))}. Train it again (--fresh)")  # fmt: skip
+                        f"{', '.join(sorted(missing))}. Train it again (--overwrite)")  # fmt: skip
     found = Found(str(path), state, preprocess=header["preprocess"], classes=header["classes"])
     if header["model"] in OURS:
         found.config = OURS[header["model"]][1](**header["config"])
@@ -369,7 +369,7 @@ def ours(
     grid = size // config.patch_size
     state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], grid, prefix)
     model = VisionTransformer(config)
-    load_strictly(model, state, found.origin)
+    load_strict(model, state, found.origin)
     preprocess = preprocess_of(found, size, config.in_chans)
     return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)
 
@@ -379,7 +379,7 @@ def cnn(found: Found, config: CNNConfig, img_size: int | None, plain_only: bool)
     if plain_only:
         raise UserError(f"{found.origin} is a CNN: fine-tuning here is for ViTs")
     model = ResidualCNN(config)
-    load_strictly(model, found.state, found.origin)
+    load_strict(model, found.state, found.origin)
     size = img_size or found.preprocess["img_size"]
     preprocess = preprocess_of(found, size, config.in_chans)
     return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)
@@ -429,9 +429,9 @@ def blueprint(config: TimmConfig) -> nn.Module:
     """timm's model to look at: without memory and initialisation, where its code allows that."""
     try:
         with torch.device("meta"):
-            return timm_model(config)
+            return build_timm_model(config)
     except RuntimeError:
-        return timm_model(config)
+        return build_timm_model(config)
 
 
 def outputs(found: Found, classifier: str | tuple[str, ...] | None) -> int:
@@ -492,7 +492,7 @@ def preprocess_of(found: Found, img_size: int, channels: int) -> Preprocess:
     return Preprocess(img_size, mean, std, min(crop, 1.0), interpolation)
 
 
-def adapt_head(pretrained: Pretrained, classes: list[str]) -> str:
+def reset_classifier(pretrained: Pretrained, classes: list[str]) -> str:
     """Gives the model an output for each class, zero at first; keeps the head of the same classes.
 
     Returns: what was done, in words.
@@ -529,15 +529,15 @@ def classifier(model: nn.Module) -> nn.Module:
     return nn.ModuleList(head) if isinstance(head, tuple) else head
 
 
-def with_random_weights(model: nn.Module) -> nn.Module:
+def reinitialized(model: nn.Module) -> nn.Module:
     """The same architecture, untrained: what pretraining is compared with."""
     if isinstance(model.config, TimmConfig):
-        return timm_model(model.config)
+        return build_timm_model(model.config)
     return type(model)(model.config)
 
 
 @torch.no_grad()
-def pooled(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def pooled_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """What the output layer reads: (B, C, H, W) to features (B, D)."""
     if isinstance(model, VisionTransformer):
         head, model.head = model.head, nn.Identity()

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lab.core.errors import UserError
 
 
-def model_facts(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Counts for a run's records; operations by torch's counter, which sees the matrix products.
 
     Args:
@@ -43,7 +43,7 @@ def model_facts(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any
     }
 
 
-def small_images_facts(
+def profile_small_images(
     model: nn.Module, image_shape: tuple[int, ...], epochs: int
 ) -> dict[str, Any]:
     """The entry `small_images` for a run whose first `epochs` see images of that smaller shape.
@@ -54,10 +54,10 @@ def small_images_facts(
         return {}
     side = image_shape[-1]
     try:
-        flops = model_facts(model, image_shape)["training_flops"]
+        flops = profile_model(model, image_shape)["training_flops"]
     except (ValueError, AssertionError, RuntimeError) as error:  # the ways of our and timm's models
         raise UserError(
-            f"SMALL_SHARE trains on images of {side} pixels first, which this model does not take "
+            f"PROGRESSIVE_RESIZE trains on images of {side} pixels first, which this model does not take "
             f"({str(error).rstrip('.')}). Set it to 0; a ViT of timm's takes them with "
             'MODEL_ARGS="dynamic_img_size=True", where PATCH_SIZE is its patch size.'
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from lab.core.checkpoints import load_strictly, load_weights, save_weights
+from lab.core.checkpoints import load_strict, load_weights, save_weights
 from lab.core.errors import UserError
 from lab.data.preprocess import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
@@ -53,7 +53,7 @@ class TimmConfig:
             ) from error
 
 
-def timm_model(config: TimmConfig) -> nn.Module:
+def build_timm_model(config: TimmConfig) -> nn.Module:
     """A model of timm's with random weights; `model.config` says what it is.
 
     Raises: UserError, for an architecture that timm has not, or arguments that it does not take.
@@ -77,7 +77,7 @@ def unknown_architecture(name: str) -> str:
     return f"timm has no model {name!r}{hint}. All names: timm.list_models()"
 
 
-def describe(model: nn.Module, classes: list[str], preprocess: Preprocess) -> dict[str, Any]:
+def model_header(model: nn.Module, classes: list[str], preprocess: Preprocess) -> dict[str, Any]:
     """The header of a model's weights: what rebuilds it, and what it needs to predict."""
     config = getattr(model, "config", None)  # a head alone has none
     return {
@@ -93,7 +93,7 @@ def save_model(
 ) -> None:
     """Writes a model as it was after the epoch of a row of history.csv; `load_model` reads it."""
     judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
-    save_weights(path, merged_state(model), {**describe(model, classes, preprocess), **judged})
+    save_weights(path, merged_state(model), {**model_header(model, classes, preprocess), **judged})
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -104,11 +104,11 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     state, header = load_weights(path)
     try:
         if header["model"] == "timm":
-            model = timm_model(TimmConfig(**header["config"]))
+            model = build_timm_model(TimmConfig(**header["config"]))
         else:
             kind, config = OURS[header["model"]]
             model = kind(config(**header["config"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds {header.get('model')!r}, which is no model here") from error
-    load_strictly(model, {k: v.float() for k, v in state.items()}, path)
+    load_strict(model, {k: v.float() for k, v in state.items()}, path)
     return model.eval(), header

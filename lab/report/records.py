@@ -26,7 +26,7 @@ from lab.finetuning.modes import mode_label
 from lab.training.state import History
 
 
-class Broken(Exception):
+class InvalidRecord(Exception):
     """Why a folder cannot be shown, in words for its owner."""
 
 
@@ -79,7 +79,7 @@ def check(value: Any, shape: Any, name: str) -> None:
     """Raises: Broken, naming the first entry of the file `name` that cannot be."""
     problem = misfit(value, shape, "")
     if problem:
-        raise Broken(f"{name}: {problem}")
+        raise InvalidRecord(f"{name}: {problem}")
 
 
 def misfit(value: Any, shape: Any, where: str) -> str | None:
@@ -112,7 +112,7 @@ TASKS = {  # by script, in the order of the lab
     "finetune_swin.py": "Swin and other models",
 }
 # What a run of before a constant did; without them it would seem the twin of any later run.
-EARLIER = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "SMALL_SHARE": 0.0}
+EARLIER = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0}
 MARKS = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
@@ -213,11 +213,13 @@ def read_runs(place: Path) -> Found:
                 read(folder, found)
             elif held := sorted(names & MARKS):
                 inner.clear()
-                raise Broken(f"config.json is missing beside {held[0]}: nobody knows what this was")
+                raise InvalidRecord(
+                    f"config.json is missing beside {held[0]}: nobody knows what this was"
+                )
             elif not inner and folder != place:
                 held = ", ".join(sorted(names)[:3])
-                raise Broken(f"no run's records; it holds {held}" if held else "it is empty")
-        except Broken as why:
+                raise InvalidRecord(f"no run's records; it holds {held}" if held else "it is empty")
+        except InvalidRecord as why:
             found.left_out.append((folder, str(why)))
     return found
 
@@ -226,12 +228,16 @@ def read(folder: Path, found: Found) -> None:
     """Adds the run in a folder. Raises: Broken."""
     config = read_json(folder / "config.json")
     if (schema := config.get("schema")) != SCHEMA:
-        raise Broken(f"written by another version of the lab (schema {schema!r}, not {SCHEMA})")
+        raise InvalidRecord(
+            f"written by another version of the lab (schema {schema!r}, not {SCHEMA})"
+        )
     check(config, LOOK, "config.json")
     finished = (folder / "metrics.json").exists()
     if script_of(config) == "attention_viz.py":
         if not finished:
-            raise Broken("stopped before its pictures were done: the same command does it again")
+            raise InvalidRecord(
+                "stopped before its pictures were done: the same command does it again"
+            )
         check_look(read_json(folder / "metrics.json"))
         found.looks.append(Run(folder))
         return
@@ -242,22 +248,22 @@ def read(folder: Path, found: Found) -> None:
         metrics = read_json(folder / "metrics.json")
         check(metrics, METRICS, "metrics.json")
         if len(metrics["test_accuracy_95"]) != 2:
-            raise Broken("metrics.json: test_accuracy_95 is no interval")
+            raise InvalidRecord("metrics.json: test_accuracy_95 is no interval")
         predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
         right = float(predictions.correct.mean())
         if abs(right - metrics["test_accuracy"]) > 1e-5:
-            raise Broken(
+            raise InvalidRecord(
                 f"metrics.json says that {100 * metrics['test_accuracy']:.2f} % are right, and "
                 f"predictions.csv {100 * right:.2f} %: one of them was changed"
             )
     if metrics and not any(row["epoch"] == metrics["best_epoch"] for row in history):
-        raise Broken("history.csv lacks the best epoch of metrics.json")
+        raise InvalidRecord("history.csv lacks the best epoch of metrics.json")
     sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
     record = Record(folder, config, history, metrics, predictions, sweep)
     try:
         record.key(record.task, record.model)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Broken(f"config.json does not say what was trained ({error!r})") from error
+        raise InvalidRecord(f"config.json does not say what was trained ({error!r})") from error
     if not finished and not sweep:
         total = config["constants"]["EPOCHS"]
         found.left_out.append((folder, f"stopped after epoch {len(history)} of {total}; it goes on "
@@ -270,9 +276,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Broken(f"{path.name} cannot be read ({error})") from error
+        raise InvalidRecord(f"{path.name} cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise Broken(f"{path.name} holds no object")
+        raise InvalidRecord(f"{path.name} holds no object")
     return content
 
 
@@ -281,7 +287,9 @@ def script_of(config: dict[str, Any]) -> str:
     try:
         return Path(shlex.split(config["command"])[1]).name
     except (ValueError, IndexError) as error:
-        raise Broken(f"config.json: the command {config['command']!r} names no script") from error
+        raise InvalidRecord(
+            f"config.json: the command {config['command']!r} names no script"
+        ) from error
 
 
 def check_look(metrics: dict[str, Any]) -> None:
@@ -289,7 +297,7 @@ def check_look(metrics: dict[str, Any]) -> None:
         if "animal_share" in metrics:  # of --score
             verdict(metrics)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Broken(f"metrics.json is no record of scores ({error!r})") from error
+        raise InvalidRecord(f"metrics.json is no record of scores ({error!r})") from error
 
 
 def read_history(folder: Path) -> History:
@@ -301,11 +309,11 @@ def read_history(folder: Path) -> History:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [{key: float(row[key]) for key in keys} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise Broken(f"history.csv cannot be read ({error!r})") from error
+        raise InvalidRecord(f"history.csv cannot be read ({error!r})") from error
     values = np.array([list(row.values()) for row in rows]).reshape(-1, len(keys))
     top = [1 if "accuracy" in key else np.finfo(float).max for key in keys]
     if not ((values >= 0) & (values <= top)).all():  # NaN is neither
-        raise Broken("history.csv has a value that cannot be")
+        raise InvalidRecord("history.csv has a value that cannot be")
     return rows
 
 
@@ -315,7 +323,7 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
         with open(path, newline="", encoding="utf-8") as file:
             head, *rows = csv.reader(file)
         if head != ["image", "label", "prediction", "confidence"]:
-            raise Broken(f"predictions.csv has the columns {', '.join(head)}")
+            raise InvalidRecord(f"predictions.csv has the columns {', '.join(head)}")
         names, labels, predicted, confidence = zip(*rows, strict=True)
         sure = [float(text) for text in confidence]
         check(sure, [share], "predictions.csv")
@@ -327,7 +335,7 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
             np.array(sure),
         )
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise Broken(f"predictions.csv cannot be read ({error!r})") from error
+        raise InvalidRecord(f"predictions.csv cannot be read ({error!r})") from error
 
 
 def read_sweep(path: Path) -> dict[str, Any]:

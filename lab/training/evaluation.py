@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from lab.core.errors import UserError
 from lab.data.loaders import Loaders
-from lab.training.results import Scores
+from lab.training.results import Predictions
 
 
 @torch.no_grad()
-def outputs(
+def predict(
     model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, view: int = 0
 ) -> Tensor:
     """What the model gives for each image of a split, (N, ...) in the split's order, on the CPU.
@@ -36,7 +36,9 @@ def outputs(
     return accelerator.reduce(out).cpu()  # the other processes' rows are zero
 
 
-def evaluate(model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator) -> Scores:
+def evaluate(
+    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator
+) -> Predictions:
     """Logits and labels of every image of a split, each exactly once, in the split's order."""
-    logits = outputs(model, loaders, split, accelerator)
-    return Scores(logits, getattr(loaders.data, split).labels)
+    logits = predict(model, loaders, split, accelerator)
+    return Predictions(logits, getattr(loaders.data, split).labels)

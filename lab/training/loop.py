@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.core.checkpoints import load_state, load_strictly, load_weights, save_state
-from lab.core.errors import Stopped, UserError, asked_to_stop, memory_advice
+from lab.core.checkpoints import load_state, load_strict, load_weights, save_state
+from lab.core.errors import Stopped, UserError, explain_out_of_memory, handle_signals
 from lab.core.runs import Run
-from lab.core.runtime import processes
-from lab.data.loaders import Loaders, seed_of
+from lab.core.runtime import process_state
+from lab.data.loaders import Loaders, derive_seed
 from lab.finetuning.modes import train_mode
 from lab.models.lora import merge
 from lab.models.profiling import peak_memory_mb
@@ -31,9 +31,9 @@ from lab.training.config import FitConfig
 from lab.training.evaluation import evaluate
 from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
-from lab.training.results import record
-from lab.training.state import History, State, epoch_line
-from lab.training.tensorboard import Board
+from lab.training.results import write_results
+from lab.training.state import History, TrainState, epoch_line
+from lab.training.tensorboard import TensorBoardLogger
 from lab.training.trainee import Trainee
 
 # Steps between looks at the loss and at what other processes were told; each makes a GPU wait.
@@ -68,7 +68,7 @@ def fit(
         f"lower BATCH_SIZE (now {loaders.batch_size}), IMG_SIZE ({loaders.preprocess.img_size}) "
         "or the model."
     )
-    with memory_advice(advice), asked_to_stop() as stop:
+    with explain_out_of_memory(advice), handle_signals() as stop:
         trainer.resume()
         while trainer.state.epoch <= config.epochs:
             trainer.train_epoch(stop)
@@ -92,22 +92,21 @@ class Trainer:
         run: Run,
     ):
         self.config, self.loaders, self.run = config, loaders, run
-        processes()  # before Accelerate looks for them itself
+        process_state()  # before Accelerate looks for them itself
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.alone = self.accelerator.num_processes == 1
         device = self.accelerator.device
         loaders.to(device, self.accelerator.process_index, self.accelerator.num_processes)
         self.schedule = Schedule(
             steps := config.epochs * loaders.steps,
-            int(config.warmup * steps),
-            config.decay,
-            config.lr_floor,
+            int(config.warmup_fraction * steps),
+            config.lr_schedule,
         )
         self.mixing = Mixing(config, len(loaders.data.classes), self.accelerator)
         self.trainee = Trainee(model, optimizer, config, self.accelerator)
         self.model, self.optimizer = self.trainee.model, self.trainee.optimizer
-        self.state = State()
-        self.board: Board | None = None
+        self.state = TrainState()
+        self.board: TensorBoardLogger | None = None
 
     def resume(self) -> None:
         """Takes up the state that the run's folder holds, if any."""
@@ -122,13 +121,13 @@ class Trainer:
         if path.exists():
             saved = load_state(path)
             self.trainee.load(saved, path)
-            self.state = State(**saved["state"])
+            self.state = TrainState(**saved["state"])
             at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
             self.say(f"going on at {at} of {self.loaders.steps}: {self.run.folder}")
         if self.accelerator.is_main_process:
             self.run.write_history(self.state.history)
             if self.config.tensorboard:
-                self.board = Board(self.run.folder, self.state.epoch)
+                self.board = TensorBoardLogger(self.run.folder, self.state.epoch)
         self.accelerator.wait_for_everyone()
         if self.anywhere(not (self.run.folder / "history.csv").exists()):
             raise UserError(f"not all processes see the files of the first in {self.run.folder}: "
@@ -216,7 +215,7 @@ class Trainer:
         """Lets the draws of this step follow from what it is; they may differ by process."""
         # torch.manual_seed looks for devices of every kind, a quarter of a small head's step.
         seeded = torch.default_generator if self.accelerator.device.type == "cpu" else torch
-        seeded.manual_seed(seed_of(self.config.seed, self.state.epoch, self.state.step, rank))
+        seeded.manual_seed(derive_seed(self.config.seed, self.state.epoch, self.state.step, rank))
 
     def check(self, losses: list[Tensor], stop: list[int]) -> bool:
         """Stops at the first loss, of any process, that is not finite.
@@ -231,7 +230,7 @@ class Trainer:
                 f"the loss became {values[bad]} in epoch {self.state.epoch}, step "
                 f"{self.state.step - len(losses) + bad + 1}, at learning rate "
                 f"{self.optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE, or raise "
-                "WARMUP, or set CLIP_GRAD to 1."
+                "WARMUP_FRACTION, or set CLIP_GRAD to 1."
             )
         return told > 0
 
@@ -271,11 +270,11 @@ class Trainer:
         path = self.run.folder / "best.safetensors"
         self.accelerator.wait_for_everyone()
         merge(self.trainee.plain)
-        load_strictly(self.trainee.plain, load_weights(path)[0], path)
+        load_strict(self.trainee.plain, load_weights(path)[0], path)
         scores = evaluate(self.trainee.plain, self.loaders, "test", self.accelerator)
         if self.accelerator.is_main_process:
             state = self.state
-            record(self.run, scores, self.loaders.data, state.history, state.best_epoch)
+            write_results(self.run, scores, self.loaders.data, state.history, state.best_epoch)
             self.say(self.run.summary())
 
     def say(self, text: str) -> None:

@@ -39,22 +39,22 @@ def adamw(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
     layer_decay: float = 1.0,
-    head_scale: float = 1.0,
+    head_lr_mult: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), fused; decay on weight matrices alone.
 
     layer_decay: each layer's rate is so many times that of the layer above it (Clark et al. 2020,
         section 3.2; Bao et al. 2022, appendix).
-    head_scale: the head's rate is so many times the rate of the rest.
+    head_lr_mult: the head's rate is so many times the rate of the rest.
     Raises: UserError, for a rate or decay that cannot be right.
     """
     groups = checked_groups(model, learning_rate, weight_decay)
     if not 0 < layer_decay <= 1:
         raise UserError(f"LAYER_DECAY={layer_decay} must lie in (0, 1]; 1 is the same rate for all")
-    if head_scale <= 0:
-        raise UserError(f"HEAD_SCALE={head_scale} must be above 0; 1 is the same rate for all")
-    if layer_decay < 1 or head_scale != 1:
-        groups = split_by_layer(model, groups, layer_decay, head_scale)
+    if head_lr_mult <= 0:
+        raise UserError(f"HEAD_LR_MULT={head_lr_mult} must be above 0; 1 is the same rate for all")
+    if layer_decay < 1 or head_lr_mult != 1:
+        groups = split_by_layer(model, groups, layer_decay, head_lr_mult)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
@@ -96,7 +96,7 @@ def layers(model: nn.Module) -> dict[str, int]:
 
 
 def split_by_layer(
-    model: nn.Module, groups: list[dict], layer_decay: float, head_scale: float
+    model: nn.Module, groups: list[dict], layer_decay: float, head_lr_mult: float
 ) -> list[dict]:
     """Splits optimizer groups by layer; `lr_scale` is layer_decay ** (layers below the head)."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -106,7 +106,7 @@ def split_by_layer(
     for group in groups:
         for parameter in group["params"]:
             split[layer_of[names[id(parameter)]], group["weight_decay"]].append(parameter)
-    scales = {layer: layer_decay ** (top - layer) for layer in range(top)} | {top: head_scale}
+    scales = {layer: layer_decay ** (top - layer) for layer in range(top)} | {top: head_lr_mult}
     return [
         {"params": params, "weight_decay": decay, "lr_scale": scales[layer]}
         for (layer, decay), params in split.items()
@@ -120,7 +120,6 @@ class Schedule:
     steps: int  # of the whole run
     warmup_steps: int = 0
     decay: Literal["cosine", "linear", "none"] = "cosine"
-    floor: float = 0.0  # share of the peak that is left at the end
 
     def __call__(self, step: int) -> float:
         """The share at optimizer step `step`, counted from 0."""
@@ -132,7 +131,7 @@ class Schedule:
             "linear": 1 - done,
             "none": 1.0,
         }[self.decay]
-        return self.floor + (1 - self.floor) * left
+        return left
 
     def set(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Gives every group its rate for this step: peak x share x the group's own `lr_scale`."""

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.core.checkpoints import write_json, write_whole
+from lab.core.checkpoints import write_atomically, write_json
 from lab.core.errors import UserError
 from lab.core.runs import Run, write_rows
-from lab.core.runtime import processes
+from lab.core.runtime import process_state
 from lab.data.datasets import Dataset
 
 
 @dataclass(frozen=True)
-class Scores:
+class Predictions:
     """A model on a split: logits (N, classes) and labels (N,) in the split's order, on the CPU."""
 
     logits: Tensor
@@ -39,9 +39,9 @@ class Scores:
         return self.correct.double().mean().item()
 
 
-def record(
+def write_results(
     run: Run,
-    scores: Scores,
+    scores: Predictions,
     data: Dataset,
     history: list[dict],
     best_epoch: int,
@@ -55,7 +55,7 @@ def record(
     from sklearn.metrics import confusion_matrix
 
     from lab.core import plots
-    from lab.core.stats import calibration_error, wilson
+    from lab.core.stats import calibration_error, wilson_interval
 
     confidence, predicted = scores.logits.double().softmax(1).max(1)
     labels, correct = scores.labels.numpy(), scores.correct.numpy()
@@ -74,9 +74,9 @@ def record(
             data.test.names, labels, predicted.tolist(), confidence.tolist(), strict=True
         )
     ]
-    write_whole(run.folder / "predictions.csv", lambda scratch: write_rows(scratch, rows))
+    write_atomically(run.folder / "predictions.csv", lambda scratch: write_rows(scratch, rows))
 
-    low, high = wilson(correct.sum(), len(correct))
+    low, high = wilson_interval(correct.sum(), len(correct))
     best = next(row for row in history if row["epoch"] == best_epoch)
     seconds = sum(row["seconds"] for row in history)
     per_class = {
@@ -105,8 +105,8 @@ def record(
         "per_class_accuracy": per_class,
     }
     title = f"{run.folder.name} on {data.name}"
-    plots.curves(run.folder / "curves.png", history, title, best_epoch, small)
-    plots.confusion(
+    plots.plot_curves(run.folder / "curves.png", history, title, best_epoch, small)
+    plots.plot_confusion(
         run.folder / "confusion.png",
         matrix,
         data.classes,
@@ -117,7 +117,7 @@ def record(
 
 
 def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run]) -> None:
-    """Makes SEEDS runs, from SEED on, and says what came out over all of them.
+    """Makes NUM_SEEDS runs, from SEED on, and says what came out over all of them.
 
     Each is the run that its seed alone would give, in a folder of its own, so an interrupted series
     goes on where it stopped.
@@ -128,19 +128,19 @@ def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run])
 
     Raises: UserError, for less than one seed.
     """
-    count, first, name = values["SEEDS"], values["SEED"], values["NAME"]
+    count, first, name = values["NUM_SEEDS"], values["SEED"], values["NAME"]
     if count < 1:
-        raise UserError(f"SEEDS={count} must be at least 1, such as 5")
+        raise UserError(f"NUM_SEEDS={count} must be at least 1, such as 5")
     if count == 1:
         run_one(values)
         return
     runs = []
     for seed in range(first, first + count):
-        if processes().is_main_process:
+        if process_state().is_main_process:
             print(f"\n--- seed {seed} ---", flush=True)
         own = name and f"{name}-s{seed}"
         runs.append(run_one({**values, "SEED": seed, "NAME": own}))
-    if processes().is_main_process:
+    if process_state().is_main_process:
         print(f"\n{spread([run.metrics()['test_accuracy'] for run in runs])}")
 
 

@@ -7,7 +7,7 @@ History = list[dict[str, Any]]  # the rows of history.csv
 
 
 @dataclass
-class State:
+class TrainState:
     """Where a run stands; with weights and optimizer it is all that a resumed run needs."""
 
     epoch: int = 1  # the running one

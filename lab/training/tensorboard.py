@@ -14,7 +14,7 @@ def check_installed() -> None:
                         "tensorboard --logdir results")  # fmt: skip
 
 
-class Board:
+class TensorBoardLogger:
     """Scalars of a run by epoch, in `<run>/tensorboard/`.
 
     Args:

@@ -9,7 +9,7 @@ from accelerate.utils import broadcast
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from lab.core.checkpoints import load_strictly
+from lab.core.checkpoints import load_strict
 from lab.training.config import FitConfig
 
 
@@ -59,7 +59,7 @@ class Trainee:
 
     def load(self, saved: dict[str, Any], path: Path) -> None:
         """Takes up a `state`, whole, that was read from `path`."""
-        load_strictly(self.plain, saved["model"], path)
+        load_strict(self.plain, saved["model"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema:
-            load_strictly(self.ema.module, saved["ema"], path)
+            load_strict(self.ema.module, saved["ema"], path)
