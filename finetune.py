@@ -137,7 +137,8 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     augmentation = AUGMENTATIONS[dataset_kind(c.DATASET)] if c.AUGMENT else Augmentation()
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
     how = FitConfig(
-        epochs=c.EPOCHS, warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE, clip_grad=c.CLIP_GRAD,
+        epochs=c.EPOCHS, warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE,
+        clip_grad=c.CLIP_GRAD,
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
         tensorboard=c.TENSORBOARD,

@@ -69,11 +69,13 @@ PROFILE: bool = False  # instead of racing, say where the time of a step goes
 RECIPES = {
     "cpu": {  # two cores see some hundred thousand images in ten minutes: a small model
         "SECONDS": "600", "PATCH_SIZE": 4, "EMBED_DIM": 128, "DEPTH": 6, "NUM_HEADS": 4,
-        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "CROP_PADDING": 0, "CUTMIX_UNTIL": 0.0, "COMPILE": False,
+        "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "CROP_PADDING": 0,
+        "CUTMIX_UNTIL": 0.0, "COMPILE": False,
     },
     "cuda": {  # not run yet
         "SECONDS": "60,150,360", "PATCH_SIZE": 4, "EMBED_DIM": 384, "DEPTH": 8, "NUM_HEADS": 6,
-        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 1024, "CROP_PADDING": 2, "CUTMIX_UNTIL": 0.8, "COMPILE": True,
+        "LEARNING_RATE": 2e-3, "BATCH_SIZE": 1024, "CROP_PADDING": 2,
+        "CUTMIX_UNTIL": 0.8, "COMPILE": True,
     },
 }  # fmt: skip
 
@@ -106,8 +108,8 @@ def finished(path: Path, asked: dict[str, Any]) -> bool:
     here = {"constants": asked, "data": there["data"]}
     if there["constants"] != asked:
         raise UserError(
-            f"{path} is a run of other constants ({describe_differences(there, here)}): give --overwrite to "
-            "replace it, or another --out"
+            f"{path} is a run of other constants ({describe_differences(there, here)}): "
+            "give --overwrite to replace it, or another --out"
         )
     return True
 

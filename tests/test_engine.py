@@ -32,7 +32,7 @@ from model import VisionTransformer, ViTConfig
 CONFIG = ViTConfig(
     img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=2, num_heads=2
 )
-FP32 = FitConfig(epochs=2, warmup=0.2, precision="fp32")
+FP32 = FitConfig(epochs=2, warmup_fraction=0.2, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
 @pytest.mark.parametrize("small_share", [0, 0.5])
 def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch):
     """AdamW, warm-up and cosine, clipping, label smoothing, small images first, as written out."""
-    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1, progressive_resize=small_share,
+    how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1,
+                              progressive_resize=small_share,
                               small_size=4)  # fmt: skip
     monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, dynamic_img_size=True))
     _, weights, _ = trained(data, tmp_path, how)

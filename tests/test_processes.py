@@ -30,7 +30,8 @@ ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", 
 SMALL = ["--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
 # All that is drawn at random for an image, but for what the model drops. Of 257 validation images
 # the first process has 129, two batches, the second 128, which is one.
-TRAIN = ["train.py", *SMALL, "--epochs", "2", "--auto-augment", "trivial", "--random-erasing", "0.3",
+TRAIN = ["train.py", *SMALL, "--epochs", "2", "--auto-augment", "trivial",
+         "--random-erasing", "0.3",
          "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7", "--ema-decay", "0.9",
          "--accumulation-steps", "3", "--drop-path-rate", "0",
          "--val-fraction", "0.179"]  # fmt: skip

@@ -20,7 +20,8 @@ from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
 
-WORDS = ["--num-seeds", "1", "--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--batch-size",
+WORDS = ["--num-seeds", "1", "--embed-dim", "24", "--depth", "1", "--num-heads", "2",
+         "--batch-size",
          "10", "--checks", "2", "--precision", "fp32", "--seconds", "1.5"]  # fmt: skip
 
 

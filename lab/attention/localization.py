@@ -48,8 +48,9 @@ def trimaps(data: Dataset, split: Split, data_dir: str, preprocess: Preprocess) 
     paths = [folder / f"{Path(name).stem}.png" for name in split.names]
     if lost := [path.name for path in paths if not path.is_file()]:
         raise UserError(
-            f"{len(lost)} of {len(paths)} outlines are missing from {folder}: {abbreviate(lost)}. They "
-            "are in annotations.tar.gz of Oxford Pets: delete the folder annotations and run again"
+            f"{len(lost)} of {len(paths)} outlines are missing from {folder}: {abbreviate(lost)}. "
+            "They are in annotations.tar.gz of Oxford Pets: delete the folder annotations and "
+            "run again"
         )
     size = preprocess.resized
     out = np.empty((len(paths), size, size), np.uint8)

@@ -16,7 +16,7 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from lab.core.errors import UserError
-from lab.data.images import TINY, Reading, read_image, some
+from lab.data.images import TINY, Reading, abbreviate, read_image
 
 CACHE_VERSION = 1  # of what `read_image` gives: raise it when that changes
 QUEUE = 4096  # images in line for decoding; each costs a kilobyte while it waits

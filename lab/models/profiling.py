@@ -57,8 +57,8 @@ def profile_small_images(
         flops = profile_model(model, image_shape)["training_flops"]
     except (ValueError, AssertionError, RuntimeError) as error:  # the ways of our and timm's models
         raise UserError(
-            f"PROGRESSIVE_RESIZE trains on images of {side} pixels first, which this model does not take "
-            f"({str(error).rstrip('.')}). Set it to 0; a ViT of timm's takes them with "
+            f"PROGRESSIVE_RESIZE trains on images of {side} pixels first, which this model does "
+            f"not take ({str(error).rstrip('.')}). Set it to 0; a ViT of timm's takes them with "
             'MODEL_ARGS="dynamic_img_size=True", where PATCH_SIZE is its patch size.'
         ) from error
     return {"small_images": {"epochs": epochs, "img_size": side, "training_flops": flops}}
