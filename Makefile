@@ -19,6 +19,7 @@ test: $(VENV)/dev.ready
 lint: $(VENV)/dev.ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
 
 # A stamp is written after all else, so an installation that broke off is taken up again.
 $(VENV)/lab.ready: requirements.txt
