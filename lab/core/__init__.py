@@ -1,0 +1,20 @@
+"""What every script needs: constants as flags, run folders, checkpoints, processes, statistics.
+
+Open `constants.py` first to see how a constant becomes a flag, then `runs.py` to see what a run's
+folder contains and how a run finds its folder again.
+"""
+
+from lab.core.errors import UserError
+from lab.core.runs import Run
+from lab.core.runtime import run_script
+
+__all__ = [
+    "Run",
+    "UserError",
+    "checkpoints",
+    "constants",
+    "plots",  # loads matplotlib: import it only where a figure is drawn
+    "run_script",
+    "runtime",
+    "stats",  # loads scipy only when an interval or a test is computed
+]

@@ -9,28 +9,17 @@ constants under the same name open a new one (`-2`, `-3`, ...): nothing is overw
 
 import csv
 import json
-import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lab.core.checkpoints import write_atomically, write_json
 from lab.core.errors import UserError
-from lab.core.runtime import original_command, process_state
+from lab.core.runtime import SCHEMA, hardware, process_state, provenance  # noqa: F401
 
-SCHEMA = 1  # of the records; a reader refuses what it does not know
 # Constants that change no result:
 NOT_IDENTITY = ("NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD")
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
@@ -155,51 +144,3 @@ def describe_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     if one["data"] != other["data"]:
         told.append("other data")
     return "; ".join(told + ([f"and {len(keys) - 3} more"] if len(keys) > 3 else []))
-
-
-def provenance() -> dict[str, Any]:
-    """Command, time, code, versions and hardware: what somebody needs to repeat the run."""
-
-    def git(*words: str) -> str | None:
-        here = Path(__file__).parent
-        done = subprocess.run(("git", *words), cwd=here, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-    except OSError:  # no git on this machine
-        commit = changes = None
-    return {
-        "schema": SCHEMA,
-        "command": shlex.join(
-            os.path.basename(w) if w == sys.argv[0] else w for w in original_command()
-        ),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit,
-        "uncommitted_changes": bool(changes) if changes is not None else None,
-        "python": platform.python_version(),
-        "versions": {package: installed(package) for package in PACKAGES},
-        "hardware": hardware(),
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """The processors, as names and counts; nothing that identifies the machine."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = [line for line in file if line.startswith("model name")]
-        cpu = lines[0].split(":")[1].strip() if lines else cpu
-    except OSError:
-        pass  # not Linux
-    found = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["gpus"] = torch.cuda.device_count()
-    return found

@@ -1,48 +1,254 @@
-"""The processes that train together: one, or as many as accelerate or torchrun started."""
+"""The running program: its processes, signals and memory, and the machine that it runs on."""
 
 import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
 
-TIMEOUT = timedelta(hours=2)  # for each other: one process downloads and decodes for all
+from lab.core.errors import UserError
+from model import ConfigError
+
+# How long processes wait for each other: one of them downloads and decodes the data for all.
+_TIMEOUT = timedelta(hours=2)
+# How long the other processes wait to be ended by the launcher, which does so when one fails.
+_LAUNCHER_GRACE_SECONDS = 20
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+SCHEMA = 1  # version of the record format; readers refuse other versions
+
+
+# --- Processes ---
 
 
 def process_state() -> PartialState:
-    """Accelerate's view of them: `process_index`, `num_processes`, `device`, ...
+    """Accelerate's state of all processes: `process_index`, `num_processes`, `device`, ...
 
-    Accelerate lets processes on CPUs find each other only when it is told that CPUs are meant.
+    Processes on CPUs find each other only if Accelerate is told to use the CPU.
     """
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process, alone or with others."""
+    """Whether torchrun or accelerate started this process."""
     return "LOCAL_RANK" in os.environ
 
 
-def is_main_process(of: str = "RANK") -> bool:
-    """Whether this is the first process of all, or (LOCAL_RANK) the first on its machine.
+def is_main_process(rank_variable: str = "RANK") -> bool:
+    """Whether this is the main process.
 
-    Unlike `processes`, it needs no other process to answer.
+    Unlike `process_state().is_main_process`, it works before the processes are connected.
+
+    Args:
+        rank_variable: "RANK" for the main process of all, "LOCAL_RANK" for that of this machine.
     """
-    return int(os.environ.get(of, 0)) == 0
+    return int(os.environ.get(rank_variable, 0)) == 0
 
 
 def original_command() -> list[str]:
-    """The words of the command that started this process, as somebody typed them."""
+    """The command that started this process, including torchrun or accelerate, word by word."""
     if is_launched():
         try:
             program, *words = psutil.Process(os.getppid()).cmdline()  # the launcher's
         except psutil.Error:
             program, *words = sys.argv
         if Path(program).name.startswith("python") and words and words[0][0] != "-":
-            program, *words = words  # torchrun and accelerate are scripts
+            program, *words = words  # torchrun and accelerate are scripts that Python runs
         if sys.argv[0] in words:
             name = Path(program).name
             return ["python" if name.startswith("python") else name, *words]
     return ["python", *sys.argv]
+
+
+# --- How a script ends ---
+
+
+class Stopped(Exception):
+    """Training stopped after signal `number` and saved its state; `where` says how far it got."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f"stopped and saved at {where}")
+        self.number = number
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Runs a script's `main`; user errors and interruptions end with a message and exit status."""
+    try:
+        with _silence_other_processes():
+            main()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    except (UserError, ConfigError) as error:
+        _wait_for_launcher()
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        if is_main_process():
+            print(f"{stopped}\ngo on with: {_resume_command()}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    except KeyboardInterrupt:
+        if is_main_process():
+            print(
+                "\ninterrupted; this command starts again, from the last saved state if there is "
+                f"one: {_resume_command()}",
+                file=sys.stderr,
+            )
+        sys.exit(128 + signal.SIGINT)
+    except (Exception, SystemExit):
+        _wait_for_launcher()
+        raise
+
+
+def _resume_command() -> str:
+    return shlex.join(word for word in original_command() if word != "--overwrite")
+
+
+@contextmanager
+def _silence_other_processes() -> Iterator[None]:
+    """Discards the output of all processes but the main one."""
+    if is_main_process():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _wait_for_launcher() -> None:
+    """Lets the main process report an error before the others do.
+
+    Processes usually fail together, and then the launcher ends the others while they wait here. A
+    process that fails by itself, or only because the main process has ended, reports a little
+    later.
+    """
+    if not is_main_process("LOCAL_RANK"):
+        time.sleep(_LAUNCHER_GRACE_SECONDS)
+
+
+@contextmanager
+def handle_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM in a list, so that training can save its state and stop.
+
+    The first signal's number is appended to the list; a second signal raises KeyboardInterrupt.
+    Under a launcher it does not: a launcher repeats the signal that the terminal already sent, and
+    kills what is still running after half a minute.
+    """
+    stop: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        if stop and not is_launched():
+            raise KeyboardInterrupt
+        if not stop:
+            again = "" if is_launched() else " (press again to stop at once)"
+            print(f"\nstopping after this step{again}", file=sys.stderr)
+        stop.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield stop
+    finally:
+        if not (stop and is_launched()):  # the launcher's copy may still arrive
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+
+@contextmanager
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Turns an out-of-memory error, on a GPU or a CPU, into a UserError with advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        # The allocators of the CPU, cuBLAS and cuDNN raise a plain RuntimeError.
+        phrases = ("allocate memory", "ALLOC_FAILED", "out of memory")
+        if not out_of_memory and not any(phrase in str(error) for phrase in phrases):
+            raise
+        raise UserError(f"not enough memory. {advice}") from error
+
+
+# --- The machine ---
+
+
+def provenance() -> dict[str, Any]:
+    """Command, time, commit, versions and hardware: what somebody needs to repeat a run."""
+
+    def git(*words: str) -> str | None:
+        here = Path(__file__).parent
+        done = subprocess.run(("git", *words), cwd=here, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+    except OSError:  # git is not installed
+        commit = changes = None
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join(
+            os.path.basename(word) if word == sys.argv[0] else word for word in original_command()
+        ),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit,
+        "uncommitted_changes": bool(changes) if changes is not None else None,
+        "python": platform.python_version(),
+        "versions": {package: installed(package) for package in _PACKAGES},
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Names and numbers of the processors; nothing that identifies the machine."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line for line in file if line.startswith("model name")]
+        cpu = lines[0].split(":")[1].strip() if lines else cpu
+    except OSError:
+        pass  # not Linux
+    found = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
+    return found
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes matrix products in bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def peak_memory_mb(device: torch.device) -> int | None:
+    """Peak memory in MB: allocated on a GPU, resident memory of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 10**6
+    # On Linux, getrusage would report the peak of the parent process if that was higher.
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024 // 10**6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 10**6 if sys.platform == "darwin" else peak // 10**3
