@@ -1,0 +1,64 @@
+"""A training script that takes no time, to be swept by the tests.
+
+Its validation accuracy is best in the second epoch, and higher the closer RATE is to 0.01.
+"""
+
+import csv
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from lab.core import constants
+
+DATASET: str = "made up"
+RATE: float = 0.01
+WIDTH: int | None = None
+POOL: Literal["token", "avg"] = "token"
+EPOCHS: int = 3
+HOLD_BELOW: float = 0  # runs with a lower rate wait after epoch 2, until they have to stop
+COMPANY: int = 1  # runs that must have started before this one continues
+RESULTS_DIR: str = "results"
+NAME: str | None = None
+
+
+def main() -> None:
+    c = constants.override(sys.modules[__name__])
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+    folder = Path(c["RESULTS_DIR"], c["NAME"])
+    folder.mkdir(exist_ok=True)
+    with open(folder / "starts.txt", "a") as file:
+        file.write(os.environ.get("OMP_NUM_THREADS", "none") + "\n")
+    (folder / "config.json").write_text(json.dumps({"dataset": {"val": 1000}}))
+    if c["RATE"] > 1:
+        sys.exit("error: the rate is too high")
+    while len(list(folder.parent.glob("*/starts.txt"))) < c["COMPANY"] and not stop:
+        time.sleep(0.01)
+    accuracy = 0.9 - abs(math.log10(c["RATE"]) + 2) / 10
+    path = folder / "history.csv"
+    done = len(path.read_text().splitlines()) - 1 if path.exists() else 0
+    for epoch in range(done + 1, c["EPOCHS"] + 1):
+        row = {"epoch": epoch, "val_accuracy": accuracy - 0.01 * (epoch != 2), "seconds": 0.5}
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if epoch == 1:
+                writer.writeheader()
+            writer.writerow(row)
+        while c["RATE"] < c["HOLD_BELOW"] and epoch >= 2 and not stop and not Path("go").exists():
+            time.sleep(0.01)
+        if stop:
+            with open(folder / "saved.txt", "a") as file:
+                file.write("saved\n")
+            sys.exit(128 + stop[0])
+    metrics = {"val_accuracy": accuracy, "test_accuracy": 0.25, "test_accuracy_95": [0.2, 0.3],
+               "test_images": 300, "training_seconds": 1.5}  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main()

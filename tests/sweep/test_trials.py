@@ -1,0 +1,252 @@
+"""The trials of a sweep: they can be stopped, killed and shared, and none is lost or repeated."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import torch
+from filelock import FileLock
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from lab.core import Run
+from lab.report.records import read_runs
+from lab.sweep.search_space import next_point
+from lab.sweep.trials import TRIAL_PROCESS, read_history
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wait_for(condition):
+    """Waits for an event, at most two minutes."""
+    end = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def num_starts(folder):
+    """How often the run of each trial was started."""
+    return [len(p.read_text().splitlines()) for p in sorted(folder.glob("*/starts.txt"))]
+
+
+def states(folder):
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
+    return [trial.state for trial in study.trials]
+
+
+def points(space, count, sampler="random", seed=0):
+    trials = []
+    for _ in range(count):
+        point = next_point(space, sampler, seed, trials)
+        trials.append(create_trial(params=point, distributions=space, value=0.0))
+    return [trial.params for trial in trials]
+
+
+def test_killed_sweep_resumes_with_the_same_trials(fake, command, run_sweep):
+    """SIGKILL of the sweep ends its run, which saves. Ctrl-C saves too and names the command."""
+    words = ["--space", "RATE=log:1e-3..1e-1 WIDTH=8..64", "--trials", "4", "--no-prune",
+             "--fixed", "--hold-below 9"]  # fmt: skip
+
+    def stop_in_epoch(number, epoch):
+        with subprocess.Popen(
+            [sys.executable, *command(*words)], stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            (history,) = wait_for(lambda: [*fake.glob("*/history.csv")])
+            wait_for(lambda: len(read_history(history)) == epoch)
+            os.killpg(process.pid, number)  # what Ctrl-C in a terminal does
+            status, error = process.wait(60), process.stderr.read()
+        wait_for(lambda: (history.parent / "saved.txt").read_text() == "saved\n" * (epoch - 1))
+        return status, error
+
+    assert stop_in_epoch(signal.SIGKILL, 2)[0] == -signal.SIGKILL
+    assert states(fake) == [TrialState.RUNNING]
+    status, error = stop_in_epoch(signal.SIGINT, 3)
+    assert status == 128 + signal.SIGINT
+    assert "stopped and saved at 0 of 4 trials: results/sweep/s" in error
+    assert re.search(r"python .*sweep\.py'? --script fake\.py .*--trials 4", error)
+    assert num_starts(fake) == [2]
+
+    with open(fake / "study.journal", "a") as file:
+        file.write('{"op_code":5,"wor')  # as a full disk leaves it
+    Path("go").touch()
+    status, record = run_sweep(*words)
+    assert status == 0
+    assert num_starts(fake) == [3, 1, 1, 1]
+    space = {"RATE": FloatDistribution(1e-3, 1e-1, log=True), "WIDTH": IntDistribution(8, 64)}
+    assert [trial["params"] for trial in record["trials"]] == points(space, 4)
+    assert [trial["number"] for trial in record["trials"]] == [0, 1, 2, 3]
+    assert states(fake) == [TrialState.COMPLETE] * 4
+    for trial in record["trials"]:
+        rows = read_history(fake / trial["folder"] / "history.csv")
+        assert [row["epoch"] for row in rows] == [1, 2, 3]  # never two writers
+
+
+def test_run_has_one_process_at_a_time(tmp_path):
+    """A process of an interrupted trial may still be saving when another one takes over."""
+    script, lock = tmp_path / "script.py", tmp_path / "lock"
+    script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with FileLock(lock):
+        second = subprocess.Popen(
+            [sys.executable, TRIAL_PROCESS, lock, script], stdin=subprocess.PIPE
+        )
+        switches = psutil.Process(second.pid).num_ctx_switches
+        wait_for(lambda: second.poll() is not None or psutil.Process(second.pid).num_threads() == 2)
+        start = switches().voluntary
+        wait_for(lambda: second.poll() is not None or switches().voluntary > start + 5)
+        assert not (tmp_path / "ran").exists()
+    assert second.wait(60) == 0
+    assert (tmp_path / "ran").exists()
+
+
+def test_two_terminals_share_the_trials(fake, command):
+    """Each run waits until a second one has started, which takes the other process."""
+    words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "4", "--fixed", "--company 2"]
+    both = [
+        subprocess.Popen([sys.executable, *command(*words)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    record = json.loads((fake / "sweep.json").read_text())
+    assert [trial["state"] for trial in record["trials"]] == ["complete"] * 4
+    assert num_starts(fake) == [1] * 4
+    printed = [n for output in outputs for n in re.findall(r"^trial (\d)", output, re.M)]
+    assert sorted(printed) == [*"0123"]
+
+
+def test_processes_run_at_the_same_time_and_share_the_cores(fake, run_sweep, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "3", "--fixed", "--company 2"]
+    assert run_sweep(*words, "--processes", "2")[0] == 0
+    threads = {path.read_text().strip() for path in fake.glob("*/starts.txt")}
+    assert threads == {str(max(1, torch.get_num_threads() // 2))}
+
+
+def test_poor_trial_is_pruned_and_failed_trial_is_reported(fake, run_sweep, capsys):
+    """The run of the poor trial would wait forever; it has to save and exit."""
+    rates = (1e-2, 2e-2, 3e-2, 1e-7, 5.0)
+    space = {"RATE": CategoricalDistribution(rates)}
+    seed = next(s for s in itertools.count() if points(space, 5, "grid", s)[-1]["RATE"] == 1e-7)
+    status, record = run_sweep(
+        "--space", f"RATE={','.join(map(str, rates))}", "--sampler", "grid", "--seed", str(seed),
+        "--fixed", "--hold-below 1e-6", "--prune-after-trials", "2", "--prune-after-epochs", "2",
+    )  # fmt: skip
+    assert status == 0
+    by_rate = {trial["params"]["RATE"]: trial for trial in record["trials"]}
+    pruned, failed = by_rate[1e-7], by_rate[5.0]
+    assert (pruned["state"], failed["state"]) == ("pruned", "failed")
+    assert pruned["epochs"] == 2
+    assert failed["error"] == "the rate is too high (exit status 1)"
+    folder = fake / pruned["folder"]
+    assert (folder / "saved.txt").exists()
+    assert not (folder / "metrics.json").exists()
+    assert "3 finished, 1 pruned, 1 failed" in record["says"]
+    assert "failed: the rate is too high" in (fake / "sweep.md").read_text()
+    assert "pruned after epoch 2" in capsys.readouterr().out
+
+
+def test_sweep_whose_first_trials_fail_ends_with_the_reason(fake, run_sweep, capsys):
+    status, record = run_sweep("--space", "RATE=5..9", "--trials", "9")
+    assert status == 2
+    assert num_starts(fake) == [1] * 3
+    error = capsys.readouterr().err
+    assert "the first 3 trials all failed. Trial 2: the rate is too high" in error
+    assert str(fake / "trial-2.log") in error
+    assert [trial["state"] for trial in record["trials"]] == ["failed"] * 3
+
+
+def test_finished_sweep_is_kept_until_it_is_overwritten(fake, run_sweep, capsys):
+    space = ["--space", "RATE=1e-3,1e-2,1e-1 POOL=avg,token", "--sampler", "grid"]
+    status, record = run_sweep(*space, "--processes", "2")
+    assert status == 0
+    tried = sorted(tuple(trial["params"].values()) for trial in record["trials"])
+    assert tried == sorted(itertools.product((1e-3, 1e-2, 1e-1), ("avg", "token")))
+    for trial in record["trials"]:
+        accuracies = [
+            row["val_accuracy"] for row in read_history(fake / trial["folder"] / "history.csv")
+        ]
+        assert trial["val_accuracy"] == max(accuracies) == accuracies[1] > accuracies[-1]
+    assert record["trials"][record["best"]]["params"]["RATE"] == 0.01
+    output = capsys.readouterr().out
+    assert output.count("validation accuracy 90.00 %") == 2
+    assert output.rstrip().endswith(str(fake / "parallel.png"))
+    for name in ("parallel", "rate", "pool"):
+        assert (fake / f"{name}.png").stat().st_size > 5000
+
+    assert run_sweep(*space)[1]["trials"] == record["trials"]
+    assert num_starts(fake) == [1] * 6
+    run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "1")
+    run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "2")
+    assert num_starts(fake.with_name("s-2")) == [1, 1]
+    assert "SPACE RATE=1e-3,1e-2,1e-1 POOL=avg,token there" in capsys.readouterr().out
+    assert run_sweep(*space, "--overwrite")[1]["started"] >= record["started"]
+    assert num_starts(fake) == [1] * 6
+    assert "starting over" in capsys.readouterr().out
+
+
+def test_incomplete_row_of_a_history_is_ignored(tmp_path):
+    run = Run(tmp_path)
+    for epoch in (1, 2, 3):
+        run.append_history({"epoch": epoch, "val_accuracy": 0.9876, "seconds": 1.25, "images": 7})
+    path = tmp_path / "history.csv"
+    content = path.read_bytes()
+    for end in range(len(content) + 1):
+        path.write_bytes(content[:end])
+        rows = read_history(path)
+        assert len(rows) == max(0, content[:end].count(b"\r") - 1)
+        assert all((row["val_accuracy"], row["seconds"]) == (0.9876, 1.25) for row in rows)
+
+
+def test_trial_equals_the_run_made_by_hand(tmp_path, run_sweep, monkeypatch):
+    """Same flags, same records, epoch for epoch; and report.py reads the sweep."""
+    monkeypatch.chdir(ROOT)
+    fixed = "--epochs 2 --embed-dim 16 --depth 1 --num-heads 1"
+    _, record = run_sweep(
+        "--script", "train.py", "--fixed", fixed, "--trials", "1", "--results-dir", str(tmp_path),
+        "--space", "LEARNING_RATE=log:1e-3..1e-2 FLIP=true,false", place=tmp_path,
+    )  # fmt: skip
+    (trial,) = record["trials"]
+    rate, flip = trial["params"].values()
+    flags = [*fixed.split(), "--learning-rate", str(rate), "--flip" if flip else "--no-flip"]
+    place = ["--results-dir", str(tmp_path / "hand"), "--name", "h"]
+    subprocess.run([sys.executable, "train.py", *flags, *place], check=True, timeout=300)
+    swept, made = Run(tmp_path / "s" / trial["folder"]), Run(tmp_path / "hand" / "h")
+    clock = {"seconds", "images_per_second", "peak_memory_mb", "training_seconds"}
+    for ours, theirs in zip(
+        [*swept.history(), swept.metrics()], [*made.history(), made.metrics()], strict=True
+    ):
+        assert {k: v for k, v in ours.items() if k not in clock} == {
+            k: v for k, v in theirs.items() if k not in clock
+        }
+    assert swept.config()["constants"] == made.config()["constants"]
+    assert trial["val_accuracy"] == made.metrics()["val_accuracy"]
+    assert record["test_accuracy"] == made.metrics()["test_accuracy"]
+    found = read_runs(tmp_path / "s")
+    assert not found.left_out
+    assert [run.sweep for run in found.runs] == [tmp_path / "s"]
+
+
+def test_linear_probe_can_be_swept(tmp_path, run_sweep, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    status, record = run_sweep(
+        "--script", "finetune.py", "--trials", "1", "--space", "LEARNING_RATE=1e-2,1e-3",
+        "--fixed", f"--mode head --epochs 1 --weight-decay 0 --data-dir {tmp_path}",
+        "--results-dir", str(tmp_path), place=tmp_path,
+    )  # fmt: skip
+    assert status == 0, capsys.readouterr()
+    (trial,) = record["trials"]
+    metrics = Run(tmp_path / "s" / trial["folder"]).metrics()
+    assert trial["val_accuracy"] == metrics["val_accuracy"] > 0.15
+    assert trial["seconds"] == metrics["training_seconds"]
