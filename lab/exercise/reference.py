@@ -9,14 +9,14 @@ import functools
 import inspect
 import sys
 import textwrap
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from timm.models import vision_transformer as timm_vit
 from torch import nn
+
+from lab.exercise.timm_import import timm_vit
 
 TIMM = {
     "PatchEmbed": timm_vit.PatchEmbed,
@@ -65,6 +65,8 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
         def __init__(self, config: Any, drop_path: float = 0.0):
             super().__init__(**ARGUMENTS[part](config))
             self.config, self.drop_path_rate = config, drop_path
+            if part == "PatchEmbed":  # attributes of model.py's that timm does not have so
+                self.patch_size, self.dynamic_img_size = config.patch_size, False
             for module in self.modules():
                 if hasattr(module, "fused_attn"):
                     module.fused_attn = False  # mistakes edit the attention that is written out
@@ -86,7 +88,7 @@ def edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Calla
     for mistake in mistakes:
         for old, new, *rest in mistake.edits:
             name = rest[0] if rest else "forward"
-            source = sources.get(name) or textwrap.dedent(inspect.getsource(getattr(base, name)))
+            source = sources.get(name) or source_of(getattr(base, name))
             if old not in source:
                 raise DoesNotApply(f"{base.__name__}.{name} has no {old!r}")
             sources[name] = source.replace(old, new)
@@ -95,6 +97,11 @@ def edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Calla
         exec(compile(source, f"<timm's {base.__name__}.{name}, edited>", "exec"), scope)
     methods = {name: scope[name] for name in sources}
     return methods | ({"forward": replaced[0]} if replaced else {})
+
+
+@functools.cache
+def source_of(method: Callable) -> str:
+    return textwrap.dedent(inspect.getsource(method))
 
 
 def _patch_embed(c: Any) -> dict[str, Any]:
@@ -138,10 +145,6 @@ ARGUMENTS = {
     "Block": _block,
     "VisionTransformer": _vision_transformer,
 }
+# The parts that a part builds on.
 NEEDS = {"Block": ("Attention", "MLP"), "VisionTransformer": ("PatchEmbed", "Block")}
 
-
-def fill_in(module: types.ModuleType, part: str) -> None:
-    """Puts the reference into a student's module in place of the parts that `part` builds on."""
-    for name in NEEDS.get(part, ()):
-        setattr(module, name, reference_class(name))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.exercise.layouts import Layout, Slot, flat, layouts, slots
-from lab.exercise.parts import PARTS, Part
-from lab.exercise.reference import fill_in, reference_class
+from lab.exercise.parts import Part
+from lab.exercise.reference import NEEDS, DoesNotApply, Mistake, reference_class
 from lab.exercise.submission import Failure, NaNFinder, Submission, where
 
 BASE = {
@@ -44,36 +44,42 @@ CASES = (TWO, THREE, ONE, SMALL, DROP)
 
 
 class Trial:
-    """A student's class, built for one case with random parameters, and what it returned."""
+    """A student's class, built for one case with random parameters.
 
-    def __init__(self, submission: Submission, part: Part, case: Case, seed: int):
+    Attributes:
+        module: in eval mode; None if it could not be built, and `failure` says why.
+        inputs: what the module gets in this case.
+        slots: the module's parameters.
+    """
+
+    def __init__(
+        self, submission: Submission, part: Part, case: Case, seed: int, fill_in: bool = True
+    ):
         self.submission, self.part, self.case, self.seed = submission, part, case, seed
+        self.failure: Failure | None = None
+        self.module: nn.Module | None = None
+        self.slots: list[Slot] = []
         torch.manual_seed(seed)
         self.config = submission.config(case.options)
         self.inputs = case.scale * random_inputs(part, self.config, case.batch)
-        self.module = self.build()
-        self.slots = slots(self.module)
-        randomize(self.slots, case.scale)
+        try:
+            self.module = build(submission, part, self.config, fill_in=fill_in)
+            self.slots = slots(self.module)
+            randomize(self.slots, case.scale)
+        except Failure as failure:
+            self.failure = failure
         self._layouts: dict[object, list[Layout]] = {}
 
-    def build(self) -> nn.Module:
-        """The student's module in eval mode. Raises Failure."""
-        submission, part = self.submission, self.part
-        cls = submission.find(part)
-        arguments = (self.config, 0.0) if part.name == "Block" else (self.config,)
-        submission.check_call(part, cls, *arguments)
-        fill_in(submission.model, part.name)
-        try:
-            module = cls(*arguments)
-            return module.eval()
-        except Exception as error:
-            raise submission.explain(error) from error
-
     def run(self, inputs: Tensor | None = None, **keywords: Any) -> Any:
-        """What the student's module returns; the random numbers of dropout are always the same."""
+        """What the student's module returns; the random numbers of dropout are always the same.
+
+        Raises Failure.
+        """
+        if self.failure:
+            raise self.failure
         torch.manual_seed(self.seed)
         try:
-            return self.module(self.inputs if inputs is None else inputs, **keywords)
+            return self.module(self.inputs.clone() if inputs is None else inputs, **keywords)
         except Exception as error:
             raise self.submission.explain(error) from error
 
@@ -96,7 +102,8 @@ class Trial:
                           line)  # fmt: skip
         return out
 
-    def reference(self, mistakes: tuple = ()) -> nn.Module:
+    def reference(self, mistakes: tuple[Mistake, ...] = ()) -> nn.Module:
+        """timm's module for this case, with mistakes, in eval mode."""
         torch.manual_seed(self.seed)
         return reference_class(self.part.name, mistakes)(self.config).eval()
 
@@ -129,37 +136,139 @@ class Trial:
                 start += count
 
 
+def build(
+    submission: Submission, part: Part, config: Any, *more: Any, fill_in: bool = True
+) -> nn.Module:
+    """The student's module in eval mode. Raises Failure.
+
+    fill_in: build on the reference's other parts instead of the student's.
+    """
+    cls = submission.find(part)
+    submission.check_call(part, cls, config, *more)
+    for name in NEEDS.get(part.name, ()):
+        own = submission.own[name]
+        setattr(submission.model, name, reference_class(name) if fill_in else own)
+    try:
+        return cls(config, *more).eval()
+    except Exception as error:
+        raise submission.explain(error) from error
+
+
 @dataclass
 class Outcome:
-    """What a module did with a trial's inputs; `gradients` are flat, zero where there is none."""
+    """What a module did with a trial's inputs."""
 
-    output: Tensor | None
-    gradients: Tensor | None = None
-    without_gradient: tuple[str, ...] = ()
+    output: Any = None  # None where it failed
+    error: Exception | None = None
+    gradients: list[Tensor | None] = field(default_factory=list)  # of the input, then of each slot
 
 
-def outcome(module: nn.Module, trial: Trial, members: list[Slot], gradients: bool) -> Outcome:
+def outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) -> Outcome:
     """Runs a module on a trial's inputs; an exception is an outcome too."""
+    if module is None:
+        return Outcome(error=trial.failure)
     torch.manual_seed(trial.seed)
     inputs = trial.inputs.clone().requires_grad_(gradients)
     try:
         with torch.set_grad_enabled(gradients):
-            out = module(inputs * 1.0 if gradients else inputs)
+            out = module(inputs * 1.0)  # not a leaf, so a change in place does not fail by itself
         if not gradients:
             return Outcome(out)
         torch.manual_seed(trial.seed + 1)
-        tensors = [inputs, *(slot.tensor for slot in members)]
+        tensors = [inputs, *(slot.tensor for slot in slots(module))]
         learned = [t for t in tensors if t.requires_grad]
-        found = iter(torch.autograd.grad((out * torch.randn_like(out)).sum(), learned,
-                                         allow_unused=True))  # fmt: skip
-        grads = [next(found) if t.requires_grad else None for t in tensors]
-        names = ["the input", *(slot.name for slot in members)]
-        missing = tuple(n for n, g in zip(names, grads, strict=True) if g is None)
-        zeros = [torch.zeros_like(t) if g is None else g
-                 for t, g in zip(tensors, grads, strict=True)]  # fmt: skip
-        return Outcome(out, flat(zeros), missing)
-    except Exception:
-        return Outcome(None)
+        loss = (out * torch.randn_like(out)).sum()
+        found = iter(torch.autograd.grad(loss, learned, allow_unused=True))
+        return Outcome(out, None, [next(found) if t.requires_grad else None for t in tensors])
+    except Exception as error:
+        return Outcome(error=error)
+
+
+class Evidence:
+    """What a part does in all cases, computed when it is asked for.
+
+    fill_in: other parts that this one builds on are the reference's instead of the student's.
+    """
+
+    def __init__(self, submission: Submission, part: Part, seed: int, fill_in: bool = True):
+        self.submission, self.part, self.seed, self.fill_in = submission, part, seed, fill_in
+        self._trials: dict[str, Trial] = {}
+        self._outcomes: dict[tuple[str, bool], Outcome] = {}
+
+    def trial(self, case: Case) -> Trial:
+        if case.name not in self._trials:
+            self._trials[case.name] = self.new_trial(case)
+        return self._trials[case.name]
+
+    def new_trial(self, case: Case) -> Trial:
+        """A trial that is not kept, for tests that change the module."""
+        return Trial(self.submission, self.part, case, self.seed, self.fill_in)
+
+    def outcome(self, case: Case, gradients: bool = False) -> Outcome:
+        key = (case.name, gradients)
+        if key not in self._outcomes:
+            trial = self.trial(case)
+            self._outcomes[key] = outcome(trial.module, trial, gradients)
+        return self._outcomes[key]
+
+    def agrees(self, mistakes: tuple[Mistake, ...] = (), cases: tuple[Case, ...] = CASES,
+               gradients: bool = False) -> bool:  # fmt: skip
+        """Whether the part does what the reference with these mistakes does, in all cases.
+
+        gradients: compare the gradients of the first case too.
+        Raises: DoesNotApply for mistakes that cannot be made together.
+        """
+        worked = False
+        for case in cases:
+            trial, with_gradients = self.trial(case), gradients and case is cases[0]
+            own = self.outcome(case, with_gradients)
+            try:
+                twin = trial.reference(mistakes)
+            except DoesNotApply:
+                raise
+            except Exception:
+                twin = None
+            if twin is None or trial.module is None:
+                found = [None] if twin is None else []
+            else:
+                found = trial.layouts(twin)
+            if not any(same(own, trial, twin, layout, with_gradients) for layout in found):
+                return False
+            worked = worked or own.error is None
+        return worked
+
+    def layout(self, case: Case) -> Layout | None:
+        """The layout with which the part agrees with the reference, else the most likely one."""
+        trial = self.trial(case)
+        reference = trial.reference()
+        found = trial.layouts(reference)
+        own = self.outcome(case)
+        right = (x for x in found if same(own, trial, reference, x, False))
+        return next(right, found[0] if found else None)
+
+
+def same(
+    own: Outcome, trial: Trial, twin: nn.Module | None, layout: Layout | None, gradients: bool
+) -> bool:
+    """Whether a twin with the student's parameters does what the student's module did."""
+    if twin is None:
+        return own.error is not None
+    theirs = outcome(trial.load(twin, layout), trial, gradients)
+    if not close(own.output, theirs.output):
+        return False
+    if not gradients or own.error:
+        return True
+    student = [zeros(g, s.tensor) for g, s in zip(own.gradients[1:], trial.slots, strict=True)]
+    values = flat(student)
+    pairs = [(own.gradients[0], theirs.gradients[0])]
+    for slot, gradient in zip(slots(twin), theirs.gradients[1:], strict=True):
+        pairs.append((values[layout[slot.name]], zeros(gradient, slot.tensor)))
+    return all(close(zeros(a, trial.inputs), zeros(b, trial.inputs)) for a, b in pairs)
+
+
+def zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient, or zeros where there is none."""
+    return torch.zeros_like(like) if gradient is None else gradient
 
 
 def close(a: object, b: object) -> bool:
@@ -168,8 +277,7 @@ def close(a: object, b: object) -> bool:
         return a is None and b is None
     if a.shape != b.shape:
         return False
-    largest = b.abs().max() if b.numel() else torch.tensor(0.0)
-    return bool((a - b).abs().max() <= TOLERANCE * largest)
+    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
 
 
 def random_inputs(part: Part, config: Any, batch: int) -> Tensor:
