@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lab.errors import UserError
+from lab.core.errors import UserError
 from lab.exercise.parts import PARTS, Part
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +21,12 @@ TODO_CLASS = '''
 
 class TODO(ConfigError, NotImplementedError):
     """A body that is still to be written; a script that reaches it prints the message and stops."""
+
+    def __init__(self, name: str):
+        super().__init__(
+            f"model.py: {name} is not written yet. Start with PatchEmbed, and check each part "
+            "with python exercise.py"
+        )
 '''
 
 
@@ -72,7 +78,7 @@ def skeleton(source: str, name: str) -> tuple[str, list[str]]:
         part = PARTS[node.name]
         functions = [node] if part.is_function else [n for n in node.body if node_name(n)]
         for function in functions:
-            if function.name not in part.given:
+            if function.name in part.todo:
                 path = function.name if part.is_function else f"{part.name}.{function.name}"
                 start = body_start(function, lines)
                 edits[start, function.end_lineno] = todo(function, part, path, name)
@@ -100,9 +106,11 @@ def body_start(function: ast.FunctionDef, lines: list[str]) -> int:
 def todo(function: ast.FunctionDef, part: Part, path: str, name: str) -> list[str]:
     """The lines that stand in for a body."""
     indent = " " * (function.col_offset + 4)
-    what = part.todo.get(function.name, "see the docstring").splitlines()
+    what = part.todo[function.name].splitlines()
     lines = ["super().__init__()"] if function.name == "__init__" else []
     lines += [f"# TODO: {what[0]}", *(f"# {line.strip()}" for line in what[1:])]
-    error = "NotImplementedError" if part.is_function else "TODO"
-    lines += [f'raise {error}("{name}: {path} is not written yet")']
+    if part.is_function:
+        lines += [f'raise NotImplementedError("{name}: {path} is not written yet")']
+    else:
+        lines += [f'raise TODO("{path}")']
     return [indent + line for line in lines]

@@ -1,7 +1,7 @@
 """The parts of the exercise: what each one asks for, its hints, and what the hand-out leaves open.
 
-A part is a class of model.py or a function of exercise/steps.py. Which body becomes a TODO is
-decided here, so model.py itself needs no markers.
+A part is a class of model.py or a function of exercise/steps.py. The bodies that become TODOs are
+listed here, so model.py itself needs no markers; other methods are handed out as they are.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +16,7 @@ class Part:
     hints: tuple[str, str, str]  # an idea, the shapes, near-code
     solution: str  # where a written solution can be read
     checks: tuple[str, ...]  # in the order in which they run
-    todo: dict[str, str] = field(default_factory=dict)  # method: what to write there
-    given: tuple[str, ...] = ()  # methods that the hand-out keeps
+    todo: dict[str, str] = field(default_factory=dict)  # method or function: what to write there
 
     @property
     def is_function(self) -> bool:
@@ -38,7 +37,8 @@ PATCH_EMBED = Part(
     solution="timm.models.vision_transformer.PatchEmbed",
     checks=("shapes", "values", "gradients", "released weights"),
     todo={
-        "__init__": "one linear map for all patches, called `proj`: Conv2d or unfold",
+        "__init__": "one linear map for all patches, called `proj`: Conv2d or unfold.\n"
+        "Keep self.patch_size and self.dynamic_img_size, which other methods read",
         "forward": "(B, C, H, W) -> (B, N, D). Number of patches: integer division",
     },
 )
@@ -117,13 +117,13 @@ VISION_TRANSFORMER = Part(
         "(block i of n gets the drop path rate drop_path_rate * i / (n - 1)), `norm`,\n"
         "`head`. With global_pool='avg' there is no `norm`: `fc_norm` follows the mean.\n"
         "With class_token=False there is no class token and no position for it.\n"
-        "Keep `self.config = config`, which the scripts read; end with self.init_weights()",
+        "Keep self.config and self.num_prefix_tokens (0 or 1), which the scripts and other\n"
+        "methods read; end with self.init_weights()",
         "embed": "images to the tokens that enter the first block",
         "forward_features": "images to all tokens after the last block and `norm`",
         "forward_head": "tokens to logits: the class token, or with global_pool='avg' the mean\n"
         "over the patch tokens; then dropout with config.drop_rate, then `head`",
     },
-    given=("init_weights", "forward"),
 )
 TRAINING_STEP = Part(
     name="training_step",

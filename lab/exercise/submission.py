@@ -146,7 +146,8 @@ def explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
     place = f"{names[frames[-1].filename]}, line {line}: " if frames else ""
     text = (str(error).strip() or "no message").splitlines()[0]
     if isinstance(error, NotImplementedError):
-        return Failure(text if "not written" in text else f"{place}{text}", line, error, True)
+        name = frames[-1].name if frames else "this part"
+        return Failure(f"{place}{name} is not written yet", line, error, True)
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return Failure(f"{place}this needs more memory than the check allows", line, error)
     if isinstance(error, RecursionError):
