@@ -108,15 +108,15 @@ def values(evidence: Evidence, weights: Path) -> None:
 
 def gradients(evidence: Evidence, weights: Path) -> None:
     """The part can be trained: all parameters are registered and get the right gradient."""
-    out = evidence.outcome(TWO, gradients=True)
-    if out.error:
-        failure = evidence.submission.explain(out.error)
-        raise Failure(str(failure), failure.line or line_of(evidence), out.error)
     symptoms = {symptom.name: symptom for symptom in SYMPTOMS}
     for name in ("input changed in place", "parameters in a plain list",
                  "tensor instead of parameter", "hard-coded device"):  # fmt: skip
         if symptoms[name].test(evidence, ""):
             raise failed(evidence, symptoms[name].says)
+    out = evidence.outcome(TWO, gradients=True)
+    if out.error:
+        failure = evidence.submission.explain(out.error)
+        raise Failure(str(failure), failure.line or line_of(evidence), out.error)
     if not evidence.agrees(cases=(TWO,), gradients=True):
         names = ["the input", *(slot.name for slot in evidence.trial(TWO).slots)]
         missing = [n for n, g in zip(names, out.gradients, strict=True) if g is None]

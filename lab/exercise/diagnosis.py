@@ -23,11 +23,14 @@ class Diagnosis:
 def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     """Explains why a part fails a check."""
     text = f"{type(failure.cause).__name__}: {failure.cause}" if failure.cause else str(failure)
-    if failure.unwritten or evidence.trial(TWO).module is None and not failure.cause:
+    if failure.unwritten or (evidence.trial(TWO).module is None and not failure.cause):
         return Diagnosis(str(failure))
     gradients = check == "gradients"
-    known: list[Mistake | Symptom] = list(single_mistakes(evidence, gradients))
-    known += find_symptoms(evidence, text)
+    twins, symptoms = list(single_mistakes(evidence, gradients)), find_symptoms(evidence, text)
+    if check in ("shapes", "values") and not evidence.outcome(TWO).error:
+        symptoms = [symptom for symptom in symptoms if not symptom.only_training]
+    # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
+    known: list[Mistake | Symptom] = symptoms + twins if gradients else twins + symptoms
     if known:
         found = known[0]
         names = [mistake.name for mistake in known]

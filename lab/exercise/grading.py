@@ -44,9 +44,7 @@ class HandIn:
         return self.find("model.py") or (python[0] if len(python) == 1 else None)
 
 
-def grade(
-    folder: Path, points: Points, job: Job, on_student: Callable[[str, float], None]
-) -> Path:
+def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, float], None]) -> Path:
     """Grades all submissions in a folder.
 
     Args:
@@ -76,7 +74,9 @@ def grade(
 def read_submissions(folder: Path) -> list[HandIn]:
     """Reads the files of all students into memory. Raises UserError if there are none."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; --grade needs one with a submission per student")
+        raise UserError(
+            f"{folder} is not a folder; --grade needs one with a submission per student"
+        )
     found = []
     for path in sorted(folder.iterdir()):
         if path.name in WRITTEN or path.name.startswith("."):
@@ -198,7 +198,9 @@ def write_grades(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: Any) -> Any:
     """A spreadsheet must not read text from a submission as a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    return (
+        f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    )
 
 
 def summary(rows: list[dict[str, Any]], points: Points, seed: int) -> str:

@@ -147,4 +147,3 @@ ARGUMENTS = {
 }
 # The parts that a part builds on.
 NEEDS = {"Block": ("Attention", "MLP"), "VisionTransformer": ("PatchEmbed", "Block")}
-

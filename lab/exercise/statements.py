@@ -72,10 +72,13 @@ def _parameters(evidence: Evidence) -> str | None:
             wanted.remove(match)
     missing = ", ".join(f"{name} {shape}" for name, shape in wanted)
     extra = ", ".join(str(shape) for shape in own)
-    return "; ".join(
-        ([f"parameters that it needs and does not have: {missing}"] if missing else [])
-        + ([f"parameters that it has and does not need, of shape {extra}"] if extra else [])
-    ) or "its parameters have the right shapes, but which is which is not clear from their names"
+    return (
+        "; ".join(
+            ([f"parameters that it needs and does not have: {missing}"] if missing else [])
+            + ([f"parameters that it has and does not need, of shape {extra}"] if extra else [])
+        )
+        or "its parameters have the right shapes, but which is which is not clear from their names"
+    )
 
 
 def _mixes_images(evidence: Evidence) -> str | None:

@@ -1,7 +1,7 @@
 """The checks of the functions in exercise/steps.py.
 
-Each function runs in a small scenario that records what it did: a trace. The trace is compared
-with the expected one, and if it differs, with the traces of the wrong functions in step_mistakes.py.
+Each function runs in a small scenario that records what it did: a trace. It is compared with the
+expected trace, and if it differs, with the traces of the wrong functions in step_mistakes.py.
 """
 
 from collections.abc import Callable
@@ -43,12 +43,14 @@ class PlainSGD:
     def __init__(self, model: nn.Module):
         self.parameters = list(model.parameters())
         self.param_groups = [{"params": self.parameters, "lr": 0.1}]
+        self.steps = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self) -> None:
+        self.steps += 1
         with torch.no_grad():
             for parameter in self.parameters:
                 if parameter.grad is not None:
@@ -59,16 +61,20 @@ def trace_training_step(function: Callable, seed: int) -> Trace:
     """Two steps on two batches, starting in eval mode, as after a validation."""
     torch.manual_seed(seed)
     model = RecordingModel().eval()
-    optimizer, losses, weights = PlainSGD(model), [], []
+    optimizer, losses, weights = PlainSGD(model), [], [model.head.weight.detach().clone()]
     for _ in range(2):
         images, labels = torch.randn(4, 3, 2, 2), torch.randint(5, (4,))
         losses.append(function(model, optimizer, images, labels))
         weights.append(model.head.weight.detach().clone())
+    unchanged = torch.equal(weights[0], weights[2])
     return {
-        "loss": torch.tensor([float(loss) for loss in losses]),
+        "loss": torch.tensor([float(torch.as_tensor(loss).detach()) for loss in losses]),
         "has graph": any(isinstance(loss, Tensor) and loss.requires_grad for loss in losses),
-        "weights": torch.stack(weights),
+        "weights": torch.stack(weights[1:]),
         "modes": all(model.modes) and bool(model.modes),
+        # These two tell apart the ways in which nothing is learned.
+        "steps": optimizer.steps,
+        "gradient left": model.head.weight.grad is not None if unchanged else None,
     }
 
 
@@ -87,7 +93,7 @@ def expected_training_step(seed: int) -> Trace:
         weights.append(weight)
     return {
         "loss": torch.stack(losses), "has graph": False, "weights": torch.stack(weights),
-        "modes": True,
+        "modes": True, "steps": 2, "gradient left": None,
     }  # fmt: skip
 
 
@@ -151,8 +157,8 @@ def trace_replace_head(function: Callable, seed: int) -> Trace:
     return {
         "new": model.head is not old,
         "shape": shape,
-        "head trainable": all(p.requires_grad for p in model.head.parameters()),
-        "backbone frozen": [
+        "head trainable": sorted({p.requires_grad for p in model.head.parameters()}),
+        "trainable backbone": [
             n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head")
         ],
         "kept": kept,
@@ -172,7 +178,8 @@ class _Config:
 
 def expected_replace_head(seed: int) -> Trace:
     return {
-        "new": True, "shape": [2, 7], "head trainable": True, "backbone frozen": [], "kept": True,
+        "new": True, "shape": [2, 7], "head trainable": [True], "trainable backbone": [],
+        "kept": True,
     }  # fmt: skip
 
 
@@ -189,7 +196,7 @@ CHECKED = {  # which entries of the trace a check looks at
     "eval mode": ("modes",),
     "no gradients": ("grad enabled",),
     "new head": ("new", "shape"),
-    "frozen layers": ("head trainable", "backbone frozen", "kept"),
+    "frozen layers": ("head trainable", "trainable backbone", "kept"),
 }
 
 

@@ -22,6 +22,7 @@ class Symptom:
     says: str
     because: str
     test: Callable[[Evidence, str], bool]
+    only_training: bool = False  # the values are right, but training or another device fails
 
 
 def _says(pattern: str) -> Callable[[Evidence, str], bool]:
@@ -45,7 +46,7 @@ def _hidden(evidence: Evidence, modules: bool) -> bool:
 
 def _random_in_eval(evidence: Evidence, text: str) -> bool:
     trial = evidence.trial(TWO)
-    if text or trial.module is None:
+    if evidence.outcome(TWO).error:
         return False
     with torch.no_grad():
         torch.manual_seed(1)
@@ -71,7 +72,7 @@ def _makes_layers(evidence: Evidence, text: str) -> bool:
 
 def _changes_input(evidence: Evidence, text: str) -> bool:
     trial = evidence.trial(TWO)
-    if text or trial.module is None:
+    if evidence.outcome(TWO).error:
         return False
     inputs = trial.inputs.clone()
     with torch.no_grad():
@@ -96,7 +97,7 @@ def _wrong_device(evidence: Evidence, text: str) -> bool:
     if re.search(r"CUDA|cuda|NVIDIA|same device", text):
         return True
     trial = evidence.trial(TWO)
-    if text or trial.module is None:
+    if evidence.outcome(TWO).error:
         return False
     with DeviceTracker() as tracker:
         trial.run()
@@ -183,6 +184,7 @@ SYMPTOMS = (
         "A tensor is created on one particular device instead of the one of the input.",
         "The code was written on a GPU, or torch.zeros was called without device=x.device",
         _wrong_device,
+        only_training=True,
     ),
     Symptom(
         "hard-coded dtype",
@@ -220,30 +222,35 @@ SYMPTOMS = (
         "Layers are kept in a Python list or dict, so the optimizer never sees their parameters.",
         "nn.ModuleList looks like a list, but it also registers its layers",
         lambda e, text: _hidden(e, modules=True),
+        only_training=True,
     ),
     Symptom(
         "tensor instead of parameter",
         "A tensor that must be learned is no nn.Parameter, so the optimizer never sees it.",
         "torch.zeros or torch.randn alone makes a constant",
         lambda e, text: _hidden(e, modules=False),
+        only_training=True,
     ),
     Symptom(
         "input changed in place",
         "forward changes its input, which the caller still needs.",
         "x += y changes the tensor x itself; x = x + y makes a new one",
         _changes_input,
+        only_training=True,
     ),
     Symptom(
         "in-place operation on a value that backward needs",
         "A tensor is changed in place after it was used, so the gradient cannot be computed.",
         "+=, relu_ or an assignment to a slice saves memory, but autograd needs the old value",
         lambda e, text: _in_place(e, text) or "inplace operation" in text,
+        only_training=True,
     ),
     Symptom(
         "detached graph",
         "The output does not depend on the input for autograd: the graph is cut.",
         "detach(), .data, numpy() or no_grad() is left in forward",
         _detached,
+        only_training=True,
     ),
 )
 
@@ -258,4 +265,3 @@ def find_symptoms(evidence: Evidence, text: str) -> list[Symptom]:
         except Exception:  # the test runs the student's code in ways that it may not stand
             continue
     return found
-

@@ -30,7 +30,7 @@ def _without_compiler() -> Iterator[None]:
 if not {"timm", "torchvision", "torch._dynamo"} & set(sys.modules):
     try:
         with _without_compiler():
-            import timm.models.vision_transformer
+            import timm.models.vision_transformer  # noqa: F401
     except (ImportError, AttributeError):  # a version that needs more of it
         pass
 from timm.models import vision_transformer as timm_vit  # noqa: E402
