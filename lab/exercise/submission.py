@@ -65,7 +65,8 @@ class Submission:
         module = self.module_of(part)
         kind = "function" if part.is_function else "class"
         if found is None:
-            similar = difflib.get_close_matches(part.name, vars(module), 1, cutoff=0.7)
+            names = [name for name in vars(module) if name[0] != "_" and name not in PARTS]
+            similar = difflib.get_close_matches(part.name, names, 1, cutoff=0.7)
             guess = f" Did you mean {part.name} where you wrote {similar[0]}?" if similar else ""
             line = self.line_of(similar[0]) if similar else None
             raise Failure(f"{where(module, line)}: there is no {kind} {part.name}.{guess}", line)

@@ -219,10 +219,9 @@ SYMPTOMS = (
     ),
     Symptom(
         "parameters in a plain list",
-        "Layers are kept in a Python list or dict, so the optimizer never sees their parameters.",
+        "Layers are kept in a Python list or dict, so eval() and the optimizer do not reach them.",
         "nn.ModuleList looks like a list, but it also registers its layers",
         lambda e, text: _hidden(e, modules=True),
-        only_training=True,
     ),
     Symptom(
         "tensor instead of parameter",

@@ -177,7 +177,7 @@ def outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) -> 
         torch.manual_seed(trial.seed + 1)
         tensors = [inputs, *(slot.tensor for slot in slots(module))]
         learned = [t for t in tensors if t.requires_grad]
-        loss = (out * torch.randn_like(out)).sum()
+        loss = (out * torch.randn(out.shape)).sum()  # randn_like would follow the strides of out
         found = iter(torch.autograd.grad(loss, learned, allow_unused=True))
         return Outcome(out, None, [next(found) if t.requires_grad else None for t in tensors])
     except Exception as error:

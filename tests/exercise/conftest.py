@@ -20,11 +20,12 @@ STUDENT = (HERE / "student.py").read_text(encoding="utf-8")
 def definitions(source: str) -> dict[str, str]:
     """The source of every class and function of a file, by name."""
     lines = source.splitlines(keepends=True)
-    return {
-        node.name: "".join(lines[node.lineno - 1 : node.end_lineno])
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    }
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            found[node.name] = "".join(lines[first - 1 : node.end_lineno])
+    return found
 
 
 def pasted(solution: str) -> str:
