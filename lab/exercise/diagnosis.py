@@ -7,7 +7,7 @@ from lab.exercise.mistakes import MISTAKES
 from lab.exercise.reference import DoesNotApply, Mistake
 from lab.exercise.statements import narrowest_statement
 from lab.exercise.submission import Failure, where
-from lab.exercise.symptoms import Symptom, find_symptoms
+from lab.exercise.symptoms import Symptom, find_symptoms, finite
 from lab.exercise.trials import TWO, Evidence
 
 
@@ -33,9 +33,10 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     known: list[Mistake | Symptom] = symptoms + twins if gradients else twins + symptoms
     if known:
         found = known[0]
+        says = found.says(evidence) if callable(found.says) else found.says
         names = [mistake.name for mistake in known]
-        return Diagnosis(sentence(failure, evidence, found.says), found.because, names)
-    if check in ("shapes", "values") and not evidence.outcome(TWO).error:
+        return Diagnosis(sentence(failure, evidence, says), found.because, names)
+    if check in ("shapes", "values") and finite(evidence.outcome(TWO).output):
         if pair := next(pairs_of_mistakes(evidence), None):
             first, second = pair
             says = f"two mistakes together: {first.says} {second.says}"

@@ -137,6 +137,7 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1, errors="replace")
     torch.set_num_threads(1)
     with open(trace, "w") as file:
         faulthandler.enable(file)

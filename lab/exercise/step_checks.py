@@ -236,7 +236,7 @@ def trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     submission.check_call(part, function, *range(arguments))
     try:
         return TRACES[part.name][0](function, seed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise submission.explain(error) from error
 
 

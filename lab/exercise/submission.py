@@ -65,10 +65,11 @@ class Submission:
         module = self.module_of(part)
         kind = "function" if part.is_function else "class"
         if found is None:
-            names = [name for name in vars(module) if name[0] != "_" and name not in PARTS]
-            similar = difflib.get_close_matches(part.name, names, 1, cutoff=0.7)
-            guess = f" Did you mean {part.name} where you wrote {similar[0]}?" if similar else ""
-            line = self.line_of(similar[0]) if similar else None
+            names = {n.lower(): n for n in vars(module) if n[0] != "_" and n not in PARTS}
+            similar = difflib.get_close_matches(part.name.lower(), names, 1, cutoff=0.7)
+            name = names[similar[0]] if similar else None
+            guess = f" Did you mean {part.name} where you wrote {name}?" if name else ""
+            line = self.line_of(name) if name else None
             raise Failure(f"{where(module, line)}: there is no {kind} {part.name}.{guess}", line)
         if not (inspect.isfunction(found) if part.is_function else inspect.isclass(found)):
             raise Failure(f"{module.__file__}: {part.name} is not a {kind}")

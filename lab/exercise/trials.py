@@ -80,7 +80,7 @@ class Trial:
         torch.manual_seed(self.seed)
         try:
             return self.module(self.inputs.clone() if inputs is None else inputs, **keywords)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.submission.explain(error) from error
 
     def output(self) -> Tensor:
@@ -150,7 +150,7 @@ def build(
         setattr(submission.model, name, reference_class(name) if fill_in else own)
     try:
         return cls(config, *more).eval()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise submission.explain(error) from error
 
 
@@ -180,7 +180,7 @@ def outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) -> 
         loss = (out * torch.randn(out.shape)).sum()  # randn_like would follow the strides of out
         found = iter(torch.autograd.grad(loss, learned, allow_unused=True))
         return Outcome(out, None, [next(found) if t.requires_grad else None for t in tensors])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome(error=error)
 
 

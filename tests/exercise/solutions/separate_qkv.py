@@ -17,7 +17,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.attn_drop_rate)
 
     def split(self, x):
-        B, N, D = x.shape
+        B, N, _ = x.shape
         return x.view(B, N, self.n_heads, self.head_dim).permute(0, 2, 1, 3)
 
     def forward(self, x, return_weights=False):
