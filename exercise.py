@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from lab.core import constants
-from lab.core.errors import UserError, run_script
+from lab.core import UserError, constants, run_script
 from lab.exercise import PARTS, Job, Result, checks_hash, grade, hand_out, run_checks
 
 # --- What is checked ---

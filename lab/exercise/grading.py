@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.exercise.checks import Result
 from lab.exercise.processes import Job, run_checks
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.exercise.parts import PARTS, Part
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -221,7 +221,8 @@ EVALUATE = (
 
 
 def new_head(model: nn.Module, num_classes: int) -> None:
-    model.head = nn.Linear(model.head.in_features, num_classes)
+    width = model.head.in_features
+    model.head = nn.Linear(width, num_classes)
 
 
 def train_only_head(model: nn.Module) -> None:

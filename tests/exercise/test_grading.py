@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from exercise import POINTS
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.exercise.grading import check_run, grade
 from lab.exercise.processes import Job
 from tests.exercise.conftest import ROOT, STUDENT, WEIGHTS, edited, pasted

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.exercise.handout import hand_out, skeleton
 from lab.exercise.parts import PARTS
 from tests.exercise.conftest import ROOT

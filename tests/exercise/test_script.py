@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import exercise
-from lab.core.errors import run_script
+from lab.core import run_script
 from tests.exercise.conftest import ROOT, STUDENT, edited, pasted
 
 RELU = pasted(edited("MLP", [("F.gelu(h)", "F.relu(h)")]))
