@@ -1,0 +1,228 @@
+"""The exercise of the lab: write model.py, and let this script check it.
+
+    python exercise.py                                 # check all parts, explain the first mistake
+    python exercise.py --part attention                # one part
+    python exercise.py --hint                          # the next of three hints
+    python exercise.py --watch                         # check again whenever the file is saved
+    python exercise.py --hand-out ../lab-for-students  # for teachers: the student version
+    python exercise.py --grade ../submissions          # for teachers: grades.csv, summary.md
+
+Every constant is also a flag. Submissions are compared with timm's modules on random inputs, and
+run in processes with limits on time and memory, which are not a sandbox. exercise/README.md has a
+page for students and one for teachers.
+"""
+
+import hashlib
+import inspect
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from lab.core import UserError, constants, run_script
+from lab.exercise import PARTS, Job, Result, checks_hash, grade, hand_out, run_checks
+
+# --- What is checked ---
+MODEL_FILE: str = "model.py"  # the student's model
+STEPS_FILE: str = "exercise/steps.py"  # the student's steps; where it is missing, MODEL_FILE
+PART: str | None = None  # one part, such as attention; none: all
+HINT: bool = False  # show the next hint for the first part that fails
+WATCH: bool = False  # check again whenever a file is saved
+SOLUTION: str | None = None  # show the solution of a part that passes
+GIVE_UP: bool = False  # with --solution: show it although the part fails; the report records it
+
+# --- For teachers ---
+HAND_OUT: str | None = None  # write the student version of this repository to a new folder
+GRADE: str | None = None  # grade the submissions in a folder: a file, folder or zip per student
+
+# --- Limits ---
+SECONDS: float = 10.0  # that a part may take
+MEMORY_MB: int = 2000  # that a submission may take, besides PyTorch
+SEED: int | None = None  # of the random inputs; none: another one on every run
+RESULTS_DIR: str = "results/exercise"  # for the report, which also remembers hints
+
+POINTS = {  # Task II of the lab sheet, one point in all: part, check, points
+    "PatchEmbed": {"shapes": 0.03, "values": 0.06, "gradients": 0.02, "released weights": 0.02},
+    "MLP": {"shapes": 0.03, "values": 0.06, "gradients": 0.02, "released weights": 0.02},
+    "Attention": {
+        "shapes": 0.04, "values": 0.12, "gradients": 0.02, "options": 0.02,
+        "released weights": 0.04,
+    },
+    "Block": {
+        "shapes": 0.02, "values": 0.08, "gradients": 0.02, "options": 0.02,
+        "released weights": 0.02,
+    },
+    "VisionTransformer": {
+        "shapes": 0.03, "values": 0.08, "gradients": 0.02, "options": 0.03,
+        "released weights": 0.03,
+    },
+    "training_step": {"loss": 0.02, "update": 0.02, "train mode": 0.01},
+    "evaluate": {"accuracy": 0.02, "eval mode": 0.01, "no gradients": 0.01},
+    "replace_head": {"new head": 0.02, "frozen layers": 0.04},
+}  # fmt: skip
+WEIGHTS = Path(__file__).resolve().parent / "weights" / "vit_128x6_cifar10.safetensors"
+BAR = 20  # characters of the progress bar
+
+
+def main() -> None:
+    c = SimpleNamespace(**constants.override(sys.modules[__name__]))
+    if c.HAND_OUT:
+        print(f"left to write: {', '.join(hand_out(Path(c.HAND_OUT)))}\n{c.HAND_OUT}")
+    elif c.GRADE:
+        print(grade(Path(c.GRADE), POINTS, job(c), print_student))
+    elif c.SOLUTION:
+        show_solution(c, part_named(c.SOLUTION))
+    elif c.WATCH:
+        watch(c)
+    elif not check(c):
+        sys.exit(1)
+
+
+def check(c: SimpleNamespace) -> bool:
+    """Checks the parts, prints what came out, and writes the report. True if all parts pass."""
+    report = Report(Path(c.RESULTS_DIR) / "report.json")
+    work = job(c)
+    results, printed = run_checks(work, lambda result: print(line(result)))
+    earned = sum(points_of(result) for result in results)
+    total = sum(sum(POINTS[result.part].values()) for result in results)
+    print(f"\n  {bar(earned / total)}  {earned:.2f} of {total:.2f} points")
+    failing = next((result for result in results if result.failed is not None), None)
+    if failing:
+        print(f"\n{failing.part}, {failing.failed}: {failing.says}")
+        if failing.because:
+            print(f"How it happens: {failing.because}.")
+        print_hints(report, failing.part, c.HINT)
+    elif c.HINT and len(results) == 1:
+        print_hints(report, results[0].part, more=True)
+    if printed.strip():
+        lines = printed.strip().splitlines()
+        print("\nYour code printed:\n  " + "\n  ".join(lines[:10]))
+        print("  ..." * (len(lines) > 10))
+    report.write({r.part: points_of(r) for r in results}, work)
+    print(report.path)
+    return failing is None
+
+
+def job(c: SimpleNamespace) -> Job:
+    """What is checked, and within which limits, as the constants say."""
+    model, steps = Path(c.MODEL_FILE).resolve(), Path(c.STEPS_FILE).resolve()
+    if not c.GRADE and not model.is_file():
+        raise UserError(f"there is no file {c.MODEL_FILE}: set MODEL_FILE to your model.py")
+    if not WEIGHTS.is_file():
+        raise UserError(f"{WEIGHTS} is missing; the checks need it, so get it from the repository")
+    parts = (part_named(c.PART),) if c.PART else tuple(PARTS)
+    seed = secrets.randbelow(2**31) if c.SEED is None else c.SEED
+    steps_file = steps if steps.is_file() else None
+    return Job(model, steps_file, parts, seed, WEIGHTS, c.SECONDS, c.MEMORY_MB)
+
+
+def part_named(name: str) -> str:
+    """The part that a flag names, in any case, with or without underscores."""
+    names = {part.lower().replace("_", ""): part for part in PARTS}
+    found = names.get(name.lower().replace("_", ""))
+    if found is None:
+        raise UserError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
+    return found
+
+
+def points_of(result: Result) -> float:
+    return sum(POINTS[result.part][check] for check in result.passed)
+
+
+def line(result: Result) -> str:
+    earned, total = points_of(result), sum(POINTS[result.part].values())
+    state = "passed" if result.failed is None else f"fails: {result.failed}"
+    state = "not written yet" if result.unwritten else state
+    return f"  {result.part:<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}  {state}"
+
+
+def bar(fraction: float) -> str:
+    full = round(BAR * fraction)
+    return "█" * full + "░" * (BAR - full)
+
+
+def print_student(name: str, points: float) -> None:
+    print(f"  {name:<30} {points:.2f}")
+
+
+def print_hints(report: "Report", part: str, more: bool) -> None:
+    """The hints that were revealed so far; with `more` one more."""
+    hints = PARTS[part].hints
+    shown = min(report.hints.get(part, 0) + int(more), len(hints)) or 1
+    report.hints[part] = shown
+    for number, hint in enumerate(hints[:shown], 1):
+        print(f"Hint {number} of {len(hints)}: {hint}")
+    if shown < len(hints):
+        print("python exercise.py --hint shows the next one.")
+
+
+def show_solution(c: SimpleNamespace, part: str) -> None:
+    """Shows where the solution is, after the part passes or the student gives up."""
+    report = Report(Path(c.RESULTS_DIR) / "report.json")
+    c.PART = part
+    work = job(c)
+    results, _ = run_checks(work)
+    if results[0].failed is not None:
+        if not c.GIVE_UP:
+            raise UserError(
+                f"{part} does not pass yet. --give-up shows the solution anyway, and the report "
+                "records it"
+            )
+        report.gave_up.append(part)
+    report.write({part: points_of(results[0])}, work)
+    print(solution_of(part))
+
+
+def solution_of(part: str) -> str:
+    """timm's source for a class of model.py, or the place where the lab itself does the step."""
+    place = PARTS[part].solution
+    module, _, name = place.rpartition(".")
+    if not module.startswith("timm"):
+        return f"the lab's own scripts do this too: {place}"
+    __import__(module)
+    return f"# {place}\n{inspect.getsource(getattr(sys.modules[module], name))}"
+
+
+def watch(c: SimpleNamespace) -> None:
+    """Checks again whenever a file changes, until Ctrl-C."""
+    files, seen = [Path(c.MODEL_FILE), Path(c.STEPS_FILE)], None
+    while True:
+        now = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
+        if now != seen:
+            print(f"\n{time.strftime('%H:%M:%S')} (Ctrl-C ends)")
+            check(c)
+            seen, c.HINT = now, False
+        time.sleep(0.3)
+
+
+class Report:
+    """The file that remembers points, hints and given-up parts from run to run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            old = {}
+        self.points: dict[str, float] = old.get("points", {})
+        self.hints: dict[str, int] = old.get("hints", {})
+        self.gave_up: list[str] = old.get("gave_up", [])
+
+    def write(self, points: dict[str, float], job: Job) -> None:
+        self.points |= points
+        content = {
+            "points": {part: round(value, 4) for part, value in self.points.items()},
+            "hints": self.hints,
+            "gave_up": sorted(set(self.gave_up)),
+            "model": hashlib.sha256(job.model_file.read_bytes()).hexdigest(),
+            "seed": job.seed,
+            "checks": checks_hash(),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)

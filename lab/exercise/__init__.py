@@ -1,0 +1,16 @@
+"""The exercise: hand out, check, diagnose and grade a student's model.py and exercise/steps.py.
+
+Open parts.py first: it says what each part asks for. Then checks.py (what is checked) and
+diagnosis.py (how a mistake gets its name; the library is in mistakes.py).
+"""
+
+from lab.exercise.checks import Result
+from lab.exercise.grading import checks_hash, grade
+from lab.exercise.handout import hand_out
+from lab.exercise.parts import PARTS
+from lab.exercise.processes import Job, run_checks
+from lab.exercise.submission import load_module
+
+__all__ = [
+    "PARTS", "Job", "Result", "checks_hash", "grade", "hand_out", "load_module", "run_checks",
+]  # fmt: skip

@@ -1,0 +1,210 @@
+"""Finds which of a student's parameters plays the role of which parameter of a reference module.
+
+Students may write a part in their own way: a Linear layer on unfolded patches instead of a
+convolution, separate layers for queries, keys and values, other names, parameters transposed. A
+layout says where each element of the reference's parameters lies among the student's. It is found
+on element numbers instead of values, so it can be applied in both directions, and to gradients.
+"""
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+ROLE = re.compile(
+    r"(?:to|w|b|linear|fc|proj|project|lin)?_?(q|k|v|kv)"
+    r"(?:uery|ueries|ey|eys|alue|alues)?_?(?:proj|projection|linear|layer|lin|w|fc|s|weight|bias)*",
+    re.IGNORECASE,
+)
+KINDS = {nn.Linear: "Linear", nn.Conv2d: "Conv2d", nn.LayerNorm: "LayerNorm"}
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A parameter of a module, or a tensor that looks like one."""
+
+    name: str
+    kind: str  # such as "Linear.weight"; "" for an nn.Parameter outside of PyTorch's layers
+    tensor: Tensor
+    registered: bool = True  # False: optimizers do not see it (a plain tensor, list or buffer)
+
+
+Layout = dict[str, Tensor]  # the reference's parameter: numbers of elements in the student's slots
+
+
+def slots(module: nn.Module) -> list[Slot]:
+    """All parameters of a module in order of registration, then what is hidden from optimizers."""
+    found, seen = [], set()
+    for path, owner in module.named_modules():
+        kind = next((name for base, name in KINDS.items() if isinstance(owner, base)), "")
+        for leaf, value in owner.named_parameters(recurse=False):
+            if id(value) not in seen:
+                name = f"{path}.{leaf}" if path else leaf
+                found.append(Slot(name, f"{kind}.{leaf}" if kind else "", value))
+                seen.add(id(value))
+    for path, owner in module.named_modules():
+        plain = {k: v for k, v in vars(owner).items() if not k.startswith("_")}
+        for leaf, value in {**plain, **owner._buffers}.items():
+            for slot in hidden(value, f"{path}.{leaf}" if path else leaf):
+                if id(slot.tensor) not in seen:
+                    found.append(slot)
+                    seen.add(id(slot.tensor))
+    return found
+
+
+def hidden(value: object, name: str) -> Iterator[Slot]:
+    """Tensors in plain attributes, lists and dicts, where PyTorch does not look for parameters."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield Slot(name, "", value, registered=False)
+    elif isinstance(value, nn.Module):
+        for slot in slots(value):
+            yield replace(slot, name=f"{name}.{slot.name}", registered=False)
+    elif isinstance(value, list | tuple | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from hidden(item, f"{name}.{key}")
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors]) if tensors else torch.zeros(0)
+
+
+def layouts(student: list[Slot], wanted: list[Slot], limit: int = 12) -> Iterator[Layout]:
+    """Possible layouts, the most likely first; none if the student's parameters cannot be `wanted`.
+
+    Where all names and shapes are the reference's there is only one, so a wrong order inside of a
+    parameter (such as keys before queries) stays visible.
+    """
+    numbers, start = [], 0
+    for slot in student:
+        ids = torch.arange(start, start + slot.tensor.numel()).reshape(slot.tensor.shape)
+        numbers.append(replace(slot, tensor=ids))
+        start += slot.tensor.numel()
+    shapes = {slot.name: slot.tensor.shape for slot in wanted}
+    own = {slot.name: slot.tensor for slot in numbers if slot.registered}
+    if {name: ids.shape for name, ids in own.items()} == shapes:
+        yield own
+        return
+    candidates = (
+        layout
+        for merged in merged_qkv(numbers)
+        for items in reshaped(merged, wanted)
+        if (layout := assign(items, wanted)) is not None
+    )
+    yield from itertools.islice(candidates, limit)
+
+
+def assign(items: list[Slot], wanted: list[Slot]) -> Layout | None:
+    """Pairs slots with the reference's: by name, by the end of the name, by kind, by shape.
+
+    Slots of the same kind and shape are paired in order of registration.
+    """
+    stages: list[Callable[[Slot], object]] = [
+        lambda s: (s.name, s.tensor.shape),
+        lambda s: (s.name.split(".")[-2:], s.tensor.shape),
+        lambda s: (s.kind, s.tensor.shape),
+        lambda s: squeezed(s.tensor),
+    ]
+    layout: Layout = {}
+    items = list(items)
+    for stage in stages:
+        groups: dict[str, list[Slot]] = defaultdict(list)
+        for slot in items:
+            groups[repr(stage(slot))].append(slot)
+        for key, group in itertools.groupby(
+            sorted((s for s in wanted if s.name not in layout), key=lambda s: repr(stage(s))),
+            key=lambda s: repr(stage(s)),
+        ):
+            targets, found = list(group), groups.get(key, [])
+            if len(found) != len(targets):
+                found = [slot for slot in found if slot.registered]
+            if len(found) == len(targets):
+                for target, slot in zip(targets, found, strict=True):
+                    layout[target.name] = slot.tensor.reshape(target.tensor.shape)
+                    items.remove(slot)
+    complete = len(layout) == len(wanted) and not any(slot.registered for slot in items)
+    return layout if complete else None
+
+
+def squeezed(tensor: Tensor) -> list[int]:
+    return [n for n in tensor.shape if n != 1]
+
+
+def merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
+    """Joins separate parameters for queries, keys and values (and heads) to one `qkv`.
+
+    If the names do not say which is which, all orders are possible.
+    """
+    families: dict[tuple[str, str], dict[str, list[Slot]]] = defaultdict(lambda: defaultdict(list))
+    for slot in items:
+        for position, component in enumerate(parts := slot.name.split(".")):
+            if (match := ROLE.fullmatch(component)) and not slot.kind.startswith("LayerNorm"):
+                is_bias = slot.kind.endswith("bias") or (not slot.kind and slot.tensor.ndim == 1)
+                path = re.sub(r"(heads?)\.\d+$", r"\1", ".".join(parts[:position]))
+                families[path, "bias" if is_bias else "weight"][match[1].lower()].append(slot)
+    named = {k: f for k, f in families.items() if set(f) in ({"q", "k", "v"}, {"q", "kv"})}
+    if named:
+        for transpose in (True, False):
+            merged = list(items)
+            for (path, leaf), family in named.items():
+                order = ("q", "k", "v") if "k" in family else ("q", "kv")
+                members = [slot for role in order for slot in family[role]]
+                join(merged, members, path, leaf, transpose)
+            yield merged
+        return
+    yield items
+    squares = [s for s in items if s.kind == "Linear.weight" and len({*s.tensor.shape}) == 1]
+    if len(squares) == 4:  # three for queries, keys, values in some order, and the output layer
+        biases = [s for s in items if s.kind == "Linear.bias"][:3]
+        for order in itertools.permutations(range(3)):
+            merged = list(items)
+            join(merged, [squares[i] for i in order], "", "weight", False)
+            if len(biases) == 3:
+                join(merged, [biases[i] for i in order], "", "bias", False)
+            yield merged
+
+
+def join(items: list[Slot], members: list[Slot], path: str, leaf: str, transpose: bool) -> None:
+    """Replaces members by one slot whose rows are theirs, one after another."""
+    rows = []
+    for slot in members:
+        ids = slot.tensor
+        if not slot.kind and leaf == "weight" and transpose:  # x @ W instead of W x
+            ids = ids.transpose(-2, -1)
+        rows.append(ids.reshape(-1, ids.shape[-1]) if leaf == "weight" else ids.reshape(-1))
+    if len({ids.shape[1:] for ids in rows}) == 1:
+        name = f"{path}.qkv.{leaf}" if path else f"qkv.{leaf}"
+        items[items.index(members[0])] = Slot(name, f"Linear.{leaf}", torch.cat(rows))
+        for slot in members[1:]:
+            items.remove(slot)
+
+
+def reshaped(items: list[Slot], wanted: list[Slot]) -> Iterator[list[Slot]]:
+    """The slots with parameters transposed, or with a Linear layer seen as a convolution."""
+    yield items
+    shapes = [s.tensor.shape for s in wanted]
+    choices = [[slot, *other_shapes(slot, shapes)] for slot in items]
+    for choice in itertools.islice(itertools.product(*choices), 1, 64):
+        yield list(choice)
+
+
+def other_shapes(slot: Slot, shapes: list[torch.Size]) -> Iterator[Slot]:
+    ids = slot.tensor
+    if ids.ndim != 2:
+        return
+    if not slot.kind:
+        yield replace(slot, tensor=ids.T, kind="Linear.weight")
+    for shape in shapes:
+        if len(shape) == 4:
+            out, channels, height, width = shape
+            for matrix in (ids, ids.T) if not slot.kind else (ids,):
+                if matrix.shape == (out, channels * height * width):
+                    yield replace(slot, tensor=matrix.reshape(shape), kind="Conv2d.weight")
+                    pixels_first = matrix.reshape(out, height, width, channels)
+                    yield replace(
+                        slot, tensor=pixels_first.permute(0, 3, 1, 2), kind="Conv2d.weight"
+                    )

@@ -1,0 +1,614 @@
+"""The library of mistakes in model.py, as edits of timm's modules.
+
+Each entry says what the code does, what follows, and how somebody gets there. A submission is
+recognized by what it computes, not by how it is written: see lab/exercise/diagnosis.py. Mistakes
+that need no twin, such as a division that gives a float, are in lab/exercise/symptoms.py.
+"""
+
+import torch.nn.functional as F
+from torch import nn
+
+from lab.exercise.reference import Mistake
+
+RESHAPE = "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)"
+CONV = "x = self.proj(x)"
+TOKENS = "x.flatten(2).transpose(1, 2)"
+SCALE = "q = q * self.scale"
+
+
+class Apply(nn.Module):
+    """A function as a module, for changes that put one in place of a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class OverTokens(nn.LayerNorm):
+    """A LayerNorm that takes its mean and variance over tokens instead of channels."""
+
+    def forward(self, x):
+        return F.layer_norm(x.mT, x.shape[1:2], eps=self.eps).mT * self.weight + self.bias
+
+
+def as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
+    """Changes the class of some layers, which keeps their parameters."""
+    for name in names:
+        getattr(module, name).__class__ = kind
+
+
+def set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
+    for name in names:
+        getattr(module, name).eps = eps
+
+
+PATCH_EMBED = (
+    Mistake(
+        "column-major patches",
+        "The patches are numbered column by column instead of row by row, so positions and "
+        "attention maps are transposed.",
+        "Width is written before height, as in (x, y) coordinates",
+        ((TOKENS, "x.mT.flatten(2).transpose(1, 2)"),),
+    ),
+    Mistake(
+        "height and width swapped",
+        "The images are transposed before they are cut, so the pixels inside each patch are "
+        "transposed too.",
+        "Images are thought of as (B, C, W, H)",
+        ((CONV, "x = self.proj(x.mT)"), (TOKENS, "x.mT.flatten(2).transpose(1, 2)")),
+    ),
+    Mistake(
+        "channels not moved to the last axis",
+        "The output is (B, D, N): the transpose after flatten is missing.",
+        "A convolution keeps channels on axis 1, and flatten(2) does not change that",
+        ((TOKENS, "x.flatten(2)"),),
+    ),
+    Mistake(
+        "reshape instead of transpose",
+        "The shape is right, but reshape does not move the channels to the last axis: each token "
+        "mixes numbers of many patches.",
+        "(B, D, N) is read as (B, N, D), which has equally many elements",
+        ((TOKENS, "x.flatten(2).reshape(B, -1, x.shape[1])"),),
+    ),
+    Mistake(
+        "patches not flattened",
+        "The output still has two axes for the patches, (B, H/P, W/P, D).",
+        "The grid looks like an image, but attention needs one axis of tokens",
+        ((TOKENS, "x.permute(0, 2, 3, 1)"),),
+    ),
+    Mistake(
+        "stride of one",
+        "The convolution moves by one pixel, so there is a token for every position of the window.",
+        "nn.Conv2d has stride 1 unless it is given",
+        change=lambda m, c: setattr(m.proj, "stride", (1, 1)),
+    ),
+    Mistake(
+        "overlapping patches",
+        "The stride is half a patch, so neighboring patches overlap and there are too many tokens.",
+        "Overlap is common in convolutions, but ViT cuts the image like tiles",
+        change=lambda m, c: setattr(m.proj, "stride", (c.patch_size // 2,) * 2),
+    ),
+    Mistake(
+        "padded convolution",
+        "The image is padded by one pixel, so every patch is shifted and contains zeros.",
+        "padding=1 is copied from a CNN, where it keeps the size",
+        change=lambda m, c: setattr(m.proj, "padding", (1, 1)),
+    ),
+    Mistake(
+        "image reshaped into patches",
+        "The image is reshaped to (B, N, C*P*P) without cutting it, so a token holds a few full "
+        "rows of one channel instead of a square patch.",
+        "The numbers of elements agree, and reshape does not complain",
+        ((CONV, "x = F.linear(x.reshape(B, -1, self.proj.weight[0].numel()), "
+                "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"),),
+    ),
+    Mistake(
+        "unfold without transpose",
+        "The result of unfold, (B, C*P*P, N), is reshaped to (B, N, C*P*P) instead of transposed, "
+        "so each token mixes pixels of many patches.",
+        "unfold puts the patches on the last axis",
+        ((CONV, "x = F.linear(F.unfold(x, self.patch_size, stride=self.patch_size)"
+                ".reshape(B, -1, self.proj.weight[0].numel()), "
+                "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"),),
+    ),
+)  # fmt: skip
+
+MLP = (
+    Mistake(
+        "ReLU instead of GELU",
+        "The activation function is ReLU.",
+        "ReLU is the default of many networks; the ViT paper uses GELU",
+        change=lambda m, c: setattr(m, "act", nn.ReLU()),
+    ),
+    Mistake(
+        "tanh approximation of GELU",
+        "The activation is GELU's tanh approximation, which differs in the fourth digit.",
+        "GPT-2 and some libraries use it; the ViT paper and released weights use the exact GELU",
+        change=lambda m, c: setattr(m, "act", nn.GELU("tanh")),
+    ),
+    Mistake(
+        "sigmoid approximation of GELU",
+        "The activation is x * sigmoid(1.702 x), the QuickGELU of CLIP.",
+        "CLIP's code is a common template for a ViT",
+        change=lambda m, c: setattr(m, "act", Apply(lambda x: x * (1.702 * x).sigmoid())),
+    ),
+    Mistake(
+        "SiLU instead of GELU",
+        "The activation function is SiLU (Swish).",
+        "Newer language models use SiLU",
+        change=lambda m, c: setattr(m, "act", nn.SiLU()),
+    ),
+    Mistake(
+        "no activation function",
+        "There is no activation, so the two linear layers are equal to one.",
+        "The activation is created in __init__ but not called in forward",
+        change=lambda m, c: setattr(m, "act", nn.Identity()),
+    ),
+    Mistake(
+        "activation after the last layer",
+        "A second activation follows fc2, so the output has almost no negative values.",
+        "Linear and activation are written as a pair, twice",
+        (("x = self.drop2(x)", "x = self.act(x)"),),
+    ),
+    Mistake(
+        "activation at the end instead of the middle",
+        "The activation comes after fc2 and not between the layers.",
+        "The order of the calls in forward is mixed up",
+        (("x = self.act(x)", "x = x"), ("x = self.drop2(x)", "x = self.act(x)")),
+    ),
+    Mistake(
+        "missing second linear layer",
+        "There is no fc2: the output has the hidden width instead of the embedding width.",
+        "The activation is taken for the end of the MLP",
+        change=lambda m, c: setattr(m, "fc2", nn.Identity()),
+    ),
+    Mistake(
+        "hidden width always four times the embedding width",
+        "The hidden width ignores config.mlp_ratio.",
+        "The paper's 4 is written into the code",
+        change=lambda m, c: vars(m)["_modules"].update(
+            fc1=nn.Linear(c.embed_dim, 4 * c.embed_dim), fc2=nn.Linear(4 * c.embed_dim, c.embed_dim)
+        ),
+    ),
+    Mistake(
+        "residual connection inside the MLP",
+        "The MLP adds its input to its output, and the block adds it a second time.",
+        "The residual connection belongs to the block",
+        (("x = self.fc1(x)", "start = x\n    x = self.fc1(x)"), ("return x", "return start + x")),
+    ),
+    Mistake(
+        "dropout active in eval mode in the MLP",
+        "A tenth of the output is dropped in eval mode too, so every prediction is random.",
+        "F.dropout drops unless it is given training=self.training",
+        (("x = self.drop2(x)", "x = nn.functional.dropout(x, 0.1)"),),
+    ),
+)  # fmt: skip
+
+
+ATTENTION = (
+    Mistake(
+        "softmax over queries",
+        "The softmax runs over axis -2, so weights sum to one over queries and not over keys.",
+        "Both axes have N elements, so either one runs",
+        (("softmax(dim=-1)", "softmax(dim=-2)"),),
+    ),
+    Mistake(
+        "softmax over heads",
+        "The softmax runs over axis 1: the heads compete, and a token's weights do not sum to one.",
+        "dim=1 is the channel axis in most networks; here it is the head axis",
+        (("softmax(dim=-1)", "softmax(dim=1)"),),
+    ),
+    Mistake(
+        "no softmax",
+        "The scores are used as weights without a softmax.",
+        "The scaled product is taken for the attention itself",
+        (("attn = attn.softmax(dim=-1)", "attn = attn"),),
+    ),
+    Mistake(
+        "missing 1/sqrt(d)",
+        "The scores are not divided by sqrt(d), so the softmax saturates.",
+        "Scaled dot-product attention is written without the scaling",
+        ((SCALE, "q = q"),),
+    ),
+    Mistake(
+        "1/sqrt(D) instead of 1/sqrt(d)",
+        "The scores are divided by the square root of the embedding width, not of a head's width.",
+        "With several heads, queries and keys have D / h channels",
+        ((SCALE, "q = q * (self.num_heads * self.head_dim) ** -0.5"),),
+    ),
+    Mistake(
+        "1/d instead of 1/sqrt(d)",
+        "The scores are divided by d, so the weights are almost uniform.",
+        "The square root is forgotten",
+        ((SCALE, "q = q / self.head_dim"),),
+    ),
+    Mistake(
+        "sqrt(d) multiplied instead of divided",
+        "The scores are multiplied by sqrt(d), so the softmax saturates.",
+        "The scale is defined as d ** 0.5 and used as a factor",
+        ((SCALE, "q = q * self.head_dim ** 0.5"),),
+    ),
+    Mistake(
+        "scaled after the softmax",
+        "The weights are divided by sqrt(d) instead of the scores, so they sum to 1/sqrt(d).",
+        "The factor is put at the end of the line",
+        ((SCALE, "q = q"), ("softmax(dim=-1)", "softmax(dim=-1) * self.scale")),
+    ),
+    Mistake(
+        "q and k swapped",
+        "Keys take the place of queries, so a token gets what others would take from it.",
+        "The first two thirds of qkv are unpacked in the wrong order, or k is multiplied by q^T",
+        (("q, k, v = qkv.unbind(0)", "k, q, v = qkv.unbind(0)"),),
+    ),
+    Mistake(
+        "v replaced by k",
+        "The weights are applied to the keys, and the values are never used.",
+        "A variable is mistyped",
+        (("attn @ v", "attn @ k"),),
+    ),
+    Mistake(
+        "k and v swapped",
+        "Queries are compared with the values, and the keys are averaged.",
+        "qkv is unpacked as q, v, k",
+        (("q, k, v = qkv.unbind(0)", "q, v, k = qkv.unbind(0)"),),
+    ),
+    Mistake(
+        "weights transposed",
+        "The values are multiplied by the transposed weights.",
+        "Rows and columns of the weights are mixed up: rows belong to queries",
+        (("attn @ v", "attn.mT @ v"),),
+    ),
+    Mistake(
+        "heads split without transpose",
+        "The tokens are reshaped to (B, h, N, d) directly, so a head gets pieces of several tokens "
+        "instead of some channels of each token.",
+        "The shape is right; the axes must be split as (N, h, d) first and then transposed",
+        ((RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
+          "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)")),
+    ),
+    Mistake(
+        "heads not merged back",
+        "The heads are reshaped to (B, N, D) without moving the head axis behind the token axis.",
+        "The shape is right; the axes must be transposed before they are merged",
+        (("x.transpose(1, 2).reshape", "x.reshape"),),
+    ),
+    Mistake(
+        "heads split and merged without transpose",
+        "The tokens are reshaped to (B, h, N, d) and back, so a head sees pieces of tokens.",
+        "Splitting and merging undo each other, so the result looks plausible",
+        ((RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
+          "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)"),
+         ("x.transpose(1, 2).reshape", "x.reshape")),
+    ),
+    Mistake(
+        "channels of a head interleaved",
+        "The channels are split as (d, h) instead of (h, d), so a head takes every h-th channel.",
+        "Which of the two axes comes first does not show in the shapes",
+        ((RESHAPE, "reshape(B, N, 3, self.head_dim, self.num_heads).permute(2, 0, 4, 1, 3)"),),
+    ),
+    Mistake(
+        "qkv layout (h, 3, d)",
+        "The channels of qkv are read as heads, then q, k, v, so released weights do not fit.",
+        "Both orders can be trained; timm and the paper's weights have q, k, v first",
+        ((RESHAPE, "reshape(B, N, self.num_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)"),),
+    ),
+    Mistake(
+        "qkv layout (h, d, 3)",
+        "The channels of qkv are read with q, k, v as the last axis.",
+        "The new axis is put at the end of the reshape",
+        ((RESHAPE, "reshape(B, N, self.num_heads, self.head_dim, 3).permute(4, 0, 2, 1, 3)"),),
+    ),
+    Mistake(
+        "attention across the batch",
+        "Tokens attend to the same token of the other images instead of the tokens of their image.",
+        "nn.MultiheadAttention has the batch on axis 1 unless batch_first=True",
+        (("B, N, C = x.shape", "x = x.transpose(0, 1)\n    B, N, C = x.shape"),
+         ("return x", "return x.transpose(0, 1)")),
+    ),
+    Mistake(
+        "attention between heads",
+        "Each token's heads attend to each other, and tokens never exchange information.",
+        "The head axis is left behind the token axis, (B, N, h, d)",
+        ((RESHAPE, "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 1, 3, 4)"),
+         ("x.transpose(1, 2).reshape", "x.reshape")),
+    ),
+    Mistake(
+        "one head",
+        "There is one head of width D: num_heads is ignored.",
+        "The first version, with a single head, is kept",
+        change=lambda m, c: vars(m).update(
+            num_heads=1, head_dim=c.embed_dim, scale=c.embed_dim**-0.5),
+    ),
+    Mistake(
+        "output projection not used",
+        "The merged heads are returned without the output layer.",
+        "proj is created in __init__ but not called in forward",
+        (("x = self.proj(x)", "x = x"),),
+    ),
+    Mistake(
+        "causal mask",
+        "Each token only sees the tokens before it.",
+        "Language models mask the future; in an image every patch may see every other",
+        (("attn = attn.softmax", "attn = attn + torch.full((N, N), -torch.inf).triu(1)\n"
+          "        attn = attn.softmax"),),
+    ),
+    Mistake(
+        "residual connection inside of attention",
+        "Attention adds its input to its output, and the block adds it a second time.",
+        "The residual connection belongs to the block",
+        (("B, N, C = x.shape", "start = x\n    B, N, C = x.shape"),
+         ("return x", "return start + x")),
+    ),
+    Mistake(
+        "dropout active in eval mode",
+        "The weights are dropped in eval mode too, so every prediction is random.",
+        "F.dropout drops unless it is given training=self.training",
+        (("attn = self.attn_drop(attn)", "attn = F.dropout(attn, self.attn_drop.p)"),),
+    ),
+    Mistake(
+        "detached weights",
+        "The weights are cut out of the graph, so queries and keys get no gradient.",
+        "A detach() that is needed to plot the weights is left in",
+        (("x = attn @ v", "x = attn.detach() @ v"),),
+    ),
+)  # fmt: skip
+
+NORMS = ("norm1", "norm2")
+BRANCH1, BRANCH2 = "x + self.drop_path1(", "x + self.drop_path2("
+BLOCK = (
+    Mistake(
+        "missing residual around attention",
+        "The attention's output replaces the tokens instead of being added to them.",
+        "x + is forgotten in the first half",
+        ((BRANCH1, "self.drop_path1("),),
+    ),
+    Mistake(
+        "missing residual around the MLP",
+        "The MLP's output replaces the tokens instead of being added to them.",
+        "x + is forgotten in the second half",
+        ((BRANCH2, "self.drop_path2("),),
+    ),
+    Mistake(
+        "no residual connections",
+        "Both branches replace the tokens, so a deep model does not train.",
+        "The block is written as a chain of layers",
+        ((BRANCH1, "self.drop_path1("), (BRANCH2, "self.drop_path2(")),
+    ),
+    Mistake(
+        "doubled residual around attention",
+        "The tokens are added twice in the first half.",
+        "Attention was written with a residual connection as well",
+        ((BRANCH1, "x + x + self.drop_path1("),),
+    ),
+    Mistake(
+        "doubled residual around the MLP",
+        "The tokens are added twice in the second half.",
+        "The MLP was written with a residual connection as well",
+        ((BRANCH2, "x + x + self.drop_path2("),),
+    ),
+    Mistake(
+        "post-norm",
+        "The norms come after the additions, as in the Transformer of 2017; ViT is pre-norm.",
+        "The figure of the original Transformer has 'Add & Norm' behind each branch",
+        (("self.norm1(x)", "x"), ("self.norm2(x)", "x"), ("return x", "return self.norm2(x)"),
+         ("x = " + BRANCH2, "x = self.norm1(x)\n    x = " + BRANCH2)),
+    ),
+    Mistake(
+        "norm after the branch",
+        "Each norm is applied to the branch's output before the addition, as in Swin v2.",
+        "The norm is written around the branch instead of inside",
+        forward=lambda m, x: (y := x + m.norm1(m.attn(x))) + m.norm2(m.mlp(y)),
+    ),
+    Mistake(
+        "norm added back",
+        "The residual connection starts after the norm: norm(x) + branch(norm(x)).",
+        "x is overwritten by its normalized value before the addition",
+        forward=lambda m, x: (y := (z := m.norm1(x)) + m.attn(z), z := m.norm2(y))[1] + m.mlp(z),
+    ),
+    Mistake(
+        "one shared norm",
+        "Both halves use the same LayerNorm; the paper has one for each.",
+        "A LayerNorm looks like a function without memory, but it has parameters",
+        change=lambda m, c: setattr(m, "norm2", m.norm1),
+    ),
+    Mistake(
+        "norm1 used twice",
+        "The second half is normalized by norm1, and norm2 is never used.",
+        "The line of the first half is copied",
+        (("self.norm2(x)", "self.norm1(x)"),),
+    ),
+    Mistake(
+        "no norm before attention",
+        "Attention reads the tokens without normalization.",
+        "norm1 is created in __init__ but not called in forward",
+        (("self.attn(self.norm1(x)", "self.attn(x"),),
+    ),
+    Mistake(
+        "no norm before the MLP",
+        "The MLP reads the tokens without normalization.",
+        "norm2 is created in __init__ but not called in forward",
+        (("self.mlp(self.norm2(x)", "self.mlp(x"),),
+    ),
+    Mistake(
+        "norm over tokens",
+        "Mean and variance are taken over the tokens (axis 1) instead of a token's channels.",
+        "The wrong axis is normalized",
+        change=lambda m, c: as_kind(m, NORMS, OverTokens),
+    ),
+    Mistake(
+        "wrong eps",
+        "The norms use PyTorch's eps of 1e-5 instead of config.norm_eps.",
+        "nn.LayerNorm is created without eps; ViT has 1e-6, and released weights expect it",
+        change=lambda m, c: set_eps(m, NORMS, 1e-5),
+    ),
+    Mistake(
+        "MLP before attention",
+        "The MLP comes first.",
+        "The order of the two halves is mixed up",
+        forward=lambda m, x: (y := x + m.mlp(m.norm1(x))) + m.attn(m.norm2(y)),
+    ),
+    Mistake(
+        "second residual from the block's input",
+        "The MLP's output is added to the block's input, so attention only acts through the MLP.",
+        "The input is kept in a variable that is not updated",
+        forward=lambda m, x: x + m.mlp(m.norm2(x + m.attn(m.norm1(x)))),
+    ),
+    Mistake(
+        "parallel branches",
+        "Attention and MLP both read the block's input, and both results are added to it.",
+        "The two lines are merged into one sum",
+        forward=lambda m, x: x + m.attn(m.norm1(x)) + m.mlp(m.norm2(x)),
+    ),
+)  # fmt: skip
+
+POOL = ("x = self.pool(x)", "forward_head")
+EXPAND, CAT, ADD = ".expand(x.shape[0], -1, -1)", "to_cat + [x]", "x = x + pos_embed"
+VISION_TRANSFORMER = (
+    Mistake(
+        "positions added twice",
+        "The position embedding is added twice.",
+        "It is added both where the tokens are made and before the blocks",
+        ((ADD, "x = x + pos_embed + pos_embed", "_pos_embed"),),
+    ),
+    Mistake(
+        "positions not added",
+        "The position embedding is never added, so the order of the patches does not matter.",
+        "pos_embed is created in __init__ but not used",
+        ((ADD, "x = x", "_pos_embed"),),
+    ),
+    Mistake(
+        "positions added before the class token",
+        "Only the patches get positions; the class token is put in front afterwards without one.",
+        "The two steps are in the wrong order",
+        ((CAT, "to_cat + [x + pos_embed[:, 1:]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
+    ),
+    Mistake(
+        "positions shifted by one",
+        "The patches get the first N positions, which include the class token's.",
+        "Positions are added to the patches before the class token joins, without leaving out 0",
+        ((CAT, "to_cat + [x + pos_embed[:, :-1]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
+    ),
+    Mistake(
+        "class token appended",
+        "The class token comes last, but the head reads the first token.",
+        "The order of the arguments of torch.cat is mixed up",
+        ((CAT, "[x] + to_cat", "_pos_embed"),),
+    ),
+    Mistake(
+        "class token at the end",
+        "The class token comes last and is read there, so positions are shifted by one.",
+        "Where the token is does not matter for training, but it does for released weights",
+        ((CAT, "[x] + to_cat", "_pos_embed"), (POOL[0], "x = x[:, -1]", POOL[1])),
+    ),
+    Mistake(
+        "class token not expanded",
+        "The class token has a batch axis of one, so this works for one image only.",
+        "torch.cat does not broadcast, unlike +",
+        ((EXPAND, "", "_pos_embed"),),
+    ),
+    Mistake(
+        "class token without parameter",
+        "There is no parameter for the class token; zeros are put in front.",
+        "It is only seen as a place to collect information",
+        (("if self.cls_token is not None:", "if self.has_class_token:", "_pos_embed"),
+         ("self.cls_token" + EXPAND, "x.new_zeros(x.shape[0], 1, x.shape[2])", "_pos_embed")),
+        change=lambda m, c: m.register_parameter("cls_token", None),
+    ),
+    Mistake(
+        "mean over all tokens",
+        "The head reads the mean over all tokens, the class token included.",
+        "Global average pooling is the usual end of a CNN",
+        ((POOL[0], "x = x.mean(dim=1)", POOL[1]),),
+    ),
+    Mistake(
+        "mean over the patches",
+        "The head reads the mean over the patch tokens instead of the class token.",
+        "Both exist in the literature; global_pool='token' is the class token",
+        ((POOL[0], "x = x[:, 1:].mean(dim=1)", POOL[1]),),
+    ),
+    Mistake(
+        "head on the last token",
+        "The head reads the last token.",
+        "A language model predicts from the last token",
+        ((POOL[0], "x = x[:, -1]", POOL[1]),),
+    ),
+    Mistake(
+        "head on every token",
+        "The head is applied to all tokens, so the output is (B, N, num_classes).",
+        "The choice of the class token is forgotten",
+        ((POOL[0], "x = x", POOL[1]),),
+    ),
+    Mistake(
+        "softmax before the loss",
+        "The model returns probabilities, and the cross-entropy applies a second softmax.",
+        "The output is thought of as a distribution; the loss expects logits",
+        (("self.head(x)", "self.head(x).softmax(-1)", "forward_head"),),
+    ),
+    Mistake(
+        "no final norm",
+        "The tokens reach the head without the final norm.",
+        "norm is created in __init__ but not called",
+        (("x = self.norm(x)", "x = x", "forward_features"),),
+    ),
+    Mistake(
+        "norm before the blocks",
+        "The norm is applied before the blocks instead of after them.",
+        "Pre-norm is taken literally",
+        (("x = self.norm_pre(x)", "x = self.norm(x)", "forward_features"),
+         ("    x = self.norm(x)\n    return x", "    return x", "forward_features")),
+    ),
+    Mistake(
+        "wrong eps in the final norm",
+        "The final norm uses PyTorch's eps of 1e-5 instead of config.norm_eps.",
+        "nn.LayerNorm is created without eps",
+        change=lambda m, c: set_eps(m, ("norm",), 1e-5),
+    ),
+    Mistake(
+        "blocks share their weights",
+        "The same block is used several times.",
+        "[Block(config)] * depth repeats one object",
+        change=lambda m, c: setattr(m, "blocks", nn.Sequential(*[m.blocks[0]] * c.depth)),
+    ),
+    Mistake(
+        "only the first block used",
+        "Only the first block is applied.",
+        "A return stands inside the loop",
+        (("x = self.blocks(x)", "x = self.blocks[0](x)", "forward_features"),),
+    ),
+    Mistake(
+        "only the last block used",
+        "Every block reads the embedded patches, so only the last one counts.",
+        "The loop assigns to another variable than it reads",
+        (("x = self.blocks(x)", "x = self.blocks[-1](x)", "forward_features"),),
+    ),
+    Mistake(
+        "dropout before the head active in eval mode",
+        "The class token is dropped in eval mode too, so every prediction is random.",
+        "F.dropout drops unless it is given training=self.training",
+        (("x = self.head_drop(x)", "x = nn.functional.dropout(x, self.head_drop.p)",
+          "forward_head"),),
+    ),
+    Mistake(
+        "class token detached",
+        "The class token is used through .data or detach(), so it is never learned.",
+        "A copy of the parameter is expanded instead of the parameter",
+        (("self.cls_token" + EXPAND, "self.cls_token.detach()" + EXPAND, "_pos_embed"),),
+    ),
+    Mistake(
+        "positions detached",
+        "The position embedding is used through .data or detach(), so it is never learned.",
+        "A copy of the parameter is added instead of the parameter",
+        ((ADD, "x = x + pos_embed.detach()", "_pos_embed"),),
+    ),
+)  # fmt: skip
+
+MISTAKES: dict[str, tuple[Mistake, ...]] = {
+    "PatchEmbed": PATCH_EMBED,
+    "MLP": MLP,
+    "Attention": ATTENTION,
+    "Block": BLOCK,
+    "VisionTransformer": VISION_TRANSFORMER,
+}

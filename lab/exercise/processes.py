@@ -1,0 +1,174 @@
+"""Runs a submission in a process of its own, with limits on time, memory and file size.
+
+The limits protect a computer from mistakes: endless loops, huge allocations, floods of output. They
+are not a sandbox: the code still has all rights of the user who runs it.
+"""
+
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+import torch
+
+from lab.exercise.checks import Result, check_part
+from lab.exercise.parts import PARTS
+from lab.exercise.submission import Failure, Submission
+
+# A forked process has timm already; elsewhere a new one imports it, which takes seconds.
+CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+START = 60.0  # seconds within which a process must be ready
+MAX_FILE = 50 * 2**20  # bytes that a submission may write to a file, its output included
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is checked, and within which limits."""
+
+    model_file: Path
+    steps_file: Path | None
+    parts: tuple[str, ...]
+    seed: int
+    weights: Path
+    seconds: float  # for a part
+    memory_mb: int  # in addition to what PyTorch and timm take
+
+
+def run_checks(
+    job: Job, on_result: Callable[[Result], None] = lambda result: None
+) -> tuple[list[Result], str]:
+    """Checks the parts of a job; a part that hangs or dies only loses itself.
+
+    Args:
+        job: what is checked.
+        on_result: called with each result as soon as it is there.
+
+    Returns: the results in the order of the parts, and what the submission printed.
+    """
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="vit-exercise-") as folder:
+        output, trace = Path(folder, "output.txt"), Path(folder, "trace.txt")
+        while len(results) < len(job.parts):
+            todo = replace(job, parts=job.parts[len(results) :])
+            for result in _run_once(todo, output, trace):
+                results.append(result)
+                on_result(result)
+        return results, output.read_text(encoding="utf-8", errors="replace")
+
+
+def _run_once(job: Job, output: Path, trace: Path):
+    """Yields results from one process, until all are there or it ends."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_work, args=(sender, job, output, trace), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(START) or _receive(receiver) is None:
+            yield from _all_failed(job, "the process for the check did not start")
+            return
+        for number, part in enumerate(("", *job.parts)):  # first the file as a whole is loaded
+            message = _receive(receiver) if receiver.poll(job.seconds + 2) else None
+            if message is None:
+                process.join(2)
+                sentence = _explain_end(process, trace, job)
+                failed = job if number == 0 else replace(job, parts=(part,))
+                yield from _all_failed(failed, sentence)
+                return
+            if "failure" in message:
+                yield from _all_failed(job, message["failure"])
+                return
+            if number > 0:
+                yield Result(**message)
+    finally:
+        _kill(process)
+        receiver.close()
+
+
+def _receive(receiver: Connection) -> dict | None:
+    """A message as JSON; None if the process has ended. Nothing that it sends is unpickled."""
+    try:
+        message = json.loads(receiver.recv_bytes(1_000_000))
+        return message if isinstance(message, dict) else None
+    except (EOFError, OSError, ValueError):
+        return None
+
+
+def _kill(process: multiprocessing.Process) -> None:
+    """Ends a process and those that it started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str:
+    """Why a process gave no result, with the line that it had reached if that is known."""
+    files = [str(file) for file in (job.model_file, job.steps_file) if file]
+    text = trace.read_text(errors="replace") if trace.exists() else ""
+    frames = re.findall(r'File "(.+)", line (\d+)', text)
+    place = next((f"{Path(f).name}, line {n}: " for f, n in frames if f in files), "")
+    if "Timeout" in text or process.exitcode is None:
+        return f"{place}still running after {job.seconds:g} seconds; is this a loop without end?"
+    if process.exitcode < 0:
+        name = signal.Signals(-process.exitcode).name
+        return f"{place}the process was killed by the signal {name}"
+    return f"{place}the process ended by itself with status {process.exitcode}"
+
+
+def _all_failed(job: Job, sentence: str) -> list[Result]:
+    return [Result(part, failed=PARTS[part].checks[0], says=sentence) for part in job.parts]
+
+
+def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
+    """What runs in the new process."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # one signal ends everything that a submission starts
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1, errors="replace")
+    torch.set_num_threads(1)
+    with open(trace, "w") as file:
+        faulthandler.enable(file)
+        _set_limits(job.memory_mb)
+        sys.path.insert(0, str(job.model_file.parent))
+        _send(sender, {"ready": True})
+        faulthandler.dump_traceback_later(job.seconds, exit=True, file=file)
+        try:
+            submission = Submission.load(job.model_file, job.steps_file)
+        except Failure as failure:
+            _send(sender, {"failure": str(failure)})
+            return
+        _send(sender, {"loaded": True})
+        for part in job.parts:
+            faulthandler.dump_traceback_later(job.seconds, exit=True, file=file)
+            _send(sender, asdict(check_part(submission, part, job.seed, job.weights)))
+        faulthandler.cancel_dump_traceback_later()
+    os._exit(0)  # what a submission registered to run at exit does not run
+
+
+def _send(sender: Connection, message: dict) -> None:
+    sender.send_bytes(json.dumps(message).encode())
+
+
+def _set_limits(memory_mb: int) -> None:
+    """Limits memory and file size. Windows and macOS do not support this; time is limited there."""
+    if sys.platform != "linux":
+        return
+    import resource  # exists on Unix only
+
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory_mb * 2**20,) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

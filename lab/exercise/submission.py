@@ -1,0 +1,184 @@
+"""A student's files as modules, and what went wrong in them as one sentence with its line."""
+
+import ast
+import difflib
+import inspect
+import sys
+import traceback
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from lab.exercise.parts import PARTS, Part
+
+
+class Failure(Exception):
+    """What is wrong with a submission, in one sentence, and the line in the student's file.
+
+    Attributes:
+        line: the sentence names it already; None where no line can be blamed.
+        cause: the student's exception, if there was one.
+        unwritten: whether the part is still a TODO.
+    """
+
+    def __init__(
+        self,
+        sentence: str,
+        line: int | None = None,
+        cause: BaseException | None = None,
+        unwritten: bool = False,
+    ):
+        super().__init__(sentence)
+        self.line, self.cause, self.unwritten = line, cause, unwritten
+
+
+@dataclass
+class Submission:
+    """The modules of one student. `steps` is the same module as `model` where there is one file."""
+
+    model: types.ModuleType
+    steps: types.ModuleType
+    files: tuple[Path, ...]
+    own: dict[str, Any] = field(default_factory=dict)  # the student's classes and functions
+
+    @classmethod
+    def load(cls, model_file: Path, steps_file: Path | None) -> "Submission":
+        """Runs the student's files as modules. Raises Failure."""
+        model = load_module(model_file, "model")
+        steps = load_module(steps_file, "steps") if steps_file else model
+        files = (model_file, steps_file) if steps_file else (model_file,)
+        submission = cls(model, steps, files)
+        for part in PARTS.values():
+            submission.own[part.name] = getattr(submission.module_of(part), part.name, None)
+        return submission
+
+    def module_of(self, part: Part) -> types.ModuleType:
+        return self.steps if part.is_function else self.model
+
+    def find(self, part: Part) -> Any:
+        """The student's class or function. Raises Failure if there is none."""
+        found = self.own[part.name]
+        module = self.module_of(part)
+        kind = "function" if part.is_function else "class"
+        if found is None:
+            names = {n.lower(): n for n in vars(module) if n[0] != "_" and n not in PARTS}
+            similar = difflib.get_close_matches(part.name.lower(), names, 1, cutoff=0.7)
+            name = names[similar[0]] if similar else None
+            guess = f" Did you mean {part.name} where you wrote {name}?" if name else ""
+            line = self.line_of(name) if name else None
+            raise Failure(f"{where(module, line)}: there is no {kind} {part.name}.{guess}", line)
+        if not (inspect.isfunction(found) if part.is_function else inspect.isclass(found)):
+            raise Failure(f"{module.__file__}: {part.name} is not a {kind}")
+        return found
+
+    def config(self, options: dict[str, Any]) -> Any:
+        """The student's ViTConfig with some options; the hand-out brings the class along."""
+        if not hasattr(self.model, "ViTConfig"):
+            raise Failure(f"{where(self.model, None)}: the class ViTConfig is gone; it is needed")
+        try:
+            return self.model.ViTConfig(**options)
+        except Exception as error:
+            raise self.explain(error) from error
+
+    def check_call(self, part: Part, function: Any, *arguments: Any) -> None:
+        """Raises Failure if a function of the student's does not take these arguments."""
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError as error:
+            line = self.line_of(part.name, "__init__")
+            signature = inspect.signature(function)
+            raise Failure(
+                f"{where(self.module_of(part), line)}: {part.name} cannot be called as the scripts "
+                f"call it ({error}); it takes {signature}",
+                line,
+            ) from error
+
+    def line_of(self, name: str, method: str | None = None) -> int | None:
+        """The line where a class or function, or a method of the class, is defined."""
+        for file in self.files:
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if getattr(node, "name", None) == name:
+                    for inner in getattr(node, "body", []):
+                        if getattr(inner, "name", None) == method:
+                            return inner.lineno
+                    return node.lineno
+        return None
+
+    def explain(self, error: BaseException) -> Failure:
+        """An exception in the student's code as a Failure."""
+        if isinstance(error, Failure):
+            return error
+        return explain(error, self.files)
+
+
+def load_module(path: Path, name: str) -> types.ModuleType:
+    """Runs a file as the module `name`. Raises Failure, with the line, if that fails."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path.name} cannot be read as text: {error}") from error
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    try:
+        code = compile(source, str(path), "exec")
+        sys.modules[name] = module  # dataclasses look their module up; steps may import model
+        exec(code, vars(module))
+    except SyntaxError as error:
+        wrong = (error.text or "").strip()
+        at = f": `{wrong}`" if wrong else ""
+        raise Failure(
+            f"{path.name}, line {error.lineno}: Python cannot read this line ({error.msg}){at}",
+            error.lineno,
+            error,
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise explain(error, (path,)) from error
+    return module
+
+
+def explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
+    """One sentence about an exception, with the last line of the student's that led to it."""
+    names = {str(path): path.name for path in files}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in names]
+    line = frames[-1].lineno if frames else None
+    place = f"{names[frames[-1].filename]}, line {line}: " if frames else ""
+    text = (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, NotImplementedError):
+        name = frames[-1].name if frames else "this part"
+        return Failure(f"{place}{name} is not written yet", line, error, True)
+    if isinstance(error, MemoryError) or "allocate memory" in text:
+        return Failure(f"{place}this needs more memory than the check allows", line, error)
+    if isinstance(error, RecursionError):
+        return Failure(f"{place}this function calls itself without end", line, error)
+    if isinstance(error, SystemExit):
+        return Failure(f"{place}the program ends itself here", line, error)
+    return Failure(f"{place}{type(error).__name__}: {text}", line, error)
+
+
+def where(module: types.ModuleType, line: int | None) -> str:
+    name = Path(module.__file__).name
+    return f"{name}, line {line}" if line else name
+
+
+class NaNFinder(TorchFunctionMode):
+    """Within this context, remembers the first line of the student's that produced a NaN."""
+
+    def __init__(self, files: tuple[Path, ...]):
+        super().__init__()
+        self.files, self.line = {str(path) for path in files}, None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if self.line is None and isinstance(result, torch.Tensor) and result.is_floating_point():
+            with torch._C.DisableTorchFunction():
+                broken = bool(result.isnan().any())
+            frame = sys._getframe(1) if broken else None
+            while frame and frame.f_code.co_filename not in self.files:
+                frame = frame.f_back
+            if frame:
+                self.line = frame.f_lineno
+        return result

@@ -1,0 +1,276 @@
+"""Mistakes that show in other ways than in the values: exceptions, gradients, hidden parameters.
+
+A symptom is recognized by a test on what the part did; where several fit, the first one counts.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from lab.exercise.trials import BASE, ONE, OTHER, TWO, Case, Evidence, close
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A mistake with a test: (evidence, the text of the student's exception or "") to bool."""
+
+    name: str
+    says: str | Callable[[Evidence], str]
+    because: str
+    test: Callable[[Evidence, str], bool]
+    only_training: bool = False  # the values are right, but training or another device fails
+
+
+def finite(output: object) -> bool:
+    return isinstance(output, torch.Tensor) and bool(output.isfinite().all())
+
+
+def _says(pattern: str) -> Callable[[Evidence, str], bool]:
+    return lambda evidence, text: re.search(pattern, text) is not None
+
+
+def _hidden(evidence: Evidence, modules: bool) -> bool:
+    """Whether layers (or bare tensors) are kept where PyTorch does not find parameters."""
+    trial = evidence.trial(TWO)
+    learned = evidence.layout(TWO) if trial.module else None
+    if learned is None:
+        return False
+    used = {int(i) for ids in learned.values() for i in ids.reshape(-1)[:1]}
+    start = 0
+    for slot in trial.slots:
+        if not slot.registered and start in used and bool(slot.kind) == modules:
+            return True
+        start += slot.tensor.numel()
+    return False
+
+
+def _random_in_eval(evidence: Evidence, text: str) -> bool:
+    trial = evidence.trial(TWO)
+    if not finite(evidence.outcome(TWO).output):
+        return False
+    with torch.no_grad():
+        torch.manual_seed(1)
+        first = trial.module(trial.inputs.clone())
+        return not close(trial.module(trial.inputs.clone()), first)
+
+
+def _makes_layers(evidence: Evidence, text: str) -> bool:
+    """Whether forward creates modules, which start with new random weights every time."""
+    trial, made = evidence.trial(TWO), []
+    if trial.module is None:
+        return False
+    original = nn.Module.__init__
+    nn.Module.__init__ = lambda self, *a, **k: (made.append(type(self)), original(self, *a, **k))[1]
+    try:
+        trial.module(trial.inputs.clone())
+    except Exception:
+        return False
+    finally:
+        nn.Module.__init__ = original
+    return any(issubclass(kind, nn.Linear | nn.Conv2d | nn.LayerNorm) for kind in made)
+
+
+def _changes_input(evidence: Evidence, text: str) -> bool:
+    trial = evidence.trial(TWO)
+    if evidence.outcome(TWO).error:
+        return False
+    inputs = trial.inputs.clone()
+    with torch.no_grad():
+        trial.module(inputs)
+    return not torch.equal(inputs, trial.inputs)
+
+
+def _detached(evidence: Evidence, text: str) -> bool:
+    out = evidence.outcome(TWO, gradients=True)
+    return (out.error is not None and "does not require grad" in str(out.error)) or (
+        out.error is None and out.gradients[0] is None
+    )
+
+
+def _in_place(evidence: Evidence, text: str) -> bool:
+    error = evidence.outcome(TWO, gradients=True).error
+    return error is not None and "inplace operation" in str(error)
+
+
+def _wrong_device(evidence: Evidence, text: str) -> bool:
+    """Whether a tensor that was created on the default device meets the input's."""
+    if re.search(r"CUDA|cuda|NVIDIA|same device", text):
+        return True
+    trial = evidence.trial(TWO)
+    if evidence.outcome(TWO).error:
+        return False
+    with DeviceTracker() as tracker:
+        trial.run()
+    return tracker.mixed
+
+
+class DeviceTracker(TorchFunctionMode):
+    """Within this context, notices computations that would fail if the input were on a GPU.
+
+    Those are computations on the input and a tensor from a call such as torch.zeros(3), which is
+    created on the CPU unless `device` is given. Numbers (tensors without axes) are allowed to mix.
+    """
+
+    CREATE = (torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.randn,
+              torch.rand, torch.empty, torch.eye, torch.tensor, torch.tril_indices)  # fmt: skip
+    MOVE = (torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.__getitem__, torch.Tensor.cpu)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.created: list[torch.Tensor] = []  # keeps them alive, so that no id is used twice
+        self.mixed = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        known = {id(tensor) for tensor in self.created}
+        inner = [x for a in args for x in (a if isinstance(a, list | tuple) else [a])]
+        given = [x for x in inner if isinstance(x, torch.Tensor) and x.ndim > 0]
+        own = [x for x in given if id(x) in known]
+        if function in self.CREATE and "device" not in kwargs:
+            self.created.append(result)
+        elif own and function not in self.MOVE:
+            if len(own) < len(given):
+                self.mixed = True
+            elif isinstance(result, torch.Tensor):
+                self.created.append(result)
+        return result
+
+
+def _batch_sizes(evidence: Evidence) -> tuple[list[str], list[str]]:
+    """The numbers of images that work and those that do not, in words."""
+    cases = {"one": ONE, "two": TWO, "three": Case("three images", BASE, 3)}
+    works = {name: evidence.outcome(case).error is None for name, case in cases.items()}
+    return [n for n, ok in works.items() if ok], [n for n, ok in works.items() if not ok]
+
+
+def _which_batch_sizes(evidence: Evidence) -> str:
+    good, bad = _batch_sizes(evidence)
+    noun = "image" if good == ["one"] else "images"
+    return (
+        f"It works for {' and '.join(good)} {noun} but not for {' and '.join(bad)}: the batch size "
+        "is written into the code."
+    )
+
+
+def _one_size(evidence: Evidence, text: str) -> bool:
+    """Whether the first configuration works and another one does not."""
+    other = Case("two images of another size", OTHER, 2)
+    return evidence.outcome(TWO).error is None and evidence.outcome(other).error is not None
+
+
+SIZES = r"\b(16|32|49|50|64|65|128|192|196|197|224|384|768|2304|3072)\b"
+SYMPTOMS = (
+    Symptom(
+        "/ instead of //",
+        "A size is computed with /, which gives a float, and PyTorch needs an int.",
+        "The division has no remainder, but / always returns a float",
+        _says(r"TypeError.*(float.*integer|got .*float|must be tuple of ints|type float)"),
+    ),
+    Symptom(
+        "super().__init__() missing",
+        "nn.Module's __init__ must run before layers and parameters are assigned.",
+        "The class has its own __init__, which replaces nn.Module's",
+        _says(r"before Module.__init__"),
+    ),
+    Symptom(
+        "nothing returned",
+        "forward has no return, so the result is lost.",
+        "The last line assigns the result to a variable",
+        _says(r"returns nothing"),
+    ),
+    Symptom(
+        "view of a transposed tensor",
+        "view needs its elements in order in memory; after a transpose use reshape.",
+        "view and reshape do the same for tensors that were not transposed",
+        _says(r"view size is not compatible"),
+    ),
+    Symptom(
+        "hard-coded device",
+        "A tensor is created on one particular device instead of the one of the input.",
+        "The code was written on a GPU, or torch.zeros was called without device=x.device",
+        _wrong_device,
+        only_training=True,
+    ),
+    Symptom(
+        "hard-coded dtype",
+        "A tensor is created as float32, whatever the type of the input is.",
+        "dtype=torch.float32 is written out; x.dtype also works for half precision",
+        _says(r"(float|Float|Half|double|Double).*(same dtype|but found|!=)|dtype.*mismatch"),
+    ),
+    Symptom(
+        "hard-coded batch size",
+        _which_batch_sizes,
+        "A reshape contains a number, or the batch axis is left out",
+        lambda e, text: all(_batch_sizes(e)),
+    ),
+    Symptom(
+        "hard-coded size",
+        "It works for one image size or width only: a number of the configuration is written "
+        "into the code.",
+        "The numbers of ViT-B/16 (224, 16, 197, 768) are in every tutorial; use the config's",
+        lambda e, text: _one_size(e, text) or (bool(text) and re.search(SIZES, text) is not None),
+    ),
+    Symptom(
+        "layers created in forward",
+        "forward creates layers, so their weights are random in every call and never trained.",
+        "A layer looks like a function; it must be created once, in __init__",
+        _makes_layers,
+    ),
+    Symptom(
+        "random in eval mode",
+        "Two calls with the same input differ in eval mode: something is dropped at random.",
+        "F.dropout drops unless it is given training=self.training",
+        _random_in_eval,
+    ),
+    Symptom(
+        "parameters in a plain list",
+        "Layers are kept in a Python list or dict, so eval() and the optimizer do not reach them.",
+        "nn.ModuleList looks like a list, but it also registers its layers",
+        lambda e, text: _hidden(e, modules=True),
+    ),
+    Symptom(
+        "tensor instead of parameter",
+        "A tensor that must be learned is no nn.Parameter, so the optimizer never sees it.",
+        "torch.zeros or torch.randn alone makes a constant",
+        lambda e, text: _hidden(e, modules=False),
+        only_training=True,
+    ),
+    Symptom(
+        "input changed in place",
+        "forward changes its input, which the caller still needs.",
+        "x += y changes the tensor x itself; x = x + y makes a new one",
+        _changes_input,
+        only_training=True,
+    ),
+    Symptom(
+        "in-place operation on a value that backward needs",
+        "A tensor is changed in place after it was used, so the gradient cannot be computed.",
+        "+=, relu_ or an assignment to a slice saves memory, but autograd needs the old value",
+        lambda e, text: _in_place(e, text) or "inplace operation" in text,
+        only_training=True,
+    ),
+    Symptom(
+        "detached graph",
+        "The output does not depend on the input for autograd: the graph is cut.",
+        "detach(), .data, numpy() or no_grad() is left in forward",
+        _detached,
+        only_training=True,
+    ),
+)
+
+
+def find_symptoms(evidence: Evidence, text: str) -> list[Symptom]:
+    """All symptoms that a part shows; `text` is the student's exception or the failure."""
+    found = []
+    for symptom in SYMPTOMS:
+        try:
+            if symptom.test(evidence, text):
+                found.append(symptom)
+        except (Exception, SystemExit):  # the test itself may not work with this code
+            continue
+    return found

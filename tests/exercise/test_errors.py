@@ -1,0 +1,161 @@
+"""What goes wrong in a submission ends as one sentence with the line in the student's file."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.exercise.parts import PARTS
+from lab.exercise.processes import Job, run_checks
+from tests.exercise.conftest import STUDENT, WEIGHTS, definitions, edited, pasted
+
+LOOP = "        while True:\n            pass\n"
+
+
+def run(folder: Path, source: str, parts=("MLP",), seconds=2.0, memory_mb=1000):
+    path = folder / "model.py"
+    path.write_text(source, encoding="utf-8")
+    job = Job(path, None, tuple(parts), 1, WEIGHTS, seconds, memory_mb)
+    results, printed = run_checks(job)
+    assert [result.part for result in results] == list(parts)
+    return results, printed
+
+
+def line_of(source: str, text: str) -> int:
+    return source[: source.index(text)].count("\n") + 1
+
+
+def mlp_with(line: str) -> str:
+    """A solution whose MLP.forward begins with a line."""
+    return pasted(edited("MLP", [("h = self.fc1(x)", f"{line}\n        h = self.fc1(x)")]))
+
+
+SENTENCES = {
+    "raise KeyError('width')": r"line \d+: KeyError: 'width'",
+    "x = torch.log(-x.abs())": r"line \d+: the output contains NaN",
+    "big = torch.zeros(2**40)": r"line \d+: this needs more memory than the check allows",
+    "big = [0] * 2**40": r"line \d+: this needs more memory than the check allows",
+    "return self.forward(x)": r"line \d+: this function calls itself without end",
+    "raise SystemExit": r"line \d+: the program ends itself here",
+    "import os; os._exit(3)": r"the process ended by itself with status 3",
+    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": r"killed by the signal SIGKILL",
+    "import ctypes; ctypes.string_at(0)": r"line \d+: the process was killed by the signal SIGSEGV",
+    "while True: pass": r"line \d+: still running after 2 seconds",
+    "return (x, x)": r"line \d+: MLP returns a tuple, not a tensor",
+    "x = undefined": r"line \d+: NameError",
+}
+
+
+@pytest.mark.parametrize("statement", SENTENCES)
+def test_failure_in_forward_is_one_sentence_with_its_line(tmp_path, statement):
+    source = mlp_with(statement)
+    (result,), _ = run(tmp_path, source)
+    assert re.search(SENTENCES[statement], result.says), result.says
+    assert "\n" not in result.says
+    if "line" in SENTENCES[statement] and "returns" not in SENTENCES[statement]:
+        assert f"line {line_of(source, statement)}" in result.says
+
+
+def test_syntax_error_names_the_line(tmp_path):
+    source = pasted(STUDENT).replace(
+        "def forward(self, x):\n        h =", "def forward(self, x:\n h ="
+    )
+    results, _ = run(tmp_path, source, ("MLP", "Attention"))
+    for result in results:
+        assert re.search(r"model.py, line \d+: Python cannot read this line", result.says)
+
+
+def test_missing_class_names_a_similar_one(tmp_path):
+    source = pasted(STUDENT).replace("class MLP(", "class Mlp2(").replace("MLP(config)", "1")
+    (result,), _ = run(tmp_path, source.replace("Mlp2", "MLp"))
+    assert "there is no class MLP" in result.says
+    assert "MLp" in result.says
+
+
+def test_wrong_signature_names_the_line_and_the_signature(tmp_path):
+    source = pasted(STUDENT).replace(
+        "class MLP(nn.Module):\n    def __init__(self, config):",
+        "class MLP(nn.Module):\n    def __init__(self, dim, hidden_dim, config=None):",
+    )
+    (result,), _ = run(tmp_path, source)
+    assert f"line {line_of(source, 'def __init__(self, dim')}" in result.says
+    assert "hidden_dim" in result.says
+
+
+def test_a_loop_on_import_ends_the_check_once(tmp_path):
+    started = time.monotonic()
+    results, _ = run(tmp_path, pasted(STUDENT) + "\nwhile True:\n    pass\n", tuple(PARTS))
+    assert time.monotonic() - started < 20  # not a time limit for each part
+    assert all("still running" in result.says for result in results)
+
+
+def test_a_part_that_dies_only_loses_itself(tmp_path):
+    source = mlp_with("import os; os._exit(1)")
+    results, _ = run(tmp_path, source, ("PatchEmbed", "MLP", "Attention"))
+    assert [result.failed is None for result in results] == [True, False, True]
+
+
+def test_a_part_that_only_works_with_the_students_own_parts_passes(check):
+    """VisionTransformer reads an attribute that the reference's PatchEmbed does not have."""
+    source = pasted(STUDENT)
+    source = source.replace("self.patch_size = P\n", "self.patch_size = P\n        self.mine = 0\n")
+    source = source.replace(
+        "x = self.patch_embed(x)\n", "x = self.patch_embed(x) + self.patch_embed.mine\n"
+    )
+    result = check(source, "VisionTransformer")
+    assert result.failed is None, result.says
+
+
+def test_what_the_submission_prints_is_kept_apart(tmp_path):
+    (result,), printed = run(tmp_path, mlp_with("print('}{ garbage', x.shape)"))
+    assert result.failed is None
+    assert "}{ garbage" in printed
+
+
+def test_endless_printing_ends_at_the_limit(tmp_path):
+    (result,), _ = run(tmp_path, mlp_with("while True: print('x' * 10**6)"), seconds=20)
+    assert "File too large" in result.says
+
+
+def test_each_part_passes_without_the_others(check):
+    """The reference fills in what a part builds on."""
+    for part, code in definitions(STUDENT).items():
+        imports = STUDENT[: STUDENT.index("class PatchEmbed")]
+        result = check(pasted(imports + code), part)
+        assert result.failed is None, f"{part}: {result.says}"
+
+
+UNKNOWN = {
+    "correct up to a factor of 1.41": ("MLP", [("return h", "return h * 2**0.5")]),
+    "correct up to -1 times the input": ("Block", [
+        ("return x", "return x - start"), ("a = self.attn", "start = x\n        a = self.attn")]),
+    "correct up to +3 that is added": ("MLP", [("return h", "return h + 3")]),
+    "correct for token 0": ("MLP", [
+        ("return h", "return h * torch.arange(1, x.shape[1] + 1)[:, None]")]),
+    "correct for channel 0, 1": ("MLP", [
+        ("return h", "return torch.cat([h[..., :2], h[..., 2:] ** 2], -1)")]),
+    "tokens are in another order": ("PatchEmbed", [("return x", "return x.flip(1)")]),
+    "axes of the output are in another order": ("MLP", [("return h", "return h.permute(1, 0, 2)")]),
+    "multiplied by 0.125 instead of 0.354": ("Attention", [("math.sqrt(self.d)", "8")]),
+    "1 becomes 0.7616": ("MLP", [("F.gelu(h)", "torch.tanh(h)")]),
+    "depends on the other images": ("Attention", [("return (out", "out = out - out.mean(0) ** 2\n"
+                                                   "        return (out")]),
+    "depends on the other tokens": ("MLP", [("return h", "return h - h.amax(1, keepdim=True)")]),
+    "depends on the order of the tokens": ("Attention", [
+        ("return (out", "out = out * torch.linspace(2, 3, N)[:, None]\n        return (out")]),
+    "works for one and two images but not for three": ("MLP", [
+        ("return h", "return h if len(x) < 3 else h.view(1)")]),
+    "fc2.weight (24, 48)": ("MLP", [("nn.Linear(hidden, D)", "nn.Linear(hidden, D + 1)")]),
+    "sum to one over queries": ("Attention", [
+        ("torch.softmax(scores, dim=3)", "torch.softmax(2 * scores, dim=2)")]),
+    "the largest difference is at": ("Attention", [("q @ k", "q.abs() @ k")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", UNKNOWN)
+def test_unknown_mistake_gets_the_narrowest_true_statement(check, statement):
+    part, edits = UNKNOWN[statement]
+    result = check(pasted(edited(part, edits)), part)
+    assert result.mistakes == [] or "works for" in statement
+    assert statement.lower() in result.says.lower()

@@ -1,0 +1,129 @@
+"""Grading: a submission only loses its own points, whatever it does."""
+
+import csv
+import hashlib
+import json
+import zipfile
+
+import pytest
+
+from exercise import POINTS
+from lab.core import UserError
+from lab.exercise.grading import check_run, grade
+from lab.exercise.processes import Job
+from tests.exercise.conftest import ROOT, STUDENT, WEIGHTS, edited, pasted
+
+PARTS = ("PatchEmbed", "MLP")  # fewer parts make the test faster
+TABLE = {part: POINTS[part] for part in PARTS}
+FULL = {part: sum(checks.values()) for part, checks in TABLE.items()}
+
+
+def run(folder):
+    job = Job(ROOT, None, PARTS, 1, WEIGHTS, 3.0, 1000)
+    totals = {}
+    path = grade(folder, TABLE, job, lambda name, points: totals.update({name: points}))
+    with open(folder / "grades.csv", newline="", encoding="utf-8") as file:
+        rows = {(row["student"], row["part"]): row for row in csv.DictReader(file)}
+    return totals, rows, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("submissions")
+    good = pasted(STUDENT)
+    relu = pasted(edited("MLP", [("F.gelu(h)", "F.relu(h)")]))
+    (folder / "good.py").write_text(good, encoding="utf-8")
+    (folder / "relu.py").write_text(relu, encoding="utf-8")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "model.py").write_text(good, encoding="utf-8")
+    (folder / "loops.py").write_text(good + "\nwhile True: pass\n", encoding="utf-8")
+    (folder / "kills itself.py").write_text(
+        good + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", encoding="utf-8"
+    )
+    (folder / "prints.py").write_text(good + "\nprint('\\x00\\xff{]}' * 1000)\n", encoding="utf-8")
+    (folder / "syntax.py").write_text("def f(:\n", encoding="utf-8")
+    (folder / "writes.py").write_text(
+        good + f"\nopen({str(folder / 'zoe.py')!r}, 'w').write('broken(')\n", encoding="utf-8"
+    )
+    (folder / "zoe.py").write_text(good, encoding="utf-8")
+    (folder / "empty").mkdir()
+    (folder / "not a zip.zip").write_text("no")
+    with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
+        archive.writestr("hand-in/model.py", good)
+        archive.writestr("../../escape.py", "raise SystemExit")
+        digest = hashlib.sha256(good.encode()).hexdigest()
+        for name, code in (("mine", {"model.py": digest}), ("other", {"model.py": "0" * 64}),
+                           ("old", None)):  # fmt: skip
+            archive.writestr(f"hand-in/results/{name}/config.json", json.dumps({"code": code}))
+    return folder, *run(folder)
+
+
+def test_points_and_diagnosis_of_each_part(graded):
+    _, totals, rows, _ = graded
+    assert (
+        totals["good"] == totals["folder"] == totals["zipped"] == pytest.approx(sum(FULL.values()))
+    )
+    assert float(rows["good", "MLP"]["points"]) == pytest.approx(FULL["MLP"])
+    assert float(rows["relu", "MLP"]["points"]) == pytest.approx(TABLE["MLP"]["shapes"])
+    assert "ReLU" in rows["relu", "MLP"]["diagnosis"]
+    assert float(rows["relu", "PatchEmbed"]["points"]) == pytest.approx(FULL["PatchEmbed"])
+
+
+@pytest.mark.parametrize(("student", "says"), [
+    ("loops", "still running"), ("kills itself", "SIGKILL"), ("syntax", "line 1"),
+    ("empty", "no model.py"), ("not a zip", "cannot be read"),
+])  # fmt: skip
+def test_a_submission_only_loses_its_own_points(graded, student, says):
+    _, totals, rows, _ = graded
+    assert totals[student] == 0
+    assert says in rows[student, "MLP"]["diagnosis"]
+    assert totals["zoe"] == pytest.approx(sum(FULL.values()))
+
+
+def test_printing_garbage_changes_nothing(graded):
+    assert graded[1]["prints"] == pytest.approx(sum(FULL.values()))
+
+
+def test_a_submission_that_writes_to_others_loses_its_points(graded):
+    _, totals, rows, _ = graded
+    assert totals["writes"] == 0
+    assert "zoe.py" in rows["writes", "MLP"]["diagnosis"]
+
+
+def test_runs_are_compared_with_the_submitted_model(graded):
+    _, _, rows, _ = graded
+    assert ("zipped", "run hand-in/results/mine") not in rows
+    assert "another model.py" in rows["zipped", "run hand-in/results/other"]["diagnosis"]
+    assert "cannot be verified" in rows["zipped", "run hand-in/results/old"]["diagnosis"]
+
+
+def test_summary_names_mistakes_and_what_the_limits_are_not(graded):
+    summary = graded[3]
+    assert "| MLP | ReLU instead of GELU | 1 |" in summary
+    assert "not a sandbox" in summary
+    assert "seed 1" in summary
+
+
+def test_grading_again_ignores_its_own_files(graded):
+    folder, totals, _, _ = graded
+    for path in folder.iterdir():
+        if path.name not in ("good.py", "grades.csv", "summary.md"):
+            path.rename(folder.parent / f"away {path.name}")
+    again, _, _ = run(folder)
+    assert again == {"good": totals["good"]}
+
+
+def test_a_run_without_a_readable_config_is_reported():
+    assert "cannot be read" in check_run(b"{", b"")
+
+
+def test_a_diagnosis_is_no_formula(tmp_path):
+    (tmp_path / "=cmd.py").write_text("x = ", encoding="utf-8")
+    run(tmp_path)
+    with open(tmp_path / "grades.csv", newline="", encoding="utf-8") as file:
+        assert all(not cell.startswith("=") for row in csv.reader(file) for cell in row)
+
+
+def test_an_empty_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no submissions"):
+        run(tmp_path)

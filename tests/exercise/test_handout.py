@@ -1,0 +1,163 @@
+"""The hand-out: what is in it, what is not, and that it works."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from lab.core import UserError
+from lab.exercise.handout import hand_out, skeleton
+from lab.exercise.parts import PARTS
+from tests.exercise.conftest import ROOT
+
+WRITTEN = ("model.py", "exercise/steps.py")
+
+
+@pytest.fixture(scope="module")
+def handed_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("handed out") / "lab"
+    return folder, hand_out(folder)
+
+
+def run(folder, *words):
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_every_part_is_left_to_write(handed_out):
+    _, removed = handed_out
+    expected = {
+        name if part.is_function else f"{name}.{method}"
+        for name, part in PARTS.items()
+        for method in part.todo
+    }
+    assert set(removed) == expected
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_no_statement_of_the_solution_is_left(handed_out, name):
+    """No line of a removed body occurs in the files that are about the exercise."""
+    folder, removed = handed_out
+    files = [folder / "README.md", folder / "exercise.py", *(folder / file for file in WRITTEN)]
+    files += (folder / "lab" / "exercise").glob("*.py")
+    text = " ".join(" ".join(path.read_text(encoding="utf-8").split()) for path in files)
+    removed, given = statements(ROOT / name)
+    assert len(removed) >= 5
+    assert [s for s in removed - given if s in text] == []
+
+
+def statements(path):
+    """The longer statements of the bodies that the hand-out leaves open, and of all others."""
+    found = {True: set(), False: set()}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        part = PARTS.get(getattr(node, "name", None))
+        functions = [node] if part is None or part.is_function else node.body
+        for function in functions:
+            removed = part is not None and getattr(function, "name", None) in part.todo
+            for inner in ast.walk(function):
+                if isinstance(inner, ast.Assign | ast.AugAssign | ast.Return):
+                    found[removed].add(ast.unparse(inner))
+    return {s for s in found[True] if len(s) > 24}, found[False]
+
+
+def test_docstrings_and_hints_stay(handed_out):
+    folder, _ = handed_out
+    text = (folder / "model.py").read_text(encoding="utf-8")
+    original = ast.parse((ROOT / "model.py").read_text(encoding="utf-8"))
+    for node, solved in zip(ast.parse(text).body, original.body, strict=False):
+        if isinstance(node, ast.ClassDef) and node.name == getattr(solved, "name", None):
+            assert ast.get_docstring(node) == ast.get_docstring(solved)
+    for hint in ("Conv2d or unfold", "activation function from the paper", "integer division"):
+        assert hint in text
+    assert "def init_weights" in text
+
+
+def test_theory_results_tests_and_history_are_left_out(handed_out):
+    folder, _ = handed_out
+    names = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
+    assert names.isdisjoint({"theory", "results", "tests", "benchmarks", ".git", ".ci"})
+    assert {"train.py", "finetune.py", "exercise.py", "model.py", "lab", "weights"} <= names
+
+
+def test_first_command_of_the_readme_stops_at_a_todo(handed_out):
+    folder, _ = handed_out
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    commands = [line.split("#")[0].split()[1:] for line in readme.splitlines()
+                if line.startswith("python ")]  # fmt: skip
+    assert commands[0] == ["train.py"]
+    done = run(folder, *commands[0])
+    assert done.returncode == 2
+    assert "VisionTransformer.__init__ is not written yet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_passes_once_the_solution_is_pasted_in(handed_out):
+    folder, _ = handed_out
+    before = run(folder, "exercise.py")
+    assert "0.00 of 1.00 points" in before.stdout
+    assert before.returncode == 1
+    skeletons = {name: (folder / name).read_text(encoding="utf-8") for name in WRITTEN}
+    try:
+        for name in WRITTEN:
+            (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+        after = run(folder, "exercise.py")
+    finally:
+        for name, text in skeletons.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    assert "1.00 of 1.00 points" in after.stdout, after.stdout + after.stderr
+    assert after.returncode == 0
+
+
+def test_exercise_runs_although_the_students_file_is_broken(handed_out, tmp_path):
+    """In the hand-out, model.py is the student's: nothing may import it before the check."""
+    folder, _ = handed_out
+    model = folder / "model.py"
+    text = model.read_text(encoding="utf-8")
+    try:
+        model.write_text(text.replace("class MLP", "clas MLP"), encoding="utf-8")
+        done = run(folder, "exercise.py", "--part", "mlp")
+    finally:
+        model.write_text(text, encoding="utf-8")
+    assert "Python cannot read this line" in done.stdout, done.stderr
+
+
+def test_a_folder_with_files_is_not_overwritten(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        hand_out(tmp_path)
+
+
+def test_a_hand_out_cannot_be_handed_out(handed_out, tmp_path):
+    folder, _ = handed_out
+    with pytest.raises(UserError, match="hand-out itself"):
+        hand_out(tmp_path / "new", root=folder)
+
+
+def test_skeleton_follows_changes_of_the_model():
+    """Comments and new methods of a class, also in other layouts, do not need markers."""
+    source = '''class MLP:
+    """Doc."""
+
+    def __init__(
+        self,
+        config,  # the config
+    ):
+        # a comment
+        super().__init__()
+        secret = 1
+
+    def forward(self, x):
+        """Docstring."""
+        return secret(x)
+
+    def helper(self):
+        return 3
+'''
+    text, removed = skeleton(source, "model.py")
+    assert removed == ["MLP.__init__", "MLP.forward"]
+    assert "secret" not in text
+    assert "a comment" not in text
+    assert '"""Docstring."""' in text
+    assert "return 3" in text
+    ast.parse(text)

@@ -1,0 +1,61 @@
+"""Correct solutions that are written differently pass: the skeleton scores 0, the solution all."""
+
+from pathlib import Path
+
+import pytest
+
+from exercise import POINTS
+from lab.exercise.handout import skeleton
+from lab.exercise.parts import PARTS
+from tests.exercise.conftest import HERE, ROOT, STUDENT, definitions, pasted
+
+SOLUTIONS = sorted((HERE / "solutions").glob("*.py"))
+FULL = {part: sum(checks.values()) for part, checks in POINTS.items()}
+
+
+def points(result) -> float:
+    return sum(POINTS[result.part][check] for check in result.passed)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("rest", ["nothing else written", "other parts written"])
+def test_solution_passes(check, path: Path, rest):
+    source = path.read_text(encoding="utf-8")
+    parts = [name for name in definitions(source) if name in PARTS]
+    assert parts
+    whole = source
+    if rest == "other parts written":
+        others = [code for name, code in definitions(STUDENT).items() if name not in parts]
+        imports = STUDENT[STUDENT.index("import math") : STUDENT.index("class PatchEmbed")]
+        whole = imports + source + "\n\n" + "\n\n".join(others)
+    for part in parts:
+        result = check(pasted(whole), part)
+        assert result.failed is None, f"{part}, {result.failed}: {result.says}"
+
+
+def test_there_are_twenty_solutions():
+    assert len(SOLUTIONS) >= 20
+
+
+def test_points_sum_to_one_and_cover_all_checks():
+    assert sum(FULL.values()) == pytest.approx(1)
+    assert {part: list(checks) for part, checks in POINTS.items()} == {
+        name: list(part.checks) for name, part in PARTS.items()
+    }
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_skeleton_scores_nothing(check, part):
+    steps, _ = skeleton((ROOT / "exercise" / "steps.py").read_text(encoding="utf-8"), "steps.py")
+    result = check(steps if PARTS[part].is_function else pasted(""), part)
+    assert points(result) == 0
+    assert result.unwritten
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 2**31 - 1])
+def test_the_solution_has_full_points_for_every_seed(check, seed):
+    steps = (ROOT / "exercise" / "steps.py").read_text(encoding="utf-8")
+    model = (ROOT / "model.py").read_text(encoding="utf-8")
+    for part in PARTS:
+        result = check(steps if PARTS[part].is_function else model, part, seed)
+        assert points(result) == pytest.approx(FULL[part]), result.says
