@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import types
 
 import pytest
 import timm
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab.core import checkpoints, constants
+from lab.core import checkpoints
 from lab.core.errors import UserError
 from lab.core.runs import Run
 from lab.data.augment import Augmentation
@@ -328,49 +327,3 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_key(data, tmp_path):
         load_model(path)
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path / "none.safetensors")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(scratch):
-        scratch.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_state_that_could_run_code_is_refused(tmp_path):
-    path = tmp_path / "last.pt"
-    torch.save({"model": types.SimpleNamespace()}, path)
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoints.load_state(path)
-
-
-def test_constants_are_flags_with_types_defaults_and_help(tmp_path, capsys):
-    path = tmp_path / "script.py"
-    path.write_text(
-        '"""Does a thing."""\nfrom typing import Literal\n\n# --- Size ---\n'
-        "WIDTH: int = 3  # in pixels, 50 % of it\nRATE: float | None = None  # a rate\n"
-        'KIND: Literal["a", "b"] = "a"\nON: bool = True  # a switch\nnot_one: int = 3\nPLAIN = 1\n'
-    )
-    module = types.ModuleType("script", "Does a thing.")
-    module.__file__ = str(path)
-    exec(compile(path.read_text(), path, "exec"), module.__dict__)
-    assert constants.override(module, []) == {"WIDTH": 3, "RATE": None, "KIND": "a", "ON": True}
-    words = ["--width", "7", "--rate", "1e-3", "--kind", "b", "--no-on"]
-    assert constants.override(module, words)["RATE"] == 1e-3
-    assert (module.WIDTH, module.KIND, module.ON) == (7, "b", False)
-    assert constants.override(module, ["--rate", "none"])["RATE"] is None
-    for wrong in (["--width", "3.5"], ["--kind", "c"], ["--widt", "3"], ["--plain", "2"]):
-        with pytest.raises(SystemExit):
-            constants.override(module, wrong)
-    with pytest.raises(SystemExit):
-        constants.override(module, ["--help"])
-    text = capsys.readouterr().out
-    assert "Size:" in text
-    assert "in pixels, 50 % of it (default: 7)" in text

@@ -1,16 +1,44 @@
-"""A script's constants are its command line: `BATCH_SIZE: int = 128  # why` is `--batch-size 64`.
+"""A script's constants are its flags: `BATCH_SIZE: int = 128  # why` is also `--batch-size 64`.
 
-The type comes from the annotation, the help text from the comment behind the constant and the
-groups from the headings `# --- Data ---`, so that a script says everything once.
+The type comes from the annotation, the help text from the comment behind the constant, and the
+groups from headings such as `# --- Data ---`, so that a script states everything once. A value
+edited in the file and a value given as a flag pass the same checks.
 """
 
 import argparse
+import ast
+import difflib
+import math
 import re
+import shlex
+import subprocess
+import sys
+import textwrap
 import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-HEADING = re.compile(r"# --- (.+?) -*$")
-CONSTANT = re.compile(r"([A-Z][A-Z0-9_]*)\s*:[^#]*=[^#]*(?:#\s*(.*))?$")
+_HEADING = re.compile(r"# --- (.+?) -*$")
+_CONSTANT = re.compile(r"([A-Z][A-Z0-9_]*)\s*(?::[^=#]+)?=(?!=)[^#]*(?:#\s*(.*))?$")
+_MINIMUM = {"SEED": 0}  # random generators accept no negative seeds
+_MISSING = object()
+
+Recipes = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Running:
+    """The script that is running, as `override` was called for it."""
+
+    files: tuple[Path, ...] = ()  # the script and, if there is one, the script it is based on
+    names: frozenset[str] = frozenset()  # its constants, and the name of its recipes
+    edited: Mapping[str, Any] = field(default_factory=dict)  # constants unlike the committed ones
+
+
+running = Running()
 
 
 def override(
@@ -18,72 +46,422 @@ def override(
     argv: list[str] | None = None,
     base: types.ModuleType | None = None,
     without: tuple[str, ...] = (),
+    recipes: Recipes | None = None,
 ) -> dict[str, Any]:
-    """Replaces a script's annotated upper-case constants by what the command line says.
+    """Replaces a script's upper-case constants by the values given on the command line.
 
     Args:
         module: the script, `sys.modules[__name__]`; its docstring heads `--help`.
-        argv: the arguments; None takes those of the process.
-        base: a script whose other constants this one has too.
-        without: the constants of `base` that it has not.
+        argv: the arguments; None takes the process's own if it was started to run this script,
+            and no arguments otherwise, as in a notebook that imports the script.
+        base: a script whose constants this one inherits.
+        without: constants of `base` that this script does not have.
+        recipes: values of the constants that are None, by name of the recipe; `--help` shows them.
 
-    Returns: every constant by name, as it holds from now on.
-    Raises: SystemExit with a message, for a flag that does not exist or a value of a wrong type.
+    Returns: the value of each constant by name; the attributes of `module` are set to them.
+    Raises: SystemExit with a message for an unknown flag or constant, or an invalid value.
     """
-    parser = argparse.ArgumentParser(
+    global running
+    parser = _Parser(
         usage="%(prog)s [--flag value ...]   (--help lists the flags)",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_flags(parser, module, set())
-    if base:
-        add_flags(parser, base, {*get_type_hints(module), *without})
-    values = vars(parser.parse_args(argv))
+    constants = _read(module, base, without, recipes)
+    _report_unknown_constants(parser, module, base)
+    for constant in constants:
+        try:
+            check(constant.value, constant.annotation, constant.name)
+        except ValueError as error:
+            parser.error(f"{constant.place}: {constant.name} = {constant.value!r}: {error}")
+    _add(parser, constants, recipes or {})
+    if argv is None:
+        argv = sys.argv[1:] if _is_running(module) else []
+    given = vars(parser.parse_args(argv))
+    values, edited = {}, {}
+    for constant in constants:
+        name = constant.name
+        values[name] = check(given[name], constant.annotation, name)
+        original = _committed(constant.file).get(name, (None, _MISSING))[1]
+        if given[name] is constant.value and original not in (_MISSING, values[name]):
+            edited[name] = values[name]
+    modules = [module, base] if base else [module]
+    tables = {k for m in modules for k, v in vars(m).items() if recipes and v is recipes}
+    files = tuple(Path(m.__file__).resolve() for m in modules)
+    running = Running(files, frozenset({*values, *tables}), edited)
     vars(module).update(values)
     return values
 
 
-def add_flags(parser: argparse.ArgumentParser, module: types.ModuleType, known: set[str]) -> None:
-    """Adds a flag for each annotated constant in the source of `module` that is not known yet."""
-    types_of = {n: t for n, t in get_type_hints(module).items() if n.isupper() and n not in known}
-    group: Any = parser
-    with open(module.__file__, encoding="utf-8") as source:
-        for line in source:
-            if heading := HEADING.match(line):
-                group = parser.add_argument_group(heading[1].strip())
-            elif (match := CONSTANT.match(line.rstrip())) and match[1] in types_of:
-                default = getattr(module, match[1])
-                shown = "" if default is None else f" (default: {default})"
-                text = f"{match[2] or ''}{shown}".replace("%", "%%")
-                flag = "--" + match[1].lower().replace("_", "-")
-                group.add_argument(
-                    flag, dest=match[1], default=default, help=text, **kind(types_of[match[1]])
-                )
-
-
-def resolve(values: dict[str, Any], recipe: dict[str, Any]) -> types.SimpleNamespace:
-    """Constants that are None take the recipe's value; what a user set stays."""
+def resolve(values: dict[str, Any], recipe: Mapping[str, Any]) -> types.SimpleNamespace:
+    """Constants that are None take the recipe's value; all others keep theirs."""
     filled = {k: recipe.get(k) if v is None else v for k, v in values.items()}
     return types.SimpleNamespace(**filled)
 
 
-def kind(annotation: Any) -> dict[str, Any]:
-    """argparse's keywords for int, float, str, bool, Literal[...], or one of these | None."""
-    options = get_args(annotation)
-    if get_origin(annotation) in (Union, types.UnionType) and type(None) in options:
-        inner = kind(next(o for o in options if o is not type(None)))
-        if parse := inner.get("type"):
+def header(values: Mapping[str, Any], resolved: types.SimpleNamespace, recipe: str) -> str:
+    """The lines at the start of a run that say which value each None constant has got.
 
-            def parse_or_none(text: str) -> Any:
-                return None if text.lower() == "none" else parse(text)
+    Args:
+        values: the constants as `override` returned them.
+        resolved: the constants as `resolve` returned them.
+        recipe: name of the recipe that was used.
+    """
+    found = [f"{k} {v}" for k, v in vars(resolved).items() if values[k] is None and v is not None]
+    text = f"recipe {recipe}: {', '.join(found)}" if found else f"recipe {recipe}: nothing taken"
+    return textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False)
 
-            inner["type"] = parse_or_none
-            parse_or_none.__name__ = f"{parse.__name__} or none"  # argparse's messages show it
-            inner["metavar"] = f"{parse.__name__.upper()}|none"
-        return inner
-    if get_origin(annotation) is Literal:
-        return {"choices": options}
-    if annotation is bool:
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Constants as words of a command line, such as `--batch-size=64` or `--no-flip`."""
+    words = []
+    for name, value in values.items():
+        flag = _flag(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words.append(f"{flag}={'none' if value is None else value}")
+    return words
+
+
+def check(value: Any, annotation: Any, name: str = "") -> Any:
+    """Checks a constant's value against its annotation.
+
+    Args:
+        value: the value, from the file or, already converted, from a flag.
+        annotation: int, float, str, bool, Literal[...], or one of these | None.
+        name: the constant's name; some have limits of their own.
+
+    Returns: the value; for float constants an int becomes a float.
+    Raises: ValueError, which says what is wrong and what would be right.
+    """
+    optional, choices, kind = _unpack(annotation)
+    or_none = " or None" if optional else ""
+    if value is None:
+        if optional:
+            return None
+        raise _InvalidValue(f"None is not {_NOUNS.get(kind, 'a choice')}")
+    if choices:
+        if value in choices and type(value) in map(type, choices):
+            return value
+        listed = ", ".join(map(str, choices))
+        raise _InvalidValue(
+            f"{value!r} is not one of {listed}{or_none}{_suggest(str(value), map(str, choices))}"
+        )
+    wrong = f"{value!r} is not {_NOUNS[kind]}{or_none}"
+    if isinstance(value, tuple) and kind is not tuple:
+        if kind is float and len(value) == 2 and all(isinstance(v, int) for v in value):
+            wrong += f"; write a decimal point, {value[0]}.{value[1]}"
+        elif len(value) == 1:
+            wrong += f"; remove the comma behind {value[0]!r}"
+        raise _InvalidValue(wrong)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.maxsize:
+            raise _InvalidValue(f"{value} is too large")
+        value = float(value)
+    if type(value) is not kind:
+        if kind is int and isinstance(value, float) and value.is_integer():
+            wrong += f"; write {int(value)}"
+        elif kind is bool and str(value).lower() in ("true", "false"):
+            wrong += f"; write {str(value).capitalize()} without quotes"
+        elif kind in (int, float) and isinstance(value, str) and _is_number(value):
+            wrong += f"; write {value} without quotes"
+        raise _InvalidValue(wrong)
+    if kind is float and not math.isfinite(value):
+        raise _InvalidValue(f"{value} is not a finite number")
+    if kind is int and abs(value) > sys.maxsize:
+        raise _InvalidValue(f"{value} is too large; at most {sys.maxsize} is possible")
+    if kind is int and value < _MINIMUM.get(name, value):
+        raise _InvalidValue(f"{value} is negative; it must be {_MINIMUM[name]} or more")
+    return value
+
+
+# --- The constants in a script's source ---
+
+
+@dataclass(frozen=True)
+class _Constant:
+    name: str
+    annotation: Any
+    value: Any  # as in the file, not checked yet
+    comment: str
+    group: str
+    file: Path
+    line: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file.name}, line {self.line}"
+
+
+def _read(
+    module: types.ModuleType,
+    base: types.ModuleType | None = None,
+    without: Iterable[str] = (),
+    recipes: Recipes | None = None,
+) -> list[_Constant]:
+    """The constants of a script in the order of its source, then those of its base."""
+    file = Path(module.__file__)
+    hints = {name: hint for name, hint in get_type_hints(module).items() if name.isupper()}
+    assigned = _assigned(file.read_text(encoding="utf-8"))
+    for name in assigned.keys() - hints.keys():
+        if name in vars(module) and _is_plain(vars(module)[name]):
+            annotation = _annotation_of(name, module, base, recipes or {})
+            if annotation is not None:
+                hints[name] = annotation
+    found, group = [], ""
+    with open(file, encoding="utf-8") as source:
+        for number, line in enumerate(source, 1):
+            if heading := _HEADING.match(line):
+                group = heading[1].strip()
+            elif (match := _CONSTANT.match(line.rstrip())) and number in assigned.get(match[1], ()):
+                name, comment = match[1], match[2] or ""
+                if name in hints:
+                    found = [c for c in found if c.name != name]  # the last assignment counts
+                    value = getattr(module, name)
+                    found.append(_Constant(name, hints[name], value, comment, group, file, number))
+    if base:
+        known = {*(c.name for c in found), *without}
+        found += [c for c in _read(base, recipes=recipes) if c.name not in known]
+    return found
+
+
+def _assigned(source: str) -> dict[str, list[int]]:
+    """The upper-case names that a module assigns at its top level, with their line numbers."""
+    found: dict[str, list[int]] = {}
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id.isupper():
+                found.setdefault(target.id, []).append(node.lineno)
+    return found
+
+
+def _annotation_of(
+    name: str, module: types.ModuleType, base: types.ModuleType | None, recipes: Recipes
+) -> Any:
+    """The type of a constant whose annotation is gone, as after the edit `EPOCHS = 5`.
+
+    It is the type in the base script or in the committed file; if neither has one, the type of the
+    value, provided that the script or a recipe uses the name as a constant. None: it is none.
+    """
+    if base and name in (hints := get_type_hints(base)):
+        return hints[name]
+    if text := _committed(Path(module.__file__)).get(name, (None, None))[0]:
+        holder = type("Holder", (), {"__annotations__": {name: text}})
+        return get_type_hints(holder, vars(module))[name]
+    trees = [_tree(Path(m.__file__)) for m in (module, base) if m]
+    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    if name in used or any(name in recipe for recipe in recipes.values()):
+        kinds = {type(recipe[name]) for recipe in recipes.values() if name in recipe}
+        value = vars(module)[name]
+        kind = kinds.pop() if len(kinds) == 1 else str if value is None else type(value)
+        return kind | None
+    return None
+
+
+def _report_unknown_constants(
+    parser: argparse.ArgumentParser, module: types.ModuleType, base: types.ModuleType | None
+) -> None:
+    """Stops at a constant that nothing reads, such as the typo `EPOHCS = 5`."""
+    file = Path(module.__file__)
+    trees = [_tree(Path(m.__file__)) for m in (module, base) if m]
+    read = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Attribute):
+            read.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            read.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            read.add(node.value)
+    assigned = _assigned(file.read_text(encoding="utf-8"))
+    inherited = _assigned(Path(base.__file__).read_text(encoding="utf-8")) if base else {}
+    for name, lines in assigned.items():
+        if name in read or name in inherited or not _is_plain(vars(module).get(name)):
+            continue
+        committed = _committed(file)
+        if name in committed:
+            continue  # a module of the lab reads it
+        others = {*filter(str.isupper, read), *assigned, *inherited, *committed} - {name}
+        hint = _suggest(name, others, 0.8)
+        if hint or committed:
+            parser.error(
+                f"{file.name}, line {lines[-1]}: {name} is not a constant of this script{hint}"
+            )
+
+
+@lru_cache
+def _committed(file: Path) -> dict[str, tuple[str | None, Any]]:
+    """Annotation and value of each constant in the committed version of a script.
+
+    Empty without git, or for a file that was never committed.
+    """
+    command = ["git", "show", f"HEAD:./{file.name}"]
+    try:
+        done = subprocess.run(command, cwd=file.resolve().parent, capture_output=True, timeout=10)
+        tree = ast.parse(done.stdout) if done.returncode == 0 else None
+    except (OSError, SyntaxError, ValueError, subprocess.TimeoutExpired):
+        tree = None
+    found: dict[str, tuple[str | None, Any]] = {}
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.AnnAssign) and node.value:
+            target, annotation = node.target, ast.unparse(node.annotation)
+        elif isinstance(node, ast.Assign):
+            target, annotation = node.targets[0], None
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id.isupper():
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = _MISSING
+            found[target.id] = (annotation, value)
+    return found
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be a constant's: tables, paths and functions cannot."""
+    if isinstance(value, tuple):  # as after the edits `1e-3,` and `0,1`
+        return len(value) <= 2 and all(isinstance(part, (int, float)) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _is_running(module: types.ModuleType) -> bool:
+    """Whether the process's arguments are meant for this script."""
+    started = Path(sys.argv[0]).name if sys.argv else ""
+    return module.__name__ == "__main__" or started == Path(module.__file__).name
+
+
+# --- Flags ---
+
+
+class _InvalidValue(argparse.ArgumentTypeError, ValueError):
+    """argparse prints the message of the first as it is; callers catch the second."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Suggests the closest flag for one that does not exist."""
+
+    def parse_args(self, argv: Any = None, namespace: Any = None) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            words = [word.partition("=")[0] for word in unknown]
+            flag = next((word for word in words if word.startswith("-")), None)
+            if flag is None:
+                self.error(f"{shlex.join(unknown)} does not belong to a flag{_after(argv, words)}")
+            self.error(f"unknown flag {flag}{_suggest(flag, self._option_string_actions, 0.7)}")
+        return found
+
+
+def _after(argv: list[str], words: list[str]) -> str:
+    """A hint for a word behind a flag that takes none, as in `--flip False`."""
+    at = argv.index(words[0]) if words[0] in argv else 0
+    flag = argv[at - 1] if at else ""
+    if not flag.startswith("--") or "=" in flag:
+        return ""
+    return f"; {flag} takes no value: write {flag} or --no-{flag[2:].removeprefix('no-')}"
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, module: types.ModuleType, known: Iterable[str] = ()
+) -> None:
+    """Adds a flag for each constant of a script whose name is not in `known`."""
+    _add(parser, [c for c in _read(module) if c.name not in set(known)], {})
+
+
+def _add(parser: argparse.ArgumentParser, constants: list[_Constant], recipes: Recipes) -> None:
+    groups: dict[str, Any] = {"": parser}
+    for constant in constants:
+        title = constant.group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        text = f"{constant.comment} {_default(constant, recipes)}".strip().replace("%", "%%")
+        keywords = kind(constant.annotation, constant.name)
+        if options := keywords.pop("choices", None):
+            keywords["metavar"] = "{" + ",".join(map(str, options)) + "}"
+            keywords["type"] = _reader(constant.annotation, constant.name)
+        groups[title].add_argument(
+            _flag(constant.name), dest=constant.name, default=constant.value,
+            help=text, **keywords,
+        )  # fmt: skip
+
+
+def _default(constant: _Constant, recipes: Recipes) -> str:
+    if constant.value is not None:
+        return f"(default: {constant.value})"
+    values = {name: r[constant.name] for name, r in recipes.items() if constant.name in r}
+    if len(values) == len(recipes) > 0 and len(set(values.values())) == 1:
+        return f"(default: {next(iter(values.values()))})"
+    return f"({', '.join(f'{name}: {value}' for name, value in values.items())})" if values else ""
+
+
+def kind(annotation: Any, name: str = "") -> dict[str, Any]:
+    """argparse's keywords for a constant of this type."""
+    optional, choices, inner = _unpack(annotation)
+    if choices:
+        return {"choices": choices}
+    if inner is bool:
         return {"action": argparse.BooleanOptionalAction}
-    return {"type": annotation, "metavar": annotation.__name__.upper()}
+    metavar = inner.__name__.upper() + ("|none" if optional else "")
+    return {"type": _reader(annotation, name), "metavar": metavar}
+
+
+def _reader(annotation: Any, name: str) -> Any:
+    """A function that reads a flag's text as a value of the type."""
+    optional, choices, inner = _unpack(annotation)
+
+    def read(text: str) -> Any:
+        by_text = {str(choice): choice for choice in choices}
+        if text in by_text:
+            return by_text[text]
+        if optional and text.lower() == "none":
+            return None
+        value: Any = text
+        if inner in (int, float):
+            try:
+                value = inner(text)
+            except ValueError:  # `check` reports it
+                if inner is int and _is_number(text):
+                    value = float(text)
+        return check(value, annotation, name)
+
+    read.__name__ = f"{inner.__name__} or none" if optional else inner.__name__
+    return read
+
+
+_NOUNS = {int: "an integer", float: "a number", str: "text", bool: "True or False"}
+
+
+def _unpack(annotation: Any) -> tuple[bool, tuple[Any, ...], Any]:
+    """Whether None is allowed, the choices if there are any, and the plain type."""
+    options = get_args(annotation)
+    optional = get_origin(annotation) in (Union, types.UnionType) and type(None) in options
+    if optional:
+        annotation = next(o for o in options if o is not type(None))
+    if get_origin(annotation) is Literal:
+        choices = get_args(annotation)
+        return optional, choices, type(choices[0])
+    return optional, (), annotation
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
+def _suggest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """`; did you mean ...?`, or nothing if no word comes close."""
+    by_case = {candidate.lower(): candidate for candidate in words}
+    close = difflib.get_close_matches(word.lower(), by_case, 1, cutoff)
+    return f"; did you mean {by_case[close[0]]}?" if close else ""

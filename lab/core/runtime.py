@@ -19,6 +19,7 @@ import psutil
 import torch
 from accelerate import PartialState
 
+from lab.core import constants
 from lab.core.errors import UserError
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
@@ -57,7 +58,12 @@ def is_main_process(rank_variable: str = "RANK") -> bool:
 
 
 def original_command() -> list[str]:
-    """The command that started this process, including torchrun or accelerate, word by word."""
+    """A command that repeats what this process does, word by word.
+
+    It is the command that started the process, including torchrun or accelerate, followed by a flag
+    for each constant that was edited in the script.
+    """
+    edited = constants.as_flags(constants.running.edited)
     if is_launched():
         try:
             program, *words = psutil.Process(os.getppid()).cmdline()  # the launcher's
@@ -67,8 +73,8 @@ def original_command() -> list[str]:
             program, *words = words  # torchrun and accelerate are scripts that Python runs
         if sys.argv[0] in words:
             name = Path(program).name
-            return ["python" if name.startswith("python") else name, *words]
-    return ["python", *sys.argv]
+            return ["python" if name.startswith("python") else name, *words, *edited]
+    return ["python", *sys.argv, *edited]
 
 
 # --- How a script ends ---
