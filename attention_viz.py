@@ -17,10 +17,7 @@ from typing import Literal
 
 from lab.attention.score_report import scoring
 from lab.attention.views import viewing
-from lab.core import constants
-from lab.core.errors import UserError, run_script
-from lab.core.runs import Run, newest_run
-from lab.core.runtime import process_state
+from lab.core import Run, UserError, constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.image_list import load_images
 from lab.data.loaders import Loaders
@@ -55,14 +52,14 @@ def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.NUM_IMAGES < 1:
         raise UserError(f"NUM_IMAGES={c.NUM_IMAGES} must be at least 1, such as 6")
-    c.MODEL = c.MODEL or str(newest_run(Path("results/train"), "python train.py"))
+    c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
     c.IMAGES = c.IMAGES or trained_on(Path(c.MODEL))
     data = load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     loaders = Loaders(data, pretrained.preprocess, c.BATCH_SIZE, Augmentation())
-    loaders.to(process_state().device)
-    pretrained.model.to(process_state().device)
+    loaders.to(runtime.process_state().device)
+    pretrained.model.to(runtime.process_state().device)
 
     work = (scoring if c.SCORE else viewing)(pretrained, loaders, c)  # refuses what cannot be
     name = f"{short_name(c.MODEL)}-{data.name}{'-score' if c.SCORE else ''}"

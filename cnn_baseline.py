@@ -20,9 +20,7 @@ from typing import Any, Literal
 import torch
 
 import train
-from lab.core import constants
-from lab.core.checkpoints import load_weights
-from lab.core.errors import UserError, run_script
+from lab.core import UserError, checkpoints, constants, run_script
 from lab.data.datasets import Dataset
 from lab.models.cnn import ResidualCNN, matched_cnn
 from lab.models.profiling import profile_model
@@ -72,7 +70,7 @@ def vit_of_run(folder: Path) -> ViTConfig:
     path = folder / "best.safetensors"
     if not path.is_file():
         raise UserError(f"VIT={str(folder)!r} is no finished run: {path} is missing")
-    _, header = load_weights(path)
+    _, header = checkpoints.load_weights(path)
     if header.get("model") != "VisionTransformer":
         raise UserError(f"VIT={str(folder)!r} holds a {header.get('model')}, not a ViT of ours")
     return ViTConfig(**header["config"])

@@ -18,10 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from lab.core import constants
-from lab.core.errors import run_script
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import dataset_kind, load_data, subsample
 from lab.data.loaders import Loaders
@@ -114,7 +111,7 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess
-    with process_state().main_process_first():  # one process downloads and decodes for all
+    with runtime.process_state().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, preprocess.resized, c.VAL_FRACTION,
                          c.SKIP_UNREADABLE, preprocess.interpolation)  # fmt: skip
         data = subsample(data, c.TRAIN_FRACTION)
@@ -150,9 +147,9 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         "pretrained": {"origin": pretrained.origin, "weights": weights, "notes": notes},
     }
     identity = {**vars(c), "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
-    with process_state().main_process_first():
+    with runtime.process_state().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name_of(c, data.label), identity, facts, c.OVERWRITE)
-    if process_state().is_main_process:
+    if runtime.process_state().is_main_process:
         print("\n".join(notes))
     if run.finished:
         run.say_finished()

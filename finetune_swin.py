@@ -15,8 +15,7 @@ import sys
 from torch import nn
 
 import finetune
-from lab.core import constants
-from lab.core.errors import UserError, run_script
+from lab.core import UserError, constants, run_script
 from lab.models.pretrained import load_pretrained
 
 # --- Weights ---

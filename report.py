@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from lab.core import constants
-from lab.core.checkpoints import write_atomically
-from lab.core.errors import UserError, run_script
+from lab.core import UserError, checkpoints, constants, run_script
 from lab.report.content import content
 from lab.report.markdown import fill, page
 from lab.report.page import write_page
@@ -56,7 +54,9 @@ def readme() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda scratch: scratch.write_bytes(text.encode("utf-8", "replace")))
+    checkpoints.write_atomically(
+        path, lambda scratch: scratch.write_bytes(text.encode("utf-8", "replace"))
+    )
 
 
 if __name__ == "__main__":

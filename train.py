@@ -18,10 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lab.core import constants
-from lab.core.errors import run_script
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import Dataset, dataset_kind, load_data, native_size, subsample
 from lab.data.loaders import Loaders
@@ -160,7 +157,7 @@ def train(values: dict[str, Any], build: Build) -> Run:
     # Photographs are kept larger than the model's input, to leave room for crops.
     crop_pct = 1.0 if size else 0.875
     kept = resized(c.IMG_SIZE, crop_pct)
-    with process_state().main_process_first():  # one process downloads and decodes for all
+    with runtime.process_state().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, kept, c.VAL_FRACTION, c.SKIP_UNREADABLE)
         data = subsample(data, c.TRAIN_FRACTION)
     preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
@@ -195,7 +192,7 @@ def train(values: dict[str, Any], build: Build) -> Run:
         **more,
     }
     name = c.NAME or f"{data.label}-{short}-s{c.SEED}"
-    with process_state().main_process_first():
+    with runtime.process_state().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.OVERWRITE)
     fit(model, optimizer, loaders, how, run)
     return run

@@ -20,9 +20,7 @@ from typing import Any
 
 from benchmarks import table
 from benchmarks.timing import hardware
-from lab.core import constants
-from lab.core.checkpoints import write_json
-from lab.core.runtime import process_state
+from lab.core import checkpoints, constants, runtime
 
 # --- What is measured ---
 PARTS: str | None = None  # in this order; none: all, finetune_full on a GPU only
@@ -91,7 +89,7 @@ def run(part: str, device: str, folder: Path) -> tuple[dict[str, Any] | None, st
 
 def main() -> None:
     constants.override(sys.modules[__name__])
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     parts = PARTS.split(",") if PARTS else [p for p in FLAGS if p != "finetune_full"]
     if not PARTS and device == "cuda":
         parts.append("finetune_full")
@@ -111,7 +109,9 @@ def main() -> None:
     lines = table.whole(records, failed, hardware(device))
     path = folder / f"table-{device}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(path.with_suffix(".json"), {**table.whence(""), "parts": records, "failed": failed})
+    checkpoints.write_json(
+        path.with_suffix(".json"), {**table.whence(""), "parts": records, "failed": failed}
+    )
     print("\n".join(["", *lines, "", f"{time.monotonic() - started:.0f} s in all", str(path)]))
     if failed:
         sys.exit(1)

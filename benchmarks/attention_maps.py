@@ -32,8 +32,7 @@ from benchmarks.peers import in_transformers
 from benchmarks.timing import Turns, hardware, in_turns
 from lab.attention.extraction import BlockAttention, attention_maps
 from lab.attention.saliency import raw
-from lab.core import constants
-from lab.core.runtime import process_state
+from lab.core import constants, runtime
 from lab.models.conversion import config_of
 from model import VisionTransformer, ViTConfig
 
@@ -53,7 +52,7 @@ def received(block: BlockAttention) -> Tensor:
 
 def way(name: str, values: dict[str, Any], line: Connection) -> None:
     """One way's process: the model, then as many turns as it is called for."""
-    device = process_state().device
+    device = runtime.process_state().device
     torch.manual_seed(0)
     with torch.device("meta"):
         blueprint = timm.create_model(values["MODEL"], img_size=values["IMG_SIZE"])
@@ -101,7 +100,7 @@ LOOKS = {
 
 def main() -> None:
     values = constants.override(sys.modules[__name__])
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     own = tuple(name for name in LOOKS if name != "transformers")
     ways, notes = table.present(WAYS.split(";"), own)
     times, memory = in_turns(way, ways, values, REPEATS)

@@ -25,8 +25,7 @@ from PIL import Image
 from benchmarks.memory_limit import Outcome, can_group, run_limited
 from benchmarks.table import command as typed
 from benchmarks.timing import hardware
-from lab.core import constants
-from lab.core.runs import provenance
+from lab.core import constants, runtime
 from lab.data.preprocess import resized
 
 # --- What is measured ---
@@ -123,7 +122,7 @@ def measure(scratch: Path) -> tuple[str, dict]:
         "counts; a cgroup counts pages of files too, up to the limit, and takes them back.", "",
         *(f"    {line}" for line in steps),
     ])  # fmt: skip
-    record = {**provenance(), "command": words, "images": count, "decoded_bytes": size,
+    record = {**runtime.provenance(), "command": words, "images": count, "decoded_bytes": size,
               "limited_by": trained.by}  # fmt: skip
     for name, outcome in (("train", trained), ("hold", held), ("low", low)):
         record[name] = {k: v for k, v in vars(outcome).items() if k != "output"}

@@ -22,9 +22,7 @@ import train
 from benchmarks import table
 from benchmarks.peers import usual_step
 from benchmarks.timing import alternate, hardware, seconds
-from lab.core import constants
-from lab.core.errors import run_script
-from lab.core.runtime import process_state
+from lab.core import constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import Dataset, dataset_kind, load_data, native_size
 from lab.data.loaders import Loaders
@@ -92,7 +90,7 @@ def loaders_of_recipe() -> tuple[Loaders, dict]:
     loaders = Loaders(
         data, Preprocess(size, data.mean, data.std, crop_pct), recipe["BATCH_SIZE"], how
     )
-    loaders.to(process_state().device)
+    loaders.to(runtime.process_state().device)
     return loaders, recipe
 
 

@@ -30,9 +30,7 @@ import finetune
 from benchmarks import table
 from benchmarks.peers import Pictures, Recipe, in_transformers, timm_training, transformers_trainer
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
-from lab.core import constants
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, constants, runtime
 from lab.data.datasets import Dataset, Split
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
@@ -143,7 +141,7 @@ PEER = {"ours": ours, "timm": timms, "transformers": transformers}
 def peer(name: str, values: dict[str, Any], line: Connection) -> None:
     """A peer's process."""
     globals().update(values)
-    turns = Turns(line, process_state().device)
+    turns = Turns(line, runtime.process_state().device)
     if name == PRODUCT:
         dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
         turns.take(product(turns.device.type, dtype))
@@ -157,7 +155,7 @@ def peer(name: str, values: dict[str, Any], line: Connection) -> None:
 def main() -> None:
     global PRECISION, BATCH_SIZE, STEPS, WORKERS
     constants_given = constants.override(sys.modules[__name__])
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     gpu = device == "cuda"
     PRECISION = "bf16" if FitConfig(1, precision=PRECISION).mixed_precision == "bf16" else "fp32"
     BATCH_SIZE = BATCH_SIZE or (128 if gpu else 8)

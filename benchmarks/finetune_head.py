@@ -34,9 +34,7 @@ import finetune
 from benchmarks import peers, table
 from benchmarks.head_ways import OURS, WAY, Task
 from benchmarks.timing import hardware, seconds
-from lab.core import constants
-from lab.core.errors import run_script
-from lab.core.runtime import process_state
+from lab.core import constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders
@@ -66,7 +64,7 @@ OUT: str = "benchmarks/local/finetune_head-{device}.md"  # where the table goes;
 
 def one_pass(model: nn.Module, loaders: Loaders, bf16: bool) -> float:
     """Seconds of a forward pass over the training images."""
-    device = process_state().device
+    device = runtime.process_state().device
     model = copy.deepcopy(model).to(device)
     loaders.to(device)
 
@@ -95,7 +93,9 @@ def measure(task: Task, names: list[str], test: Predictions) -> dict[str, list[t
                 torch.manual_seed(repeat)
                 work = WAY[name](replace(task, loaders=loaders, folder=Path(folder)))
                 out = []
-                spent = seconds(lambda w=work, o=out: o.append(w()), process_state().device.type)
+                spent = seconds(
+                    lambda w=work, o=out: o.append(w()), runtime.process_state().device.type
+                )
             head, features = out[0]
             with torch.no_grad():
                 scores = replace(test, logits=head.cpu().float()(test.logits))
@@ -118,7 +118,7 @@ def main() -> None:
 
     WORKERS = min(os.cpu_count() or 1, 16) if WORKERS is None else WORKERS
     mixed = FitConfig(1, precision=PRECISION).mixed_precision
-    device, accelerator = process_state().device.type, Accelerator(mixed_precision=mixed)
+    device, accelerator = runtime.process_state().device.type, Accelerator(mixed_precision=mixed)
     loaders = Loaders(data, how, BATCH_SIZE, Augmentation())
     loaders.to(accelerator.device)
     backbone = Backbone(copy.deepcopy(model).to(accelerator.device))

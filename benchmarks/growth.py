@@ -25,9 +25,7 @@ from benchmarks.growth_fit import Growth, plot, table
 from benchmarks.growth_stages import KINDS, stage_peer
 from benchmarks.table import command
 from benchmarks.timing import Turns, hardware, in_turns
-from lab.core import constants
-from lab.core.runs import provenance
-from lab.core.runtime import process_state
+from lab.core import constants, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import Dataset, full_split
 from lab.data.loaders import Loaders
@@ -205,13 +203,13 @@ def asked_for(asked: dict[str, Any]) -> dict[str, list[int]]:
 
 def main() -> None:
     asked = constants.override(sys.modules[__name__])
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     growths = []
     for quantity, values in asked_for(asked).items():
         print(f"{quantity}: {values}", flush=True)
         with tempfile.TemporaryDirectory(prefix="vit-lab-") as scratch:
             growths += measure(quantity, values, scratch)
-    facts = {**provenance(), "command": command("growth")}
+    facts = {**runtime.provenance(), "command": command("growth")}
     lines = [
         f"Growth of time and memory. {hardware(device)}; torch {torch.__version__}; medians of "
         f"{REPEATS} in turns.", "", f"`{facts['command']}`", "",

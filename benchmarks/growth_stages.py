@@ -18,8 +18,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.timing import Turns
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, runtime
 from lab.data import datasets
 from lab.data.augment import Augmentation
 from lab.data.datasets import Source, full_split, load_data, subsample
@@ -114,7 +113,7 @@ def stage_peer(name: str, values: dict, line: Connection) -> None:
     """A peer for `benchmarks.timing.in_turns`: "stages 1000"; its turns are stage after stage."""
     kind, count = name.split()
     todo = KINDS[kind](int(count), Path(values["scratch"]))
-    turns, number = Turns(line, process_state().device), 0
+    turns, number = Turns(line, runtime.process_state().device), 0
     while True:
         work = todo.work(todo.stages[number % len(todo.stages)])
         turns.begin()

@@ -11,8 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from benchmarks import peers
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, runtime
 from lab.data.loaders import Loaders
 from lab.finetuning.linear_probe import cached_features
 from lab.training.config import FitConfig
@@ -78,7 +77,7 @@ def uncached(task: Task) -> Work:
 
 
 def timms(task: Task) -> Work:
-    device, how, pictures = process_state().device, task.loaders.preprocess, task.pictures()
+    device, how, pictures = runtime.process_state().device, task.loaders.preprocess, task.pictures()
     size = (len(how.mean), how.img_size, how.img_size)
     seen = {"mean": how.mean, "std": how.std, "crop_pct": how.crop_pct}
     seen["interpolation"] = how.interpolation

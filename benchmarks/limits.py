@@ -15,8 +15,7 @@ import torch
 
 from benchmarks.table import keep, versions
 from benchmarks.timing import PRODUCTS, hardware, product, product_flop, seconds
-from lab.core import constants
-from lab.core.runtime import process_state
+from lab.core import constants, runtime
 
 REPEATS: int = 10  # the median over so many is reported, after one that is not
 COPY_MB: int | None = None  # of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU
@@ -41,7 +40,7 @@ def bandwidth(device: str, megabytes: int) -> float:
 
 def main() -> None:
     constants.override(sys.modules[__name__])
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     n, _ = PRODUCTS.get(device, PRODUCTS["cpu"])
     found = [
         f"Product of {n} x {n} matrices, {name}: {rate(device, dtype) / 1e12:,.3g} TFLOP/s"

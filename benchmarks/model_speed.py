@@ -25,9 +25,7 @@ from torch import Tensor, nn
 from benchmarks import table
 from benchmarks.peers import IN, parameters_beside, usual_step
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
-from lab.core import constants
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, constants, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import Dataset, Split
 from lab.data.loaders import Loaders
@@ -114,7 +112,7 @@ def inference(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], obje
 def library_process(name: str, values: dict[str, Any], line: Connection) -> None:
     """One library's process for one work, or the matrix product's."""
     globals().update(values)
-    turns, work = Turns(line, process_state().device), values["WORK"]
+    turns, work = Turns(line, runtime.process_state().device), values["WORK"]
     device, bf16, compiled = turns.device, "bf16" in work, "compiled" in work
     if name == PRODUCT:
         turns.take(product(device.type, torch.bfloat16 if bf16 else torch.float32))
@@ -158,7 +156,7 @@ def rounds_of(
 def main() -> None:
     global STEPS
     values = constants.override(sys.modules[__name__])
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     STEPS = values["STEPS"] = STEPS or (20 if device == "cuda" else 1)
     names, notes = table.present(LIBRARIES.split(","))
     for work in WORKS.split(";"):

@@ -21,7 +21,7 @@ from torch.profiler import profile
 from torchvision.transforms import v2
 
 from benchmarks.timing import synchronize
-from lab.core.checkpoints import write_atomically
+from lab.core import checkpoints
 from lab.data.loaders import Loaders
 from lab.training.config import FitConfig
 from lab.training.optimizers import OPTIMIZERS, Schedule
@@ -166,7 +166,9 @@ class Runner:
         column = "device" if self.device.type == "cuda" else "cpu"
         table = seen.key_averages().table(sort_by=f"self_{column}_time_total", row_limit=30)
         text = f"{steps} steps of {self.loaders.batch_size} images in {spent:.3f} s\n{table}\n"
-        write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        checkpoints.write_atomically(
+            path, lambda scratch: scratch.write_text(text, encoding="utf-8")
+        )
 
 
 @torch.no_grad()

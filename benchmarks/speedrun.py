@@ -20,11 +20,7 @@ from typing import Any, Literal
 from benchmarks.race import Runner
 from benchmarks.speedrun_table import picture, table
 from benchmarks.table import command
-from lab.core import constants
-from lab.core.checkpoints import write_json
-from lab.core.errors import UserError, run_script
-from lab.core.runs import describe_differences, provenance
-from lab.core.runtime import process_state
+from lab.core import UserError, checkpoints, constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders
@@ -105,18 +101,18 @@ def finished(path: Path, asked: dict[str, Any]) -> bool:
     if OVERWRITE or not path.exists():
         return False
     there = json.loads(path.read_text(encoding="utf-8"))
-    here = {"constants": asked, "data": there["data"]}
-    if there["constants"] != asked:
+    changed = [name for name in asked if there["constants"].get(name) != asked[name]]
+    if changed or there["constants"].keys() != asked.keys():
         raise UserError(
-            f"{path} is a run of other constants ({describe_differences(there, here)}): "
-            "give --overwrite to replace it, or another --out"
+            f"{path} is a run with different constants ({', '.join(changed)}). Replace it with "
+            "--overwrite, or choose another --out"
         )
     return True
 
 
 def main() -> None:
     values = constants.override(sys.modules[__name__])
-    device = process_state().device
+    device = runtime.process_state().device
     c = constants.resolve(values, RECIPES[device.type])
     names = list(VARIANT) if VARIANTS == "all" else VARIANTS.split(",")
     if unknown := [name for name in names if name not in VARIANT]:
@@ -143,8 +139,9 @@ def main() -> None:
             return runner.profile(folder / "profile.txt")
         found = runner.run(budget)
         record = {"variant": name, "budget": budget, "seed": seed, **found, "data": data.name,
-                  "constants": asked, **provenance(), "command": command("speedrun")}  # fmt: skip
-        write_json(path, record)
+                  "constants": asked, **runtime.provenance(),
+                  "command": command("speedrun")}  # fmt: skip
+        checkpoints.write_json(path, record)
         print(f"{name}, {budget:g} s, seed {seed}: {found['test_accuracy']:.2%} of the test "
               f"images right after {found['images']:,} images", flush=True)  # fmt: skip
     print(table(folder))

@@ -7,8 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.table import in_markdown
-from lab.core.checkpoints import write_atomically
-from lab.core.plots import plt, save_figure
+from lab.core import checkpoints, plots
 
 TARGETS = (0.90, 0.93, 0.95)
 CHOSEN = "chosen"
@@ -76,7 +75,7 @@ def table(folder: Path) -> str:
                  "to chosen (points)", *(f"s to {t:.0%}" for t in TARGETS)]  # fmt: skip
         lines += [*in_markdown(heads, cells), "", *(f"`{command}`  " for command in commands), ""]
     text = "\n".join(lines)
-    write_atomically(
+    checkpoints.write_atomically(
         folder / "table.md", lambda scratch: scratch.write_text(text, encoding="utf-8")
     )
     return text
@@ -86,7 +85,7 @@ def picture(folder: Path) -> list[Path]:
     """Validation accuracy against the clock: one picture a budget, a line a recipe."""
     groups, paths = read(folder), []
     for budget, where in dict.fromkeys(key[:2] for key in groups):
-        figure, axis = plt.subplots(figsize=(9.5, 5), layout="constrained")
+        figure, axis = plots.plt.subplots(figsize=(9.5, 5), layout="constrained")
         for number, ((*place, name), records) in enumerate(groups.items()):
             if tuple(place) != (budget, where):
                 continue
@@ -103,5 +102,5 @@ def picture(folder: Path) -> list[Path]:
         axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
         clock = "-processor-time" if "processor" in where else ""
         paths.append(folder / f"curves-{budget:g}s{clock}.png")
-        save_figure(figure, paths[-1])
+        plots.save_figure(figure, paths[-1])
     return paths

@@ -212,9 +212,9 @@ def measure() -> None:
 
     from benchmarks import table
     from benchmarks.timing import alternate, hardware
-    from lab.core.runtime import process_state
+    from lab.core import runtime
 
-    device = process_state().device.type
+    device = runtime.process_state().device.type
     names, notes = table.present(WAYS.split(","))
     imports: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, int] = {}

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lab.core.checkpoints import write_json
-from lab.core.runs import provenance
+from lab.core import checkpoints, runtime
 
 OURS = "ours"
 PEERS = ("timm", "transformers", "torchvision", "vit-pytorch")  # names of packages
@@ -157,12 +156,12 @@ def keep(
         "part": part, **whence(part), "limits": limits or [], "notes": notes,
         "rows": [asdict(row) for row in rows], "shares": [asdict(s) for s in shares or []],
     }  # fmt: skip
-    write_json(Path(path).with_suffix(".json"), record)
+    checkpoints.write_json(Path(path).with_suffix(".json"), record)
 
 
 def whence(part: str) -> dict[str, Any]:
     """Command, time, commit, hardware and versions, the peers' too."""
-    found = provenance()
+    found = runtime.provenance()
     found["versions"] |= {name: installed(name) for name in PEERS}
     return {**found, "command": command(part)}
 

@@ -15,8 +15,8 @@ from timm.data import ImageNetInfo
 
 from lab.attention.plots import AttentionExample
 from lab.attention.views import class_index, class_names, evenly
+from lab.core import Run
 from lab.core.errors import UserError
-from lab.core.runs import newest_run
 from lab.data.image_list import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
@@ -164,7 +164,7 @@ def test_newest_is_the_run_that_finished_last(tmp_path):
         (tmp_path / name / "metrics.json").write_text("{}")
         os.utime(tmp_path / name / "metrics.json", (i, i))
     (tmp_path / "unfinished").mkdir()
-    assert newest_run(tmp_path, "x") == tmp_path / "a"
+    assert Run.newest(tmp_path, "x") == tmp_path / "a"
 
 
 def test_classes_have_their_own_names_imagenets_or_numbers():

@@ -34,7 +34,6 @@ from lab.finetuning.modes import (
     RATES,
     default_learning_rate,
     learning_rate_warning,
-    train_mode,
     train_only_top,
     variant_of,
 )
@@ -45,6 +44,7 @@ from lab.models.registry import TimmConfig, build_timm_model, load_model, model_
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import adamw, layers
+from lab.training.trainee import train_mode
 from model import ConfigError, VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,10 +20,7 @@ from torch import Tensor
 
 import finetune
 import train
-from lab.core import constants
-from lab.core.errors import run_script
-from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
-from lab.core.runs import Run
+from lab.core import Run, constants, plots, run_script
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders, center_crop
@@ -107,8 +104,8 @@ def draw(path: Path, titles: dict[str, str]) -> None:
     for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
         rows = run_of(name).history()
         for part, colour, label in (
-            ("train", TRAIN_COLOR, "training"),
-            ("val", VAL_COLOR, "validation"),
+            ("train", plots.TRAIN_COLOR, "training"),
+            ("val", plots.VAL_COLOR, "validation"),
         ):
             values = [row[f"{part}_loss"] for row in rows]
             axis.plot([row["epoch"] for row in rows], values, color=colour, label=label, lw=1.8)
@@ -119,7 +116,7 @@ def draw(path: Path, titles: dict[str, str]) -> None:
         axis.set_ylim(0.003, 4)
         axis.grid(alpha=0.25)
         axis.legend(loc="lower left")
-    save_figure(figure, path, 110)
+    plots.save_figure(figure, path, 110)
 
 
 def run_of(name: str) -> Run:

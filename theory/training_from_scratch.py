@@ -9,7 +9,7 @@ import sys
 import matplotlib.pyplot as plt
 from _text import ROOT, check
 
-from lab.core.plots import save_figure
+from lab.core import plots
 from lab.report.comparisons import configurations, efficiencies
 from lab.report.records import Record, read_runs
 from lab.report.sentences import images, percent
@@ -87,7 +87,7 @@ def draw(curves: dict) -> None:
         "All of a line take equally many steps. Bars: 95 % interval of one run, 359 test images; "
         "standard deviation where there are several seeds.", fontsize=8, color="dimgray"
     )  # fmt: skip
-    save_figure(figure, PICTURE)
+    plots.save_figure(figure, PICTURE)
 
 
 def main() -> None:

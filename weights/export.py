@@ -9,9 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.core.checkpoints import load_weights, save_weights, write_atomically
-from lab.core.errors import UserError, run_script
-from lab.core.runs import Run
+from lab.core import Run, UserError, checkpoints, run_script
 
 MOST_MB = 8  # a checkpoint that everybody downloads with the code stays small
 
@@ -22,14 +20,14 @@ def main() -> None:
     run, target = Run(Path(sys.argv[1])), Path(sys.argv[2])
     if not run.finished:
         raise UserError(f"{run.folder} is no finished run: it has no metrics.json")
-    state, header = load_weights(run.folder / "best.safetensors")
-    save_weights(target, {name: value.half() for name, value in state.items()}, header)
+    state, header = checkpoints.load_weights(run.folder / "best.safetensors")
+    checkpoints.save_weights(target, {name: value.half() for name, value in state.items()}, header)
     size = target.stat().st_size / 1e6
     if size > MOST_MB:
         target.unlink()
         raise UserError(f"{size:.1f} MB are more than {MOST_MB}: train a smaller model")
     text = card(target.stem, run, header, size)
-    write_atomically(
+    checkpoints.write_atomically(
         target.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8")
     )
     print(target.with_suffix(".md"))

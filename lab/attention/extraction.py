@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from model import Attention, VisionTransformer
 
 

@@ -17,8 +17,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from lab.core.errors import UserError
-from lab.core.stats import mean_interval
+from lab.core import UserError, stats
 from lab.data.datasets import Dataset, Split
 from lab.data.images import abbreviate, square
 from lab.data.preprocess import Preprocess
@@ -160,7 +159,7 @@ def summarise(
     out = {}
     for measure in MEASURES:
         values = test.of(measure, level)
-        out[measure] = {"mean": mean_interval(values)}
+        out[measure] = {"mean": stats.mean_interval(values)}
         for name, (rival, its) in rivals.items():
-            out[measure][name] = mean_interval(values - rival.of(measure, its))
+            out[measure][name] = stats.mean_interval(values - rival.of(measure, its))
     return out

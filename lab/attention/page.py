@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from lab.core.checkpoints import write_atomically
+from lab.core import checkpoints
 
 TEMPLATE = Path(__file__).with_name("page.html")
 COLOURS = "inferno"  # perceptually uniform, and dark where there is nothing to see
@@ -57,7 +57,7 @@ def write_page(path: Path, heading: str, notes: list[str], images: list[PageImag
         page = page.replace(f"<!--{name}-->", part)
     # a file name that is not UTF-8 comes as lone surrogates, which no encoding can write
     content = page.encode("utf-8", errors="replace")
-    write_atomically(path, lambda scratch: scratch.write_bytes(content))
+    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(content))
 
 
 def _packed(image: PageImage) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
+from lab.core import plots
 
 MAP = "inferno"
 JUDGED = {True: ("#1a7431", ", right"), False: ("#b3261e", ", wrong"), None: ("black", "")}
@@ -73,7 +73,7 @@ def overview(path: Path, images: list[AttentionExample], title: str) -> None:
     note = ("Bright: much attention, or much weight for the class. Each map has a scale of its "
             "own, from zero to its 99 % quantile.")  # fmt: skip
     figure.supxlabel(wrapped(note, 45 * columns), fontsize=8, color="dimgray")
-    save_figure(figure, path, 90)
+    plots.save_figure(figure, path, 90)
 
 
 def wrapped(text: str, width: int = 34) -> str:
@@ -100,7 +100,7 @@ def heads(path: Path, looked: AttentionExample, title: str) -> None:
                 axis.set_title(f"head {j + 1}", fontsize=8)
         axes[i, 0].set_ylabel(f"block {i + 1}", fontsize=8)
     figure.suptitle(wrapped(title, max(40, int(cell * columns * 9))), fontsize=11)
-    save_figure(figure, path, 90)
+    plots.save_figure(figure, path, 90)
 
 
 def distances(path: Path, found: np.ndarray, uniform: list[float], title: str) -> None:
@@ -112,11 +112,11 @@ def distances(path: Path, found: np.ndarray, uniform: list[float], title: str) -
     """
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for block, values in enumerate(found, 1):
-        axis.plot([block] * len(values), values, "o", color=VAL_COLOR, ms=6, alpha=0.75,
+        axis.plot([block] * len(values), values, "o", color=plots.VAL_COLOR, ms=6, alpha=0.75,
                   label="a head" if block == 1 else None)  # fmt: skip
     means = [np.mean(values) for values in found]
     numbers = range(1, len(means) + 1)
-    axis.plot(numbers, means, color=TRAIN_COLOR, lw=1.6, label="mean of the heads")
+    axis.plot(numbers, means, color=plots.TRAIN_COLOR, lw=1.6, label="mean of the heads")
     axis.plot(numbers, uniform, color="gray", ls="--", lw=1.2,
               label="if all patches were attended to alike")  # fmt: skip
     axis.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, None))
@@ -124,7 +124,7 @@ def distances(path: Path, found: np.ndarray, uniform: list[float], title: str) -
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
     axis.legend()
-    save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def positions(path: Path, embeddings: torch.Tensor, grid: tuple[int, int], title: str) -> None:
@@ -153,4 +153,4 @@ def positions(path: Path, embeddings: torch.Tensor, grid: tuple[int, int], title
     figure.supxlabel("patch column", fontsize=9)
     figure.supylabel("patch row", fontsize=9)
     figure.suptitle(wrapped(title, 60), fontsize=11)
-    save_figure(figure, path)
+    plots.save_figure(figure, path)

@@ -25,7 +25,7 @@ from lab.attention.extraction import (
     name_of,
     watching,
 )
-from lab.core.errors import UserError
+from lab.core import UserError
 from model import VisionTransformer
 
 FUSIONS = {"mean": lambda w: w.mean(1, keepdim=True), "max": lambda w: w.amax(1, keepdim=True),

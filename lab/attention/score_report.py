@@ -16,16 +16,23 @@ import torch
 from lab.attention.localization import MEASURES, trimaps
 from lab.attention.saliency import classes_of
 from lab.attention.scoring import CENTRE, CHANCE, RANDOM, TRAINED, candidates, score
-from lab.core.checkpoints import write_atomically, write_json
-from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
-from lab.core.runs import Run
+from lab.core import Run, checkpoints, plots
 from lab.data.loaders import Loaders
 from lab.models.pretrained import Pretrained, reinitialized
 
 SHORT = {"mass": "mass on the animal", "pointing": "pointing game",
          "average_precision": "average precision", "iou": "IoU"}  # fmt: skip
 KINDS = ("best block", "last block", "rollout", "gradient-rollout", "grad-cam")
-COLOURS = (VAL_COLOR, TRAIN_COLOR, "#2a8a57", "#7b4fa3", "#a07a00", "#555555", "#b03060", "#008b8b")
+COLOURS = (
+    plots.VAL_COLOR,
+    plots.TRAIN_COLOR,
+    "#2a8a57",
+    "#7b4fa3",
+    "#a07a00",
+    "#555555",
+    "#b03060",
+    "#008b8b",
+)
 
 
 def percent(values: list[float]) -> str:
@@ -133,7 +140,7 @@ def draw(path: Path, record: dict[str, Any]) -> None:
     others = [name for name in record["methods"] if name not in blocks]
     for axis, measure in zip(axes, ("average_precision", "iou"), strict=False):
         numbers = range(1, len(blocks) + 1)
-        for weights, colour, style in ((TRAINED, VAL_COLOR, "-"), (RANDOM, "gray", "--")):
+        for weights, colour, style in ((TRAINED, plots.VAL_COLOR, "-"), (RANDOM, "gray", "--")):
             if blocks:
                 rows = [record["methods"][name][weights][measure]["mean"] for name in blocks]
                 mean, low, high = 100 * np.array(rows).T
@@ -161,7 +168,7 @@ def draw(path: Path, record: dict[str, Any]) -> None:
     axes[0].legend(fontsize=8)
     figure.suptitle(f"{record['title']}: maps against the outlines of {record['test_images']} test "
                     "images, with 95 % intervals")  # fmt: skip
-    save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def bar(axis: plt.Axes, x: float, value: list[float], colour: str, marker: str, label: str) -> None:
@@ -230,9 +237,11 @@ def compare(place: Path, records: list[dict[str, Any]]) -> None:
     entries = axes[1].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(f"Is the map where the animal is? {images}")
-    save_figure(figure, place.with_suffix(".png"))
+    plots.save_figure(figure, place.with_suffix(".png"))
     text = "\n".join([*lines, ""])
-    write_atomically(place.with_suffix(".md"), lambda scratch: scratch.write_text(text, "utf-8"))
+    checkpoints.write_atomically(
+        place.with_suffix(".md"), lambda scratch: scratch.write_text(text, "utf-8")
+    )
 
 
 def scoring(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Callable[[Run], None]:
@@ -256,8 +265,10 @@ def scoring(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Cal
         }
         draw(run.folder / "score.png", record)
         text = table(record)
-        write_atomically(run.folder / "score.md", lambda scratch: scratch.write_text(text, "utf-8"))
-        write_json(run.folder / "metrics.json", record)
+        checkpoints.write_atomically(
+            run.folder / "score.md", lambda scratch: scratch.write_text(text, "utf-8")
+        )
+        checkpoints.write_json(run.folder / "metrics.json", record)
         print(f"{text}\n{run.folder / 'score.png'}")
 
         paths = sorted(Path(c.RESULTS_DIR).glob("*/metrics.json"))

@@ -21,7 +21,7 @@ from lab.attention.localization import (
     summarise,
 )
 from lab.attention.saliency import map_of, methods_of, raw
-from lab.core.stats import mean_interval
+from lab.core import stats
 from lab.data.loaders import Loaders
 
 CHANCE = "random order"  # of the pixels
@@ -171,7 +171,8 @@ def faithfulness(
         chance = Curves.area(by_name[CHANCE])
         for name, curve in by_name.items():
             area = Curves.area(curve)
-            out[name][kind] = {"area": mean_interval(area), CHANCE: mean_interval(area - chance),
+            out[name][kind] = {"area": stats.mean_interval(area),
+                               CHANCE: stats.mean_interval(area - chance),
                                "curve": curve.mean(0).round(4).tolist()}  # fmt: skip
     return out
 

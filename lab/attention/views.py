@@ -13,9 +13,7 @@ from lab.attention.extraction import BlockAttention, attention_maps, grid_of
 from lab.attention.page import PageImage, write_page
 from lab.attention.plots import AttentionExample
 from lab.attention.saliency import METHODS, classes_of, map_of, methods_of, pick, raw, reads
-from lab.core.checkpoints import write_json
-from lab.core.errors import UserError
-from lab.core.runs import Run
+from lab.core import Run, UserError, checkpoints
 from lab.data.augment import center_crop
 from lab.data.loaders import Loaders
 from lab.models.pretrained import Pretrained
@@ -67,7 +65,7 @@ def viewing(pretrained: Pretrained, loaders: Loaders, c: SimpleNamespace) -> Cal
             pages.append(PageImage(x.pixels, x.title, x.correct, x.raw, others))
         notes = notes_for(model, bool(looked[0].raw))
         write_page(run.folder / "attention.html", title, notes, pages)
-        write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
+        checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
 
     return view

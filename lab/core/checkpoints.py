@@ -3,6 +3,7 @@
 Nothing here unpickles code: weights are safetensors, a state is read with `weights_only=True`.
 """
 
+import csv
 import json
 import os
 import tempfile
@@ -35,6 +36,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows with equal keys as CSV with a header; no rows make an empty file."""
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        if rows:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:

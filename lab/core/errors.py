@@ -6,13 +6,3 @@ class UserError(Exception):
 
     `run_script` prints the message without a traceback.
     """
-
-
-def __getattr__(name: str) -> object:
-    """Names that have moved to `lab.core.runtime`, until all imports are converted."""
-    from lab.core import runtime
-
-    try:
-        return getattr(runtime, name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.core.checkpoints import write_atomically, write_json
+from lab.core.checkpoints import write_atomically, write_json, write_rows
 from lab.core.errors import UserError
-from lab.core.runtime import SCHEMA, hardware, process_state, provenance  # noqa: F401
+from lab.core.runtime import process_state, provenance
 
 # Constants that change no result:
 NOT_IDENTITY = ("NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD")
@@ -106,25 +106,21 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
 
+    @staticmethod
+    def newest(place: Path, advice: str) -> Path:
+        """Returns the folder below `place` whose run finished last.
 
-def newest_run(place: Path, advice: str) -> Path:
-    """The folder of the run below `place` that finished last.
+        Args:
+            place: `results/<script>`.
+            advice: the command that makes a run, for the message.
 
-    Raises: UserError, if there is none, with the command that makes one.
-    """
-    found = list(place.glob("*/metrics.json"))
-    if not found:
-        raise UserError(f"there is no finished run in {place}: make one with {advice}, or name a "
-                        "model, such as --model weights/vit_128x6_cifar10.safetensors")  # fmt: skip
-    return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        if rows:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        Raises: UserError if no run has finished there.
+        """
+        finished = list(place.glob("*/metrics.json"))
+        if not finished:
+            raise UserError(f"{place} contains no finished run. Start one with {advice}, or name "
+                            "a model: --model weights/vit_128x6_cifar10.safetensors")  # fmt: skip
+        return max(finished, key=lambda path: path.stat().st_mtime).parent
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:

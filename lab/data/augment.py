@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.data.preprocess import Preprocess
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.data.images import TINY, Reading, abbreviate, read_image
 
 CACHE_VERSION = 1  # of what `read_image` gives: raise it when that changes

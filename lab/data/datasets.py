@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from lab.data import cache
 from lab.data import images
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.data.images import Reading
 import hashlib
 import os

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from lab.core.errors import UserError
+from lab.core import UserError
 
 # What Pillow reads without a plug-in. Anything else in a class folder is ignored, and named.
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lab.data.augment import Augmentation, BatchRNG, augment, center_crop, erase
 from lab.data.datasets import Dataset
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.data.preprocess import Preprocess
 from lab.data.datasets import Split
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lab.core.errors import UserError
+from lab.core import UserError
 
 
 @dataclass(frozen=True)

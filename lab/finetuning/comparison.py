@@ -8,10 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from lab.core.checkpoints import write_atomically
-from lab.core.plots import TRAIN_COLOR, VAL_COLOR, save_figure
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, checkpoints, plots, runtime
 from lab.finetuning.modes import mode_label
 
 
@@ -28,7 +25,7 @@ def compare_modes(modes: list[list[str]], place: Path) -> None:
     Raises: SystemExit with the status of a mode that failed or was stopped; the same command goes
         on there.
     """
-    if process_state().num_processes > 1:
+    if runtime.process_state().num_processes > 1:
         raise SystemExit("--mode all starts processes of its own: run it with python")
     rows, names = [], []
     for words in modes:
@@ -51,7 +48,9 @@ def compare_modes(modes: list[list[str]], place: Path) -> None:
     picture = place / f"{title}-modes.png"
     draw(picture, rows, title)
     lines = table(rows)
-    write_atomically(picture.with_suffix(".md"), lambda scratch: scratch.write_text(lines))
+    checkpoints.write_atomically(
+        picture.with_suffix(".md"), lambda scratch: scratch.write_text(lines)
+    )
     print(f"\n{lines}\n{picture.with_suffix('.md')}\n{picture}")
 
 
@@ -103,7 +102,9 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     places = range(len(rows))
     accuracy = [row["accuracy"] for row in rows]
     around = [[r["accuracy"] - r["low"] for r in rows], [r["high"] - r["accuracy"] for r in rows]]
-    axes[0].errorbar(accuracy, places, xerr=around, fmt="o", color=VAL_COLOR, capsize=3, lw=1.6)
+    axes[0].errorbar(
+        accuracy, places, xerr=around, fmt="o", color=plots.VAL_COLOR, capsize=3, lw=1.6
+    )
     for place, value in zip(places, accuracy, strict=True):
         axes[0].annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points",
                          ha="center", fontsize=9)  # fmt: skip
@@ -115,7 +116,9 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         (axes[3], "memory", "peak memory of the process (MB)"),
     ):
         values = [row[key] for row in rows]
-        bars = axis.barh(places, values, color=TRAIN_COLOR, height=0.62, log=key == "trainable")
+        bars = axis.barh(
+            places, values, color=plots.TRAIN_COLOR, height=0.62, log=key == "trainable"
+        )
         axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=9)
         axis.set_xlabel(label)
         axis.margins(x=0.45 if key == "trainable" else 0.3)
@@ -124,4 +127,4 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes[0].invert_yaxis()  # the first mode on top; the panels share the axis
     axes[0].margins(y=0.08)
     figure.suptitle(f"How much must be trained? {title}")
-    save_figure(figure, path)
+    plots.save_figure(figure, path)

@@ -16,10 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lab.core.checkpoints import load_strict, load_weights, save_weights
-from lab.core.errors import UserError
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.data.augment import BatchRNG
 from lab.data.loaders import Loaders, derive_seed
 from lab.models.pretrained import classifier, pooled_features
@@ -107,7 +104,7 @@ def cached_features(
     digest = hashlib.blake2b(json.dumps(seen, sort_keys=True).encode(), digest_size=8)
     path = place / f"features-{digest.hexdigest()}.safetensors"
     if path.exists():
-        features, header = load_weights(path)
+        features, header = checkpoints.load_weights(path)
         return FeatureLoaders(loaders, features), header["seconds"]
 
     started = time.perf_counter()
@@ -121,7 +118,7 @@ def cached_features(
     seconds = time.perf_counter() - started
     if accelerator.is_main_process:
         place.mkdir(parents=True, exist_ok=True)
-        save_weights(path, features, {**seen, "seconds": seconds})
+        checkpoints.save_weights(path, features, {**seen, "seconds": seconds})
     return FeatureLoaders(loaders, features), seconds
 
 
@@ -146,7 +143,7 @@ def train_linear_probe(
     data, start = loaders.data, classifier(model)
     if not isinstance(start, nn.Linear):
         raise UserError(f"the head is {type(start).__name__}, not linear: take MODE=top-k, TOP_K=1")
-    main = process_state().is_main_process
+    main = runtime.process_state().is_main_process
     if main:
         width = start.in_features
         print(f"{data.describe()}\nfeatures of {width} numbers, {feature_seconds:.1f} s to compute")
@@ -164,7 +161,7 @@ def train_linear_probe(
             print(f"rate {rate:g}, weight decay {decay:g}: validation {accuracy:.1f} %")
     *_, trial, rows, best = max(trials, key=lambda entry: entry[:2])
     path = trial.folder / "best.safetensors"
-    load_strict(start, load_weights(path)[0], path)
+    checkpoints.load_strict(start, checkpoints.load_weights(path)[0], path)
     if not main:
         return
     logits = start(loaders.features["test"].cpu()).detach()

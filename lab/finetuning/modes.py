@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.models.lora import add_lora
 from lab.models.pretrained import classifier
 from lab.training.optimizers import layers
@@ -51,15 +51,6 @@ def train_only_top(model: nn.Module, blocks: int) -> None:
         raise UserError(f"TOP_K={blocks} must lie between 1 and {top - 1}, the model's blocks")
     for name, parameter in model.named_parameters():
         parameter.requires_grad = layer_of[name] >= top - blocks
-
-
-def train_mode(model: nn.Module) -> None:
-    """Training mode for what is trained; frozen parts stay as in evaluation, without dropping."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()
 
 
 def variant_of(model: nn.Module, mode: str, top_k: int, layer_decay: float) -> str:

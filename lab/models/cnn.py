@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from model import ConfigError, DropPath, ViTConfig
 
 SMALL = 64  # pixels: up to here the stem keeps the resolution

@@ -15,7 +15,7 @@ from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from model import ViTConfig
 
 State = dict[str, Tensor]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lab.core.errors import UserError
+from lab.core import UserError
 
 
 class LowRank(nn.Module):

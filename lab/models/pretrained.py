@@ -29,8 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lab.core.checkpoints import load_strict, load_weights
-from lab.core.errors import UserError
+from lab.core import UserError, checkpoints
 from lab.data.preprocess import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.conversion import (
@@ -229,7 +228,7 @@ def from_file(path: Path) -> Found:
 
 def from_run(path: Path) -> Found:
     """Weights that a script of ours has written, with its header."""
-    state, header = load_weights(path)
+    state, header = checkpoints.load_weights(path)
     if missing := {"model", "config", "preprocess", "classes"} - header.keys():
         raise UserError(f"{path} comes from an earlier version of this lab: it does not say its "
                         f"{', '.join(sorted(missing))}. Train it again (--overwrite)")  # fmt: skip
@@ -369,7 +368,7 @@ def ours(
     grid = size // config.patch_size
     state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], grid, prefix)
     model = VisionTransformer(config)
-    load_strict(model, state, found.origin)
+    checkpoints.load_strict(model, state, found.origin)
     preprocess = preprocess_of(found, size, config.in_chans)
     return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)
 
@@ -379,7 +378,7 @@ def cnn(found: Found, config: CNNConfig, img_size: int | None, plain_only: bool)
     if plain_only:
         raise UserError(f"{found.origin} is a CNN: fine-tuning here is for ViTs")
     model = ResidualCNN(config)
-    load_strict(model, found.state, found.origin)
+    checkpoints.load_strict(model, found.state, found.origin)
     size = img_size or found.preprocess["img_size"]
     preprocess = preprocess_of(found, size, config.in_chans)
     return Pretrained(model.eval(), preprocess, found.classes, found.origin, found.remarks)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.core.errors import UserError
+from lab.core import UserError
 
 
 def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from lab.core.checkpoints import load_strict, load_weights, save_weights
-from lab.core.errors import UserError
+from lab.core import UserError, checkpoints
 from lab.data.preprocess import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.lora import merged_state
@@ -93,7 +92,9 @@ def save_model(
 ) -> None:
     """Writes a model as it was after the epoch of a row of history.csv; `load_model` reads it."""
     judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
-    save_weights(path, merged_state(model), {**model_header(model, classes, preprocess), **judged})
+    checkpoints.save_weights(
+        path, merged_state(model), {**model_header(model, classes, preprocess), **judged}
+    )
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -101,7 +102,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises: UserError, for a file that holds no model of ours, or another one than its header says.
     """
-    state, header = load_weights(path)
+    state, header = checkpoints.load_weights(path)
     try:
         if header["model"] == "timm":
             model = build_timm_model(TimmConfig(**header["config"]))
@@ -110,5 +111,5 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             model = kind(config(**header["config"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds {header.get('model')!r}, which is no model here") from error
-    load_strict(model, {k: v.float() for k, v in state.items()}, path)
+    checkpoints.load_strict(model, {k: v.float() for k, v in state.items()}, path)
     return model.eval(), header

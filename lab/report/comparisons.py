@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lab.core.runs import Run
-from lab.core.stats import holm, mcnemar
+from lab.core import Run, stats
 from lab.report.records import Record
 
 # Constants that say how much of the weights is trained, and what follows from that.
@@ -218,8 +217,8 @@ def chosen(found: list[Configuration], place: Path) -> list[list[Record]]:
 def pairs(runs: list[Record]) -> list[Pair]:
     """Every two of these runs, tested by McNemar's exact test with Holm's correction."""
     both = list(combinations(runs, 2))
-    tests = [mcnemar(a.predictions.correct, b.predictions.correct) for a, b in both]
-    adjusted = holm([p for *_, p in tests])
+    tests = [stats.mcnemar(a.predictions.correct, b.predictions.correct) for a, b in both]
+    adjusted = stats.holm([p for *_, p in tests])
     return [
         Pair(a, b, *test, p_holm)
         for (a, b), test, p_holm in zip(both, tests, adjusted, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.core.stats import reliability
+from lab.core import stats
 from lab.data.thumbnails import thumbnail
 from lab.report import sentences as words
 from lab.report.comparisons import (
@@ -87,7 +87,7 @@ def row(i: int, run: Record, set_of: dict[str, int], place: Path) -> dict[str, A
             np.stack([made.labels, made.predicted]), axis=1, return_counts=True
         )
         confusion = [[int(r), int(c), int(n)] for (r, c), n in zip(cells.T, counts, strict=True)]
-        calibration = [list(b) for b in reliability(made.confidence, made.correct)]
+        calibration = [list(b) for b in stats.reliability(made.confidence, made.correct)]
     return {
         "id": i,
         "name": run.folder.name,

@@ -9,8 +9,7 @@ from urllib.parse import quote
 
 from lab.attention.score_report import percent, points
 from lab.attention.scoring import CENTRE, RANDOM, candidates
-from lab.core.errors import UserError
-from lab.core.runs import Run
+from lab.core import Run, UserError
 from lab.report import sentences as words
 from lab.report.comparisons import (
     Configuration,

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lab.core.checkpoints import write_atomically
+from lab.core import checkpoints
 
 TEMPLATE = Path(__file__).parent
 SCRIPTS = ("tables.js", "chart.js", "sections.js")  # each uses what stands before it
@@ -41,7 +41,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
         page = page.replace(f"<!--{name}-->", part)
     # a file name that is not UTF-8 comes as lone surrogates, which no encoding can write
     written = page.encode("utf-8", errors="replace")
-    write_atomically(path, lambda scratch: scratch.write_bytes(written))
+    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(written))
 
 
 def _unbroken(sentence: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lab.core.runs import Run
+from lab.core import Run
 from lab.data.thumbnails import plot
 from lab.report import sentences as words
 

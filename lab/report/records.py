@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lab.attention.score_report import verdict
-from lab.core.runs import SCHEMA, Run
+from lab.core import Run, runtime
 from lab.finetuning.modes import mode_label
 from lab.training.state import History
 
@@ -227,9 +227,9 @@ def read_runs(place: Path) -> Found:
 def read(folder: Path, found: Found) -> None:
     """Adds the run in a folder. Raises: Broken."""
     config = read_json(folder / "config.json")
-    if (schema := config.get("schema")) != SCHEMA:
+    if (schema := config.get("schema")) != runtime.SCHEMA:
         raise InvalidRecord(
-            f"written by another version of the lab (schema {schema!r}, not {SCHEMA})"
+            f"written by another version of the lab (schema {schema!r}, not {runtime.SCHEMA})"
         )
     check(config, LOOK, "config.json")
     finished = (folder / "metrics.json").exists()

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lab.core.errors import UserError
-from lab.core.runtime import process_state
+from lab.core import UserError, runtime
 from lab.models.profiling import has_bf16
 from lab.training.tensorboard import check_installed
 
@@ -60,5 +59,5 @@ class FitConfig:
     def mixed_precision(self) -> str:
         """Accelerate's word for the precision; "auto" takes bf16 where the hardware has it."""
         if self.precision == "auto":
-            return "bf16" if has_bf16(process_state().device) else "no"
+            return "bf16" if has_bf16(runtime.process_state().device) else "no"
         return "bf16" if self.precision == "bf16" else "no"

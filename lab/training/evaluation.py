@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.data.loaders import Loaders
 from lab.training.results import Predictions
 

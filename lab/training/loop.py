@@ -18,12 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.core.checkpoints import load_state, load_strict, load_weights, save_state
-from lab.core.errors import Stopped, UserError, explain_out_of_memory, handle_signals
-from lab.core.runs import Run
-from lab.core.runtime import process_state
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.data.loaders import Loaders, derive_seed
-from lab.finetuning.modes import train_mode
 from lab.models.lora import merge
 from lab.models.profiling import peak_memory_mb
 from lab.models.registry import save_model
@@ -34,7 +30,7 @@ from lab.training.optimizers import Schedule
 from lab.training.results import write_results
 from lab.training.state import History, TrainState, epoch_line
 from lab.training.tensorboard import TensorBoardLogger
-from lab.training.trainee import Trainee
+from lab.training.trainee import Trainee, train_mode
 
 # Steps between looks at the loss and at what other processes were told; each makes a GPU wait.
 CHECK_EVERY = {"alone": 50, "together": 10}  # a launcher waits half a minute for a stop
@@ -68,7 +64,7 @@ def fit(
         f"lower BATCH_SIZE (now {loaders.batch_size}), IMG_SIZE ({loaders.preprocess.img_size}) "
         "or the model."
     )
-    with explain_out_of_memory(advice), handle_signals() as stop:
+    with runtime.explain_out_of_memory(advice), runtime.handle_signals() as stop:
         trainer.resume()
         while trainer.state.epoch <= config.epochs:
             trainer.train_epoch(stop)
@@ -92,7 +88,7 @@ class Trainer:
         run: Run,
     ):
         self.config, self.loaders, self.run = config, loaders, run
-        process_state()  # before Accelerate looks for them itself
+        runtime.process_state()  # before Accelerate looks for them itself
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.alone = self.accelerator.num_processes == 1
         device = self.accelerator.device
@@ -119,7 +115,7 @@ class Trainer:
             self.say(f"epochs 1 to {small} {how}")
         path = self.run.folder / "last.pt"
         if path.exists():
-            saved = load_state(path)
+            saved = checkpoints.load_state(path)
             self.trainee.load(saved, path)
             self.state = TrainState(**saved["state"])
             at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
@@ -135,7 +131,7 @@ class Trainer:
 
     def save(self) -> None:
         saved = {**self.trainee.state(), "state": asdict(self.state)}
-        save_state(self.run.folder / "last.pt", saved)
+        checkpoints.save_state(self.run.folder / "last.pt", saved)
 
     def anywhere(self, here: object) -> bool:
         """Whether it is so in any process: what one does then, all must, or wait for ever."""
@@ -145,7 +141,7 @@ class Trainer:
     def leave(self, stop: list[int]) -> None:
         self.save()
         at = f"epoch {self.state.epoch}, step {self.state.step}"
-        raise Stopped(stop[0] if stop else signal.SIGTERM, f"{at}: {self.run.folder}")
+        raise runtime.Stopped(stop[0] if stop else signal.SIGTERM, f"{at}: {self.run.folder}")
 
     def train_epoch(self, stop: list[int]) -> None:
         """The steps of the running epoch that are still to do."""
@@ -270,7 +266,7 @@ class Trainer:
         path = self.run.folder / "best.safetensors"
         self.accelerator.wait_for_everyone()
         merge(self.trainee.plain)
-        load_strict(self.trainee.plain, load_weights(path)[0], path)
+        checkpoints.load_strict(self.trainee.plain, checkpoints.load_weights(path)[0], path)
         scores = evaluate(self.trainee.plain, self.loaders, "test", self.accelerator)
         if self.accelerator.is_main_process:
             state = self.state

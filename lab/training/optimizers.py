@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from timm.optim import Muon, param_groups_weight_decay
 from torch import nn
 
-from lab.core.errors import UserError
+from lab.core import UserError
 
 NO_DECAY = ("cls_token", "pos_embed")  # beside biases, norms and LayerScale, which are 1-d
 VIT_LAYERS = {  # of model.py, in timm's language: the final norm goes with the last block

@@ -12,10 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.core.checkpoints import write_atomically, write_json
-from lab.core.errors import UserError
-from lab.core.runs import Run, write_rows
-from lab.core.runtime import process_state
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.data.datasets import Dataset
 
 
@@ -54,8 +51,7 @@ def write_results(
     # Imported here, at the end: they take a third of the time that a script needs to start.
     from sklearn.metrics import confusion_matrix
 
-    from lab.core import plots
-    from lab.core.stats import calibration_error, wilson_interval
+    from lab.core import plots, stats
 
     confidence, predicted = scores.logits.double().softmax(1).max(1)
     labels, correct = scores.labels.numpy(), scores.correct.numpy()
@@ -74,9 +70,11 @@ def write_results(
             data.test.names, labels, predicted.tolist(), confidence.tolist(), strict=True
         )
     ]
-    write_atomically(run.folder / "predictions.csv", lambda scratch: write_rows(scratch, rows))
+    checkpoints.write_atomically(
+        run.folder / "predictions.csv", lambda scratch: checkpoints.write_rows(scratch, rows)
+    )
 
-    low, high = wilson_interval(correct.sum(), len(correct))
+    low, high = stats.wilson_interval(correct.sum(), len(correct))
     best = next(row for row in history if row["epoch"] == best_epoch)
     seconds = sum(row["seconds"] for row in history)
     per_class = {
@@ -88,7 +86,7 @@ def write_results(
         "test_accuracy_95": [round(low, 4), round(high, 4)],
         "test_images": len(correct),
         "test_loss": round(scores.loss, 6),
-        "calibration_error": round(calibration_error(confidence.numpy(), correct), 4),
+        "calibration_error": round(stats.calibration_error(confidence.numpy(), correct), 4),
         "best_epoch": best_epoch,
         "val_accuracy": best["val_accuracy"],
         "epochs": len(history),
@@ -112,7 +110,7 @@ def write_results(
         data.classes,
         f"{title}: {100 * scores.accuracy:.1f} % of {len(correct)} test images are right",
     )
-    write_json(run.folder / "metrics.json", metrics)
+    checkpoints.write_json(run.folder / "metrics.json", metrics)
     return metrics
 
 
@@ -136,11 +134,11 @@ def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run])
         return
     runs = []
     for seed in range(first, first + count):
-        if process_state().is_main_process:
+        if runtime.process_state().is_main_process:
             print(f"\n--- seed {seed} ---", flush=True)
         own = name and f"{name}-s{seed}"
         runs.append(run_one({**values, "SEED": seed, "NAME": own}))
-    if process_state().is_main_process:
+    if runtime.process_state().is_main_process:
         print(f"\n{spread([run.metrics()['test_accuracy'] for run in runs])}")
 
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lab.core.errors import UserError
+from lab.core import UserError
 
 
 def check_installed() -> None:

@@ -9,7 +9,7 @@ from accelerate.utils import broadcast
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from lab.core.checkpoints import load_strict
+from lab.core import checkpoints
 from lab.training.config import FitConfig
 
 
@@ -59,7 +59,16 @@ class Trainee:
 
     def load(self, saved: dict[str, Any], path: Path) -> None:
         """Takes up a `state`, whole, that was read from `path`."""
-        load_strict(self.plain, saved["model"], path)
+        checkpoints.load_strict(self.plain, saved["model"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema:
-            load_strict(self.ema.module, saved["ema"], path)
+            checkpoints.load_strict(self.ema.module, saved["ema"], path)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Sets training mode, except for frozen modules: they stay in eval mode, without dropout."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
