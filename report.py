@@ -2,7 +2,7 @@
 
     python report.py                                   # all runs below results/
     python report.py --results my/results              # those of another folder
-    python report.py --readme                          # the README's own tables, from the records
+    python report.py --official                        # the project's own tables
 
 The page needs no network and no server. Folders that hold no run, or a broken one, are listed in
 it with the reason.
@@ -21,19 +21,19 @@ from lab.report.records import read_runs
 # --- What is reported ---
 RESULTS: str = "results"  # the folder of all runs
 DATA_DIR: str = "data"  # where downloads lie, for pictures of test images; nothing is downloaded
-README: bool = False  # instead: the tables in README.md, from the project's own runs alone
+OFFICIAL: bool = False  # instead: the tables of README.md and results/official/README.md
 
 ROOT = Path(__file__).resolve().parent
-OFFICIAL = ROOT / "results" / "official"  # the runs that README.md quotes
+OFFICIAL_RUNS = ROOT / "results" / "official"  # the runs that README.md quotes
 
 
 def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     place = Path(c.RESULTS)
-    if c.README:
-        path = ROOT / "README.md"
-        write_text(path, readme())
-        print(path)
+    if c.OFFICIAL:
+        for path, text in official_pages().items():
+            write_text(path, text)
+            print(path)
         return
     if not place.is_dir():
         raise UserError(f"there is no folder {place}: train something first, with python train.py")
@@ -47,10 +47,14 @@ def main() -> None:
     print(f"{place / 'README.md'}\n{place / 'report.html'}")
 
 
-def readme() -> str:
-    """README.md as the records of the project's own runs make it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return fill(text, read_runs(OFFICIAL), OFFICIAL.parent, ROOT)
+def official_pages() -> dict[Path, str]:
+    """README.md and results/official/README.md, with their tables generated from the records."""
+    found = read_runs(OFFICIAL_RUNS)
+    pages = (ROOT / "README.md", OFFICIAL_RUNS / "README.md")
+    return {
+        path: fill(path.read_text(encoding="utf-8"), found, OFFICIAL_RUNS.parent, path.parent)
+        for path in pages
+    }
 
 
 def write_text(path: Path, text: str) -> None:

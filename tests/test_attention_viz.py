@@ -51,7 +51,7 @@ def place(tmp_path_factory) -> Path:
 
 def test_the_newest_run_of_train_py_is_shown(place):
     sentence = viz(place).stderr
-    assert "no finished run in results/train" in sentence
+    assert "results/train contains no finished run" in sentence
     assert "python train.py" in sentence
     assert run(place, "train.py", "--epochs", 2, "--patch-size", 2).returncode == 0
     assert viz(place).returncode == 0

@@ -147,6 +147,31 @@ def score_table(looks: list[Run], to: Link) -> str:
     return table(head, rows) if rows else ""
 
 
+HEADLINE = {  # what README.md shows on its first screen
+    "pets-3breeds-224-full-decay0.7-s0": "pretrained ViT-S/14, fine-tuned (three Pets breeds)",
+    "pets-3breeds-224-scratch-s0": "the same ViT, trained from scratch",
+    "cifar10-jpeg-vit_128x6-muon-small-first-s0": "small ViT, from scratch (CIFAR-10, JPEG copy)",
+}
+
+
+def headline_table(runs: list[Record], to: Link) -> str:
+    """The runs of HEADLINE that are among `runs`, with their test accuracy and training time."""
+    by_name = {run.folder.name: run for run in runs}
+    rows = []
+    for name, title in HEADLINE.items():
+        if name in by_name:
+            metrics = by_name[name].metrics
+            low, high = (100 * bound for bound in metrics["test_accuracy_95"])
+            rows.append(
+                [
+                    f"[{title}]({to(by_name[name].folder)}/)",
+                    f"**{100 * metrics['test_accuracy']:.1f} %** ({low:.1f} to {high:.1f})",
+                    f"{metrics['training_seconds'] / 60:.0f} minutes on one CPU core",
+                ]
+            )
+    return table(["model", "test accuracy (95 % interval)", "training"], rows)
+
+
 def sections(found: Found, place: Path, to: Link) -> dict[str, str]:
     """Every table by the name that a marker calls it."""
     plain = [run for run in found.runs if not run.sweep]
@@ -156,6 +181,7 @@ def sections(found: Found, place: Path, to: Link) -> dict[str, str]:
         script.removesuffix(".py"): runs_table([r for r in whole if r.script == script], to)
         for script in TASKS
     }
+    made["headline"] = headline_table(whole, to)
     made["seeds"] = seeds_table([c for c in found_configs if c.first.share == 1])
     made["twins"] = twins_table(found_configs, place)
     made["pairs"] = pairs_table(found_configs, place)
