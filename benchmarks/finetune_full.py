@@ -64,7 +64,7 @@ def ours(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None
     model = VisionTransformer(config)
     optimizer = adamw(model, recipe.learning_rate, recipe.weight_decay)
     how = FitConfig(
-        epochs=recipe.epochs, warmup=recipe.warmup, clip_grad=recipe.clip_grad,
+        epochs=recipe.epochs, warmup_fraction=recipe.warmup, clip_grad=recipe.clip_grad,
         precision="bf16" if recipe.bf16 else "fp32", trial=True,
     )  # fmt: skip
     trainer = Trainer(model, optimizer, loaders, how, Run(Path()))  # train_epoch writes nothing

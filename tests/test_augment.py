@@ -179,18 +179,18 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
 def test_nothing_asked_for_changes_nothing():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     assert augment(images, sized(8), Augmentation(), BatchRNG(0, 4)).equal(images / 255)
-    assert A.center(images, sized(8)).equal(images / 255)
+    assert A.center_crop(images, sized(8)).equal(images / 255)
 
 
 def test_evaluation_sees_torchvisions_centre_crop():
     images = torch.randint(0, 256, (2, 3, 37, 37), dtype=torch.uint8)
-    kept = A.center(images, Preprocess(32, [0.5], [0.5], crop_pct=32 / 37))
+    kept = A.center_crop(images, Preprocess(32, [0.5], [0.5], crop_pct=32 / 37))
     assert kept.equal(V.center_crop(images, [32, 32]) / 255)
     for side, method in ((56, "bicubic"), (20, "bilinear")):
         to = Preprocess(side, [0.5], [0.5], crop_pct=0.875, interpolation=method)
         theirs = V.resize(images / 255, [to.resized], InterpolationMode(method), antialias=True)
         theirs = V.center_crop(theirs.clamp(0, 1), [side, side])
-        torch.testing.assert_close(A.center(images, to), theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(A.center_crop(images, to), theirs, atol=1e-6, rtol=0)
 
 
 def test_flips_happen_for_half_of_the_images_and_never_unasked():

@@ -97,6 +97,8 @@ def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch)
             optimizer.zero_grad()
             schedule.step()
     for name, value in model.state_dict().items():
+        if name.endswith("qkv.bias"):  # the keys' bias has no gradient, so Adam scales noise
+            value, weights[name] = (v.reshape(3, -1)[[0, 2]] for v in (value, weights[name]))
         torch.testing.assert_close(weights[name], value, atol=2e-5, rtol=1e-3, msg=name)
 
 

@@ -53,7 +53,7 @@ CONFIG = ViTConfig(
 )
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 2),
         "num_heads": (1, 2), "num_classes": 10}  # fmt: skip
-FP32 = FitConfig(epochs=3, warmup=0.1, precision="fp32")
+FP32 = FitConfig(epochs=3, warmup_fraction=0.1, precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -927,15 +927,17 @@ def client(hub, tmp_path, monkeypatch):
     folder, address, asked, stop = hub
     where = {"cache_dir": str(tmp_path / "cache")}
     said = SimpleNamespace(ENDPOINT=address, HF_HUB_CACHE=where["cache_dir"])
-    monkeypatch.setattr(lab.hub, "hub_constants", said)
+    monkeypatch.setattr(lab.models.pretrained, "hub_constants", said)
     look = partial(huggingface_hub.try_to_load_from_cache, **where)
-    monkeypatch.setattr(lab.hub, "try_to_load_from_cache", look)
+    monkeypatch.setattr(lab.models.pretrained, "try_to_load_from_cache", look)
     ask = partial(huggingface_hub.hf_hub_download, endpoint=address, **where)
-    monkeypatch.setattr(lab.hub, "hf_hub_download", ask)
+    monkeypatch.setattr(lab.models.pretrained, "hf_hub_download", ask)
 
     def offline():
         stop()
-        monkeypatch.setattr(lab.hub, "hf_hub_download", partial(ask, local_files_only=True))
+        monkeypatch.setattr(
+            lab.models.pretrained, "hf_hub_download", partial(ask, local_files_only=True)
+        )
 
     return folder, asked, offline
 

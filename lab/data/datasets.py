@@ -7,25 +7,23 @@ changes; the official test split is kept for the end. Nothing here is augmented:
 lab/data/augment.py, when batches are made.
 """
 
+import hashlib
+import os
 import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, TypeVar
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from lab.data import cache
-from lab.data import images
+
 from lab.core import UserError
-from lab.data.images import Reading
-import hashlib
-import os
-from dataclasses import dataclass, replace
-from functools import cached_property
+from lab.data import cache, images
 from lab.data.images import Reading, abbreviate, printable
 
 NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28, "pets": None}
@@ -141,7 +139,10 @@ def folder_of(dataset: str) -> Path:
             "of images needs train/<class>/*.jpg, and may have val/ and test/ like it."
         )
     if not (root / "train").is_dir():
-        found = images.abbreviate(sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir())) or "nothing"
+        found = (
+            images.abbreviate(sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir()))
+            or "nothing"
+        )
         raise UserError(
             f"{root} has no folder train/ (it holds {found}). Put the images at "
             f"{root / 'train'}/<class>/*.jpg, one folder a class."

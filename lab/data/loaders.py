@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.data.augment import Augmentation, BatchRNG, augment, center_crop, erase
-from lab.data.datasets import Dataset
 from lab.core import UserError
+from lab.data.augment import Augmentation, BatchRNG, augment, center_crop, erase
+from lab.data.datasets import Dataset, Split
 from lab.data.preprocess import Preprocess
-from lab.data.datasets import Split
 
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU that the images may take
 
@@ -126,7 +125,8 @@ class Loaders:
     def order(self, epoch: int, first_step: int) -> list[Tensor]:
         """This process's share of the training images, step by step."""
         order = torch.randperm(
-            len(self.data.train), generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            len(self.data.train),
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch)),
         )
         share = self.batch_size // self.world
         starts = range(first_step * self.batch_size, self.steps * self.batch_size, self.batch_size)
@@ -150,7 +150,9 @@ class Loaders:
         batches = self.feed(split).batches(indices)
         for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
             if view:
-                draw = BatchRNG(derive_seed(self.seed, view, step, self.rank), len(images), self.device)
+                draw = BatchRNG(
+                    derive_seed(self.seed, view, step, self.rank), len(images), self.device
+                )
                 yield index, self.augmented(images, draw), labels
             else:
                 yield index, self.normalised(images), labels

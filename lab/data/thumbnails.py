@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from lab.data import datasets
 from lab.core import UserError
+from lab.data import datasets
 
 SIDE = 96  # pixels of a test image at most
 WIDTH = 1000  # pixels of a plot at most
