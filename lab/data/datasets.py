@@ -194,8 +194,8 @@ def pets(data_dir: str, reading: Reading) -> Source:
         if lost := [path.name for path in data._images if not path.exists()]:
             raise UserError(
                 f"{len(lost)} images are missing from {base / 'images'}, as after an interrupted "
-                f"download: {images.abbreviate(lost)}. Delete that folder and run again: the archive "
-                "beside it is unpacked again, or downloaded if there is none."
+                f"download: {images.abbreviate(lost)}. Delete that folder and run again: the "
+                "archive beside it is unpacked again, or downloaded if there is none."
             )
         if len(data) != OFFICIAL_PETS[theirs]:
             source.remarks.append(
@@ -229,18 +229,18 @@ def folder(root: Path, reading: Reading) -> Source:
             source.classes = list(found)
             if len(found) < 2:
                 raise UserError(
-                    f"{root / split} has {len(found)} class folders ({images.abbreviate(list(found))}); "
-                    "a classifier needs two or more, each with its images"
+                    f"{root / split} has {len(found)} class folders ({images.abbreviate(list(found))})"
+                    "; a classifier needs two or more, each with its images"
                 )
             if empty := [name for name in found if not found[name]]:
                 raise UserError(
-                    f"no images in {root / split} for the classes {images.abbreviate(empty)}: add some "
-                    f"({' '.join(sorted(images.EXTENSIONS))}) or remove the empty folders"
+                    f"no images in {root / split} for the classes {images.abbreviate(empty)}: add "
+                    f"some ({' '.join(sorted(images.EXTENSIONS))}) or remove the empty folders"
                 )
         if strange := [name for name in found if found[name] and name not in source.classes]:
             raise UserError(
-                f"{root / split} has classes that train/ has not: {images.abbreviate(strange)}. A model "
-                "can't learn them: add them to train/ or take them away."
+                f"{root / split} has classes that train/ has not: {images.abbreviate(strange)}. A "
+                "model can't learn them: add them to train/ or take them away."
             )
         labelled = [(p, i) for i, name in enumerate(source.classes) for p in found.get(name, [])]
         source.add_photographs(root, split, labelled, reading)
@@ -430,8 +430,8 @@ def stratified_split(split: Split, share: float, classes: list[str]) -> tuple[Sp
         lone += [name] if len(members) == 1 else []
     if lone:
         raise UserError(
-            f"one training image left of {abbreviate(lone)}: too few to set one aside for validation or "
-            "test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
+            f"one training image left of {abbreviate(lone)}: too few to set one aside for validation "
+            "or test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
             "remove the class."
         )
     mask = torch.from_numpy(away)
