@@ -229,7 +229,8 @@ def folder(root: Path, reading: Reading) -> Source:
             source.classes = list(found)
             if len(found) < 2:
                 raise UserError(
-                    f"{root / split} has {len(found)} class folders ({images.abbreviate(list(found))})"
+                    f"{root / split} has {len(found)} class folders "
+                    f"({images.abbreviate(list(found))})"
                     "; a classifier needs two or more, each with its images"
                 )
             if empty := [name for name in found if not found[name]]:
@@ -430,8 +431,8 @@ def stratified_split(split: Split, share: float, classes: list[str]) -> tuple[Sp
         lone += [name] if len(members) == 1 else []
     if lone:
         raise UserError(
-            f"one training image left of {abbreviate(lone)}: too few to set one aside for validation "
-            "or test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
+            f"one training image left of {abbreviate(lone)}: too few to set one aside for "
+            "validation or test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
             "remove the class."
         )
     mask = torch.from_numpy(away)
