@@ -432,8 +432,8 @@ def stratified_split(split: Split, share: float, classes: list[str]) -> tuple[Sp
     if lone:
         raise UserError(
             f"one training image left of {abbreviate(lone)}: too few to set one aside for "
-            "validation or test. Each class needs 3 images, or 2 where test/ or val/ is given. Add some, or "
-            "remove the class."
+            "validation or test. Each class needs 3 images, or 2 where test/ or val/ is given. "
+            "Add some, or remove the class."
         )
     mask = torch.from_numpy(away)
     return split.take(~mask), split.take(mask)
