@@ -1,13 +1,14 @@
-"""Show where a model looks; with --score measure whether that is where the animal is.
+"""Show where a model looks; with --score, measure whether that is where the animal is.
 
-    python attention_viz.py                            # the newest run of train.py, offline
+    python attention_viz.py                            # the newest run of train.py
     python attention_viz.py --model weights/vit_128x6_cifar10.safetensors --images digits
     python attention_viz.py --model results/finetune/<run> --images "cat.jpg dog.jpg"
     python attention_viz.py --model results/finetune/<run> --images pets --score
 
-Writes overview.jpg (a map of each method), heads.jpg (every head of every block), distance.png,
-positions.png and attention.html, a page to play with, into results/attention_viz/<name>/; --score
-writes score.md and score.png there, and scores-*.md/.png, which compare all scored models.
+Takes about 10 seconds for six images on a CPU and needs no network, except to download a dataset.
+Writes overview.jpg (one map per method), heads.jpg (every head of every block), distance.png,
+positions.png and an interactive attention.html to results/attention_viz/<name>/. With --score, it
+writes score.md and score.png instead, and scores-*.md/.png, which compare all scored models.
 """
 
 import sys
@@ -15,67 +16,80 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from lab.attention.score_report import scoring
-from lab.attention.views import viewing
+from lab.attention import scoring, views
 from lab.core import Run, UserError, constants, run_script, runtime
 from lab.data.augment import Augmentation
 from lab.data.image_list import load_images
+from lab.data.images import EXTENSIONS
 from lab.data.loaders import Loaders
 from lab.models.pretrained import load_pretrained, short_name
 
-# --- What is looked at ---
-MODEL: str | None = None  # a run's folder, timm name or file; none: the newest run of train.py
-IMAGES: str | None = None  # a dataset, or pictures and folders; none: what the run was trained on
-DATA_DIR: str = "data"  # where downloads lie
-IMG_SIZE: int | None = None  # pixels; none: the size that the weights were trained at
+# --- Model and images ---
+MODEL: str | None = None  # a run folder, timm model or weight file; none: the newest train.py run
+IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or digits
+DATA_DIR: str = "data"  # folder of downloaded datasets
+IMG_SIZE: int | None = None  # pixels; none: the size the model was trained at
 
-# --- How ---
-METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"  # see README
-LAYER: int = -1  # block whose attention `raw` shows, from 1; -1: the last
-HEAD: int | None = None  # head of that block, from 1; none: the mean of all
-TARGET_CLASS: str | None = None  # name of the class to explain; none: the predicted one
-NUM_IMAGES: int = 6  # half of them wrongly predicted, if there are so many
+# --- Maps ---
+METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"
+LAYER: int = -1  # the block that `raw` shows, counted from 1; -1: the last
+HEAD: int | None = None  # the head of that block, counted from 1; none: the mean of all heads
+TARGET_CLASS: str | None = None  # name of the class to explain; none: the predicted class
+NUM_IMAGES: int = 6  # up to half of them wrongly predicted
 
-# --- Is the map right? ---
-SCORE: bool = False  # score all maps of all test images against outlines; Pets alone has them
-DELETION_IMAGES: int = 64  # of the test images, for deletion and insertion; 0: none
+# --- Scores ---
+SCORE: bool = False  # compare the maps of all test images with outlines; only pets has outlines
+DELETION_IMAGES: int = 64  # test images used for deletion and insertion; 0: skip both
 
 # --- Run ---
-SEED: int = 0  # of the choice of images, and of the random weights that --score compares with
-BATCH_SIZE: int = 8  # images at a time; fewer take less memory
-RESULTS_DIR: str = "results/attention_viz"  # one folder a model and images
-NAME: str | None = None  # of the folder; none: from model and images
-OVERWRITE: bool = False  # do it again, replacing what is there
+SEED: int = 0  # for the choice of images, and for the random weights of --score
+BATCH_SIZE: int = 8  # images per forward pass; a smaller value needs less memory
+RESULTS_DIR: str = "results/attention_viz"  # one folder per model and images
+NAME: str | None = None  # name of that folder; none: made from model and images
+OVERWRITE: bool = False  # run again and replace existing results
 
 
 def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
-    if c.NUM_IMAGES < 1:
-        raise UserError(f"NUM_IMAGES={c.NUM_IMAGES} must be at least 1, such as 6")
+    if c.BATCH_SIZE < 1:
+        raise UserError(f"BATCH_SIZE={c.BATCH_SIZE} must be at least 1, such as 8")
+    config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
     c.IMAGES = c.IMAGES or trained_on(Path(c.MODEL))
     data = load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
+    device = runtime.process_state().device
     loaders = Loaders(data, pretrained.preprocess, c.BATCH_SIZE, Augmentation())
-    loaders.to(runtime.process_state().device)
-    pretrained.model.to(runtime.process_state().device)
+    loaders.to(device)
 
-    work = (scoring if c.SCORE else viewing)(pretrained, loaders, c)  # refuses what cannot be
-    name = f"{short_name(c.MODEL)}-{data.name}{'-score' if c.SCORE else ''}"
-    facts = {"dataset": data.summary()}
-    run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.OVERWRITE)
-    if run.finished:
-        print(f"this is done already; --overwrite repeats it\n{run.folder / run.metrics()['open']}")
-    else:
-        work(run)
+    with runtime.explain_out_of_memory(
+        f"Use a smaller batch, such as --batch-size {max(1, c.BATCH_SIZE // 2)}. Attention needs "
+        "memory for N x N weights per head, so a smaller --img-size helps even more."
+    ):
+        pretrained.model.to(device)
+        if c.SCORE:
+            job = scoring.Scoring(pretrained, loaders, c.DATA_DIR, c.DELETION_IMAGES, c.SEED)
+        else:
+            job = views.Views(pretrained, loaders, config)
+        is_file = Path(data.name).suffix.lower() in EXTENSIONS
+        images_name = Path(data.name).stem if is_file else data.name
+        name = f"{short_name(c.MODEL)}-{images_name}{'-score' if c.SCORE else ''}"
+        facts = {"dataset": data.summary()}
+        run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.OVERWRITE)
+        if run.finished:
+            print("this was done before; --overwrite runs it again")
+            print(run.folder / run.metrics()["open"])
+        else:
+            job.write(run)
 
 
 def trained_on(folder: Path) -> str:
-    """The dataset of a run; the embedded digits for weights that do not say theirs."""
+    """The dataset of a run folder; the embedded digits for weights without a run folder."""
     try:
         return Run(folder).config()["constants"]["DATASET"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"{folder} does not say what it was trained on; showing digits (see --images)")
         return "digits"
 
 

@@ -7,9 +7,9 @@
 The same random weights and images for all, fp32, on the CPU or a GPU.
 
 - forward: our ViT's plain forward pass, with the fused kernel.
-- ours, class token: lab.attention.saliency.raw, the class token's row, every block and head.
-- ours, reduced: lab.attention.extraction.attention_maps, mean over queries, block by block.
-- ours, whole: lab.attention.extraction.attention_maps, every matrix kept.
+- ours, class token: saliency.raw_attention of lab.attention, every block and head.
+- ours, reduced: lab.attention.attention_maps, mean over queries, block by block.
+- ours, whole: lab.attention.attention_maps, every matrix kept.
 - transformers: ViTForImageClassification with output_attentions=True, every matrix kept.
 - hooks: timm.utils.AttentionExtract on timm's ViT without the fused kernel (with it, it finds
   nothing), every matrix kept.
@@ -30,8 +30,7 @@ from torch import Tensor
 from benchmarks import table
 from benchmarks.peers import in_transformers
 from benchmarks.timing import Turns, hardware, in_turns
-from lab.attention.extraction import BlockAttention, attention_maps
-from lab.attention.saliency import raw
+from lab.attention import BlockAttention, attention_maps, saliency
 from lab.core import constants, runtime
 from lab.models.conversion import config_of
 from model import VisionTransformer, ViTConfig
@@ -47,7 +46,7 @@ OUT: str = "benchmarks/local/attention_maps-{device}.md"  # where the table goes
 
 
 def received(block: BlockAttention) -> Tensor:
-    return block.of(block.queries("mean"))
+    return block.average("avg")
 
 
 def way(name: str, values: dict[str, Any], line: Connection) -> None:
@@ -90,7 +89,7 @@ def hooks(model: VisionTransformer, _: ViTConfig, values: dict, device: torch.de
 
 LOOKS = {
     "forward": in_ours(lambda model, images: model(images)),
-    "ours, class token": in_ours(raw),
+    "ours, class token": in_ours(saliency.raw_attention),
     "ours, reduced": in_ours(lambda model, images: attention_maps(model, images, received)),
     "ours, whole": in_ours(attention_maps),
     "transformers": transformers,

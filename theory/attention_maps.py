@@ -48,8 +48,8 @@ def numbers() -> dict[str, str]:
               ("vit_s14-pretrained", "vit_s14-finetuned", "vit_s14-scratch")}  # fmt: skip
     pretrained, finetuned, bare = scores.values()
     found["the animal's share"] = percent(finetuned["animal_share"])
-    centre = finetuned["baselines"]["centre Gaussian"]["average_precision"]["mean"][0]
-    found["centre Gaussian"] = f"a Gaussian at the centre {percent(centre)}"
+    center = finetuned["baselines"]["center Gaussian"]["average_precision"]["mean"][0]
+    found["center Gaussian"] = f"a Gaussian at the center {percent(center)}"
 
     def precision(scores: dict, method: str) -> str:
         return percent(scores["methods"][method]["trained"]["average_precision"]["mean"][0])

@@ -1,0 +1,17 @@
+"""Where a model looks: attention weights, maps made from them, and scores of these maps.
+
+Open `extraction.py` first: `attention_maps` records the attention weights of any ViT or Swin.
+`saliency.py` turns them into one map per image, `views.py` draws the maps, `scoring.py` compares
+them with the outlines of the objects, and `score_report.py` explains the scores.
+"""
+
+from lab.attention.extraction import BlockAttention, attention_maps
+
+__all__ = [
+    "BlockAttention",
+    "attention_maps",
+    "saliency",
+    "score_report",  # reads records only; loads matplotlib only to draw
+    "scoring",
+    "views",  # loads matplotlib
+]

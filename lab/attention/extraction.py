@@ -1,14 +1,12 @@
-"""Attention of one block, and where in the picture its tokens lie.
-
-Attention weights of every block and head, taken from a model while it computes its logits.
+"""Attention weights of every block and head, recorded while a model computes its logits.
 
     logits, blocks = attention_maps(model, images)
-    blocks[-1].dense()                   # (B, h, N, N): row i is what token i takes from each token
-    blocks[-1].of(blocks[-1].queries())  # (B, h, rows, columns): what the mean token looks at
+    blocks[-1].dense()         # (B, h, N, N): row i holds how much token i takes from each token
+    blocks[-1].average("avg")  # (B, h, rows, columns): what the patches attend to on average
 
-For our ViT, timm's plain ViTs (deit, deit3, dinov2; with class token, registers or neither) and
-timm's Swin v1 and v2. The weights are those that the model multiplies its values with: nothing is
-computed a second time, except in `class_attention`, which leaves the model's fast kernel alone.
+This works for our ViT, timm's plain ViTs (DeiT, DINOv2, ...) and timm's Swin v1 and v2. It also
+works for an `Attention` that you wrote yourself, whatever its layers are called, as long as each
+block calls softmax on its weights (B, h, N, N) or F.scaled_dot_product_attention once.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,279 +17,314 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lab.core import UserError
-from model import Attention, VisionTransformer
 
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """Attention of one block: in each group of tokens, what each takes from each.
+    """The attention weights of one block.
 
-    A ViT has one group, of all tokens. A Swin has one for each window; `places` puts a window's
-    tokens where they lie in the picture, so that shifted windows are shifted back.
+    Tokens attend to each other within groups. A ViT has a single group of all tokens. A Swin has
+    one group per window, and `token_index` maps the tokens of a window to their places in the
+    image, which also undoes the shift of shifted windows.
 
-    weights: (B, h, G, n, n), G groups of n tokens; rows sum to one.
-    places: (G, n), a token's index among the block's tokens: first the prefix (class token,
-        registers), then the patches row by row; -1: padding, whose rows and columns are zero (what
-        a patch gives to the padding of its window is lost to its row).
-    grid: rows and columns of patches.
+    weights: (B, h, G, n, n) for G groups of n tokens. Rows sum to one.
+    token_index: (G, n), the index of each token in the block: first the prefix tokens (class token
+        and registers), then the patches row by row. Padding has index -1, and its rows and columns
+        are zero, so a row whose window is padded sums to less than one.
+    grid_size: rows and columns of patches.
     """
 
     weights: Tensor
-    places: Tensor
-    grid: tuple[int, int]
-    prefix: int = 0
+    token_index: Tensor
+    grid_size: tuple[int, int]
+    num_prefix_tokens: int = 0
 
     @property
-    def tokens(self) -> int:
-        return self.prefix + self.grid[0] * self.grid[1]
+    def num_tokens(self) -> int:
+        return self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
 
     @property
-    def slots(self) -> Tensor:
-        """`places` with padding sent to one slot behind the last token, (G, n)."""
-        return self.places % (self.tokens + 1)
+    def _slots(self) -> Tensor:
+        """`token_index` with padding moved to an extra slot after the last token, (G, n)."""
+        return self.token_index % (self.num_tokens + 1)
 
     def dense(self) -> Tensor:
-        """(B, h, N, N) over all tokens; zero between tokens that do not see each other."""
+        """(B, h, N, N) over all tokens; zero between tokens of different groups."""
         B, h = self.weights.shape[:2]
-        out = self.weights.new_zeros(B, h, self.tokens + 1, self.tokens + 1)
-        out[:, :, self.slots[:, :, None], self.slots[:, None, :]] = self.weights
-        return out[:, :, :-1, :-1]
+        dense = self.weights.new_zeros(B, h, self.num_tokens + 1, self.num_tokens + 1)
+        dense[:, :, self._slots[:, :, None], self._slots[:, None, :]] = self.weights
+        return dense[:, :, :-1, :-1]
 
-    def queries(self, which: str = "mean") -> Tensor:
-        """A row (N,) of weights on queries: "class" for the class token, "mean" for all patches."""
-        row = self.weights.new_zeros(self.tokens)
-        if which == "class":
-            row[0] = 1
+    def query_weights(self, query: str) -> Tensor:
+        """A row (N,) that selects the class token ("token") or averages the patches ("avg")."""
+        weights = self.weights.new_zeros(self.num_tokens)
+        if query == "token":
+            weights[0] = 1
         else:
-            row[self.prefix :] = 1 / (self.grid[0] * self.grid[1])
-        return row
+            weights[self.num_prefix_tokens :] = 1 / (self.grid_size[0] * self.grid_size[1])
+        return weights
 
-    def pull(self, rows: Tensor) -> Tensor:
-        """Rows of weights on queries times the attention: (B or 1, h or 1, N) -> (B, h, N)."""
-        held = F.pad(rows, (0, 1))[..., self.slots]  # (B, h, G, n)
-        given = (held[..., None, :] @ self.weights).squeeze(-2)  # (B, h, G, n)
-        return self.gather(given)
+    def left_multiply(self, rows: Tensor) -> Tensor:
+        """`rows @ dense()` without the dense matrix: (B or 1, h or 1, N) -> (B, h, N)."""
+        grouped = F.pad(rows, (0, 1))[..., self._slots]  # (B, h, G, n)
+        return self.scatter((grouped[..., None, :] @ self.weights).squeeze(-2))
 
-    def gather(self, values: Tensor) -> Tensor:
-        """Values of the groups' tokens (B, h, G, n) to the block's tokens (B, h, N)."""
-        out = values.new_zeros(*values.shape[:2], self.tokens + 1)
-        return out.index_add_(2, self.slots.flatten(), values.flatten(2))[..., :-1]
+    def scatter(self, values: Tensor) -> Tensor:
+        """Values of the tokens in groups (B, h, G, n) to the tokens of the block (B, h, N)."""
+        out = values.new_zeros(*values.shape[:2], self.num_tokens + 1)
+        return out.index_add_(2, self._slots.flatten(), values.flatten(2))[..., :-1]
 
-    def patches(self, rows: Tensor) -> Tensor:
-        """The patches of (..., N) as pictures (..., rows, columns)."""
-        return rows[..., self.prefix :].unflatten(-1, self.grid)
+    def patches(self, tokens: Tensor) -> Tensor:
+        """Values of tokens (..., N) to a map of the patches (..., rows, columns)."""
+        return tokens[..., self.num_prefix_tokens :].unflatten(-1, self.grid_size)
 
-    def of(self, queries: Tensor) -> Tensor:
-        """Where these queries (N,) look, head by head, as pictures (B, h, rows, columns)."""
-        return self.patches(self.pull(queries[None, None]))
+    def average(self, query: str) -> Tensor:
+        """What the class token ("token") or the patches on average ("avg") attend to.
 
-    def distance(self, pixels: float) -> Tensor:
-        """Mean distance of what patches attend to, (B, h), in units of `pixels` a patch.
-
-        As in Dosovitskiy et al. 2021, fig. 7: over the patches, the distance to every patch,
-        weighted by attention; what goes to class token and registers is left out.
+        Returns a map for each head, (B, h, rows, columns).
         """
-        patch = (self.places - self.prefix).clamp(min=0)  # (G, n)
-        real = (self.places >= self.prefix).to(self.weights)
-        at = torch.stack([patch // self.grid[1], patch % self.grid[1]], -1).to(self.weights)
-        apart = torch.cdist(at, at) * pixels  # (G, n, n)
-        taken = self.weights * real[:, None, :]
-        mean = (taken * apart).sum(-1) / taken.sum(-1).clamp(min=1e-12)  # (B, h, G, n)
-        return (mean * real).sum((-2, -1)) / real.sum()
+        return self.patches(self.left_multiply(self.query_weights(query)[None, None]))
 
+    def mean_distance(self, patch_size: float) -> Tensor:
+        """Mean distance between a patch and the patches it attends to, (B, h), in pixels.
 
-def from_tokens(grid: tuple[int, int], prefix: int, raw: Tensor) -> BlockAttention:
-    """A plain ViT's weights (B, h, N, N): every token sees every token."""
-    tokens = prefix + grid[0] * grid[1]
-    if raw.shape[-2:] != (tokens, tokens):
-        raise UserError(f"attention over {raw.shape[-1]} tokens, but {prefix} and a grid of "
-                        f"{grid[0]} x {grid[1]} patches make {tokens}")  # fmt: skip
-    places = torch.arange(tokens, device=raw.device)[None]
-    return BlockAttention(raw[:, :, None], places, grid, prefix)
+        The mean over all patches, weighted by attention, as in Dosovitskiy et al. 2021, fig. 7.
+        Attention to the class token and registers does not count.
+        """
+        patch = (self.token_index - self.num_prefix_tokens).clamp(min=0)  # (G, n)
+        is_patch = (self.token_index >= self.num_prefix_tokens).to(self.weights)
+        columns = self.grid_size[1]
+        positions = torch.stack([patch // columns, patch % columns], -1).to(self.weights)
+        distances = torch.cdist(positions, positions) * patch_size  # (G, n, n)
+        weights = self.weights * is_patch[:, None, :]
+        mean = (weights * distances).sum(-1) / weights.sum(-1).clamp(min=1e-12)  # (B, h, G, n)
+        return (mean * is_patch).sum((-2, -1)) / is_patch.sum()
 
-
-def from_windows(block: nn.Module, grid: tuple[int, int], raw: Tensor) -> BlockAttention:
-    """A Swin block's weights (B * windows, h, n, n): shift, pad and cut an index as timm does."""
-    (high, wide), (down, right) = block.window_size, block.shift_size
-    index = torch.arange(grid[0] * grid[1], device=raw.device).reshape(grid)
-    index = index.roll((-down, -right), (0, 1))
-    index = F.pad(index, (0, -grid[1] % wide, 0, -grid[0] % high), value=-1)
-    H, W = index.shape
-    index = index.reshape(H // high, high, W // wide, wide).transpose(1, 2)
-    places = index.reshape(-1, high * wide)  # (G, n)
-    weights = raw.unflatten(0, (-1, len(places))).transpose(1, 2)  # (B, h, G, n, n)
-    if (places < 0).any():
-        real = (places >= 0).to(raw)
-        weights = weights * (real[:, :, None] * real[:, None, :])
-    return BlockAttention(weights, places, grid)
-
-
-SWIN_BLOCKS = ("SwinTransformerBlock", "SwinTransformerV2Block")
 
 Arrange = Callable[[Tensor], BlockAttention]
-Sink = Callable[[Tensor, Arrange], Any]
 
 
 def attention_maps(
     model: nn.Module, images: Tensor, reduce: Callable[[BlockAttention], Any] = lambda block: block
 ) -> tuple[Tensor, list[Any]]:
-    """Attention of every block and head while the model looks at images.
+    """The attention of every block and head, and the logits of the same forward pass.
 
     Args:
-        images: (B, C, H, W), normalised as the model wants them.
-        reduce: what is kept of a block. Blocks come one by one and the rest of each is freed, so
-            memory is bounded by one block's weights and what is kept.
+        images: (B, C, H, W), normalized as the model expects.
+        reduce: what to keep of each block. It runs during the forward pass, and the rest of the
+            block is freed, so memory holds the weights of one block plus what you keep.
 
-    Returns: the logits (B, classes), and what `reduce` gives for each block, the first one first.
-    Raises: UserError, for a model without attention, or one whose attention cannot be watched.
+    Returns: the logits (B, num_classes), and the results of `reduce`, first block first.
+    Raises: UserError if the model has no attention that can be recorded.
     """
     kept: list[Any] = []
 
-    def keep(raw: Tensor, arrange: Arrange) -> None:
-        kept.append(reduce(arrange(raw)))
+    def keep(weights: Tensor, arrange: Arrange) -> None:
+        kept.append(reduce(arrange(weights)))
 
-    with as_evaluated(model), torch.no_grad(), watching(model, images, keep):
+    with eval_mode(model), torch.no_grad(), record_attention(model, images, keep):
         logits = model(images)
     return logits, kept
 
 
-def class_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]] | None:
-    """What the class token takes from each token, (B, h, N) for each block; no matrix is formed.
+def class_token_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What the class token takes from each token, (B, h, N) per block, and the logits.
 
-    One row of the matrix costs next to nothing beside the model's own kernel, which never writes
-    the matrix to memory. None for models whose attention is not plain; `attention_maps` serves
-    them.
+    A model with a fused kernel keeps using it. The extra row of weights costs next to nothing.
     """
-    modules = [attention for attention, _ in attentions(model, images)]
-    if not all(type(module) in (Attention, TimmAttention) for module in modules):
-        return None
     kept: list[Tensor] = []
 
-    def keep(module: nn.Module, _: nn.Module, __: tuple, qkv: Tensor) -> None:
-        B, N, _ = qkv.shape
-        q, k, _ = qkv.reshape(B, N, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        q = q[:, :, :1]  # (B, h, 1, d)
-        if isinstance(module, TimmAttention):
-            q, k = module.q_norm(q), module.k_norm(k)
-        kept.append((q * module.scale @ k.transpose(-2, -1)).softmax(-1).squeeze(2))
+    def keep(weights: Tensor, arrange: Arrange) -> None:
+        kept.append(weights[:, :, 0])
 
-    hooks = []
-    try:
-        for module in modules:
-            hooks.append(module.qkv.register_forward_hook(partial(keep, module)))
-        with as_evaluated(model), torch.no_grad():
-            logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(model), torch.no_grad(), record_attention(model, images, keep, num_rows=1):
+        logits = model(images)
     return logits, kept
 
 
 @contextmanager
-def watching(model: nn.Module, images: Tensor, sink: Sink) -> Iterator[None]:
-    """Calls `sink` with each block's weights, as the model computes them, in its graph.
+def record_attention(
+    model: nn.Module,
+    images: Tensor,
+    sink: Callable[[Tensor, Arrange], None],
+    num_rows: int | None = None,
+) -> Iterator[None]:
+    """Calls `sink` with the weights of each block while the model runs inside this context.
 
-    timm's modules are told to write the weights out (the fused kernel never does), and give them
-    to their dropout; ours return them when asked to. All is undone at the end, errors included.
+    `sink` receives the weights (B, h, N, N), or (B * windows, h, n, n) for a Swin, as part of the
+    autograd graph, and the function that turns such a tensor into a BlockAttention. With
+    `num_rows`, it receives only the first rows of the weights, and fused kernels stay in use.
     """
-    undo: list[Callable[[], None]] = []
-    blocks = attentions(model, images)
-    seen = 0
-
-    def tell(raw: Tensor, arrange: Arrange) -> None:
-        nonlocal seen
-        seen += 1
-        sink(raw, arrange)
-
+    blocks = _attention_blocks(model, images)
+    recorder = _Recorder(sink, num_rows)
+    hooks = []
     try:
-        for module, arrange in blocks:
-            undo += tap(module, partial(tell, arrange=arrange))
-        yield
+        for block, arrange in blocks:
+            hooks.append(block.register_forward_pre_hook(partial(recorder.enter, arrange)))
+            hooks.append(block.register_forward_hook(recorder.leave))
+        with recorder:
+            yield
     finally:
-        for step in reversed(undo):
-            step()
-    if seen != len(blocks):
-        raise UserError(f"the attention of {name_of(model)} cannot be watched: {seen} of "
-                        f"{len(blocks)} blocks showed it. METHOD=grad-cam may do")  # fmt: skip
+        for hook in hooks:
+            hook.remove()
+    complete = recorder.calls_per_block.count(1)
+    if complete < len(blocks):
+        raise UserError(
+            f"cannot record the attention of {model_name(model)}: {complete} of {len(blocks)} "
+            "blocks computed attention exactly once, by softmax on weights (B, h, N, N) or by "
+            "F.scaled_dot_product_attention. METHOD=grad-cam may work"
+        )
 
 
-def tap(module: nn.Module, tell: Callable[[Tensor], None]) -> list[Callable[[], None]]:
-    """Has an attention module tell its weights; returns the steps that undo it."""
-    if isinstance(module, Attention):
+class _Recorder(TorchFunctionMode):
+    """Sees each call of a torch function, and passes on the attention weights among them.
 
-        def ask(_: nn.Module, args: tuple, words: dict) -> tuple[tuple, dict]:
-            return args, {**words, "return_weights": True}
-
-        def give(_: nn.Module, __: tuple, output: tuple[Tensor, Tensor]) -> Tensor:
-            tell(output[1])
-            return output[0]
-
-        before = module.register_forward_pre_hook(ask, with_kwargs=True)
-        return [before.remove, module.register_forward_hook(give).remove]
-
-    def listen(_: nn.Module, args: tuple[Tensor]) -> None:
-        tell(args[0])
-
-    undo = [module.attn_drop.register_forward_pre_hook(listen).remove]
-    if hasattr(module, "fused_attn"):
-        undo.append(partial(setattr, module, "fused_attn", module.fused_attn))
-        module.fused_attn = False
-    return undo
-
-
-def attentions(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, Arrange]]:
-    """A model's attention modules, in order, each with what makes a BlockAttention of its weights.
-
-    Raises: UserError, for a model that has none that we know.
+    Hooks on layers would need the names of the layers inside an attention module, and would miss
+    fused kernels, which never hold the weights.
     """
-    swin = [module for module in model.modules() if type(module).__name__ in SWIN_BLOCKS]
-    if swin:
-        grids = [grid_of(model, images)]
+
+    _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+
+    def __init__(self, sink: Callable[[Tensor, Arrange], None], num_rows: int | None):
+        self.sink, self.num_rows = sink, num_rows
+        self.arrange: Arrange | None = None  # of the block that is running
+        self.calls_per_block: list[int] = []
+
+    def enter(self, arrange: Arrange, *_: Any) -> None:
+        self.arrange = arrange
+        self.calls_per_block.append(0)
+
+    def leave(self, *_: Any) -> None:
+        self.arrange = None
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.arrange is None:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
+            return self._attend(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if func in self._SOFTMAX and output.ndim == 4 and output.shape[-2] == output.shape[-1]:
+            self._record(output[:, :, : self.num_rows])
+        return output
+
+    def _record(self, weights: Tensor) -> None:
+        self.calls_per_block[-1] += 1
+        self.sink(weights, self.arrange)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+        **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """F.scaled_dot_product_attention, with the weights written out."""
+        if is_causal:
+            shape = (query.shape[-2], key.shape[-2])
+            attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        mask = attn_mask
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., : self.num_rows, :]
+        scale_factor = query.shape[-1] ** -0.5 if scale is None else scale
+        logits = (query[..., : self.num_rows, :] @ key.transpose(-2, -1)) * scale_factor
+        if mask is not None and mask.dtype == torch.bool:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        elif mask is not None:
+            logits = logits + mask
+        weights = logits.softmax(-1)
+        self._record(weights)
+        if self.num_rows is None:
+            return F.dropout(weights, dropout_p) @ value
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, scale=scale, **options
+        )
+
+
+def _arrange_tokens(
+    grid_size: tuple[int, int], num_prefix_tokens: int, weights: Tensor
+) -> BlockAttention:
+    """The weights of a plain ViT (B, h, N, N), in which every token attends to every token."""
+    num_tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
+    if weights.shape[-2:] != (num_tokens, num_tokens):
+        raise UserError(
+            f"the attention has {weights.shape[-1]} tokens, but {num_prefix_tokens} prefix tokens "
+            f"and {grid_size[0]} x {grid_size[1]} patches make {num_tokens}"
+        )
+    token_index = torch.arange(num_tokens, device=weights.device)[None]
+    return BlockAttention(weights[:, :, None], token_index, grid_size, num_prefix_tokens)
+
+
+def _arrange_windows(
+    block: nn.Module, grid_size: tuple[int, int], weights: Tensor
+) -> BlockAttention:
+    """The weights of a Swin block (B * windows, h, n, n).
+
+    An index of the patches is shifted, padded and cut into windows as timm does with the patches.
+    """
+    (height, width), (shift_y, shift_x) = block.window_size, block.shift_size
+    index = torch.arange(grid_size[0] * grid_size[1], device=weights.device).reshape(grid_size)
+    index = index.roll((-shift_y, -shift_x), (0, 1))
+    index = F.pad(index, (0, -grid_size[1] % width, 0, -grid_size[0] % height), value=-1)
+    rows, columns = index.shape
+    index = index.reshape(rows // height, height, columns // width, width).transpose(1, 2)
+    token_index = index.reshape(-1, height * width)  # (G, n)
+    weights = weights.unflatten(0, (-1, len(token_index))).transpose(1, 2)  # (B, h, G, n, n)
+    if (token_index < 0).any():
+        is_patch = (token_index >= 0).to(weights)
+        weights = weights * (is_patch[:, :, None] * is_patch[:, None, :])
+    return BlockAttention(weights, token_index, grid_size)
+
+
+def _attention_blocks(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, Arrange]]:
+    """The blocks of a model, in order, each with the function that arranges its weights.
+
+    Raises: UserError for a model without such blocks.
+    """
+    if any(type(m).__name__.startswith("SwinTransformer") for m in getattr(model, "layers", [])):
+        grids = [patch_grid(model, images)]
         for stage in model.layers[1:]:
-            down = 1 if isinstance(stage.downsample, nn.Identity) else 2
-            grids.append(tuple(-(-n // down) for n in grids[-1]))
-        return [(block.attn, partial(from_windows, block, grid))
+            factor = 1 if isinstance(stage.downsample, nn.Identity) else 2
+            grids.append(tuple(-(-n // factor) for n in grids[-1]))
+        return [(block, partial(_arrange_windows, block, grid))
                 for stage, grid in zip(model.layers, grids, strict=True)
                 for block in stage.blocks]  # fmt: skip
-    modules = [getattr(block, "attn", None) for block in getattr(model, "blocks", [])]
-    plain = all(isinstance(m, Attention) or hasattr(m, "attn_drop") for m in modules)
-    known = isinstance(model, VisionTransformer) or hasattr(model, "num_prefix_tokens")
-    if not modules or not plain or not known:
-        raise UserError(f"{name_of(model)} has no attention that could be shown. METHOD=grad-cam "
-                        "shows where any model with a last feature map looks")  # fmt: skip
-    if isinstance(model, VisionTransformer):
-        prefix = int(model.config.class_token)
-    else:
-        prefix = model.num_prefix_tokens
-    arrange = partial(from_tokens, grid_of(model, images), prefix)
-    return [(module, arrange) for module in modules]
+    blocks = getattr(model, "blocks", None)
+    if not blocks or not hasattr(model, "num_prefix_tokens"):
+        raise UserError(
+            f"{model_name(model)} is not a ViT with `blocks` and `num_prefix_tokens`, so it has no "
+            "attention to show. METHOD=grad-cam works for any model with a last feature map"
+        )
+    arrange = partial(_arrange_tokens, patch_grid(model, images), model.num_prefix_tokens)
+    return [(block, arrange) for block in blocks]
 
 
-def grid_of(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches that images are cut into.
+def patch_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of the patches that a model cuts images (B, C, H, W) into.
 
-    Raises: UserError, for a model that does not cut them by one convolution.
+    Raises: UserError for a model whose `patch_embed.proj` is not a convolution.
     """
     stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", None)
     if stride is None:
-        raise UserError(f"{name_of(model)} cuts images into patches in a way that is not known "
-                        "here: where its tokens lie in the picture cannot be told")  # fmt: skip
-    down, right = stride
-    return images.shape[-2] // down, images.shape[-1] // right
+        raise UserError(
+            f"{model_name(model)} has no convolution `patch_embed.proj` that cuts images into "
+            "patches, so the places of its tokens in the image are unknown"
+        )
+    return images.shape[-2] // stride[0], images.shape[-1] // stride[1]
 
 
-def name_of(model: nn.Module) -> str:
-    """What a model is called in messages."""
+def model_name(model: nn.Module) -> str:
+    """The name of a model in messages: timm's name of the architecture, or the class."""
     return getattr(getattr(model, "config", None), "architecture", type(model).__name__)
 
 
 @contextmanager
-def as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, every module's own mode back at the end."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module gets its own mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

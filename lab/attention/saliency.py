@@ -1,10 +1,10 @@
-"""Where a model looks: raw attention, rollout, gradient-weighted rollout, Grad-CAM.
+"""Maps of where a model looks: raw attention, rollout, gradient-weighted rollout and Grad-CAM.
 
-Each gives one picture an image, (B, rows, columns), in patches, with values of at least zero.
-Rollouts are computed as one row carried from the last block to the first, never as a product of
-matrices: r (A_L (A_{L-1} ...)) is ((r A_L) A_{L-1}) .... That is why they work for a Swin too:
-where two stages meet, a merged patch shares its value among the four that it was made of (our own
-extension: the papers know plain ViTs alone).
+Each method returns one map of patches per image, (B, rows, columns), with values of at least zero.
+Rollouts multiply one row vector through the blocks, from the last to the first, instead of
+multiplying whole matrices: r (A_L (A_{L-1} ...)) = ((r A_L) A_{L-1}) .... This also works for a
+Swin: between two stages, a merged patch splits its value equally among the four patches it came
+from. The papers cover plain ViTs only; this extension is ours.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,245 +18,229 @@ from torch import Tensor, nn
 from lab.attention.extraction import (
     Arrange,
     BlockAttention,
-    as_evaluated,
     attention_maps,
-    class_attention,
-    grid_of,
-    name_of,
-    watching,
+    class_token_attention,
+    eval_mode,
+    model_name,
+    patch_grid,
+    record_attention,
 )
 from lab.core import UserError
-from model import VisionTransformer
-
-FUSIONS = {"mean": lambda w: w.mean(1, keepdim=True), "max": lambda w: w.amax(1, keepdim=True),
-           "min": lambda w: w.amin(1, keepdim=True)}  # fmt: skip
 
 
-def reads(model: nn.Module) -> Literal["class", "mean"]:
-    """The queries that count: the class token, if the head reads it, else the mean over patches."""
-    if isinstance(model, VisionTransformer):
-        return "class" if model.config.global_pool == "token" else "mean"
-    has = getattr(model, "cls_token", None) is not None
-    return "class" if has and getattr(model, "global_pool", "token") in ("token", "") else "mean"
+def pooled_query(model: nn.Module) -> Literal["token", "avg"]:
+    """The queries whose attention matters: the class token if the head reads it, else the mean."""
+    if getattr(model, "cls_token", None) is None:
+        return "avg"
+    return "token" if getattr(model, "global_pool", "token") in ("token", "") else "avg"
 
 
-def raw(model: nn.Module, images: Tensor, queries: str | None = None) -> list[Tensor]:
-    """Raw attention of every block and head: softmax(q k^T / sqrt(d)) (Vaswani et al. 2017, eq. 1).
+def raw_attention(model: nn.Module, images: Tensor, query: str | None = None) -> list[Tensor]:
+    """softmax(q k^T / sqrt(d)) of every block and head (Vaswani et al. 2017, eq. 1).
 
     Args:
-        images: (B, C, H, W), normalised.
-        queries: "class": what the class token takes from each patch; "mean": what patches take
-            from each patch, in the mean; None: whichever the model's head reads.
+        images: (B, C, H, W), normalized.
+        query: "token": attention of the class token to each patch; "avg": mean attention of the
+            patches to each patch; None: whichever of the two the head of the model reads.
 
-    Returns: for each block (B, h, rows, columns). A row of attention sums to one over all tokens;
-        over the patches to what is left by class token and registers.
+    Returns: (B, h, rows, columns) for each block. A map sums to less than one if some attention
+        goes to the class token or registers.
+    Raises: UserError if the model has no class token but `query` asks for it.
     """
-    queries = queries or reads(model)
-    if queries == "class" and getattr(model, "cls_token", None) is None:
-        raise UserError(f"{name_of(model)} has no class token: ask for the mean over its patches")
-    found = class_attention(model, images) if queries == "class" else None
-    if found is None:
-        return attention_maps(model, images, lambda block: block.of(block.queries(queries)))[1]
-    grid = grid_of(model, images)
-    prefix = found[1][0].shape[-1] - grid[0] * grid[1]
-    return [rows[..., prefix:].unflatten(-1, grid) for rows in found[1]]
+    query = query or pooled_query(model)
+    if query == "avg":
+        return attention_maps(model, images, lambda block: block.average("avg"))[1]
+    if getattr(model, "cls_token", None) is None:
+        raise UserError(f"{model_name(model)} has no class token: use query='avg'")
+    rows, columns = patch_grid(model, images)
+    blocks = class_token_attention(model, images)[1]
+    return [tokens[..., -rows * columns :].unflatten(-1, (rows, columns)) for tokens in blocks]
 
 
-def pick(maps: list[Tensor], block: int, head: int | None) -> Tensor:
-    """One block's map of `raw`, (B, rows, columns); of one head, or the mean of all.
+def select_map(maps: list[Tensor], layer: int, head: int | None) -> Tensor:
+    """The map (B, rows, columns) of one block of `raw_attention`.
 
     Args:
-        block: from 1 for the first; -1 is the last one.
-        head: from 1; None: the mean.
+        layer: 1 is the first block, -1 the last.
+        head: counted from 1; None: the mean of all heads.
 
-    Raises: UserError, for a block or head that the model has not.
+    Raises: UserError for a block or head that the model does not have.
     """
-    if block == 0 or not -len(maps) <= block <= len(maps):
-        raise UserError(f"LAYER={block}: this model has blocks 1 to {len(maps)} (-1: the last)")
-    number = block if block > 0 else len(maps) + 1 + block
-    chosen = maps[number - 1]
+    if layer == 0 or not -len(maps) <= layer <= len(maps):
+        raise UserError(f"LAYER={layer}: this model has blocks 1 to {len(maps)} (-1: the last)")
+    number = layer if layer > 0 else len(maps) + 1 + layer
+    heads = maps[number - 1]
     if head is None:
-        return chosen.mean(1)
-    if not 1 <= head <= chosen.shape[1]:
-        raise UserError(f"HEAD={head}: block {number} has heads 1 to {chosen.shape[1]}, or none "
-                        "for their mean")  # fmt: skip
-    return chosen[:, head - 1]
+        return heads.mean(1)
+    if not 1 <= head <= heads.shape[1]:
+        raise UserError(
+            f"HEAD={head}: block {number} has heads 1 to {heads.shape[1]} (none: their mean)"
+        )
+    return heads[:, head - 1]
 
 
-def rollout(
-    model: nn.Module,
-    images: Tensor,
-    fusion: Literal["mean", "max", "min"] = "mean",
-    discard: float = 0.0,
-    residual: float = 0.5,
-) -> Tensor:
+def rollout(model: nn.Module, images: Tensor) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020, section 3): A'_L ... A'_2 A'_1.
 
-    A' = residual I + (1 - residual) fused(A), its rows scaled to sum to one; of the product the
-    row of the class token, or the mean row where the head reads the mean.
-
-    Args:
-        fusion: of the heads; the paper takes the mean.
-        discard: share of each block's smallest weights that is set to zero (not in the paper).
-        residual: weight of the identity, which stands for the skip connection.
-
-    Returns: (B, rows, columns) of the first block's grid.
+    A' = (I + mean of A over the heads) / 2, where I stands for the skip connection and rows are
+    normalized to sum to one. Returns the row of the class token, or the mean row of the patches if
+    the head reads their mean, (B, rows, columns) on the grid of the first block.
     """
-    if fusion not in FUSIONS or not (0 <= discard < 1 and 0 <= residual <= 1):
-        raise UserError(f"rollout with fusion={fusion!r}, discard={discard}, residual={residual}: "
-                        f"take {', '.join(FUSIONS)}, [0, 1) and [0, 1]")  # fmt: skip
 
-    def fuse(block: BlockAttention) -> BlockAttention:
-        weights = FUSIONS[fusion](block.weights)  # (B, 1, G, n, n)
-        if discard:
-            flat = weights.flatten(1)
-            pairs = int((block.places >= 0).sum(1).square().sum())  # the rest is padding, and zero
-            count = flat.shape[1] - pairs + int(discard * pairs)
-            lowest = flat.topk(count, largest=False).indices
-            weights = flat.scatter(1, lowest, 0).reshape(weights.shape)
-        return replace(block, weights=weights)
+    def average_heads(block: BlockAttention) -> BlockAttention:
+        return replace(block, weights=block.weights.mean(1, keepdim=True))
 
     def step(rows: Tensor, block: BlockAttention) -> Tensor:
-        total = residual + (1 - residual) * block.gather(block.weights.sum(-1))
-        rows = rows / total.clamp(min=1e-12)
-        return residual * rows + (1 - residual) * block.pull(rows)
+        row_sums = (1 + block.scatter(block.weights.sum(-1))) / 2  # below one next to padding
+        rows = rows / row_sums
+        return (rows + block.left_multiply(rows)) / 2
 
-    return carry(attention_maps(model, images, fuse)[1], reads(model), step)
+    blocks = attention_maps(model, images, average_heads)[1]
+    return _propagate(blocks, pooled_query(model), step)
 
 
 def gradient_rollout(model: nn.Module, images: Tensor, targets: Tensor | None = None) -> Tensor:
     """Gradient-weighted rollout for a class (Chefer et al. 2021, ICCV, eqs. 5 and 6).
 
-    A' = mean over heads of max(0, A * dy/dA), with y the logit of the class; R = I, then for each
-    block R = R + A' R. Of R - I the row of the class token, or the mean row.
+    A' = mean over heads of max(0, A * dy/dA), where y is the logit of the class. R starts as I,
+    and each block updates it to R + A' R. Returns the row of R - I that `rollout` would return.
 
     Args:
-        targets: a class for each image (B,); None: the predicted ones.
+        targets: the class to explain for each image (B,); None: the predicted class.
 
-    Returns: (B, rows, columns) of the first block's grid.
-    Raises: UserError, for a model without classes.
+    Returns: (B, rows, columns) on the grid of the first block.
+    Raises: UserError for a model without a classification head.
     """
-    kept: list[tuple[Tensor, Arrange]] = []
+    recorded: list[tuple[Tensor, Arrange]] = []
 
     def keep(weights: Tensor, arrange: Arrange) -> None:
-        kept.append((weights, arrange))
+        recorded.append((weights, arrange))
 
-    with as_evaluated(model), frozen(model), torch.enable_grad(), watching(model, images, keep):
-        logits = model(images.detach().requires_grad_())
-        score = score_of(model, logits, targets)
-        gradients = torch.autograd.grad(score, [weights for weights, _ in kept])
+    with eval_mode(model), _frozen(model), torch.enable_grad():
+        with record_attention(model, images, keep):
+            logits = model(images.detach().requires_grad_())
+        score = _target_score(model, logits, targets)
+        gradients = torch.autograd.grad(score, [weights for weights, _ in recorded])
     blocks = []
-    for (weights, arrange), gradient in zip(kept, gradients, strict=True):
+    for (weights, arrange), gradient in zip(recorded, gradients, strict=True):
         blocks.append(arrange((weights.detach() * gradient).relu().mean(1, keepdim=True)))
-    rows = carry(blocks, reads(model), lambda rows, block: rows + block.pull(rows))
-    identity = carry(blocks, reads(model), lambda rows, block: rows)
-    return (rows - identity).clamp(min=0)
+    query = pooled_query(model)
+    relevance = _propagate(blocks, query, lambda rows, block: rows + block.left_multiply(rows))
+    identity = _propagate(blocks, query, lambda rows, block: rows)
+    return (relevance - identity).clamp(min=0)
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) -> Tensor:
     """Grad-CAM on the last feature map (Selvaraju et al. 2017, eqs. 1 and 2).
 
-    max(0, sum over channels c of alpha_c F_c), alpha_c the mean over places of dy/dF_c, with y the
-    logit of the class and F what `forward_features` gives: a CNN's last convolution, a Swin's
-    last stage, a ViT's last tokens.
+    max(0, sum over channels c of alpha_c F_c), where alpha_c is the mean of dy/dF_c over all
+    places, y the logit of the class and F the output of `forward_features`: the last convolution
+    of a CNN, the last stage of a Swin, or the last tokens of a ViT.
 
     Args:
-        targets: a class for each image (B,); None: the predicted ones.
+        targets: the class to explain for each image (B,); None: the predicted class.
 
-    Returns: (B, rows, columns) of the last grid.
-    Raises: UserError, for a model without classes, or whose head does not read the places.
+    Returns: (B, rows, columns) on the grid of F.
+    Raises: UserError for a model without a classification head, or with a head that reads only
+        the class token.
     """
-    with as_evaluated(model), frozen(model), torch.enable_grad():
+    with eval_mode(model), _frozen(model), torch.enable_grad():
         features = model.forward_features(images)
         if not isinstance(features, Tensor):
-            raise UserError(f"Grad-CAM needs one last feature map; {name_of(model)} has several")
+            raise UserError(f"Grad-CAM needs one last feature map; {model_name(model)} has several")
         features = features.detach().requires_grad_()
-        score = score_of(model, model.forward_head(features), targets)
+        score = _target_score(model, model.forward_head(features), targets)
         (gradient,) = torch.autograd.grad(score, features)
-    features, gradient = (spread(model, images, x) for x in (features.detach(), gradient))
+    features, gradient = (_feature_map(model, images, x) for x in (features.detach(), gradient))
     if not gradient.any():
-        raise UserError(f"Grad-CAM shows nothing here: the head of {name_of(model)} reads the "
-                        "class token, not the patches. Take METHOD=gradient-rollout")  # fmt: skip
+        raise UserError(
+            f"Grad-CAM has nothing to show: the head of {model_name(model)} reads the class token, "
+            "not the patches. Use METHOD=gradient-rollout"
+        )
     return (features * gradient.mean((2, 3), keepdim=True)).sum(1).relu()
 
 
-def spread(model: nn.Module, images: Tensor, features: Tensor) -> Tensor:
-    """Features as (B, D, rows, columns): of tokens, of a Swin (channels last), of a CNN."""
+METHODS = {"raw": raw_attention, "rollout": rollout, "gradient-rollout": gradient_rollout,
+           "grad-cam": grad_cam}  # fmt: skip
+
+
+def compute_map(method: str, model: nn.Module, images: Tensor, targets: Tensor | None) -> Tensor:
+    """The map (B, rows, columns) of any method but "raw", for the classes `targets` (B,)."""
+    arguments = () if method == "rollout" else (targets,)  # rollout does not depend on the class
+    return METHODS[method](model, images, *arguments)
+
+
+def unavailable_methods(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """The methods that do not work for this model, each with the reason."""
+    reasons: dict[str, str] = {}
+    for name, method in METHODS.items():
+        try:
+            method(model, images[:1])
+        except UserError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def count_classes(model: nn.Module) -> int:
+    """Number of classes of the head; 0 for a model without one."""
+    for owner in (getattr(model, "config", None), model):
+        if (count := getattr(owner, "num_classes", None)) is not None:
+            return count
+    return 0
+
+
+def _feature_map(model: nn.Module, images: Tensor, features: Tensor) -> Tensor:
+    """Features of a ViT (B, N, D), a Swin (channels last) or a CNN as (B, D, rows, columns)."""
     if features.ndim == 3:
-        grid = grid_of(model, images)
-        prefix = features.shape[1] - grid[0] * grid[1]
-        if prefix < 0:
-            raise UserError(f"Grad-CAM cannot place the {features.shape[1]} tokens of "
-                            f"{name_of(model)} on a grid of {grid[0]} x {grid[1]}")  # fmt: skip
-        patches = features[:, prefix:]
-        return patches.transpose(1, 2).unflatten(-1, grid)
-    last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-    return features.permute(0, 3, 1, 2) if last else features
+        rows, columns = patch_grid(model, images)
+        if features.shape[1] < rows * columns:
+            raise UserError(
+                f"Grad-CAM cannot arrange the {features.shape[1]} tokens of {model_name(model)} in "
+                f"a grid of {rows} x {columns}"
+            )
+        return features[:, -rows * columns :].transpose(1, 2).unflatten(-1, (rows, columns))
+    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    return features.permute(0, 3, 1, 2) if channels_last else features
 
 
-def classes_of(model: nn.Module) -> int:
-    """How many classes a model's head tells apart; 0: it came without one."""
-    holders = (getattr(model, "config", None), model)
-    counts = (getattr(holder, "num_classes", None) for holder in holders)
-    return next((count for count in counts if count is not None), 0)
-
-
-def score_of(model: nn.Module, logits: Tensor, targets: Tensor | None) -> Tensor:
-    """The sum of the logits that are explained; each image's depends on that image alone."""
-    classes = classes_of(model)
-    if not classes:
-        raise UserError(f"{name_of(model)} has no classes to explain: it came without a head. "
-                        "METHOD=raw and METHOD=rollout need none")  # fmt: skip
+def _target_score(model: nn.Module, logits: Tensor, targets: Tensor | None) -> Tensor:
+    """The sum of the explained logits; the gradient for an image depends on that image only."""
+    if not count_classes(model):
+        raise UserError(
+            f"{model_name(model)} has no classification head, so there is no class to explain. "
+            "METHOD=raw and METHOD=rollout work without one"
+        )
     if targets is None:
         targets = logits.detach().argmax(1)
     return logits.gather(1, targets[:, None]).sum()
 
 
-def carry(
-    blocks: list[BlockAttention], queries: str, step: Callable[[Tensor, BlockAttention], Tensor]
+def _propagate(
+    blocks: list[BlockAttention], query: str, step: Callable[[Tensor, BlockAttention], Tensor]
 ) -> Tensor:
-    """Carries a row of weights on tokens from the last block to the first, as (B, rows, cols)."""
-    last = blocks[-1]
-    rows = last.queries(queries).expand(len(last.weights), 1, -1)  # (B, 1, N)
-    above = last
+    """Applies `step` to a row of weights on tokens, from the last block to the first.
+
+    Returns: (B, rows, columns) on the grid of the first block.
+    """
+    previous = blocks[-1]
+    rows = previous.query_weights(query).expand(len(previous.weights), 1, -1)  # (B, 1, N)
     for block in reversed(blocks):
-        if block.grid != above.grid:  # four patches were merged into one
-            shared = above.patches(rows).repeat_interleave(2, -2).repeat_interleave(2, -1) / 4
-            rows = shared[..., : block.grid[0], : block.grid[1]].flatten(-2)
-        rows, above = step(rows, block), block
-    return above.patches(rows)[:, 0]
+        if block.grid_size != previous.grid_size:  # Swin merged four patches into one
+            merged = previous.patches(rows)
+            split = merged.repeat_interleave(2, -2).repeat_interleave(2, -1) / 4
+            rows = split[..., : block.grid_size[0], : block.grid_size[1]].flatten(-2)
+        rows, previous = step(rows, block), block
+    return previous.patches(rows)[:, 0]
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for parameters, whose inputs then need no memory; as before at the end."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Turns off gradients of parameters, which saves memory, and restores them at the end."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-METHODS = {"raw": raw, "rollout": rollout, "gradient-rollout": gradient_rollout,
-           "grad-cam": grad_cam}  # fmt: skip
-
-
-def map_of(method: str, model: nn.Module, images: Tensor, targets: Tensor | None) -> Tensor:
-    """The map of a method that has one for each image; rollout knows no classes."""
-    about = () if method == "rollout" else (targets,)
-    return METHODS[method](model, images, *about)
-
-
-def methods_of(model: nn.Module, images: Tensor) -> dict[str, str | None]:
-    """Each method with None if the model can be shown with it, else the reason why not."""
-    found: dict[str, str | None] = {}
-    for name, method in METHODS.items():
-        try:
-            method(model, images[:1])
-            found[name] = None
-        except UserError as error:
-            found[name] = str(error)
-    return found

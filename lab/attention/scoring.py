@@ -1,195 +1,263 @@
-"""Every map of a model scored against outlines and baselines, and what the scores mean in words."""
+"""Scores every map of a model: the work of attention_viz.py --score.
 
+The same architecture with random weights and two maps that ignore the image serve as references.
+Validation images choose thresholds and the best block; all reported scores are on test images.
+"""
+
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.attention.faithfulness import Curves, curves
-from lab.attention.localization import (
+from lab.attention import score_report
+from lab.attention.metrics import (
     ANIMAL,
     BACKGROUND,
-    CENTRE,
     LEVELS,
-    Judged,
-    baselines,
-    judge,
-    summarise,
+    LocalizationScores,
+    area_under,
+    baseline_maps,
+    deletion_insertion,
+    load_outlines,
+    localization_scores,
+    summarize,
 )
-from lab.attention.saliency import map_of, methods_of, raw
-from lab.core import stats
+from lab.attention.saliency import (
+    METHODS,
+    compute_map,
+    count_classes,
+    raw_attention,
+    unavailable_methods,
+)
+from lab.attention.score_report import CENTER, CHANCE, RANDOM, TRAINED, candidates
+from lab.core import Run, checkpoints, stats
 from lab.data.loaders import Loaders
+from lab.models.pretrained import Pretrained, reinitialized
 
-CHANCE = "random order"  # of the pixels
-GRID = (32, 32)  # of the baselines' maps
-TRAINED, RANDOM = "trained", "random weights"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One method on the test images, with what the validation images chose for it."""
-
-    test: Judged
-    level: int  # number of the threshold
-    validation: float  # average precision there
+GRID_SIZE = (32, 32)  # of the maps that ignore the image
 
 
-def scored(maps: dict[str, Tensor], masks: dict[str, Tensor]) -> Scored:
-    """Judges a method's maps (N, rows, columns) of "val" and "test" by the outlines (N, S, S)."""
-    val, test = (judge(maps[split], masks[split]) for split in ("val", "test"))
-    return Scored(test, val.best_level(), float(val.average_precision.mean()))
+class Scoring:
+    """Scores a model on the outlines of its images.
+
+    Raises: UserError for a dataset without outlines, before a run folder exists.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        loaders: Loaders,
+        data_dir: str,
+        deletion_images: int,
+        seed: int,
+    ):
+        self.model, self.loaders, self.seed = pretrained.model, loaders, seed
+        self.deletion_images = deletion_images if count_classes(self.model) else 0
+        data = loaders.data
+        self.outlines = {
+            split: load_outlines(data, getattr(data, split), data_dir, pretrained.preprocess)
+            for split in ("val", "test")
+        }
+
+    def write(self, run: Run) -> None:
+        """Writes score.md, score.png and metrics.json, and compares all models scored so far."""
+        torch.manual_seed(self.seed)
+        untrained = reinitialized(self.model).to(self.loaders.device).eval()
+        models = {TRAINED: self.model, RANDOM: untrained}
+        targets = _predicted_classes(self.model, self.loaders)
+        data = self.loaders.data
+        record = {
+            "title": run.folder.name.removesuffix("-score"),
+            "images": f"{data.name}, {len(data.test)} test images",
+            **score_maps(models, self.loaders, self.outlines, targets, self.deletion_images),
+            "open": "score.png",
+        }
+        score_report.write(run.folder, record)
+        checkpoints.write_json(run.folder / "metrics.json", record)
+        print(f"{score_report.to_markdown(record)}\n{run.folder / 'score.png'}")
+
+        records = [json.loads(path.read_text(encoding="utf-8"))
+                   for path in sorted(run.folder.parent.glob("*/metrics.json"))]  # fmt: skip
+        records = [other for other in records if other.get("images") == record["images"]]
+        comparison = run.folder.parent / f"scores-{data.name}-{len(data.test)}"
+        score_report.compare(comparison, records)
+        print(f"{comparison}.png")
 
 
-def every_map(
-    model: nn.Module, images: Tensor, targets: Tensor | None, methods: list[str]
-) -> dict[str, Tensor]:
-    """Maps of images by all these methods: raw ones, mean of the heads, as "block 1", ..."""
-    out = {}
-    for name in methods:
-        if name == "raw":
-            every = enumerate(raw(model, images), 1)
-            out |= {f"block {i}": heads.mean(1) for i, heads in every}
-        else:
-            out[name] = map_of(name, model, images, targets)
-    return out
-
-
-def maps_of(
-    model: nn.Module, loaders: Loaders, split: str, methods: list[str], targets: Tensor
-) -> dict[str, Tensor]:
-    """Maps of a whole split, by method, (N, rows, columns); `targets` (N,) are explained."""
-    parts = []
-    size = len(getattr(loaders.data, split))
-    with tqdm(total=size, desc=f"maps, {split}", unit=" images", disable=None) as bar:
-        for index, images, _ in loaders.evaluation(split):
-            found = every_map(model, images, targets[index].to(images.device), methods)
-            parts.append({name: maps.cpu() for name, maps in found.items()})
-            bar.update(len(index))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def score(
+def score_maps(
     models: dict[str, nn.Module],
     loaders: Loaders,
     outlines: dict[str, Tensor],
     targets: dict[str, Tensor],
     deletion_images: int,
 ) -> dict[str, Any]:
-    """Scores every method on the test images; validation chooses thresholds and the best block.
+    """Scores every method that works for a model.
 
     Args:
-        models: TRAINED, and RANDOM, the same architecture with random weights (Adebayo et al.
-            2018: a map that looks as good without training shows the picture, not the model).
-        outlines: of "val" and "test", (N, S, S), from lab/trimaps.
-        targets: the classes that are explained, (N,), of the same splits.
-        deletion_images: how many test images, spread evenly, deletion and insertion take; 0: the
-            model has no classes.
+        models: TRAINED, and RANDOM with random weights (Adebayo et al. 2018: a map that looks as
+            good without training shows the image, not the model).
+        outlines: of "val" and "test", (N, S, S), from `load_outlines`.
+        targets: the classes to explain, (N,), of the same splits.
+        deletion_images: number of test images, evenly spaced, for deletion and insertion. 0 skips
+            them, for a model without classes.
 
-    Returns: the record, as metrics.json has it.
+    Returns: the record that metrics.json holds.
     """
-    first = next(loaders.evaluation("test"))[1]
-    methods = [name for name, reason in methods_of(models[TRAINED], first).items() if not reason]
-    # An image that is all animal, or shows none, tells nothing.
-    keep = {split: (masks == ANIMAL).any(-1).any(-1) & (masks == BACKGROUND).any(-1).any(-1)
-            for split, masks in outlines.items()}  # fmt: skip
-    masks = {split: outlines[split][keep[split]] for split in outlines}
+    first_images = next(loaders.evaluation("test"))[1]
+    unavailable = unavailable_methods(models[TRAINED], first_images)
+    methods = [name for name in METHODS if name not in unavailable]
+    # An image that shows only animal or only background cannot tell a good map from a bad one.
+    usable = {split: (labels == ANIMAL).any(-1).any(-1) & (labels == BACKGROUND).any(-1).any(-1)
+              for split, labels in outlines.items()}  # fmt: skip
+    outlines = {split: outlines[split][usable[split]] for split in outlines}
 
     maps: dict[str, dict[str, dict[str, Tensor]]] = {}  # by weights, split and method
-    found: dict[str, dict[str, Scored]] = {}  # by weights and method
+    scores: dict[str, dict[str, _MethodScores]] = {}  # by weights (or "baselines") and method
     for weights, model in models.items():
         maps[weights] = {}
-        for split in masks:
-            every = maps_of(model, loaders, split, methods, targets[split])
-            maps[weights][split] = {name: values[keep[split]] for name, values in every.items()}
-        found[weights] = {
-            name: scored({split: maps[weights][split][name] for split in masks}, masks)
+        for split in outlines:
+            computed = _maps_of_split(model, loaders, split, methods, targets[split])
+            maps[weights][split] = {name: m[usable[split]] for name, m in computed.items()}
+        scores[weights] = {
+            name: _score_method({split: maps[weights][split][name] for split in outlines}, outlines)
             for name in tqdm(maps[weights]["test"], desc=f"scores, {weights}", disable=None)
         }
-    for name, values in baselines(GRID).items():
-        same = {split: values.expand(len(its), -1, -1) for split, its in masks.items()}
-        found.setdefault("baselines", {})[name] = scored(same, masks)
+    scores["baselines"] = {}
+    for name, values in baseline_maps(GRID_SIZE).items():
+        expanded = {split: values.expand(len(labels), -1, -1) for split, labels in outlines.items()}
+        scores["baselines"][name] = _score_method(expanded, outlines)
 
     record: dict[str, Any] = {
-        "test_images": len(masks["test"]),
-        "left_out": int((~keep["test"]).sum()),
-        "animal_share": round(float(found["baselines"]["uniform"].test.mass.mean()), 4),
+        "test_images": len(outlines["test"]),
+        "left_out": int((~usable["test"]).sum()),
+        "animal_share": round(float(scores["baselines"]["uniform"].test.mass.mean()), 4),
         "methods": {},
-        "baselines": {name: summarise(its.test, its.level, {})
-                      for name, its in found["baselines"].items()},
+        "baselines": {name: summarize(its.test, its.level, {})
+                      for name, its in scores["baselines"].items()},
     }  # fmt: skip
-    for name, its in found[TRAINED].items():
-        rivals = {RANDOM: found[RANDOM][name], **found["baselines"]}
-        both = (maps[weights]["test"][name] for weights in models)
+    for name, its in scores[TRAINED].items():
+        untrained = scores[RANDOM][name]
+        references = {RANDOM: untrained, **scores["baselines"]}
+        pairs = {other: (s.test, s.level) for other, s in references.items()}
         record["methods"][name] = {
             "validation": round(its.validation, 4),
             "threshold": its.level / LEVELS,
-            TRAINED: summarise(
-                its.test, its.level, {n: (r.test, r.level) for n, r in rivals.items()}
-            ),
-            RANDOM: summarise(rivals[RANDOM].test, rivals[RANDOM].level, {}),
-            "likeness": likeness(*both),
+            TRAINED: summarize(its.test, its.level, pairs),
+            RANDOM: summarize(untrained.test, untrained.level, {}),
+            "rank_correlation": _rank_correlation(*(maps[w]["test"][name] for w in models)),
         }
     if deletion_images:
-        tried = {name: maps[TRAINED]["test"][name] for name in candidates(record)}
-        kept = keep["test"].nonzero()[:, 0]
-        sample = torch.linspace(0, len(kept) - 1, min(deletion_images, len(kept))).round().long()
-        record["deletion_images"] = len(sample)
-        record["faithfulness"] = faithfulness(
-            models[TRAINED], loaders, kept[sample], {n: m[sample] for n, m in tried.items()},
-            targets["test"][kept[sample]],
-        )  # fmt: skip
+        test_rows = usable["test"].nonzero()[:, 0]
+        count = min(deletion_images, len(test_rows))
+        sample = torch.linspace(0, len(test_rows) - 1, count).round().long()
+        chosen_maps = {name: maps[TRAINED]["test"][name][sample] for name in candidates(record)}
+        rows = test_rows[sample]
+        record["deletion_images"] = count
+        record["faithfulness"] = _faithfulness(
+            models[TRAINED], loaders, rows, chosen_maps, targets["test"][rows]
+        )
     return record
 
 
-def faithfulness(
+@dataclass(frozen=True)
+class _MethodScores:
+    """One method on the test images, with what the validation images say about it."""
+
+    test: LocalizationScores
+    level: int  # number of the best threshold on the validation images
+    validation: float  # mean average precision on the validation images
+
+
+def _score_method(maps: dict[str, Tensor], outlines: dict[str, Tensor]) -> _MethodScores:
+    """Scores the maps (N, rows, columns) of "val" and "test" by their outlines (N, S, S)."""
+    val, test = (localization_scores(maps[split], outlines[split]) for split in ("val", "test"))
+    return _MethodScores(test, val.best_level(), float(val.average_precision.mean()))
+
+
+def _maps_of_split(
+    model: nn.Module, loaders: Loaders, split: str, methods: list[str], targets: Tensor
+) -> dict[str, Tensor]:
+    """The maps (N, rows, columns) of a split by method, for the classes `targets` (N,).
+
+    Raw attention, averaged over heads, counts as one method per block: "block 1", "block 2", ...
+    """
+    batches: list[dict[str, Tensor]] = []
+    size = len(getattr(loaders.data, split))
+    with tqdm(total=size, desc=f"maps, {split}", unit=" images", disable=None) as bar:
+        for index, images, _ in loaders.evaluation(split):
+            maps = {}
+            for method in methods:
+                if method == "raw":
+                    for i, heads in enumerate(raw_attention(model, images), 1):
+                        maps[f"block {i}"] = heads.mean(1).cpu()
+                else:
+                    target = targets[index].to(images.device)
+                    maps[method] = compute_map(method, model, images, target).cpu()
+            batches.append(maps)
+            bar.update(len(index))
+    return {name: torch.cat([maps[name] for maps in batches]) for name in batches[0]}
+
+
+def _faithfulness(
     model: nn.Module,
     loaders: Loaders,
     rows: Tensor,
     maps: dict[str, Tensor],
     targets: Tensor,
 ) -> dict[str, Any]:
-    """Deletion and insertion of the test images `rows`, beside a random order and the centre's."""
+    """Deletion and insertion on the test images `rows`.
+
+    Two references join the maps: pixels in random order, and from the center outwards.
+    """
     rng = torch.Generator().manual_seed(0)
-    centre = baselines(GRID)[CENTRE]
-    every = {**maps, CENTRE: centre.expand(len(rows), -1, -1),
-             CHANCE: torch.rand(len(rows), *GRID, generator=rng)}  # fmt: skip
-    normalised = loaders.normalised(loaders.data.test.images(rows))
-    starts = range(0, len(rows), loaders.batch_size)
-    parts = [slice(start, start + loaders.batch_size) for start in starts]
-    found = {kind: {} for kind in ("deletion", "insertion")}
-    for name, its in tqdm(every.items(), desc="deletion, insertion", disable=None):
-        done = [curves(model, normalised[p], its[p], targets[p]) for p in parts]
-        for kind, by_name in found.items():
-            by_name[name] = np.concatenate([getattr(d, kind) for d in done])
-
-    out: dict[str, Any] = {name: {} for name in every}
-    for kind, by_name in found.items():
-        chance = Curves.area(by_name[CHANCE])
-        for name, curve in by_name.items():
-            area = Curves.area(curve)
-            out[name][kind] = {"area": stats.mean_interval(area),
-                               CHANCE: stats.mean_interval(area - chance),
-                               "curve": curve.mean(0).round(4).tolist()}  # fmt: skip
-    return out
-
-
-def likeness(one: Tensor, other: Tensor) -> float:
-    """Mean rank correlation (Spearman) of maps of the same images; zero for constant maps."""
-    pairs = zip(one.flatten(1).numpy(), other.flatten(1).numpy(), strict=True)
-    found = [spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]
-    return round(float(np.mean(found)), 3)
+    maps = {
+        **maps,
+        CENTER: baseline_maps(GRID_SIZE)[CENTER].expand(len(rows), -1, -1),
+        CHANCE: torch.rand(len(rows), *GRID_SIZE, generator=rng),
+    }
+    images = loaders.normalised(loaders.data.test.images(rows))
+    batches = torch.arange(len(rows)).split(loaders.batch_size)
+    curves: dict[str, dict[str, np.ndarray]] = {}  # by map and kind, (N, steps + 1)
+    for name, values in tqdm(maps.items(), desc="deletion, insertion", disable=None):
+        parts = [deletion_insertion(model, images[b], values[b], targets[b]) for b in batches]
+        curves[name] = {
+            kind: np.concatenate([part[kind] for part in parts])
+            for kind in ("deletion", "insertion")
+        }
+    chance = {kind: area_under(values) for kind, values in curves[CHANCE].items()}
+    return {
+        name: {
+            kind: {
+                "area": stats.mean_interval(area_under(values)),
+                CHANCE: stats.mean_interval(area_under(values) - chance[kind]),
+                "curve": values.mean(0).round(4).tolist(),
+            }
+            for kind, values in kinds.items()
+        }
+        for name, kinds in curves.items()
+    }
 
 
-def candidates(record: dict[str, Any]) -> list[str]:
-    """The methods that a user would choose from: of the blocks, validation's best and the last."""
-    methods = record["methods"]
-    blocks = [name for name in methods if name.startswith("block ")]
-    chosen = [name for name in methods if name not in blocks]
-    if blocks:
-        best = max(blocks, key=lambda name: methods[name]["validation"])
-        chosen = [best, *([blocks[-1]] if best != blocks[-1] else []), *chosen]
-    return chosen
+def _rank_correlation(maps: Tensor, other_maps: Tensor) -> float:
+    """Mean Spearman correlation of two maps of the same image; 0 where a map is constant."""
+    from scipy.stats import spearmanr
+
+    pairs = zip(maps.flatten(1).numpy(), other_maps.flatten(1).numpy(), strict=True)
+    values = [spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]
+    return round(float(np.mean(values)), 3)
+
+
+def _predicted_classes(model: nn.Module, loaders: Loaders) -> dict[str, Tensor]:
+    """The predicted classes (N,) of both scored splits; zeros for a model without classes."""
+    predicted = {}
+    for split in ("val", "test"):
+        predicted[split] = torch.zeros(len(getattr(loaders.data, split)), dtype=torch.long)
+        if count_classes(model):
+            with torch.no_grad():
+                for index, images, _ in loaders.evaluation(split):
+                    predicted[split][index] = model(images).argmax(1).cpu()
+    return predicted

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lab.attention.score_report import percent, points
-from lab.attention.scoring import CENTRE, RANDOM, candidates
+from lab.attention.score_report import CENTER, RANDOM, candidates, percent, points
 from lab.core import Run, UserError
 from lab.report import sentences as words
 from lab.report.comparisons import (
@@ -141,7 +140,7 @@ def score_table(looks: list[Run], to: Link) -> str:
         precision = found["average_precision"]
         rows.append([
             link(record["title"], look.folder, to), name, percent(precision["mean"]),
-            points(precision[CENTRE]), points(precision[RANDOM]), percent(found["iou"]["mean"]),
+            points(precision[CENTER]), points(precision[RANDOM]), percent(found["iou"]["mean"]),
         ])  # fmt: skip
     head = ["model", "map", "average precision", "to the centre", "to random weights", "IoU"]
     return table(head, rows) if rows else ""
