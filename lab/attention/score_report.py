@@ -132,14 +132,8 @@ def _faithfulness_summary(record: dict[str, Any]) -> str:
         for name in candidates(record)
         if areas[name]["deletion"][CHANCE][2] < 0 < areas[name]["insertion"][CHANCE][1]
     ]
-    if not better:
-        return (
-            "No map ranks the pixels that the model uses better than a random order, in both "
-            "deletion and insertion."
-        )
     return (
-        f"For the pixels that the model uses, {', '.join(better)} beat"
-        f"{'s' if len(better) == 1 else ''} a random order in both deletion and insertion."
+        f"Better than a random order in both deletion and insertion: {', '.join(better) or 'none'}."
     )
 
 
@@ -239,7 +233,8 @@ def _plot_comparison(path: Path, records: list[dict[str, Any]]) -> None:
 
     size = (13, 2.6 + 0.95 * len(records))
     figure, axes = plots.plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
-    kinds: dict[str, str] = {}  # kind of map: its color
+    colors = dict(zip(_KINDS, _COLORS, strict=False))
+    shown: set[str] = set()
     for axis, measure in zip(axes, ("average_precision", "iou"), strict=True):
         for row, record in enumerate(records):
             names = candidates(record)
@@ -247,12 +242,12 @@ def _plot_comparison(path: Path, records: list[dict[str, Any]]) -> None:
                 kind = name
                 if name.startswith("block"):
                     kind = "best block" if i == 0 else "last block"
-                color = kinds.setdefault(kind, _COLORS[_KINDS.index(kind)])
+                shown.add(kind)
                 scores = record["methods"][name][TRAINED]
                 mean, low, high = (100 * v for v in scores[measure]["mean"])
                 y = row + 0.14 * (i - (len(names) - 1) / 2)
-                axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color=color,
-                              ms=5, capsize=2)  # fmt: skip
+                axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", ms=5,
+                              capsize=2, color=colors[kind])  # fmt: skip
             # Baselines are drawn per model because each model has its own crop of the image.
             for name, style in (("uniform", ":"), (CENTER, "-")):
                 value = 100 * record["baselines"][name][measure]["mean"][0]
@@ -260,8 +255,8 @@ def _plot_comparison(path: Path, records: list[dict[str, Any]]) -> None:
                 axis.plot([value] * 2, [row - 0.4, row + 0.4], "k", ls=style, label=label)
         axis.set(xlabel=f"{MEASURES[measure][0]} (%)")
         axis.grid(alpha=0.25)
-    for kind, color in kinds.items():
-        axes[1].plot([], [], "o", color=color, label=kind)
+    for kind in filter(shown.__contains__, _KINDS):
+        axes[1].plot([], [], "o", color=colors[kind], label=kind)
     titles = [record["title"] for record in records]
     axes[0].set_yticks(range(len(titles)), titles, fontsize=9)
     axes[0].invert_yaxis()
