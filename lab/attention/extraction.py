@@ -211,11 +211,13 @@ class _Recorder(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         output = func(*args, **kwargs)
         if func in self._SOFTMAX and output.ndim == 4 and output.shape[-2] == output.shape[-1]:
-            self._record(output[:, :, : self.num_rows])
+            self._record(output)
         return output
 
     def _record(self, weights: Tensor) -> None:
         self.calls_per_block[-1] += 1
+        if self.num_rows is not None:  # not always, because a slice is not in the autograd graph
+            weights = weights[:, :, : self.num_rows]
         self.sink(weights, self.arrange)
 
     def _attend(

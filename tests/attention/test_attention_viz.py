@@ -1,4 +1,4 @@
-"""attention_viz.py as a student runs it: what it writes, what it chooses, what it refuses."""
+"""attention_viz.py from the command line: its files, its choice of images, its error messages."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from lab.attention.plots import AttentionExample
-from lab.attention.views import class_index, class_names, evenly
+from lab.attention.views import class_index, class_names, uniform_distance
 from lab.core import Run
 from lab.core.errors import UserError
 from lab.data.image_list import load_images
@@ -22,7 +22,7 @@ from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
 from lab.models.registry import TimmConfig, build_timm_model, save_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VIT = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
 SWIN = ROOT / "weights" / "swin_48x222_cifar10.safetensors"
 
@@ -39,20 +39,20 @@ def viz(folder: Path, *words: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder whose name has a blank, with pictures."""
+    """A folder with a space in its name and with images."""
     folder = tmp_path_factory.mktemp("my lab")
     rng = np.random.default_rng(0)
-    (folder / "my pictures").mkdir()
+    (folder / "my images").mkdir()
     for name in ("a.png", "b c.jpg"):
         pixels = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "my pictures" / name)
+        Image.fromarray(pixels).save(folder / "my images" / name)
     return folder
 
 
-def test_the_newest_run_of_train_py_is_shown(place):
-    sentence = viz(place).stderr
-    assert "results/train contains no finished run" in sentence
-    assert "python train.py" in sentence
+def test_default_is_the_newest_run_of_train_py(place):
+    message = viz(place).stderr
+    assert "no finished run in results/train" in message
+    assert "python train.py" in message
     assert run(place, "train.py", "--epochs", 2, "--patch-size", 2).returncode == 0
     assert viz(place).returncode == 0
     out = place / "out" / "digits-vit_64x4-s0-digits"
@@ -63,26 +63,26 @@ def test_the_newest_run_of_train_py_is_shown(place):
     assert len(record["images"]) == 6
     assert record["methods"] == ["raw", "rollout", "gradient-rollout"]
     wrong = [x for x in record["images"] if x["label"] != x["prediction"]]
-    assert len(wrong) == 3  # after two epochs there are enough of both kinds
+    assert len(wrong) == 3  # two epochs leave enough mistakes
     distance = np.array(record["distance"])
     assert distance.shape == (4, 4)
     assert (distance > 0).all()
     assert (distance < 8 * 2**0.5).all()
     before = (out / "overview.jpg").stat().st_mtime_ns
     again = viz(place)
-    assert "done already" in again.stdout
+    assert "done before" in again.stdout
     assert (out / "overview.jpg").stat().st_mtime_ns == before
 
 
-def test_pictures_with_a_model_of_other_classes(place):
-    done = viz(place, "--model", SWIN, "--images", "my pictures", "--name", "pictures")
+def test_images_without_labels(place):
+    done = viz(place, "--model", SWIN, "--images", "my images", "--name", "images")
     assert done.returncode == 0, done.stderr
-    record = json.loads((place / "out" / "pictures" / "metrics.json").read_text())
+    record = json.loads((place / "out" / "images" / "metrics.json").read_text())
     assert [x["name"] for x in record["images"]] == ["a.png", "b c.jpg"]
     assert {x["label"] for x in record["images"]} == {None}
     assert record["methods"] == ["raw", "rollout", "gradient-rollout", "grad-cam"]
-    assert not (place / "out" / "pictures" / "positions.png").exists()  # a Swin has none
-    one = viz(place, "--model", VIT, "--images", "'my pictures/b c.jpg' 'my pictures/a.png'",
+    assert not (place / "out" / "images" / "positions.png").exists()  # a Swin has none
+    one = viz(place, "--model", VIT, "--images", "'my images/b c.jpg' 'my images/a.png'",
               "--method", "rollout", "--name", "two")  # fmt: skip
     assert one.returncode == 0, one.stderr
     record = json.loads((place / "out" / "two" / "metrics.json").read_text())
@@ -90,27 +90,27 @@ def test_pictures_with_a_model_of_other_classes(place):
     assert not (place / "out" / "two" / "heads.jpg").exists()
 
 
-def test_a_cnn_is_shown_with_grad_cam(place):
+def test_cnn_works_with_grad_cam(place):
     torch.manual_seed(0)
     model = build_timm_model(TimmConfig("test_resnet", {"num_classes": 3}))
     preprocess = Preprocess(64, [0.5] * 3, [0.5] * 3)
     classes = ["cat", "dog", "</script>"]
     save_model(place / "cnn.safetensors", model, classes, preprocess,
                {"epoch": 1, "val_accuracy": 0.5})  # fmt: skip
-    done = viz(place, "--model", "cnn.safetensors", "--images", "my pictures", "--name", "cnn",
+    done = viz(place, "--model", "cnn.safetensors", "--images", "my images", "--name", "cnn",
                "--target-class", "</script>")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (place / "out" / "cnn").iterdir()} == {
         "overview.jpg", "attention.html", "config.json", "metrics.json"}  # fmt: skip
-    assert "without raw, rollout, gradient-rollout: test_resnet has no" in done.stdout
+    assert "skipping raw, rollout, gradient-rollout: test_resnet is not a ViT" in done.stdout
 
 
-def test_a_score_is_written_and_compared_with_those_before(place, pets):
+def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     words = ("--images", "pets", "--data-dir", pets, "--score", "--deletion-images", 2)
     for model in (SWIN, VIT):
         done = viz(place, "--model", model, *words)
         assert done.returncode == 0, done.stderr
-        assert "Where the animal is: believe" in done.stdout
+        assert "To find the animal, trust" in done.stdout
     out = place / "out" / "vit_128x6_cifar10-pets-score"
     assert {path.name for path in out.iterdir()} == {
         "score.md", "score.png", "config.json", "metrics.json"}  # fmt: skip
@@ -120,31 +120,31 @@ def test_a_score_is_written_and_compared_with_those_before(place, pets):
     both = (place / "out" / "scores-pets-12.md").read_text()
     assert "| vit_128x6_cifar10-pets | rollout |" in both
     assert "| swin_48x222_cifar10-pets | grad-cam |" in both
-    assert "done already" in viz(place, "--model", VIT, *words).stdout
+    assert "done before" in viz(place, "--model", VIT, *words).stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("flags", "message"),
     [
         (("--layer", 7), "LAYER=7: this model has blocks 1 to 6"),
         (("--head", 5), "HEAD=5: block 6 has heads 1 to 4"),
         (("--images", "nowhere"), "'nowhere' is no file, no folder and none of digits"),
-        (("--method", "grad-cam"), "Take METHOD=gradient-rollout"),
-        (("--target-class", "frgo"), "none of the model's 10 classes, such as frog"),
+        (("--method", "grad-cam"), "Use METHOD=gradient-rollout"),
+        (("--target-class", "frgo"), "is not one of the model's 10 classes, such as frog"),
         (("--score",), "digits has no outlines"),
         (("--num-images", 0), "NUM_IMAGES=0 must be at least 1"),
     ],
 )
-def test_mistakes_end_in_a_sentence_and_leave_nothing(place, words, sentence):
+def test_mistakes_end_in_a_message_and_write_nothing(place, flags, message):
     before = sorted((place / "out").iterdir()) if (place / "out").exists() else []
-    done = viz(place, "--model", VIT, *words)
+    done = viz(place, "--model", VIT, *flags)
     assert done.returncode == 2
-    assert sentence in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert (sorted((place / "out").iterdir()) if (place / "out").exists() else []) == before
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_image_is_named(tmp_path):
     preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
     (tmp_path / "broken.jpg").write_text("hello")
     with pytest.raises(UserError, match=r"broken\.jpg is no image"):
@@ -158,7 +158,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         load_images(str(tmp_path / "empty"), "data", preprocess)
 
 
-def test_newest_is_the_run_that_finished_last(tmp_path):
+def test_newest_run_is_the_one_that_finished_last(tmp_path):
     for i, name in enumerate(("b", "c", "a")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text("{}")
@@ -167,7 +167,7 @@ def test_newest_is_the_run_that_finished_last(tmp_path):
     assert Run.newest(tmp_path, "x") == tmp_path / "a"
 
 
-def test_classes_have_their_own_names_imagenets_or_numbers():
+def test_class_names_come_from_the_model_imagenet_or_numbers():
     def names(architecture: str, count: int, own: list[str] | None) -> list[str]:
         model = timm.create_model(architecture, num_classes=count)
         preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
@@ -182,13 +182,13 @@ def test_classes_have_their_own_names_imagenets_or_numbers():
     assert class_index(None, []) is None
 
 
-def test_even_attention_has_the_mean_distance_of_all_pairs():
+def test_uniform_distance_is_the_mean_over_all_pairs():
     points = [(y, x) for y in range(3) for x in range(5)]
     expected = np.mean([np.hypot(a - c, b - d) for a, b in points for c, d in points])
-    assert evenly((3, 5), 4.0) == pytest.approx(4 * expected)
+    assert uniform_distance((3, 5), 4.0) == pytest.approx(4 * expected)
 
 
-def test_titles_say_what_is_known():
+def test_titles_show_what_is_known():
     pixels = np.zeros((4, 4, 3), np.uint8)
     known = AttentionExample(pixels, "1.jpg", "cat", "dog", 0.876, False, [], {})
     assert known.title == "cat: predicted dog (88\N{NO-BREAK SPACE}%)"
