@@ -26,6 +26,7 @@ from lab.data.preprocess import Preprocess
 
 BACKGROUND, ANIMAL, BORDER = 0, 1, 2
 LEVELS = 50  # thresholds between 0 and 1
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # of Oxford Pets; Pillow also has formats that run code
 
 
 def load_outlines(data: Dataset, split: Split, data_dir: str, preprocess: Preprocess) -> Tensor:
@@ -59,12 +60,18 @@ def load_outlines(data: Dataset, split: Split, data_dir: str, preprocess: Prepro
     size = preprocess.resized
     out = np.empty((len(paths), size, size), np.uint8)
     for i, (path, name) in enumerate(zip(paths, split.names, strict=True)):
-        with Image.open(path) as trimap, Image.open(base / name) as photograph:
-            if trimap.size != photograph.size:
-                raise UserError(
-                    f"{path} has {trimap.size} pixels, but its image has {photograph.size}"
-                )
-            out[i] = np.asarray(square(trimap, size, Image.Resampling.NEAREST))
+        try:
+            with (
+                Image.open(path, formats=_FORMATS) as trimap,
+                Image.open(base / name, formats=_FORMATS) as photograph,
+            ):
+                if trimap.size != photograph.size:
+                    raise UserError(
+                        f"{path} has {trimap.size} pixels, but its image has {photograph.size}"
+                    )
+                out[i] = np.asarray(square(trimap, size, Image.Resampling.NEAREST))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the outline {path}: {error}") from error
     labels = np.array([BORDER, ANIMAL, BACKGROUND, BORDER], np.uint8)  # Pets has values 1, 2, 3
     if out.max(initial=0) >= len(labels):
         raise UserError(f"{folder} holds images that are not trimaps (pixel values 1, 2 and 3)")

@@ -6,6 +6,7 @@ Validation images choose thresholds and the best block; all reported scores are 
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,8 @@ class Scoring:
         checkpoints.write_json(run.folder / "metrics.json", record)
         print(f"{score_report.to_markdown(record)}\n{run.folder / 'score.png'}")
 
-        records = [json.loads(path.read_text(encoding="utf-8"))
-                   for path in sorted(run.folder.parent.glob("*/metrics.json"))]  # fmt: skip
-        records = [other for other in records if other.get("images") == record["images"]]
+        others = map(_read_record, sorted(run.folder.parent.glob("*/metrics.json")))
+        records = [other for other in others if other.get("images") == record["images"]]
         comparison = run.folder.parent / f"scores-{data.name}-{len(data.test)}"
         score_report.compare(comparison, records)
         print(f"{comparison}.png")
@@ -161,6 +161,16 @@ def score_maps(
             models[TRAINED], loaders, rows, chosen_maps, targets["test"][rows]
         )
     return record
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The scores of another model; {} for a record that is damaged or has no scores."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        score_report.to_markdown(record)
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return {}
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,8 @@ def test_cnn_works_with_grad_cam(place):
 
 def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     words = ("--images", "pets", "--data-dir", pets, "--score", "--deletion-images", 2)
+    (place / "out" / "damaged").mkdir(parents=True)
+    (place / "out" / "damaged" / "metrics.json").write_text('{"images": "pets, 12 test images"}')
     for model in (SWIN, VIT):
         done = viz(place, "--model", model, *words)
         assert done.returncode == 0, done.stderr
@@ -158,6 +160,16 @@ def test_mistakes_end_in_a_message_and_write_nothing(place, flags, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert (sorted((place / "out").iterdir()) if (place / "out").exists() else []) == before
+
+
+def test_out_of_memory_recommends_a_smaller_batch(place, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("lab.attention.views.raw_attention", fail)
+    done = viz(place, "--model", VIT)
+    assert done.returncode == 2
+    assert "not enough memory. Use a smaller batch, such as --batch-size 4" in done.stderr
 
 
 def test_unreadable_image_is_named(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,6 +216,17 @@ def test_missing_outlines_end_in_a_message(pets, tmp_path):
     data = load_data("pets", str(pets), 32)
     with pytest.raises(UserError, match=r"12 of 12 outlines are missing"):
         load_outlines(data, data.test, str(tmp_path), preprocess)
+
+
+def test_outline_that_is_not_an_image_is_named(pets, tmp_path):
+    shutil.copytree(pets, tmp_path / "data")
+    preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
+    data = load_data("pets", str(pets), 32)
+    folder = tmp_path / "data" / "oxford-iiit-pet" / "annotations" / "trimaps"
+    path = folder / f"{Path(data.test.names[3]).stem}.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # runs code if opened
+    with pytest.raises(UserError, match=f"cannot read the outline .*{path.name}"):
+        load_outlines(data, data.test, str(tmp_path / "data"), preprocess)
 
 
 def toy() -> tuple[Loaders, dict[str, torch.Tensor]]:
