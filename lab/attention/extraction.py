@@ -131,21 +131,6 @@ def attention_maps(
     return logits, kept
 
 
-def class_token_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What the class token takes from each token, (B, h, N) per block, and the logits.
-
-    A model with a fused kernel keeps using it. The extra row of weights costs next to nothing.
-    """
-    kept: list[Tensor] = []
-
-    def keep(weights: Tensor, arrange: Arrange) -> None:
-        kept.append(weights[:, :, 0])
-
-    with eval_mode(model), torch.no_grad(), record_attention(model, images, keep, num_rows=1):
-        logits = model(images)
-    return logits, kept
-
-
 @contextmanager
 def record_attention(
     model: nn.Module,
@@ -205,12 +190,10 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.arrange is None:
-            return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
+        if self.arrange and func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         output = func(*args, **kwargs)
-        if func in self._SOFTMAX and output.ndim == 4 and output.shape[-2] == output.shape[-1]:
+        if self.arrange and func in self._SOFTMAX and output.ndim == 4:
             self._record(output)
         return output
 
@@ -223,28 +206,22 @@ class _Recorder(TorchFunctionMode):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-        **options: Any,
     ) -> Tensor:  # fmt: skip
         """F.scaled_dot_product_attention, with the weights written out."""
         if is_causal:
             shape = (query.shape[-2], key.shape[-2])
             attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-        mask = attn_mask
-        if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., : self.num_rows, :]
-        scale_factor = query.shape[-1] ** -0.5 if scale is None else scale
-        logits = (query[..., : self.num_rows, :] @ key.transpose(-2, -1)) * scale_factor
-        if mask is not None and mask.dtype == torch.bool:
-            logits = logits.masked_fill(~mask, -torch.inf)
-        elif mask is not None:
-            logits = logits + mask
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        logits = (query[..., : self.num_rows, :] @ key.transpose(-2, -1)) * scale
+        if attn_mask is not None:
+            mask = attn_mask[..., : self.num_rows, :]
+            is_bool = mask.dtype == torch.bool
+            logits = logits.masked_fill(~mask, -torch.inf) if is_bool else logits + mask
         weights = logits.softmax(-1)
         self._record(weights)
         if self.num_rows is None:
             return F.dropout(weights, dropout_p) @ value
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, scale=scale, **options
-        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
 
 
 def _arrange_tokens(

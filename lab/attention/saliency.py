@@ -19,7 +19,6 @@ from lab.attention.extraction import (
     Arrange,
     BlockAttention,
     attention_maps,
-    class_token_attention,
     eval_mode,
     model_name,
     patch_grid,
@@ -53,8 +52,14 @@ def raw_attention(model: nn.Module, images: Tensor, query: str | None = None) ->
     if getattr(model, "cls_token", None) is None:
         raise UserError(f"{model_name(model)} has no class token: use query='avg'")
     rows, columns = patch_grid(model, images)
-    blocks = class_token_attention(model, images)[1]
-    return [tokens[..., -rows * columns :].unflatten(-1, (rows, columns)) for tokens in blocks]
+    maps: list[Tensor] = []
+
+    def keep(weights: Tensor, arrange: Arrange) -> None:  # a single row: (B, h, 1, N)
+        maps.append(weights[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns)))
+
+    with eval_mode(model), torch.no_grad(), record_attention(model, images, keep, num_rows=1):
+        model(images)
+    return maps
 
 
 def select_map(maps: list[Tensor], layer: int, head: int | None) -> Tensor:

@@ -14,27 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.attention import score_report
-from lab.attention.metrics import (
-    ANIMAL,
-    BACKGROUND,
-    LEVELS,
-    LocalizationScores,
-    area_under,
-    baseline_maps,
-    deletion_insertion,
-    load_outlines,
-    localization_scores,
-    summarize,
-)
-from lab.attention.saliency import (
-    METHODS,
-    compute_map,
-    count_classes,
-    raw_attention,
-    unavailable_methods,
-)
-from lab.attention.score_report import CENTER, CHANCE, RANDOM, TRAINED, candidates
+from lab.attention import metrics, saliency, score_report
+from lab.attention.score_report import CENTER, CHANCE, RANDOM, TRAINED
 from lab.core import Run, checkpoints, stats
 from lab.data.loaders import Loaders
 from lab.models.pretrained import Pretrained, reinitialized
@@ -49,18 +30,16 @@ class Scoring:
     """
 
     def __init__(
-        self,
-        pretrained: Pretrained,
-        loaders: Loaders,
-        data_dir: str,
-        deletion_images: int,
+        self, pretrained: Pretrained, loaders: Loaders, data_dir: str, deletion_images: int,
         seed: int,
-    ):
+    ):  # fmt: skip
         self.model, self.loaders, self.seed = pretrained.model, loaders, seed
-        self.deletion_images = deletion_images if count_classes(self.model) else 0
+        self.deletion_images = deletion_images if saliency.count_classes(self.model) else 0
         data = loaders.data
         self.outlines = {
-            split: load_outlines(data, getattr(data, split), data_dir, pretrained.preprocess)
+            split: metrics.load_outlines(
+                data, getattr(data, split), data_dir, pretrained.preprocess
+            )
             for split in ("val", "test")
         }
 
@@ -108,35 +87,34 @@ def score_maps(
     Returns: the record that metrics.json holds.
     """
     first_images = next(loaders.evaluation("test"))[1]
-    unavailable = unavailable_methods(models[TRAINED], first_images)
-    methods = [name for name in METHODS if name not in unavailable]
+    unavailable = saliency.unavailable_methods(models[TRAINED], first_images)
+    methods = [name for name in saliency.METHODS if name not in unavailable]
     # An image that shows only animal or only background cannot tell a good map from a bad one.
-    usable = {split: (labels == ANIMAL).any(-1).any(-1) & (labels == BACKGROUND).any(-1).any(-1)
-              for split, labels in outlines.items()}  # fmt: skip
+    usable = {
+        split: (labels == metrics.ANIMAL).flatten(1).any(1)
+        & (labels == metrics.BACKGROUND).flatten(1).any(1)
+        for split, labels in outlines.items()
+    }
     outlines = {split: outlines[split][usable[split]] for split in outlines}
 
-    maps: dict[str, dict[str, dict[str, Tensor]]] = {}  # by weights, split and method
-    scores: dict[str, dict[str, _MethodScores]] = {}  # by weights (or "baselines") and method
+    test_maps: dict[str, dict[str, Tensor]] = {}  # by weights and method
+    scores: dict[str, dict[str, _MethodScores]] = {"baselines": {}}  # by weights and method
     for weights, model in models.items():
-        maps[weights] = {}
-        for split in outlines:
-            computed = _maps_of_split(model, loaders, split, methods, targets[split])
-            maps[weights][split] = {name: m[usable[split]] for name, m in computed.items()}
-        scores[weights] = {
-            name: _score_method({split: maps[weights][split][name] for split in outlines}, outlines)
-            for name in tqdm(maps[weights]["test"], desc=f"scores, {weights}", disable=None)
-        }
-    scores["baselines"] = {}
-    for name, values in baseline_maps(GRID_SIZE).items():
-        expanded = {split: values.expand(len(labels), -1, -1) for split, labels in outlines.items()}
-        scores["baselines"][name] = _score_method(expanded, outlines)
+        val, test = (_maps_of_split(model, loaders, split, methods, targets[split], usable[split])
+                     for split in ("val", "test"))  # fmt: skip
+        progress = tqdm(test, desc=f"scores, {weights}", disable=None)
+        scores[weights] = {m: _score_method(val[m], test[m], outlines) for m in progress}
+        test_maps[weights] = test
+    for name, values in metrics.baseline_maps(GRID_SIZE).items():
+        val, test = (values.expand(len(outlines[split]), -1, -1) for split in ("val", "test"))
+        scores["baselines"][name] = _score_method(val, test, outlines)
 
     record: dict[str, Any] = {
         "test_images": len(outlines["test"]),
         "left_out": int((~usable["test"]).sum()),
         "animal_share": round(float(scores["baselines"]["uniform"].test.mass.mean()), 4),
         "methods": {},
-        "baselines": {name: summarize(its.test, its.level, {})
+        "baselines": {name: metrics.summarize(its.test, its.level, {})
                       for name, its in scores["baselines"].items()},
     }  # fmt: skip
     for name, its in scores[TRAINED].items():
@@ -145,16 +123,18 @@ def score_maps(
         pairs = {other: (s.test, s.level) for other, s in references.items()}
         record["methods"][name] = {
             "validation": round(its.validation, 4),
-            "threshold": its.level / LEVELS,
-            TRAINED: summarize(its.test, its.level, pairs),
-            RANDOM: summarize(untrained.test, untrained.level, {}),
-            "rank_correlation": _rank_correlation(*(maps[w]["test"][name] for w in models)),
+            "threshold": its.level / metrics.LEVELS,
+            TRAINED: metrics.summarize(its.test, its.level, pairs),
+            RANDOM: metrics.summarize(untrained.test, untrained.level, {}),
+            "rank_correlation": _rank_correlation(*(m[name] for m in test_maps.values())),
         }
     if deletion_images:
         test_rows = usable["test"].nonzero()[:, 0]
         count = min(deletion_images, len(test_rows))
         sample = torch.linspace(0, len(test_rows) - 1, count).round().long()
-        chosen_maps = {name: maps[TRAINED]["test"][name][sample] for name in candidates(record)}
+        chosen_maps = {
+            name: test_maps[TRAINED][name][sample] for name in score_report.candidates(record)
+        }
         rows = test_rows[sample]
         record["deletion_images"] = count
         record["faithfulness"] = _faithfulness(
@@ -177,21 +157,24 @@ def _read_record(path: Path) -> dict[str, Any]:
 class _MethodScores:
     """One method on the test images, with what the validation images say about it."""
 
-    test: LocalizationScores
+    test: metrics.LocalizationScores
     level: int  # number of the best threshold on the validation images
     validation: float  # mean average precision on the validation images
 
 
-def _score_method(maps: dict[str, Tensor], outlines: dict[str, Tensor]) -> _MethodScores:
-    """Scores the maps (N, rows, columns) of "val" and "test" by their outlines (N, S, S)."""
-    val, test = (localization_scores(maps[split], outlines[split]) for split in ("val", "test"))
-    return _MethodScores(test, val.best_level(), float(val.average_precision.mean()))
+def _score_method(val: Tensor, test: Tensor, outlines: dict[str, Tensor]) -> _MethodScores:
+    """Scores the maps (N, rows, columns) of both splits by their outlines (N, S, S)."""
+    val_scores = metrics.localization_scores(val, outlines["val"])
+    test_scores = metrics.localization_scores(test, outlines["test"])
+    validation = float(val_scores.average_precision.mean())
+    return _MethodScores(test_scores, val_scores.best_level(), validation)
 
 
 def _maps_of_split(
-    model: nn.Module, loaders: Loaders, split: str, methods: list[str], targets: Tensor
-) -> dict[str, Tensor]:
-    """The maps (N, rows, columns) of a split by method, for the classes `targets` (N,).
+    model: nn.Module, loaders: Loaders, split: str, methods: list[str], targets: Tensor,
+    usable: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The maps (N, rows, columns) of the usable images of a split, for the classes `targets`.
 
     Raw attention, averaged over heads, counts as one method per block: "block 1", "block 2", ...
     """
@@ -202,14 +185,14 @@ def _maps_of_split(
             maps = {}
             for method in methods:
                 if method == "raw":
-                    for i, heads in enumerate(raw_attention(model, images), 1):
+                    for i, heads in enumerate(saliency.raw_attention(model, images), 1):
                         maps[f"block {i}"] = heads.mean(1).cpu()
                 else:
                     target = targets[index].to(images.device)
-                    maps[method] = compute_map(method, model, images, target).cpu()
+                    maps[method] = saliency.compute_map(method, model, images, target).cpu()
             batches.append(maps)
             bar.update(len(index))
-    return {name: torch.cat([maps[name] for maps in batches]) for name in batches[0]}
+    return {name: torch.cat([maps[name] for maps in batches])[usable] for name in batches[0]}
 
 
 def _faithfulness(
@@ -226,24 +209,26 @@ def _faithfulness(
     rng = torch.Generator().manual_seed(0)
     maps = {
         **maps,
-        CENTER: baseline_maps(GRID_SIZE)[CENTER].expand(len(rows), -1, -1),
+        CENTER: metrics.baseline_maps(GRID_SIZE)[CENTER].expand(len(rows), -1, -1),
         CHANCE: torch.rand(len(rows), *GRID_SIZE, generator=rng),
     }
     images = loaders.normalised(loaders.data.test.images(rows))
     batches = torch.arange(len(rows)).split(loaders.batch_size)
     curves: dict[str, dict[str, np.ndarray]] = {}  # by map and kind, (N, steps + 1)
     for name, values in tqdm(maps.items(), desc="deletion, insertion", disable=None):
-        parts = [deletion_insertion(model, images[b], values[b], targets[b]) for b in batches]
+        parts = [
+            metrics.deletion_insertion(model, images[b], values[b], targets[b]) for b in batches
+        ]
         curves[name] = {
             kind: np.concatenate([part[kind] for part in parts])
             for kind in ("deletion", "insertion")
         }
-    chance = {kind: area_under(values) for kind, values in curves[CHANCE].items()}
+    chance = {kind: metrics.area_under(values) for kind, values in curves[CHANCE].items()}
     return {
         name: {
             kind: {
-                "area": stats.mean_interval(area_under(values)),
-                CHANCE: stats.mean_interval(area_under(values) - chance[kind]),
+                "area": stats.mean_interval(metrics.area_under(values)),
+                CHANCE: stats.mean_interval(metrics.area_under(values) - chance[kind]),
                 "curve": values.mean(0).round(4).tolist(),
             }
             for kind, values in kinds.items()
@@ -266,7 +251,7 @@ def _predicted_classes(model: nn.Module, loaders: Loaders) -> dict[str, Tensor]:
     predicted = {}
     for split in ("val", "test"):
         predicted[split] = torch.zeros(len(getattr(loaders.data, split)), dtype=torch.long)
-        if count_classes(model):
+        if saliency.count_classes(model):
             with torch.no_grad():
                 for index, images, _ in loaders.evaluation(split):
                     predicted[split][index] = model(images).argmax(1).cpu()

@@ -6,19 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.attention import plots
+from lab.attention import plots, saliency
 from lab.attention.extraction import BlockAttention, attention_maps, patch_grid
 from lab.attention.page import write_page
 from lab.attention.plots import AttentionExample
-from lab.attention.saliency import (
-    METHODS,
-    compute_map,
-    count_classes,
-    pooled_query,
-    raw_attention,
-    select_map,
-    unavailable_methods,
-)
 from lab.core import Run, UserError, checkpoints
 from lab.data.augment import center_crop
 from lab.data.loaders import Loaders
@@ -61,15 +52,17 @@ class Views:
         self.class_names = class_names(pretrained)
         self.target = class_index(config.target_class, self.class_names)
         self.first_image = loaders.normalised(loaders.data.test.images(slice(0, 1)))
-        reasons = unavailable_methods(self.model, self.first_image)
+        reasons = saliency.unavailable_methods(self.model, self.first_image)
         if config.method in reasons:
             raise UserError(reasons[config.method])
-        self.methods = [name for name in METHODS if name not in reasons]
+        self.methods = [name for name in saliency.METHODS if name not in reasons]
         self.skipped = reasons if config.method == "all" else {}
         if config.method != "all":
             self.methods = [config.method]
         if "raw" in self.methods:
-            select_map(raw_attention(self.model, self.first_image), config.layer, config.head)
+            saliency.select_map(
+                saliency.raw_attention(self.model, self.first_image), config.layer, config.head
+            )
 
     def write(self, run: Run) -> None:
         """Writes the figures, the page and metrics.json."""
@@ -81,7 +74,7 @@ class Views:
         for batch in rows.split(self.loaders.batch_size):
             examples += self._examples(batch)
         first = examples[0]
-        query = _QUERY_NAMES[pooled_query(self.model)] if first.raw else "the model"
+        query = _QUERY_NAMES[saliency.pooled_query(self.model)] if first.raw else "the model"
         title = f"{run.folder.name}: where {query} looks"
         record = {
             "images": [
@@ -103,7 +96,7 @@ class Views:
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and class of each image, (B,); zeros for a model without classes."""
-        if not count_classes(self.model):
+        if not saliency.count_classes(self.model):
             return torch.zeros(len(images)), torch.zeros(len(images), dtype=torch.long)
         with torch.no_grad():
             confidence, predicted = self.model(images).softmax(1).max(1)
@@ -140,15 +133,15 @@ class Views:
         maps, blocks, raw_name = {}, [], None
         for method in self.methods:
             if method == "raw":
-                blocks = raw_attention(self.model, images)
+                blocks = saliency.raw_attention(self.model, images)
                 block = config.layer if config.layer > 0 else len(blocks) + 1 + config.layer
                 head = "mean of heads" if config.head is None else f"head {config.head}"
                 raw_name = f"attention, block {block}, {head}"
-                maps[raw_name] = select_map(blocks, config.layer, config.head)
+                maps[raw_name] = saliency.select_map(blocks, config.layer, config.head)
             else:
                 depends_on_class = self.target is not None and method != "rollout"
                 name = f"{method} for {config.target_class}" if depends_on_class else method
-                maps[name] = compute_map(method, self.model, images, targets)
+                maps[name] = saliency.compute_map(method, self.model, images, targets)
         crops = (center_crop(pixels, self.loaders.preprocess) * 255).round().byte()
         crops = crops.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
         labels = data.test.labels[rows]
@@ -203,10 +196,10 @@ class Views:
         """Paragraphs at the top of the page that explain the maps."""
         if not has_attention:
             return ["Grad-CAM: bright areas raised the logit of the explained class."]
-        query = _QUERY_NAMES[pooled_query(self.model)]
+        query = _QUERY_NAMES[saliency.pooled_query(self.model)]
         return [
             f"Attention of one block shows how much {query} attends to each patch. Values are "
-            "fractions of its whole attention. They sum to less than 100 % if some attention goes "
+            "fractions of its total attention. They sum to less than 100 % if some attention goes "
             "to the class token or to registers.",
             "Rollout follows attention through all blocks. Gradient rollout and Grad-CAM show what "
             "raised the logit of one class. A bright patch does not prove that the model uses it; "
@@ -216,7 +209,7 @@ class Views:
 
 def class_names(pretrained: Pretrained) -> list[str]:
     """Names of the model's classes: its own, ImageNet's, or numbers; [] without a head."""
-    count = count_classes(pretrained.model)
+    count = saliency.count_classes(pretrained.model)
     if pretrained.classes or not count:
         return pretrained.classes or []
     from timm.data import ImageNetInfo, infer_imagenet_subset

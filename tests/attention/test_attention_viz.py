@@ -166,7 +166,7 @@ def test_out_of_memory_recommends_a_smaller_batch(place, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("lab.attention.views.raw_attention", fail)
+    monkeypatch.setattr("lab.attention.saliency.raw_attention", fail)
     done = viz(place, "--model", VIT)
     assert done.returncode == 2
     assert "not enough memory. Use a smaller batch, such as --batch-size 4" in done.stderr

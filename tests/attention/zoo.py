@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.utils import AttentionExtract
 
-from lab.attention.extraction import attention_maps, class_token_attention
+from lab.attention.extraction import attention_maps
 from lab.attention.saliency import grad_cam, gradient_rollout, raw_attention, rollout
 from model import VisionTransformer, ViTConfig
 from tests.shaken import shaken
@@ -149,7 +149,6 @@ def mixed(model):
 
 METHODS = [
     attention_maps,
-    class_token_attention,
     raw_attention,
     rollout,
     gradient_rollout,
