@@ -1,13 +1,16 @@
-"""Files that outlive a run: weights as safetensors, the state that resumes, each written whole.
+"""Files that outlive a process: records, weights, and the state from which training resumes.
 
-Nothing here unpickles code: weights are safetensors, a state is read with `weights_only=True`.
+Each file is written completely or not at all. Reading one never executes code: weights are
+safetensors files, and a training state is read with `weights_only=True`.
 """
 
 import csv
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +22,66 @@ from torch import Tensor, nn
 from lab.core.errors import UserError
 from lab.core.runtime import is_main_process
 
+PARTIAL = ".part"  # suffix of a file that is still being written
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turns a failure to write `path`, such as a full disk, into a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError from its C++ file writer.
+        if isinstance(error, RuntimeError):
+            if not any(word in str(error) for word in ("inline_container", "iostream")):
+                raise
+            reason = "the file was cut off, as on a full disk"
+        else:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"could not write {path}: {reason}. {_free_space(path)}Everything that was saved "
+            "before is intact: make room or choose another folder with RESULTS_DIR. In the same "
+            "folder the same command resumes."
+        ) from error
+
+
+def _free_space(path: Path) -> str:
+    folder = next((p for p in path.absolute().parents if p.is_dir()), None)
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there. " if folder else ""
+    except OSError:
+        return ""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a kill at any moment leaves the old one or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        write(scratch)
-        scratch.chmod(0o644)  # mkstemp's files are private
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    """Writes a file so that a kill at any moment leaves the old file or the new one.
+
+    Args:
+        path: the file.
+        write: writes the whole content to the path that it gets.
+
+    Raises: UserError, if the file cannot be written; the old file is then intact.
+    """
+    with explain_write_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PARTIAL)
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            write(scratch)
+            scratch.chmod(0o644)  # mkstemp's files are private
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, indented. Raises: UserError, if the file cannot be written."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows with equal keys as CSV with a header; no rows make an empty file."""
+    """Writes a CSV file with the keys of the first row as its header; not atomic by itself."""
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         if rows:
             writer = csv.DictWriter(file, rows[0])
@@ -47,10 +89,31 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerows(rows)
 
 
-def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Weights as safetensors; `header` is JSON, such as the model's config and class names.
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a run.
 
-    Only the main process writes.
+    Raises: UserError, for a file that is missing, damaged, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged; --overwrite repeats the run")
+    return content
+
+
+def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes weights as safetensors; only the main process does.
+
+    Args:
+        path: the file.
+        state: tensors by name, on any device.
+        header: JSON, such as the model's config and class names.
+
+    Raises: UserError, if the file cannot be written.
     """
     if not is_main_process():
         return
@@ -60,9 +123,9 @@ def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and header as `save_weights` wrote them.
+    """Reads weights and header as `save_weights` wrote them.
 
-    Raises: UserError, for a file that is missing, broken, or not of this project.
+    Raises: UserError, for a file that is missing, damaged, or not written by `save_weights`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -70,14 +133,26 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), json.loads(metadata["vit-lab"])
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; a finished run has best.safetensors") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
-    except KeyError as error:
-        raise UserError(f"{path} has no header of this project; was it written by it?") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error})") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} has no valid header of this project, so it was not written by a run of it"
+        ) from error
 
 
 def load_strict(model: nn.Module, state: dict[str, Tensor], origin: Path | str) -> None:
-    """`load_state_dict`, but what does not fit is named for a reader."""
+    """`load_state_dict`, with an error message that lists what does not fit.
+
+    Args:
+        model: receives the weights.
+        state: the weights.
+        origin: where they come from, for the message.
+
+    Raises: UserError, unless names and shapes are the model's.
+    """
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - state.keys()]
     problems += [f"unknown {name}" for name in state.keys() - wanted.keys()]
@@ -88,24 +163,36 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], origin: Path | str) 
     ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
-        raise UserError(f"{origin} is of another architecture ({len(problems)} keys):\n  {shown}")
+        raise UserError(f"{origin} has another architecture ({len(problems)} keys):\n  {shown}")
     model.load_state_dict(state)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Everything that a run needs to resume; only the main process writes."""
+    """Writes everything that a run needs to resume; only the main process does.
+
+    Raises: UserError, if the file cannot be written.
+    """
     if is_main_process():
         write_atomically(path, lambda scratch: torch.save(state, scratch))
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU.
+    """Reads what `save_state` wrote, to the CPU.
 
-    Raises: UserError, for a file that cannot be read.
+    Raises: UserError, for a file that is damaged or holds anything but tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); start over with --overwrite"
-        ) from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        # Its message would advise weights_only=False, which executes code in the file.
+        raise _damaged(path) from error
+    if not isinstance(state, dict):
+        raise _damaged(path)
+    return state
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} cannot be read: it is damaged or was not written by this project, so this run "
+        "cannot resume; --overwrite starts it over"
+    )

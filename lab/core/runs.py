@@ -1,25 +1,39 @@
-"""A run's folder: what was asked for, what happened, epoch by epoch, and what came out.
+"""A run's folder: what was asked for, what happened in each epoch, and the result.
 
     results/<script>/<run>/config.json  history.csv  metrics.json  predictions.csv  *.png
                            best.safetensors  last.pt  (these two are not committed)
 
-The folder's name is readable. The same constants on the same data find their folder again; other
-constants under the same name open a new one (`-2`, `-3`, ...): nothing is overwritten unasked.
+The constants, the data and the code that determines the result identify a run. The same command
+finds its folder again; with other constants or other code it gets a new folder, so that nothing is
+overwritten unless the user asks for it.
 """
 
+import atexit
 import csv
 import json
+import os
+import re
 import shutil
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from lab.core.checkpoints import write_atomically, write_json, write_rows
+from lab.core.checkpoints import (
+    PARTIAL,
+    explain_write_errors,
+    read_json,
+    write_atomically,
+    write_json,
+    write_rows,
+)
 from lab.core.errors import UserError
-from lab.core.runtime import process_state, provenance
+from lab.core.runtime import SCHEMA, code_hashes, process_state, provenance
 
-# Constants that change no result:
-NOT_IDENTITY = ("NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD")
+_SHORT = {"LEARNING_RATE": "lr", "BATCH_SIZE": "b", "EPOCHS": "e", "WEIGHT_DECAY": "wd"}
+_STALE_SECONDS = 60  # a folder is created within milliseconds, so an older partial one is left over
 
 
 @dataclass(frozen=True)
@@ -27,116 +41,420 @@ class Run:
     """The folder of one run and the records in it."""
 
     folder: Path
+    SCHEMA: ClassVar[int] = SCHEMA
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = (  # constants that do not change the result
+        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD",
+    )  # fmt: skip
+    # A program that starts scripts names a file in this environment variable; `open` appends the
+    # path of the run's folder to it, so the program need not parse what the scripts print.
+    FOLDERS_VARIABLE: ClassVar[str] = "VIT_LAB_RUN_FOLDERS"
 
     @classmethod
     def open(
         cls, place: Path, name: str, constants: dict[str, Any], facts: dict[str, Any], fresh: bool
     ) -> "Run":
-        """Finds the folder of this very run, or makes a new one.
+        """Finds the folder of this run, or creates it; locks it until the run is finished.
 
         Args:
             place: `results/<script>`.
-            name: what the run is called unless that is taken by another one.
-            constants: every constant, as resolved; they and the dataset identify the run.
-            facts: what else belongs into config.json: model, dataset, ...
-            fresh: start over, replacing the records that are there.
+            name: what the run is called unless another run has that name.
+            constants: every constant, as resolved.
+            facts: what else belongs in config.json: model, dataset, ...; the dataset's fingerprint
+                is part of the identity.
+            fresh: start over, replacing the records of the same run.
+
+        Raises: UserError, for a name that is not a folder's, a run that another process is training
+            right now, or a folder that cannot be written.
         """
         main = process_state().is_main_process
-        asked = {k: v for k, v in constants.items() if k not in NOT_IDENTITY}
-        identity = {"constants": asked, "data": facts["dataset"]["fingerprint"]}
-        number = 1
+        asked = {k: v for k, v in constants.items() if k not in cls.NOT_IDENTITY}
+        identity = {
+            "constants": asked,
+            "data": facts["dataset"]["fingerprint"],
+            "code": code_hashes(),
+        }
+        own = constants.get("NAME") is not None
+        if own:
+            _check_name(name)
+        else:
+            name = _valid_name(name)
+        if place.exists() and not place.is_dir():
+            raise UserError(f"RESULTS_DIR={str(place)!r} is a file, not a folder")
+        with explain_write_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        if main:
+            _remove_leftovers(place)
         while True:
-            folder = place / (name if number == 1 else f"{name}-{number}")
-            there = read_identity(folder)
-            if there == identity and fresh and main:
-                print(f"{folder}: starting over, its earlier records are replaced")
-                shutil.rmtree(folder)
-                there = None
-            elif there == identity:
-                return cls(folder)
-            if there is None and not folder.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / "config.json", {**identity, **facts, **provenance()})
-                return cls(folder)
-            if there is not None and main:
-                print(f"{folder} is another run ({describe_differences(there, identity)})")
-            number += 1
+            others = _runs_called(place, name)
+            same = next((f for f, there in others.items() if _equal(there, identity)), None)
+            if same and not (fresh and main):
+                if main and not (same / "metrics.json").exists():
+                    _lock(same)
+                    for leftover in same.glob(f"*{PARTIAL}"):
+                        leftover.unlink(missing_ok=True)
+                break
+            if same:
+                if not (same / "metrics.json").exists():
+                    _lock(same)  # no other process may be training it
+                print(f"{same}: starting over, its earlier records are replaced")
+                _unlock(same)
+                with explain_write_errors(same):
+                    shutil.rmtree(same)
+            # A name that the user did not choose shows how the run differs.
+            folder = same or _free_folder(place, name, others, {} if own else asked)
+            content = {"name": name, **identity, **facts, **provenance()}
+            if _create(folder, content, main):
+                if main and others and not same:
+                    print(_compared(others, identity, folder))
+                same = folder
+                break  # else another process has just taken the folder
+            fresh = False
+        if main and (report := os.environ.get(cls.FOLDERS_VARIABLE)):
+            with explain_write_errors(Path(report)), open(report, "a", encoding="utf-8") as file:
+                file.write(f"{same}\n")
+        return cls(same)
+
+    @classmethod
+    def newest(cls, place: Path, advice: str) -> Path:
+        """The folder below `place` of the run that finished last.
+
+        Args:
+            place: `results/<script>`.
+            advice: the command that makes such a run.
+
+        Raises: UserError, if no run has finished there.
+        """
+        found = list(place.glob("*/metrics.json"))
+        if not found:
+            raise UserError(
+                f"there is no finished run in {place}: make one with {advice}, or name a "
+                "model, such as --model weights/vit_128x6_cifar10.safetensors"
+            )
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+
+    @staticmethod
+    def describe_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+        """What distinguishes two identities: constants, data and code.
+
+        Args:
+            one, other: objects with "constants", "data" and, since runs record it, "code".
+        """
+        a, b = one["constants"], other["constants"]
+        keys = _different(a, b)
+        said = [f"{k} {a.get(k)} there, {b.get(k)} here" for k in keys[:3]]
+        if len(keys) > 3:
+            said.append(f"and {len(keys) - 3} more")
+        if one.get("data") != other.get("data"):
+            said.append("other data")
+        if one.get("code") != other.get("code"):
+            said.append(f"{_changed_files(one, other)} changed")
+        return "; ".join(said)
 
     @property
     def finished(self) -> bool:
         return (self.folder / "metrics.json").exists()
 
     def metrics(self) -> dict[str, Any]:
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        """The content of metrics.json. Raises: UserError, if it cannot be read."""
+        return read_json(self.folder / "metrics.json")
 
     def config(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        """The content of config.json. Raises: UserError, if it cannot be read."""
+        return read_json(self.folder / "config.json")
 
     def history(self) -> list[dict[str, Any]]:
-        """The rows of history.csv, numbers as numbers."""
-        with open(self.folder / "history.csv", newline="", encoding="utf-8") as file:
-            return [
-                {k: json.loads(v or "null") for k, v in row.items()} for row in csv.DictReader(file)
-            ]
+        """The rows of history.csv, with numbers as numbers.
+
+        Raises: UserError, if the file cannot be read.
+        """
+        path = self.folder / "history.csv"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                return [
+                    {k: json.loads(v or "null") for k, v in row.items()}
+                    for row in csv.DictReader(file)
+                ]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
 
     def summary(self) -> str:
-        """What came out, in two lines."""
+        """The result in two lines; the second is the path of the curves."""
         m = self.metrics()
-        low, high = (100 * share for share in m["test_accuracy_95"])
-        return (
-            f"test accuracy {100 * m['test_accuracy']:.2f} % (95 % interval {low:.1f} to "
-            f"{high:.1f}, {m['test_images']} images), epoch {m['best_epoch']} of {m['epochs']}, "
-            f"{m['training_seconds']:.0f} s of training\n{self.folder / 'curves.png'}"
-        )
+        try:
+            low, high = (100 * share for share in m["test_accuracy_95"])
+            return (
+                f"test accuracy {100 * m['test_accuracy']:.2f} % (95 % interval {low:.1f} to "
+                f"{high:.1f}, {m['test_images']} images), epoch {m['best_epoch']} of "
+                f"{m['epochs']}, {m['training_seconds']:.0f} s of training\n"
+                f"{self.folder / 'curves.png'}"
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            path = self.folder / "metrics.json"
+            raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
 
     def say_finished(self) -> None:
+        """Prints the result of a run that need not be trained again."""
         if process_state().is_main_process:
             print(f"{self.summary()}\nthis run is finished; --overwrite repeats it")
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Replaces history.csv, as when a resumed run takes back an epoch cut short."""
+        """Replaces history.csv, as when a resumed run repeats an epoch."""
         write_atomically(self.folder / "history.csv", lambda scratch: write_rows(scratch, rows))
 
     def append_history(self, row: dict[str, Any]) -> None:
-        """Adds an epoch's row; the file can be read while the run goes on."""
+        """Appends an epoch's row; other programs can read the file during training."""
         path = self.folder / "history.csv"
-        with open(path, "a", newline="", encoding="utf-8") as file:
+        with (
+            explain_write_errors(path),
+            open(path, "a", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, row)
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
 
-    @staticmethod
-    def newest(place: Path, advice: str) -> Path:
-        """Returns the folder below `place` whose run finished last.
 
-        Args:
-            place: `results/<script>`.
-            advice: the command that makes a run, for the message.
-
-        Raises: UserError if no run has finished there.
-        """
-        finished = list(place.glob("*/metrics.json"))
-        if not finished:
-            raise UserError(f"{place} contains no finished run. Start one with {advice}, or name "
-                            "a model: --model weights/vit_128x6_cifar10.safetensors")  # fmt: skip
-        return max(finished, key=lambda path: path.stat().st_mtime).parent
+# --- Identity ---
 
 
-def read_identity(folder: Path) -> dict[str, Any] | None:
-    """What makes the run in a folder that run; None where there is none that can be read."""
+def _runs_called(place: Path, name: str) -> dict[Path, dict[str, Any]]:
+    """The configs of all runs that were given a name, by folder, the oldest name first."""
+    own = re.compile(re.escape(name) + r"(-\d+)?")
+    found = {}
+    for path in place.glob("*/config.json"):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if config.get("name") == name or own.fullmatch(path.parent.name):
+                _ = config["constants"].items(), config["data"]
+                found[path.parent] = config
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # not a run's, or damaged; its folder counts as taken
+    return dict(sorted(found.items(), key=lambda item: (len(item[0].name), item[0].name)))
+
+
+def _equal(there: dict[str, Any], identity: dict[str, Any]) -> bool:
+    return (
+        there["data"] == identity["data"]
+        and there.get("code") == identity["code"]
+        and not _different(there["constants"], identity["constants"])
+    )
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The constants that differ; `pets`, `pets/` and `./pets` are one folder."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str) and value and "\0" not in value and os.path.exists(value):
+            return os.path.realpath(value)
+        return list(value) if isinstance(value, tuple) else value  # as JSON stores it
+
+    return [k for k in {**one, **other} if plain(one.get(k)) != plain(other.get(k))]
+
+
+def _differing_files(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The files whose code differs, model.py and the script first."""
+    a, b = ((x["code"] if isinstance(x.get("code"), dict) else {}) for x in (one, other))
+    files = (file for file in {**b, **a} if a.get(file) != b.get(file))
+    return sorted(files, key=lambda file: (file.count("/"), file))
+
+
+def _changed_files(one: dict[str, Any], other: dict[str, Any]) -> str:
+    a, b = one.get("code"), other.get("code")
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return "the code, which it did not record, may have"
+    files = _differing_files(one, other)
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    have = "has" if len(files) == 1 else "have"
+    return f"{', '.join(files[:3])}{more} {have}"
+
+
+def _compared(others: dict[Path, dict[str, Any]], identity: dict[str, Any], folder: Path) -> str:
+    """One line that says why a run gets a new folder, by comparison with the most similar run."""
+
+    def distance(item: tuple[Path, dict[str, Any]]) -> tuple[int, int]:
+        there = item[1]
+        inputs = len(_different(there["constants"], identity["constants"]))
+        return inputs + (there["data"] != identity["data"]), len(_differing_files(there, identity))
+
+    closest, there = min(reversed(others.items()), key=distance)  # the newest of equally close ones
+    this = f"this is a new run, {folder}"
+    if distance((closest, there))[0]:
+        differences = Run.describe_differences(there, identity)
+        if len(others) > 1:
+            more = f"{closest} and {len(others) - 1} more are other runs"
+            return f"{more}; the first differs in {differences}: {this}"
+        return f"{closest} is another run ({differences}): {this}"
+    since = f" since {there['started']}" if there.get("started") else ""
+    line = f"{_changed_files(there, identity)} changed{since}: {this}"
+    if not (closest / "metrics.json").exists():
+        line += f" ({closest} was stopped; it resumes once the change is undone)"
+    return line
+
+
+# --- Folders ---
+
+
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|]')  # on Linux, macOS or Windows
+
+
+def _check_name(name: str) -> None:
+    """Raises: UserError, for a name that would not be a folder of its own."""
+    if _FORBIDDEN.search(name) or not name.isprintable() or name[:1] in ("", ".", " "):
+        raise UserError(
+            f"NAME={name!r} is not a folder name: use letters, digits, - and _, as in my-run-1"
+        )
+    if len(name.encode()) > 200:
+        raise UserError(f"NAME={name[:30] + '...'!r} is too long: use at most 200 characters")
+
+
+def _valid_name(name: str) -> str:
+    """A name made of a dataset's or a model's, which may hold anything, as a folder's name."""
+    name = "".join(c if c.isprintable() else "_" for c in _FORBIDDEN.sub("_", name)).lstrip(". ")
+    return name.encode()[:150].decode(errors="ignore") or "run"
+
+
+def _free_folder(
+    place: Path, name: str, others: dict[Path, dict[str, Any]], constants: dict[str, Any]
+) -> Path:
+    """A folder that holds nothing yet: the name, with what differs, or with a number."""
+    first = place / name
+    if _is_free(first):
+        return first
+    if constants and first in others:
+        keys = _different(others[first]["constants"], constants)
+        if 0 < len(keys) <= 3 and "SEED" not in keys:
+            words = "-".join(_abbreviated(key, constants.get(key)) for key in keys)
+            stem, seed = re.fullmatch(r"(.*?)(-s\d+)?", name).groups()
+            first = place / f"{stem}-{words}{seed or ''}"[:200]
+            if _is_free(first):
+                return first
+    number = 2
+    while not _is_free(folder := first.with_name(f"{first.name}-{number}")):
+        number += 1
+    return folder
+
+
+def _abbreviated(name: str, value: Any) -> str:
+    """A constant for a folder's name, such as `lr0.003`, `e20` or `no-flip`."""
+    word = _SHORT.get(name) or name.lower().replace("_", "-")
+    if isinstance(value, bool):
+        return word if value else f"no-{word}"
+    text = f"{value:g}" if isinstance(value, float) else str(value).lower()
+    return word + re.sub(r"[^a-z0-9.]+", "-", text)[:30].strip("-.")
+
+
+def _is_free(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {"constants": config["constants"], "data": config["data"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return not folder.exists() or not any(folder.iterdir())
+    except OSError:  # a file, or not readable
+        return False
 
 
-def describe_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The constants that tell two runs apart, in words."""
-    a, b = one["constants"], other["constants"]
-    keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
-    told = [f"{k} {a.get(k)} there, {b.get(k)} here" for k in keys[:3]]
-    if one["data"] != other["data"]:
-        told.append("other data")
-    return "; ".join(told + ([f"and {len(keys) - 3} more"] if len(keys) > 3 else []))
+def _create(folder: Path, config: dict[str, Any], lock: bool) -> bool:
+    """Creates a run's folder with its config.json in it, completely or not at all.
+
+    Returns: False, if another process was faster.
+    """
+    with explain_write_errors(folder):
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=PARTIAL))
+        scratch.chmod(0o755)  # mkdtemp's folders are private
+        try:
+            write_json(scratch / "config.json", config)
+            if lock:
+                _lock(scratch)
+            with suppress(OSError):
+                folder.rmdir()  # empty, or os.rename fails on Windows
+            try:
+                os.rename(scratch, folder)
+            except OSError:
+                if _is_free(folder):
+                    raise
+                return False
+            if lock:
+                _locks[folder.resolve()] = _locks.pop(scratch.resolve())
+            return True
+        finally:
+            _unlock(scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Removes the partial folders of processes that were killed while they created a run."""
+    for path in place.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _STALE_SECONDS:
+                shutil.rmtree(path)
+
+
+# --- Locks: the operating system releases them when the process ends, however it ends ---
+
+_locks: dict[Path, int] = {}  # file descriptors by run folder
+_owner = os.getpid()  # a forked process has a copy of `_locks` but does not own the locks
+
+
+def _lock(folder: Path) -> None:
+    """Claims a run's folder for this process.
+
+    Raises: UserError, if another process has claimed it.
+    """
+    key = folder.resolve()
+    if key in _locks:
+        return
+    path = folder / ".lock"
+    with explain_write_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock_file(descriptor)
+        if not _is_file(descriptor, path):  # its owner has just ended and removed it
+            os.close(descriptor)
+            return _lock(folder)
+    except (BlockingIOError, PermissionError):
+        owner = os.pread(descriptor, 20, 0).decode() if hasattr(os, "pread") else ""
+        os.close(descriptor)
+        raise UserError(
+            f"{folder} is being trained by another process{owner and f' (process id {owner})'}: "
+            "wait until it ends or stop it, or give this run a --name of its own"
+        ) from None
+    except OSError:  # the file system knows no locks
+        os.close(descriptor)
+        return
+    with suppress(OSError):  # a full disk must not prevent the lock
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    _locks[key] = descriptor
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock_file(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # behind the process id, which stays readable
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _unlock(folder: Path) -> None:
+    descriptor = _locks.pop(folder.resolve(), None)
+    if descriptor is not None:
+        (folder / ".lock").unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@atexit.register
+def _unlock_all() -> None:
+    for folder in list(_locks) if os.getpid() == _owner else ():
+        with suppress(OSError):
+            _unlock(folder)

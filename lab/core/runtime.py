@@ -20,7 +20,25 @@ import torch
 from accelerate import PartialState
 
 from lab.core import constants
+from lab.core.code import code_hashes
 from lab.core.errors import UserError
+
+__all__ = [
+    "SCHEMA",
+    "Stopped",
+    "code_hashes",
+    "explain_out_of_memory",
+    "handle_signals",
+    "hardware",
+    "has_bf16",
+    "is_launched",
+    "is_main_process",
+    "original_command",
+    "peak_memory_mb",
+    "process_state",
+    "provenance",
+    "run_script",
+]
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
 _TIMEOUT = timedelta(hours=2)

@@ -1,0 +1,147 @@
+"""Files are written completely or not at all, and reading one never executes code."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab.core import UserError, checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(scratch):
+        scratch.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"could not write .*file: No space left on device\. .* MB"):
+        checkpoints.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_in_the_content_is_not_blamed_on_the_disk(tmp_path):
+    def fail(scratch):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        checkpoints.write_atomically(tmp_path / "file", fail)
+    assert not list(tmp_path.iterdir())
+
+
+LIMITED = """
+import resource, sys, torch
+from pathlib import Path
+from lab.core import Run, UserError, checkpoints
+place = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+tensors = {"x": torch.zeros(10_000)}
+Run(place).write_history([{"epoch": 1}])
+for write in (
+    lambda: checkpoints.write_json(place / "json", ["x" * 10_000]),
+    lambda: checkpoints.save_state(place / "state", tensors),
+    lambda: checkpoints.save_weights(place / "weights", tensors, {}),
+    lambda: Run(place).append_history({"epoch": "1" * 10_000}),
+):
+    try:
+        write()
+        print("written")
+    except UserError as error:
+        print(error)
+print(sorted(p.name for p in place.iterdir()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_every_kind_of_file_that_grows_too_large_ends_with_a_sentence(tmp_path):
+    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    *errors, names = done.stdout.splitlines()
+    assert len(errors) == 4, done.stderr
+    for name, error in zip(("json", "state", "weights", "history.csv"), errors, strict=True):
+        assert error.startswith(f"could not write {tmp_path / name}: "), error
+        assert "MB are free" in error
+    assert names == "['history.csv']"
+
+
+def test_a_state_that_could_run_code_is_refused_without_torchs_advice(tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save({"model": types.SimpleNamespace()}, path)
+    with pytest.raises(UserError, match="cannot be read") as refused:
+        checkpoints.load_state(path)
+    assert "weights_only" not in str(refused.value)
+    assert "--overwrite starts it over" in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\3\4garbage", None])
+def test_a_damaged_state_is_named(tmp_path, content):
+    path = tmp_path / "last.pt"
+    torch.save([1], path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.pt cannot be read: it is damaged"):
+        checkpoints.load_state(path)
+
+
+def test_a_truncated_state_is_named(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoints.save_state(path, {"x": torch.zeros(1000)})
+    assert checkpoints.load_state(path)["x"].shape == (1000,)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.load_state(path)
+
+
+def test_weights_come_back_with_their_header(tmp_path):
+    path, header = tmp_path / "best.safetensors", {"model": "VisionTransformer", "classes": ["ä"]}
+    state = {"a": torch.randn(2, 3), "b.c": torch.randn(4).bfloat16()}
+    checkpoints.save_weights(path, state, header)
+    loaded, found = checkpoints.load_weights(path)
+    assert found == header
+    assert loaded.keys() == state.keys()
+    assert all(loaded[k].equal(state[k]) for k in state)
+
+
+def test_wrong_weight_files_are_explained(tmp_path):
+    path = tmp_path / "best.safetensors"
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoints.load_weights(path)
+    checkpoints.save_weights(path, {"a": torch.zeros(1000)}, {})
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a complete safetensors file"):
+        checkpoints.load_weights(path)
+    checkpoints.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="no valid header of this project"):
+        checkpoints.load_weights(path)
+
+
+def test_a_model_of_another_shape_is_explained_by_key():
+    model = torch.nn.Linear(2, 3)
+    with pytest.raises(UserError) as refused:
+        checkpoints.load_strict(model, {"weight": torch.zeros(3, 4), "scale": torch.ones(1)}, "x")
+    assert str(refused.value) == (
+        "x has another architecture (3 keys):\n  missing bias\n  unknown scale\n  "
+        "weight is (3, 4) but the model's is (3, 2)"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "[" * 10**5, "\0"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    path = tmp_path / "metrics.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged; --overwrite repeats the run"):
+        checkpoints.read_json(path)
+
+
+def test_json_is_written_readably(tmp_path):
+    checkpoints.write_json(tmp_path / "a", {"name": "é", "list": [1, 2.5]})
+    assert json.loads((tmp_path / "a").read_text("utf-8")) == {"name": "é", "list": [1, 2.5]}
+    assert "é" in (tmp_path / "a").read_text("utf-8")

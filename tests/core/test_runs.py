@@ -1,0 +1,273 @@
+"""A run finds its folder by constants, data and code; no two processes train in one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.core import Run, UserError, runs
+
+ROOT = Path(__file__).resolve().parents[2]
+CONSTANTS = {"LEARNING_RATE": 0.002, "BATCH_SIZE": 64, "DATASET": "digits", "NAME": None, "SEED": 0}
+FACTS = {"dataset": {"fingerprint": "abc"}, "model": {"parameters": 1}}
+CODE = {"model.py": "1", "train.py": "2", "lab/core/runs.py": "3"}
+
+
+@pytest.fixture
+def code(monkeypatch):
+    """The hashes that runs see; tests change them."""
+    hashes = dict(CODE)
+    monkeypatch.setattr(runs, "code_hashes", lambda: dict(hashes))
+    yield hashes
+    runs._unlock_all()
+
+
+@pytest.fixture
+def place(tmp_path, code):
+    return tmp_path / "results" / "train"
+
+
+def opened(place, name="digits-vit-s0", fresh=False, data="abc", finish=True, **changed):
+    facts = {**FACTS, "dataset": {"fingerprint": data}}
+    run = Run.open(place, name, {**CONSTANTS, **changed}, facts, fresh)
+    if finish:
+        (run.folder / "metrics.json").write_text("{}")
+    return run.folder.name
+
+
+def test_the_same_run_finds_its_folder_and_records_what_identifies_it(place, capsys):
+    assert opened(place) == opened(place) == "digits-vit-s0"
+    assert capsys.readouterr().out == ""
+    config = Run(place / "digits-vit-s0").config()
+    assert config["code"] == CODE
+    assert config["data"] == "abc"
+    assert config["constants"]["BATCH_SIZE"] == 64
+    assert config["model"] == {"parameters": 1}
+    assert {"command", "started", "versions", "schema"} <= config.keys()
+    assert oct((place / "digits-vit-s0").stat().st_mode)[-3:] == "755"
+
+
+def test_other_code_is_a_new_run_and_the_changed_files_are_named(place, code, capsys):
+    opened(place)
+    code["model.py"] = "other"
+    assert opened(place) == "digits-vit-s0-2"
+    (line,) = capsys.readouterr().out.splitlines()
+    started = Run(place / "digits-vit-s0").config()["started"]
+    assert line == (
+        f"model.py has changed since {started}: this is a new run, {place}/digits-vit-s0-2"
+    )
+    code["train.py"] = code["lab/core/runs.py"] = code["lab/core/x.py"] = "other"
+    assert opened(place) == "digits-vit-s0-3"
+    out = capsys.readouterr().out
+    assert out.startswith("train.py, lab/core/runs.py, lab/core/x.py have changed since ")
+    code.clear()
+    code.update(CODE)
+    assert opened(place) == "digits-vit-s0"
+
+
+def test_a_stopped_run_does_not_resume_with_other_code(place, code, capsys):
+    opened(place, finish=False)
+    (place / "digits-vit-s0" / "last.pt").touch()
+    code["model.py"] = "other"
+    assert opened(place, finish=False) == "digits-vit-s0-2"
+    assert not (place / "digits-vit-s0-2" / "last.pt").exists()
+    assert "digits-vit-s0 was stopped; it resumes once the change is undone" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_record_without_code_is_another_run(place, capsys):
+    opened(place)
+    path = place / "digits-vit-s0" / "config.json"
+    config = json.loads(path.read_text())
+    del config["code"], config["name"]
+    path.write_text(json.dumps(config))
+    assert opened(place) == "digits-vit-s0-2"
+    assert "the code, which it did not record, may have changed" in capsys.readouterr().out
+    assert Run(place / "digits-vit-s0").config()["constants"]["SEED"] == 0
+
+
+def test_default_names_show_what_differs_in_one_line(place, capsys):
+    assert opened(place) == "digits-vit-s0"
+    assert opened(place, LEARNING_RATE=0.003, BATCH_SIZE=32) == "digits-vit-lr0.003-b32-s0"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        f"{place}/digits-vit-s0 is another run (LEARNING_RATE 0.002 there, 0.003 here; BATCH_SIZE "
+        f"64 there, 32 here): this is a new run, {place}/digits-vit-lr0.003-b32-s0"
+    )
+    assert opened(place, FLIP=False) == "digits-vit-no-flip-s0"
+    assert opened(place, LEARNING_RATE=0.003, BATCH_SIZE=32) == "digits-vit-lr0.003-b32-s0"
+    assert opened(place, data="other") == "digits-vit-s0-2"
+    assert opened(place, A=1, B=2, C=3, D=4) == "digits-vit-s0-3"
+
+
+def test_the_fourteenth_run_prints_one_line(place, capsys):
+    for i in range(13):
+        opened(place, "mine", NAME="mine", LEARNING_RATE=i / 100)
+    capsys.readouterr()
+    assert opened(place, "mine", NAME="mine", LEARNING_RATE=0.5) == "mine-14"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "and 12 more are other runs" in line
+    assert "LEARNING_RATE 0.12 there, 0.5 here" in line
+
+
+def test_a_runs_folder_is_found_after_others_are_deleted(place):
+    opened(place)
+    second = opened(place, LEARNING_RATE=0.5)
+    for path in (place / "digits-vit-s0").iterdir():
+        path.unlink()
+    assert opened(place, LEARNING_RATE=0.5) == second
+    assert opened(place, LEARNING_RATE=0.7) == "digits-vit-s0", "an empty folder is used"
+
+
+def test_a_damaged_folder_is_left_alone(place):
+    opened(place)
+    (place / "digits-vit-s0" / "config.json").write_text("{")
+    assert opened(place) == "digits-vit-s0-2"
+    assert (place / "digits-vit-s0" / "metrics.json").exists()
+
+
+def test_overwriting_replaces_the_same_run_only(place, code, capsys):
+    opened(place)
+    assert opened(place, fresh=True, finish=False) == "digits-vit-s0"
+    assert "starting over" in capsys.readouterr().out
+    assert not (place / "digits-vit-s0" / "metrics.json").exists()
+    code["model.py"] = "other"
+    assert opened(place, fresh=True) == "digits-vit-s0-2"
+
+
+def test_one_folder_of_images_is_one_dataset_however_it_is_written(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my pets").mkdir()
+    (tmp_path / "your pets").mkdir()
+    first = opened(place, DATASET="my pets")
+    for same in ("my pets/", "./my pets", str(tmp_path / "my pets")):
+        assert opened(place, DATASET=same) == first
+    assert opened(place, DATASET="your pets") != first
+
+
+@pytest.mark.parametrize("name", ["/", "../out", "a/b", "a\\b", "..", ".", "", " ", ".hidden",
+                                  "a\nb", "a\0b", "\x1b[31m", "x" * 300, "c:d"])  # fmt: skip
+def test_a_name_cannot_leave_the_results_folder(place, name):
+    with pytest.raises(UserError, match="NAME="):
+        opened(place, name, NAME=name)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "x\ny", "y" * 500, "../..", "ü" * 200])
+def test_a_name_from_data_becomes_one_folder(place, name):
+    made = opened(place, name)
+    assert [p.name for p in place.iterdir()] == [made]
+    assert opened(place, name) == made
+
+
+def test_a_file_in_place_of_the_results_folder_is_named(place, code):
+    place.parent.mkdir()
+    place.touch()
+    with pytest.raises(UserError, match=r"RESULTS_DIR='.*train' is a file, not a folder"):
+        opened(place)
+
+
+def test_a_folder_that_cannot_be_written_is_named(place, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(runs.tempfile, "mkdtemp", refuse)
+    with pytest.raises(UserError, match=r"could not write .*digits-vit-s0: Permission denied"):
+        opened(place)
+
+
+def test_folders_of_processes_that_were_killed_are_removed(place):
+    opened(place, finish=False)
+    old, new, file = place / ".old.part", place / ".new.part", place / "digits-vit-s0" / "x.part"
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (0, time.time() - 3600))
+    file.touch()
+    opened(place)
+    assert not old.exists()
+    assert new.exists(), "another process may be writing it"
+    assert not file.exists()
+
+
+def test_the_folders_of_a_process_are_reported_in_a_file(place, tmp_path, monkeypatch):
+    monkeypatch.setenv(Run.FOLDERS_VARIABLE, str(tmp_path / "folders"))
+    opened(place)
+    opened(place)
+    opened(place, "other")
+    lines = (tmp_path / "folders").read_text().splitlines()
+    assert lines == [str(place / name) for name in ("digits-vit-s0", "digits-vit-s0", "other")]
+
+
+def test_damaged_records_are_named(place):
+    folder = place / opened(place)
+    run = Run(folder)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+        run.summary()
+    with pytest.raises(UserError, match=r"history\.csv cannot be read: No such file"):
+        run.history()
+    (folder / "history.csv").write_text("epoch,loss\n1,x\n")
+    with pytest.raises(UserError, match=r"history\.csv is damaged"):
+        run.history()
+    run.write_history([{"epoch": 1, "loss": 0.5}])
+    run.append_history({"epoch": 2, "loss": 0.25})
+    assert run.history() == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+
+
+def test_the_newest_run_is_the_one_that_finished_last(tmp_path):
+    with pytest.raises(UserError, match="make one with python x"):
+        Run.newest(tmp_path, "python x.py")
+    for age, name in enumerate(("new", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").touch()
+        os.utime(tmp_path / name / "metrics.json", (0, 1000 - age))
+    assert Run.newest(tmp_path, "python x.py") == tmp_path / "new"
+
+
+HOLDER = f"""
+import sys
+from pathlib import Path
+from lab.core import Run, runs
+runs.code_hashes = lambda: {CODE!r}
+Run.open(Path(sys.argv[1]), "digits-vit-s0", {CONSTANTS!r}, {FACTS!r}, False)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_run_belongs_to_one_process_until_that_ends(place, kill):
+    command = [sys.executable, "-c", HOLDER, str(place)]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == "open\n"
+        for fresh in (False, True):
+            with pytest.raises(UserError, match=rf"another process \(process id {process.pid}\)"):
+                opened(place, fresh=fresh)
+        if kill:
+            process.send_signal(signal.SIGKILL)
+        process.stdin.close()
+        process.wait()
+    assert (place / "digits-vit-s0" / ".lock").exists() == kill
+    assert opened(place) == "digits-vit-s0"
+    runs._unlock_all()
+    assert not (place / "digits-vit-s0" / ".lock").exists()
+
+
+def test_a_kill_while_the_folder_is_created_leaves_its_name_free(place, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        opened(place)
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "code_hashes", lambda: CODE)
+    assert opened(place) == "digits-vit-s0"
