@@ -1,90 +1,106 @@
-"""The whole lab on the embedded data, offline: `make lab`, or `python -m lab`.
+"""Runs the whole lab on the embedded data, offline: `make lab`, or `python -m lab`.
 
-One line a part; what the parts print goes to results/lab.log. A part that is done is not done
-again unless code or weights have changed since, and one that was stopped goes on, as every script
-does by itself.
+Prints one line per part; the output of the parts goes to results/lab.log. A finished part is not
+repeated unless code or weights have changed since, and a stopped part resumes.
 """
 
-import hashlib
 import json
-import re
+import os
 import subprocess
 import sys
 import time
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
+
+from lab.core import Run, UserError, checkpoints, run_script, runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {  # fewer epochs than the scripts' own where those would take longer than ten minutes
     "a ViT from scratch": "train.py",
     "a CNN of the same size": "cnn_baseline.py",
     "fine-tuning, every mode": "finetune.py --mode all --epochs 5",
-    "a Swin, head alone": "finetune_swin.py --mode head",
-    "a Swin, all of it": "finetune_swin.py --layer-decay 0.7 --epochs 5",
-    "where the ViT looks": "attention_viz.py",
+    "a Swin, only its head": "finetune_swin.py --mode head",
+    "a Swin, all layers": "finetune_swin.py --layer-decay 0.7 --epochs 5",
+    "attention of the ViT": "attention_viz.py",
     "the report": "report.py",
 }
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
+REPORT = "results/report.html"
 
 
 def main() -> None:
+    """Runs the parts that are not finished; results/lab.json remembers which are.
+
+    Raises: UserError, if a part fails; SystemExit with 130, if it is interrupted.
+    """
     DONE.parent.mkdir(exist_ok=True)
-    done = json.loads(DONE.read_text()) if DONE.exists() else {}
-    print(f"the lab, {len(PARTS)} parts; what they print is in {LOG.relative_to(ROOT)}")
-    code, started, outcome = fingerprint(), time.monotonic(), ""
-    for number, (title, words) in enumerate(PARTS.items(), 1):
-        print(f"{number}/{len(PARTS)}  {title:<24} python {words}", end="", flush=True)
-        before = done.get(words, {})
-        # The report is always made anew: there may be more runs by now.
-        if (
-            before.get("code") == code
-            and Path(ROOT, before["made"]).exists()
-            and "report" not in words
-        ):
-            print("  done before")
+    done = _finished_parts()
+    print(f"the lab has {len(PARTS)} parts; their output goes to {LOG.relative_to(ROOT)}")
+    state, started = _fingerprint(), time.monotonic()
+    for number, (title, command) in enumerate(PARTS.items(), 1):
+        print(f"{number}/{len(PARTS)}  {title:<24} python {command}", end="", flush=True)
+        before = done.get(command, {})
+        complete = all(Run(ROOT / folder).finished for folder in before.get("folders", []))
+        # The report is always written again, because there may be more runs.
+        if before.get("state") == state and complete and "report" not in command:
+            print("  finished before")
             continue
         since = time.monotonic()
-        output = run(title, words)
-        outcome = output.splitlines()[-1]
-        done[words] = {"code": code, "made": outcome}
-        DONE.write_text(json.dumps(done, indent=2) + "\n")
-        told = re.findall(r"test accuracy (\d+\.\d+ %)", output)
-        print(f"  {told[0] + ', ' if len(told) == 1 else ''}{time.monotonic() - since:.0f} s")
-    print(f"{time.monotonic() - started:.0f} s in all. Open {outcome}")
+        folders = _run(title, command)
+        done[command] = {"state": state, "folders": folders}
+        checkpoints.write_json(DONE, done)
+        accuracy = ""
+        if len(folders) == 1:
+            share = Run(ROOT / folders[0]).metrics().get("test_accuracy")
+            accuracy = f"test accuracy {100 * share:.2f} %, " if share is not None else ""
+        print(f"  {accuracy}{time.monotonic() - since:.0f} s")
+    print(f"{time.monotonic() - started:.0f} s in total. Open {REPORT}")
 
 
-def run(title: str, words: str) -> str:
-    """Runs a script to its end and returns what it printed, which the log has too.
+def _finished_parts() -> dict[str, Any]:
+    try:
+        return checkpoints.read_json(DONE)
+    except UserError:  # missing or damaged: scripts themselves skip what is finished
+        return {}
 
-    Raises: SystemExit, for a script that failed or was stopped; the same command goes on there.
-    """
-    command = [sys.executable, *words.split()]
+
+def _run(title: str, command: str) -> list[str]:
+    """Runs a script to its end and returns the folders of its runs, relative to the project."""
+    report = LOG.with_suffix(".folders")
+    report.unlink(missing_ok=True)
+    environment = {**os.environ, Run.FOLDERS_VARIABLE: str(report)}
     with open(LOG, "a+", encoding="utf-8", errors="replace") as log:
         start = log.seek(0, 2)
-        log.write(f"\n=== {title}: python {words}\n")
+        log.write(f"\n=== {title}: python {command}\n")
         log.flush()
-        with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT) as process:
+        words = [sys.executable, *command.split()]
+        with subprocess.Popen(
+            words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment
+        ) as process:
             try:
                 status = process.wait()
-            except KeyboardInterrupt:  # the script got it too, and saves itself
+            except KeyboardInterrupt:  # the script received it too, and saves its state
                 process.wait()
                 status = 130
-        log.seek(start)
-        output = log.read().strip()
-    if status:
-        print("\n" + "\n".join(output.splitlines()[-5:]))
-        print(f"stopped in {title}: make lab, or python -m lab, goes on there", file=sys.stderr)
-        raise SystemExit(status)
-    return output
+        if status:
+            log.seek(start)
+            print("\n" + "\n".join(log.read().strip().splitlines()[-5:]))
+            print(f"stopped in {title}; make lab, or python -m lab, resumes it", file=sys.stderr)
+            raise SystemExit(status)
+    found = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+    report.unlink(missing_ok=True)
+    return list(dict.fromkeys(found))
 
 
-def fingerprint() -> str:
-    """Of all that decides what the parts do: the scripts, the lab, the weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    files = [*ROOT.glob("*.py"), *ROOT.glob("lab/*"), *ROOT.glob("weights/*")]
-    for path in sorted(path for path in files if path.is_file()):
+def _fingerprint() -> str:
+    """A hash of everything that determines the results: scripts, packages and weights."""
+    scripts = {ROOT / command.split()[0] for command in PARTS.values()}
+    digest = blake2b(json.dumps(runtime.code_hashes(*sorted(scripts))).encode(), digest_size=8)
+    for path in sorted((ROOT / "weights").glob("*.safetensors")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,4 +1,4 @@
-"""make lab: every part once, one line each, and on from where it stopped."""
+"""make lab: each part once, one line per part, and resuming where it stopped."""
 
 import os
 import signal
@@ -12,21 +12,24 @@ import pytest
 import lab.__main__ as whole
 
 SCRIPT = """
-import pathlib, sys, time
+import os, pathlib, sys
 name = sys.argv[1]
 count = pathlib.Path("results", name)
 count.write_text(count.read_text() + "x" if count.exists() else "x")
-if name == "wrong" and not pathlib.Path("mended").exists():
+if name == "wrong" and not pathlib.Path("fixed").exists():
     sys.exit("error: it is not right yet")
 print("chatter")
-print("test accuracy 12.34 % (95 % interval ...)")
-print(f"results/{name}")
+run = pathlib.Path("results", "train", name)
+run.mkdir(parents=True, exist_ok=True)
+(run / "metrics.json").write_text('{"test_accuracy": 0.12345}')
+with open(os.environ["VIT_LAB_RUN_FOLDERS"], "a") as folders:
+    print(run, file=folders)
 """
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A lab of three parts in a folder of its own, the second of which fails until it is mended."""
+    """A lab of three parts in a folder of its own, the second of which fails until it is fixed."""
     (tmp_path / "part.py").write_text(SCRIPT)
     monkeypatch.setattr(whole, "ROOT", tmp_path)
     monkeypatch.setattr(whole, "LOG", tmp_path / "results" / "lab.log")
@@ -41,7 +44,7 @@ def runs(place, name):
     return len(path.read_text()) if path.exists() else 0
 
 
-def test_a_part_that_fails_is_said_and_the_lab_goes_on_there(place, capsys):
+def test_a_part_that_fails_is_named_and_the_lab_resumes_there(place, capsys):
     with pytest.raises(SystemExit) as stopped:
         whole.main()
     out, err = capsys.readouterr()
@@ -49,34 +52,37 @@ def test_a_part_that_fails_is_said_and_the_lab_goes_on_there(place, capsys):
     assert "error: it is not right yet" in out
     assert "stopped in second" in err
     assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 1, 0]
-    (place / "mended").touch()
+    (place / "fixed").touch()
     whole.main()
     lines = capsys.readouterr().out.splitlines()
     assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 2, 1]
     assert lines[1].startswith("1/3  first")
-    assert lines[1].endswith("done before")
-    assert "12.34 %" in lines[2]
-    assert lines[-1].endswith("Open results/report")
-    assert len(lines) == 5  # a heading, a line for each part, an end
+    assert lines[1].endswith("finished before")
+    assert "test accuracy 12.35 %" in lines[2]
+    assert lines[-1].endswith("Open results/report.html")
+    assert len(lines) == 5  # a heading, a line per part, the end
     assert "chatter" in whole.LOG.read_text()
 
 
-def test_only_the_report_is_made_again(place):
-    (place / "mended").touch()
+def test_only_the_report_is_written_again(place):
+    (place / "fixed").touch()
     whole.main()
     whole.main()
     assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 1, 2]
 
 
-def test_changed_code_and_lost_results_are_made_again(place):
-    (place / "mended").touch()
+def test_changed_code_and_deleted_results_are_repeated(place):
+    (place / "fixed").touch()
     whole.main()
-    (place / "results" / "one").unlink()
+    (place / "results" / "train" / "one" / "metrics.json").unlink()
     whole.main()
-    assert [runs(place, name) for name in ("one", "wrong")] == [1, 1]
-    (place / "part.py").write_text(f"{SCRIPT}\n# another line\n")
+    assert [runs(place, name) for name in ("one", "wrong")] == [2, 1]
+    (place / "part.py").write_text(f"{SCRIPT}\n# a comment\n")
     whole.main()
-    assert [runs(place, name) for name in ("one", "wrong")] == [2, 2]
+    assert [runs(place, name) for name in ("one", "wrong")] == [2, 1]
+    (place / "part.py").write_text(f"{SCRIPT}\nprint('other code')\n")
+    whole.main()
+    assert [runs(place, name) for name in ("one", "wrong")] == [3, 2]
 
 
 def test_the_parts_are_scripts_that_exist_and_end_with_the_report():
@@ -87,10 +93,10 @@ def test_the_parts_are_scripts_that_exist_and_end_with_the_report():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_ctrl_c_stops_the_part_and_says_how_to_go_on(place):
+def test_ctrl_c_stops_the_part_and_says_how_to_resume(place):
     """As the terminal sends it: to the lab and to the script that it runs."""
     (place / "part.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
-    # Started in the background of a shell, a test would hand on that Ctrl-C is ignored.
+    # A test started in the background of a shell would inherit that Ctrl-C is ignored.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"import lab.__main__ as w, pathlib; w.ROOT = pathlib.Path({str(place)!r});"
@@ -107,4 +113,13 @@ def test_ctrl_c_stops_the_part_and_says_how_to_go_on(place):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped in first: make lab, or python -m lab, goes on there" in err
+    assert "stopped in first; make lab, or python -m lab, resumes it" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_while_a_script_imports_prints_no_traceback():
+    code = "import lab; raise KeyboardInterrupt"
+    root = Path(whole.__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stderr == "\ninterrupted\n"
+    assert done.returncode in (130, -signal.SIGINT)
