@@ -1,11 +1,15 @@
-"""How sure a figure is: intervals, calibration, paired tests."""
+"""Confidence intervals, calibration, and paired significance tests."""
 
 import numpy as np
-from scipy.stats import binomtest
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a share, such as accuracy on `total` test images (Wilson 1927)."""
+    """The confidence interval of a proportion, such as accuracy on `total` images (Wilson 1927).
+
+    Returns: its lower and upper end, between 0 and 1.
+    """
+    from scipy.stats import binomtest  # scipy takes a while to import
+
     interval = binomtest(int(correct), int(total)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -18,14 +22,19 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
         correct: whether the prediction was right, (N,).
         bins: bins of equal width, closed on the right.
     """
-    gaps = [abs(sure - right) * n for sure, right, n in reliability(confidence, correct, bins)]
+    gaps = [
+        abs(mean - accuracy) * n for mean, accuracy, n in reliability(confidence, correct, bins)
+    ]
     return float(sum(gaps) / len(confidence))
 
 
 def reliability(
     confidence: np.ndarray, correct: np.ndarray, bins: int = 15
 ) -> list[tuple[float, float, int]]:
-    """Mean confidence, share that is right, and images of every bin that is not empty."""
+    """Mean confidence, accuracy, and number of images of each bin that is not empty.
+
+    Args: as for `calibration_error`.
+    """
     edges = np.linspace(0, 1, bins + 1)
     index = np.digitize(confidence, edges[1:-1], right=True)
     return [
@@ -36,21 +45,27 @@ def reliability(
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
-    """Do two models differ on the same images? The exact test (McNemar 1947), two-sided.
+    """Tests whether two models differ in accuracy: McNemar's exact two-sided test (1947).
 
     Args:
-        one, other: whether each model was right, (N,) bool.
+        one, other: whether each model classified each of the same images correctly, (N,) bool.
 
-    Returns: images that only the first has right, that only the other has, and the probability of
-        so uneven a division, or a more uneven one, if each such image fell to either by chance.
+    Returns: the number of images that only the first model classified correctly, the number that
+        only the other did, and the p-value.
     """
+    from scipy.stats import binomtest
+
     first, second = int((one & ~other).sum()), int((other & ~one).sum())
     p = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
     return first, second, float(p)
 
 
 def holm(p: list[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979): below 0.05, all such hold at 5 % together."""
+    """p-values adjusted for multiple comparisons (Holm 1979).
+
+    Rejecting all hypotheses with an adjusted value below 0.05 keeps the probability of any false
+    rejection below 5 %.
+    """
     adjusted, least = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         least = max(least, min(1.0, (len(p) - rank) * p[i]))
@@ -59,12 +74,15 @@ def holm(p: list[float]) -> list[float]:
 
 
 def mean_interval(values: np.ndarray) -> list[float]:
-    """A mean over images (N,) with its 95 % bootstrap interval, [mean, low, high], for records."""
+    """The mean over images (N,) and its 95 % bootstrap interval: [mean, low, high], 4 decimals."""
     return [round(float(x), 4) for x in (values.mean(), *bootstrap(values))]
 
 
 def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile interval of a mean over images (N,) (Efron 1979); the same every time."""
+    """The 95 % percentile bootstrap interval of a mean over images (N,) (Efron 1979).
+
+    The seed is fixed, so equal values give equal intervals.
+    """
     rng = np.random.default_rng(0)
     means = [rng.choice(values, len(values)).mean() for _ in range(draws)]
     low, high = np.percentile(means, [2.5, 97.5])
