@@ -1,9 +1,12 @@
 """Runs one or more scripts in the processes of a single launch, which saves start-up time.
 
-    torchrun --nproc-per-node 2 tests/launched.py train.py --epochs 1 + cnn_baseline.py --epochs 1
+    torchrun --nproc-per-node 2 tests/training/launched.py train.py --epochs 1 + finetune.py
 
-HOLD=FILE stops training inside its second epoch until a process of this launch has received a
-signal, so that a test can interrupt a run at a known place without sleeping. FILE appears then.
+"{rank}" in a word becomes the number of the process.
+
+HOLD=FILE makes every process print "held" and wait before step HOLD_AT (epoch,step; default 2,4)
+until a process of this launch receives a signal. A test can then interrupt the run at a known
+place without sleeping. FILE appears when the signal arrives.
 """
 
 import os
@@ -16,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lab.core.runtime import process_state
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.core import runtime
 from lab.data import loaders
 
-HOLD_AT = (2, 4)  # epoch, step
+HOLD_AT = tuple(map(int, os.environ.get("HOLD_AT", "2,4").split(",")))
 
 
 def hold_training(signaled: Path) -> None:
-    """Makes every process wait at HOLD_AT until `signaled` exists, and any signal create it."""
+    """Makes every process wait at HOLD_AT until `signaled` exists; any signal creates it."""
     batches, install = loaders.Loaders.train, signal.signal
 
     def held_batches(self, epoch, first_step=0):
@@ -46,14 +49,14 @@ def hold_training(signaled: Path) -> None:
 
 
 if __name__ == "__main__":
-    process_state()
+    runtime.process_state()
     if path := os.environ.get("HOLD"):
         hold_training(Path(path))
     destroy = torch.distributed.destroy_process_group
     torch.distributed.destroy_process_group = lambda: None  # the next script needs it
     for is_separator, words in groupby(sys.argv[1:], lambda word: word == "+"):
         if not is_separator:
-            sys.argv = list(words)
+            sys.argv = [word.format(rank=os.environ.get("RANK", 0)) for word in words]
             runpy.run_path(sys.argv[0], run_name="__main__")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the process that holds the store must not leave first
