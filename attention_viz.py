@@ -19,7 +19,7 @@ from lab.attention.score_report import scoring
 from lab.attention.views import viewing
 from lab.core import Run, UserError, constants, run_script, runtime
 from lab.data.augment import Augmentation
-from lab.data.image_list import load_images
+from lab.data.datasets import load_images
 from lab.data.loaders import Loaders
 from lab.models.pretrained import load_pretrained, short_name
 

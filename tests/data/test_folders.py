@@ -1,0 +1,209 @@
+"""Folders of images: what is read, left out and refused."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from sample_data import make_folder, noise_image, says, two_classes
+
+from lab.core import UserError
+from lab.data import datasets
+from lab.data.datasets import load_data
+from lab.data.images import Reading, read_image
+
+
+def test_files_that_are_no_images_and_hidden_ones_are_counted_and_named(tmp_path):
+    root = two_classes(tmp_path)
+    cat = root / "train" / "cat"
+    (cat / "notes.txt").touch()
+    (cat / "._000.png").touch()
+    (root / "train" / ".DS_Store").touch()
+    noise_image().save(root / "train" / "loose.png")
+    (cat / ".ipynb_checkpoints").mkdir()
+    noise_image().save(cat / ".ipynb_checkpoints" / "copy.png")  # would be a second copy
+    (root / "train" / ".git").mkdir()
+    loaded = load_data(str(root))
+    assert len(loaded.train) == 8
+    assert loaded.classes == ["cat", "dog"]
+    (remark,) = loaded.remarks
+    assert remark.startswith("files left out (6;")
+    for name in ("notes.txt", "._000.png", ".DS_Store", "loose.png", ".ipynb_checkpoints", ".git"):
+        assert name in remark
+
+
+def test_an_empty_class_is_an_error_that_names_it(tmp_path):
+    root = two_classes(tmp_path)
+    (root / "train" / "emu").mkdir()
+    (root / "train" / "emu" / "phone.heic").touch()
+    with pytest.raises(UserError) as error:
+        load_data(str(root))
+    says(error, "no images", "emu", ".jpg")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_train_lacks_is_an_error_that_names_it(tmp_path, split):
+    root = two_classes(tmp_path)
+    make_folder(root, {f"{split}/emu": 1})
+    with pytest.raises(UserError) as error:
+        load_data(str(root))
+    says(error, root / split, "emu", "add them to train/")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_missing_from_a_given_split_is_remarked(tmp_path, split):
+    root = two_classes(tmp_path)
+    shutil.rmtree(root / split / "dog")
+    loaded = load_data(str(root))
+    assert loaded.remarks == [f"no {split} images of dog: not evaluated there"]
+
+
+@pytest.mark.parametrize(("count", "given"), [(1, "none"), (2, "none"), (1, "test"), (1, "val")])
+def test_a_class_too_small_to_be_split_is_an_error_that_names_it(tmp_path, count, given):
+    root = make_folder(tmp_path, {"train/cat": 9, "train/emu": count, "train/dog": 9})
+    if given != "none":
+        make_folder(root, {f"{given}/{name}": 1 for name in ("cat", "dog", "emu")})
+    with pytest.raises(UserError) as error:
+        load_data(str(root))
+    says(error, "emu", "only one training image", "Add some")
+
+
+def test_a_class_with_one_image_is_fine_where_all_splits_are_given(tmp_path):
+    root = two_classes(tmp_path)
+    make_folder(root, {f"{split}/emu": 1 for split in ("train", "val", "test")})
+    loaded = load_data(str(root))
+    assert loaded.train.labels.bincount().tolist() == [4, 4, 1]
+
+
+def test_a_folder_without_train_says_what_it_holds_and_where_images_go(tmp_path):
+    make_folder(tmp_path, {"cat": 1, "dog": 1})
+    with pytest.raises(UserError) as error:
+        load_data(str(tmp_path))
+    says(error, "no folder train/", "cat/, dog/", tmp_path / "train", "<class>/*.jpg")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "CIFAR10", "imagenet"])
+def test_a_dataset_that_is_neither_folder_nor_name_lists_the_names(name):
+    for load in (load_data, datasets.native_size):
+        with pytest.raises(UserError) as error:
+            load(name)
+        says(error, repr(name), *datasets.DATASETS, "train/<class>/")
+
+
+def test_a_file_as_dataset_is_refused(tmp_path):
+    (tmp_path / "x.zip").touch()
+    with pytest.raises(UserError, match="neither a folder nor one of"):
+        load_data(str(tmp_path / "x.zip"))
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_a_train_folder_needs_two_classes(tmp_path, classes):
+    (tmp_path / "train").mkdir()
+    make_folder(tmp_path, {f"train/class{i}": 3 for i in range(classes)})
+    noise_image().save(tmp_path / "train" / "loose.png")
+    with pytest.raises(UserError) as error:
+        load_data(str(tmp_path))
+    says(error, f"{classes} class folder", "at least two")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_empty_split_folder_is_an_error(tmp_path, split):
+    root = two_classes(tmp_path)
+    shutil.rmtree(root / split)
+    (root / split).mkdir()
+    with pytest.raises(UserError, match=f"{split} contains no images"):
+        load_data(str(root))
+
+
+def test_spaces_unicode_upper_case_and_nested_folders_work(tmp_path):
+    root = tmp_path / "my photos ü"
+    make_folder(root, {"train/große Katze": 3, "train/犬": 3})
+    nested = root / "train" / "犬" / "2024" / "a b.c"
+    nested.mkdir(parents=True)
+    noise_image(seed=1).save(nested / "ÄÖ 1.PNG")
+    noise_image(seed=2).save(nested / "x.JPeG")
+    loaded = load_data(str(root))
+    assert loaded.classes == ["große Katze", "犬"]
+    assert loaded.name == "my photos ü"
+    every = loaded.train.names + loaded.val.names + loaded.test.names
+    assert len(every) == 8
+    assert "train/犬/2024/a b.c/ÄÖ 1.PNG" in every
+
+
+def test_names_lead_from_the_folder_to_the_image(tmp_path):
+    root = two_classes(tmp_path)
+    loaded = load_data(str(root))
+    for part in (loaded.train, loaded.val, loaded.test):
+        for name, image in zip(part.names, part.images(slice(None)), strict=True):
+            assert (read_image(root / name, Reading(12))[0] == image.numpy()).all()
+
+
+def test_names_that_are_not_unicode_can_be_printed_and_written(tmp_path):
+    root = two_classes(tmp_path / "data")
+    cat = os.fsencode(root / "train" / "cat")
+    try:
+        os.rename(cat + b"/000.png", cat + b"/\xff\xfe.png")
+        os.mkdir(os.fsencode(root) + b"/train/\xe9mu")
+    except OSError:
+        pytest.skip("this file system takes only Unicode names")
+    noise_image().save(Path(os.fsdecode(os.fsencode(root) + b"/train/\xe9mu/x.png")))
+    Path(os.fsdecode(cat + b"/\xff.jpg")).touch()
+    Path(os.fsdecode(cat + b"/\xff.txt")).touch()
+    with pytest.raises(UserError) as error:
+        load_data(str(root))
+    says(error, "1 of 10", "?.jpg")
+    str(error.value).encode()
+    os.rename(root, os.fsencode(tmp_path) + b"/d\xffta")
+    loaded = load_data(os.fsdecode(os.fsencode(tmp_path) + b"/d\xffta"), skip_unreadable=True)
+    assert loaded.classes == ["cat", "dog", "?mu"]
+    assert "train/cat/??.png" in loaded.train.names
+    "".join([*loaded.train.names, *loaded.classes, *loaded.remarks, loaded.name]).encode()
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = two_classes(tmp_path / "data")
+    make_folder(tmp_path / "elsewhere", {"emu": 3})
+    (root / "train" / "emu").symlink_to(tmp_path / "elsewhere" / "emu")
+    (root / "train" / "cat" / "link.png").symlink_to(tmp_path / "elsewhere" / "emu" / "000.png")
+    (root / "train" / "cat" / "back").symlink_to(root / "train" / "cat")
+    (root / "train" / "cat" / "up").symlink_to(root / "train")
+    make_folder(root / "train" / "cat", {"more": 1})
+    (root / "train" / "cat" / "more" / "again").symlink_to(root / "train" / "cat" / "more")
+    loaded = load_data(str(root))
+    assert loaded.train.labels.bincount().tolist() == [6, 4, 3]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    root = two_classes(tmp_path)
+    iterdir = Path.iterdir
+
+    def locked(path):
+        if path.name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(UserError, match=r"cannot list .*dog: Permission denied"):
+        load_data(str(root))
+
+
+@pytest.mark.parametrize(("sides", "expected"), [([12] * 9, 12), ([30, 31, 45], 32), ([64], 64),
+                                                 ([65], None), ([300, 20, 400], None)])  # fmt: skip
+def test_the_native_size_is_the_typical_shorter_side_or_none_for_photographs(
+    tmp_path, sides, expected
+):
+    for number, side in enumerate(sides):
+        folder = tmp_path / "train" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "broken.jpg").touch()
+        noise_image(side + 40, side).save(folder / "x.png")
+    assert datasets.native_size(str(tmp_path)) == expected
+
+
+def test_photographs_are_kept_an_eighth_larger_than_the_model_takes(tmp_path):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            noise_image(100, 80, number).save(tmp_path / "train" / name / f"{number}.png")
+    assert load_data(str(tmp_path), size=64).train.store.shape[1:] == (3, 64, 64)
