@@ -6,8 +6,10 @@ import mmap
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +20,13 @@ from tqdm import tqdm
 from lab.core import UserError
 from lab.data.images import TINY, Reading, abbreviate, read_image
 
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows, where a file in use cannot be removed anyway
+    flock = None
+
 _VERSION = 1  # increase it whenever `read_image` returns other pixels
+_LEFTOVER_SECONDS = 60  # age of an unfinished file that nobody writes
 QUEUE = 4096  # images queued for decoding; each costs about a kilobyte while it waits
 
 
@@ -113,13 +121,16 @@ def _write_cache(
     """
     data, notes = cache.with_suffix(".npy"), cache.with_suffix(".json")
     notes.unlink(missing_ok=True)  # it vouches for the array: removed first, written last
+    _remove_leftovers(cache.parent)
     scratch = data.with_name(f"{data.name}.{secrets.token_hex(4)}.part")
     try:
         array = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # writing to a full disk would kill the process later
-            with open(scratch, "r+b") as file:
+        with open(scratch, "r+b") as file:
+            if flock:  # see _remove_leftovers
+                flock(file, LOCK_EX)
+            if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later
                 os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-        failures, tiny = fill(array, paths, reading, cache.name)
+            failures, tiny = fill(array, paths, reading, cache.name)
         array.flush()
         del array  # Windows does not rename a file that is mapped
         os.replace(scratch, data)
@@ -134,6 +145,21 @@ def _write_cache(
     finally:
         scratch.unlink(missing_ok=True)
     return open_array(data), record
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes unfinished files of processes that were killed.
+
+    Whoever writes such a file holds a lock on it, which the system releases when the process ends.
+    New files are kept: their lock may be about to be taken.
+    """
+    for path in folder.glob("*.part"):
+        with suppress(OSError):
+            with open(path, "rb") as file:
+                if flock:
+                    flock(file, LOCK_EX | LOCK_NB)  # fails while another process writes the file
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def fill(

@@ -9,6 +9,7 @@ when batches are made.
 """
 
 import hashlib
+import json
 import os
 import shlex
 import socket
@@ -21,12 +22,21 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from lab.core import UserError
 from lab.data import cache
-from lab.data.images import EXTENSIONS, Reading, abbreviate, find_images, printable, read_image
+from lab.data.images import (
+    CACHE_FOLDER,
+    EXTENSIONS,
+    Reading,
+    abbreviate,
+    find_images,
+    open_image,
+    printable,
+    read_image,
+)
 from lab.data.preprocess import Preprocess
 
 _NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28, "pets": None}
@@ -34,6 +44,7 @@ DATASETS = tuple(_NATIVE_SIZES)
 SMALL = 64  # pixels: images up to this size keep their own size; larger ones are photographs
 OFFICIAL_PETS = {"trainval": 3680, "test": 3669}  # images in the official splits
 _SPLIT_SEED = 2024  # of the validation split, and of the test split of data that has none
+_CUT_FRACTION = 0.26  # of an image outside its central square; 4:3 photographs have 0.25
 _TEST_FRACTION = 0.2  # of data that has no test split
 PIECE = 64 * 3 * 256**2  # bytes of pixels held at once when a whole split is read
 _T = TypeVar("_T")
@@ -115,8 +126,8 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all pixels and labels; it reads the whole dataset."""
-        digest = hashlib.blake2b(digest_size=8)
+        """A hash of all pixels, labels and class names; it reads the whole dataset."""
+        digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=8)
         for split in (self.train, self.val, self.test):
             digest.update(split.labels.numpy())
             n = chunk_size(split, 4096)  # the images may be on disk and exceed the memory
@@ -156,7 +167,8 @@ def load_data(
 
     Args:
         dataset: digits, cifar10, cifar100, fashion-mnist, pets, or the path of an image folder
-            with `train/<class>/*` and, optionally, `val/` and `test/` with the same classes.
+            with `train/<class>/*` and, optionally, `val/` and `test/` with the same classes, or
+            only with `<class>/*`.
         data_dir: where downloads are stored.
         size: pixels: photographs are stored as squares of this size; small images stay as they are.
         val_fraction: fraction of each class's training images used for validation.
@@ -231,16 +243,22 @@ def native_size(dataset: str) -> int | None:
     """
     if dataset in _NATIVE_SIZES:
         return _NATIVE_SIZES[dataset]
-    found, _ = find_images(_folder_of(dataset) / "train")
-    sides = []
-    for path in [path for paths in found.values() for path in paths[:3]][:100]:
-        try:
-            with Image.open(path) as image:  # reads only the header
-                sides.append(min(image.size))
-        except Exception:  # Pillow raises many kinds; loading reports the image
-            continue
+    found, _ = find_images(_train_folder(_folder_of(dataset)))
+    sides = [min(size) for size in _sample_sizes(found)]
     side = int(np.median(sides)) if sides else SMALL + 1
     return None if side > SMALL else -(-side // 4) * 4
+
+
+def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
+    """Width and height of up to 100 images, from all classes."""
+    sizes = []
+    for path in [path for paths in found.values() for path in paths[:3]][:100]:
+        try:
+            with open_image(path) as image:  # reads only the header
+                sizes.append(image.size)
+        except Exception:  # Pillow raises many kinds; loading reports the image
+            continue
+    return sizes
 
 
 def dataset_kind(dataset: str) -> Literal["digits", "small", "photographs"]:
@@ -248,6 +266,16 @@ def dataset_kind(dataset: str) -> Literal["digits", "small", "photographs"]:
     if dataset == "digits":
         return "digits"
     return "small" if native_size(dataset) else "photographs"
+
+
+def canonical_name(dataset: str) -> str:
+    """One name for every way to write a dataset, for a run's identity.
+
+    A folder becomes its absolute path without links, so `my pets`, `my pets/` and `../x/my pets`
+    are the same dataset. Names of datasets, and what does not exist, stay as they are.
+    """
+    root = Path(dataset).expanduser()
+    return str(root.resolve()) if dataset not in DATASETS and root.is_dir() else dataset
 
 
 def subsample(data: Dataset, fraction: float) -> Dataset:
@@ -349,7 +377,7 @@ class Source:
             raise UserError(f"{root / split} contains no images: add some, or remove the folder")
         paths = [path for path, _ in labeled]
         labels = torch.tensor([label for _, label in labeled])
-        place = root / "vit-lab-cache" / f"{split}-{reading.size}-{reading.interpolation}"
+        place = root / CACHE_FOLDER / f"{split}-{reading.size}-{reading.interpolation}"
         array, kept, remarks = cache.decode(paths, reading, place)
         names = [printable(paths[i].relative_to(root).as_posix()) for i in kept]
         rows = torch.tensor(kept, dtype=torch.int64)
@@ -445,33 +473,75 @@ def _download(construct: Callable[[], _T], urls: list[str], place: Path) -> _T:
 
 
 def _folder_of(dataset: str) -> Path:
-    """The folder that a dataset's name stands for.
-
-    Raises: UserError if it does not exist or has no folder `train/`.
-    """
+    """The folder that a dataset's name stands for. Raises: UserError if it does not exist."""
     root = Path(dataset).expanduser()
     if not root.is_dir():
         raise UserError(
             f"DATASET={dataset!r} is neither a folder nor one of {', '.join(DATASETS)}. A folder "
             "of images needs train/<class>/*.jpg, and may have val/ and test/ like it."
         )
-    if not (root / "train").is_dir():
-        found = abbreviate(sorted(f"{p.name}/" for p in root.iterdir() if p.is_dir())) or "nothing"
-        raise UserError(
-            f"{root} has no folder train/ (it contains {found}). Put the images into "
-            f"{root / 'train'}/<class>/*.jpg, one folder per class."
-        )
     return root
 
 
+def _train_folder(root: Path) -> Path:
+    """`root/train`, or `root` itself if it contains nothing but class folders.
+
+    Raises: UserError that says how to arrange the images.
+    """
+    if (root / "train").is_dir():
+        return root / "train"
+    if wrong := _misnamed(root, "train"):
+        raise UserError(f"{root} has a folder {wrong}/ but no train/: rename {wrong}/ to train/")
+    found, others = find_images(root)
+    arrange = (
+        f"Put the images of each class into a folder of its own, {root / '<class>'}/*.jpg, or into "
+        f"{root / 'train' / '<class>'}/*.jpg if there are folders val/ or test/ as well."
+    )
+    for split in ("val", "test"):
+        if (root / split).is_dir() or _misnamed(root, split):
+            raise UserError(
+                f"{root} has no folder train/, only {abbreviate(list(found))}. Put the training "
+                f"images into {root / 'train' / '<class>'}/*.jpg"
+            )
+    if any(found.values()):
+        return root
+    if loose := [path for path in others if path.suffix.lower() in EXTENSIONS]:
+        raise UserError(
+            f"{root} contains {len(loose)} images, but no folders that say which class they belong "
+            f"to. {arrange} To look at images without classes: python attention_viz.py --images"
+        )
+    folders = abbreviate([f"{name}/" for name in found]) or "no folders"
+    raise UserError(f"{root} contains no images ({folders}). {arrange}")
+
+
+def _misnamed(root: Path, split: str) -> str | None:
+    """The name of a folder that is probably meant to be `split`, such as `valid` for `val`."""
+    names = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "dev"},
+             "test": {"test", "testing"}}[split]  # fmt: skip
+    found = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in names)
+    return found[0] if found and split not in found else None
+
+
 def _load_folder(root: Path, reading: Reading) -> Source:
-    """`root/{train,val,test}/<class>/**`; train defines the classes, val and test are optional."""
+    """`root/{train,val,test}/<class>/**` with optional val and test, or `root/<class>/**`."""
     source = Source([])
-    for split in ("train", "val", "test"):
-        if not (root / split).is_dir():
-            source.remarks.append(f"no folder {split}/: a fixed part of train/ is used instead")
+    folders = {"train": _train_folder(root)}
+    if folders["train"] == root:
+        source.remarks.append(
+            "no folder train/: each class is split into training, validation and test images, at "
+            "random but always in the same way"
+        )
+    else:
+        folders |= {split: root / split for split in ("val", "test")}
+    for split, place in folders.items():
+        if not place.is_dir():
+            wrong = _misnamed(root, split)
+            hint = f" (to use {wrong}/, rename it to {split}/)" if wrong else ""
+            source.remarks.append(
+                f"no folder {split}/: a fixed part of train/ is used instead{hint}"
+            )
             continue
-        found, others = find_images(root / split)
+        found, others = find_images(place)
         if others:
             names = abbreviate([str(p.relative_to(root)) for p in others])
             source.remarks.append(
@@ -479,11 +549,24 @@ def _load_folder(root: Path, reading: Reading) -> Source:
             )
         if split == "train":
             source.classes = list(found)
-            _check_classes(root / split, found)
+            _check_classes(place, found)
+            nested = {p.parent for name in found for p in found[name] if p.parent.parent != place}
+            cut = float(np.median([1 - min(s) / max(s) for s in _sample_sizes(found)] or [0]))
+            if cut > _CUT_FRACTION:
+                source.remarks.append(
+                    f"the central square leaves out {cut:.0%} of a typical image. If what matters "
+                    "is near the edges, crop the images or pad them to squares first"
+                )
+            if nested:
+                names = abbreviate(sorted(str(p.relative_to(place)) for p in nested))
+                source.remarks.append(
+                    f"folders inside of class folders ({len(nested)}): {names}. Their images "
+                    "belong to the outer class"
+                )
         if unknown := [name for name in found if found[name] and name not in source.classes]:
             raise UserError(
-                f"{root / split} has classes that train/ does not have: {abbreviate(unknown)}. A "
-                "model cannot learn them: add them to train/, or remove them."
+                f"{place} has classes that train/ does not have: {abbreviate(unknown)}. A model "
+                "cannot learn them: add them to train/, or remove them."
             )
         labeled = [(p, i) for i, name in enumerate(source.classes) for p in found.get(name, [])]
         source.add_photographs(root, split, labeled, reading)
@@ -494,10 +577,18 @@ def _load_folder(root: Path, reading: Reading) -> Source:
 def _check_classes(train: Path, found: dict[str, list[Path]]) -> None:
     """Raises UserError if there are fewer than two classes, or if one of them is empty."""
     if len(found) < 2:
-        raise UserError(
+        message = (
             f"{train} has {len(found)} class folders ({abbreviate(list(found))}); "
             "a classifier needs at least two, each with its images"
         )
+        for name in found:
+            inside = sorted(p.name for p in (train / name).iterdir() if p.is_dir())
+            if len(inside) > 1:
+                message += (
+                    f". If the folders in it ({abbreviate(inside)}) are the classes, use "
+                    f"DATASET={str(train / name)!r} or move them up to {train}"
+                )
+        raise UserError(message)
     if empty := [name for name in found if not found[name]]:
         raise UserError(
             f"no images in {train} for the classes {abbreviate(empty)}: add some "

@@ -1,5 +1,7 @@
 """Images on disk: finding them in class folders, and reading files of many kinds."""
 
+import stat
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +15,10 @@ from lab.core import UserError
 # Formats that Pillow reads without a plugin. Other files in a class folder are left out, and named.
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
               ".pgm"}  # fmt: skip
+# Only these formats are opened. Pillow guesses the format from a file's content: without a list, it
+# would pass any file that starts with %!PS to Ghostscript, which runs the program inside.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+CACHE_FOLDER = "vit-lab-cache"  # decoded photographs, in the folder of a dataset
 TINY = 4  # pixels: images with a shorter side are enlarged like others, but the user is told
 
 
@@ -39,6 +45,8 @@ def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
 
     try:
         for entry in sorted(root.iterdir()):
+            if entry.name == CACHE_FOLDER:
+                continue
             if entry.is_dir() and not entry.name.startswith("."):
                 found = classes.setdefault(entry.name, [])
                 collect(entry, found, {root.resolve(), entry.resolve()})
@@ -62,6 +70,22 @@ class Reading:
             raise UserError(f"IMG_SIZE={self.size} must be a number of pixels, such as 224")
 
 
+def open_image(path: Path) -> Image.Image:
+    """Opens an image file like Pillow's `Image.open`, but safely.
+
+    Raises: ValueError for what is not a regular file (a pipe would block forever) or has too many
+        pixels, and what Pillow raises for files of other formats.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make the image smaller"
+        ) from error
+
+
 def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
     """Reads an image and resizes its central square, as torchvision's Resize and CenterCrop do.
 
@@ -69,9 +93,9 @@ def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
     white; 16-bit and float images keep their range.
 
     Returns: uint8 (3, size, size), and the original size as text if the image is tiny, else None.
-    Raises: what Pillow raises for files that are no images, truncated or too large.
+    Raises: what `open_image` raises, and what Pillow raises for truncated files.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         image.load()  # decodes all pixels, so a truncated file fails here
         tiny = f"{image.width}x{image.height} pixels" if min(image.size) < TINY else None
         with suppress(Exception):  # a broken EXIF block does not affect the pixels
@@ -120,5 +144,13 @@ def abbreviate(items: Sequence[str], separator: str = ", ", most: int = 10) -> s
 
 
 def printable(name: str) -> str:
-    """A file name in which "?" replaces what is not valid Unicode, so it can be printed."""
-    return name.encode("utf-8", "replace").decode()
+    """A name in which "?" replaces characters that are not safe to print.
+
+    These are bytes that are not valid Unicode, line breaks, and control and formatting characters,
+    which could move the cursor or change the direction of text. Joiners are kept: Persian, Hindi
+    and emoji need them.
+    """
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        "?" if unicodedata.category(c) in unsafe and c not in "\u200c\u200d" else c for c in name
+    )

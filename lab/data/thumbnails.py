@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lab.core import UserError
 from lab.data import datasets
+from lab.data.images import open_image
 
 _SIDE = 96  # pixels: largest side of a test image
 _WIDTH = 1000  # pixels: largest width of a plot
@@ -27,7 +28,7 @@ def thumbnail(dataset: str, name: str, data_dir: Path) -> str | None:
     """
     try:
         image = _test_image(dataset, name, data_dir)
-    except (OSError, ValueError, IndexError, UserError, Image.DecompressionBombError):
+    except (OSError, ValueError, IndexError, RuntimeError, UserError):  # RuntimeError: a link loop
         return None
     if image is None:
         return None
@@ -37,8 +38,8 @@ def thumbnail(dataset: str, name: str, data_dir: Path) -> str | None:
 
 
 def plot(path: Path) -> str:
-    """A plot of a run as a data URI, at most 1000 pixels wide. Raises: OSError."""
-    with Image.open(path) as opened:
+    """A plot of a run as a data URI, at most 1000 pixels wide. Raises: OSError, ValueError."""
+    with open_image(path) as opened:
         image = opened.convert("RGB")
     image.thumbnail((_WIDTH, 4 * _WIDTH))
     return _data_uri(image, "JPEG")
@@ -55,7 +56,7 @@ def _test_image(dataset: str, name: str, data_dir: Path) -> Image.Image | None:
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()) or not path.is_file():
         return None  # a record from someone else must not open files outside of its dataset
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    return ImageOps.exif_transpose(open_image(path)).convert("RGB")
 
 
 @cache

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sample_data import make_folder, noise_image, says, two_classes
+from sample_data import make_folder, noise_image, same, says, two_classes
 
 from lab.core import UserError
 from lab.data import datasets
@@ -76,11 +76,118 @@ def test_a_class_with_one_image_is_fine_where_all_splits_are_given(tmp_path):
     assert loaded.train.labels.bincount().tolist() == [4, 4, 1]
 
 
-def test_a_folder_without_train_says_what_it_holds_and_where_images_go(tmp_path):
-    make_folder(tmp_path, {"cat": 1, "dog": 1})
+def test_class_folders_without_train_get_a_fixed_split_and_the_user_is_told(tmp_path):
+    root = make_folder(tmp_path / "data", {"cat": 20, "dog": 10})
+    (root / "README.txt").touch()
+    parts = []
+    for _ in range(2):
+        loaded = load_data(str(root))
+        parts.append([part.names for part in (loaded.train, loaded.val, loaded.test)])
+        assert loaded.classes == ["cat", "dog"]
+        assert [len(names) for names in parts[-1]] == [21, 3, 6]
+        assert loaded.test.labels.bincount().tolist() == [4, 2]
+        assert datasets.native_size(str(root)) == 12
+        split, left_out = loaded.remarks
+        assert split.startswith("no folder train/: each class is split into training, validation")
+        assert "README.txt" in left_out
+    assert parts[0] == parts[1]  # also with vit-lab-cache/ beside the classes
+    same_images = make_folder(tmp_path / "other", {"train/cat": 20, "train/dog": 10})
+    assert same(load_data(str(same_images)), loaded)
+
+
+def test_loose_images_are_counted_and_the_message_says_how_to_arrange_them(tmp_path):
+    for number in range(30):
+        noise_image().save(tmp_path / f"{number}.jpg")
+    for load in (load_data, datasets.native_size):
+        with pytest.raises(UserError) as error:
+            load(str(tmp_path))
+        says(error, "30 images", tmp_path / "<class>", tmp_path / "train" / "<class>", "--images")
+
+
+def test_an_empty_folder_says_where_images_go(tmp_path):
     with pytest.raises(UserError) as error:
         load_data(str(tmp_path))
-    says(error, "no folder train/", "cat/, dog/", tmp_path / "train", "<class>/*.jpg")
+    says(error, "contains no images (no folders)", tmp_path / "<class>")
+
+
+@pytest.mark.parametrize("name", ["Train", "TRAIN", "training"])
+def test_a_misnamed_training_folder_is_to_be_renamed(tmp_path, name):
+    make_folder(tmp_path, {f"{name}/cat": 3, f"{name}/dog": 3})
+    if (tmp_path / "train").is_dir():
+        pytest.skip("this file system ignores case")
+    with pytest.raises(UserError, match=f"rename {name}/ to train/"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "split"), [("valid", "val"), ("Validation", "val"),
+                                             ("testing", "test")])  # fmt: skip
+def test_a_misnamed_split_folder_is_named_in_a_remark(tmp_path, name, split):
+    root = two_classes(tmp_path, train=10)
+    (root / split).rename(root / name)
+    assert load_data(str(root)).remarks == [
+        f"no folder {split}/: a fixed part of train/ is used instead "
+        f"(to use {name}/, rename it to {split}/)"
+    ]
+
+
+@pytest.mark.parametrize("split", ["val", "valid", "test"])
+def test_other_splits_without_train_are_not_taken_for_classes(tmp_path, split):
+    make_folder(tmp_path, {f"{split}/cat": 3, f"{split}/dog": 3})
+    with pytest.raises(UserError) as error:
+        load_data(str(tmp_path))
+    says(error, "no folder train/", split, tmp_path / "train" / "<class>")
+
+
+def test_classes_that_are_one_folder_too_deep_are_found(tmp_path):
+    make_folder(tmp_path, {"train/images/cat": 3, "train/images/dog": 3})
+    with pytest.raises(UserError) as error:
+        load_data(str(tmp_path))
+    says(error, "1 class folder", "cat, dog", repr(str(tmp_path / "train" / "images")))
+    deeper = load_data(str(tmp_path / "train" / "images"))
+    assert deeper.classes == ["cat", "dog"]
+
+
+def test_folders_inside_of_class_folders_are_reported(tmp_path):
+    root = two_classes(tmp_path)
+    make_folder(root, {"train/cat/persian": 2, "train/cat/siamese": 2})
+    loaded = load_data(str(root))
+    assert loaded.train.labels.bincount().tolist() == [8, 4]
+    (remark,) = loaded.remarks
+    assert "cat/persian, cat/siamese" in remark
+    assert "belong to the outer class" in remark
+
+
+@pytest.mark.parametrize(("size", "cut"), [((80, 80), None), ((80, 60), None), ((99, 140), "29%"),
+                                           ((160, 90), "44%")])  # fmt: skip
+def test_a_crop_that_leaves_out_much_of_the_images_is_reported(tmp_path, size, cut):
+    for name in ("cat", "dog"):
+        for split in ("train", "val", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            noise_image(*size).save(tmp_path / split / name / "x.png")
+    expected = [f"the central square leaves out {cut} of a typical image"] if cut else []
+    assert [remark.split(".")[0] for remark in load_data(str(tmp_path)).remarks] == expected
+
+
+def test_every_way_to_write_a_folder_has_one_canonical_name(tmp_path, monkeypatch):
+    root = two_classes(tmp_path / "my pets")
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ("my pets", "my pets/", "./my pets", "link", "~/my pets", str(root), "link/../my pets")
+    assert {datasets.canonical_name(way) for way in ways} == {str(root)}
+    for name in (*datasets.DATASETS, "no/such/folder/"):
+        assert datasets.canonical_name(name) == name
+
+
+def test_names_with_control_characters_are_printed_without_them(tmp_path):
+    names = {"\x1b[31mred\x07": "?[31mred?", "a\nb": "a?b", "\u202egnp": "?gnp"}
+    names |= {name: name for name in ("\u0645\u06cc\u200c\u062e", "é 犬 👩\u200d🔬")}
+    root = make_folder(tmp_path, {f"train/{name}": 3 for name in names})
+    (root / "train" / "\x1b[2J.txt").touch()
+    loaded = load_data(str(root))
+    assert sorted(loaded.classes) == sorted(names.values())
+    assert "train/?[2J.txt" in loaded.describe()
+    assert "\x1b" not in loaded.describe() + "".join(loaded.train.names)
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "CIFAR10", "imagenet"])

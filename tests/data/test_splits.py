@@ -122,7 +122,7 @@ def test_channel_statistics_of_many_images_come_from_an_even_sample():
     assert std == pytest.approx([values.std()])
 
 
-def test_the_fingerprint_changes_with_one_pixel_or_label_and_only_then():
+def test_the_fingerprint_changes_with_a_pixel_a_label_or_a_class_name_only():
     loaded = load_data("digits")
     first = loaded.summary()["fingerprint"]
     assert load_data("digits").summary()["fingerprint"] == first
@@ -140,4 +140,6 @@ def test_the_fingerprint_changes_with_one_pixel_or_label_and_only_then():
             for changed in (Split(store, part.rows, part.labels, part.names),
                             Split(part.store, part.rows, labels, part.names)):  # fmt: skip
                 prints.add(dataclasses.replace(loaded, **{split: changed}).summary()["fingerprint"])
-    assert len(prints) == 1 + 3 * 2 * 2
+    renamed = dataclasses.replace(loaded, classes=[*loaded.classes[:9], "nine"])
+    prints.add(renamed.summary()["fingerprint"])
+    assert len(prints) == 1 + 3 * 2 * 2 + 1

@@ -117,7 +117,7 @@ def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError) as error:
         load_data(str(root))
-    says(error, "1 of 9", "bomb.png", "decompression bomb")
+    says(error, "1 of 9", "bomb.png", "more than 2,000 pixels")
 
 
 def test_tiny_images_of_a_folder_are_named_in_a_remark(tmp_path):
