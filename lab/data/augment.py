@@ -40,6 +40,15 @@ class Augmentation:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must not be negative")
 
 
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Copies a tensor to a device, without waiting for the copy on CUDA.
+
+    On MPS an asynchronous copy may read a temporary tensor after it has been freed, which silently
+    corrupts the batch (pytorch issues 139550 and 189690).
+    """
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
 class BatchRNG:
     """Random numbers for a batch, one per image, drawn on the CPU and copied to the device.
 
@@ -63,12 +72,12 @@ class BatchRNG:
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Floats in [low, high), (count,)."""
         values = torch.rand(self._total, generator=self._generator)[self._part]
-        return (low + (high - low) * values).to(self._device, non_blocking=True)
+        return to_device(low + (high - low) * values, self._device)
 
     def integers(self, high: int, on_cpu: bool = False) -> Tensor:
         """Integers in [0, high), int64 (count,)."""
         values = torch.randint(high, (self._total,), generator=self._generator)[self._part]
-        return values if on_cpu else values.to(self._device, non_blocking=True)
+        return values if on_cpu else to_device(values, self._device)
 
 
 def augment(
@@ -179,7 +188,7 @@ def _trivial_augment(x: Tensor, rng: BatchRNG) -> Tensor:
     sign = rng.integers(2) * 2.0 - 1
     out = x.clone()
     for number, operation in enumerate(_OPERATIONS):
-        rows = (choice == number).nonzero()[:, 0].to(x.device, non_blocking=True)
+        rows = to_device((choice == number).nonzero()[:, 0], x.device)
         if len(rows):
             out[rows] = operation(x[rows], m[rows], sign[rows])
     return out

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from lab.core import UserError
-from lab.data.augment import Augmentation, BatchRNG, augment, center_crop, erase  # noqa: F401
+from lab.data.augment import (  # noqa: F401
+    Augmentation,
+    BatchRNG,
+    augment,
+    center_crop,
+    erase,
+    to_device,
+)
 from lab.data.datasets import Dataset, Split
 from lab.data.preprocess import Preprocess
 
@@ -48,7 +55,7 @@ class SplitLoader:
             if on_disk:  # the system reads the next batch from disk while this one is in use
                 for upcoming in indices[i + (i > 0) : i + 2]:
                     self.split.prefetch(upcoming)
-            index = index.to(self.device, non_blocking=True)
+            index = to_device(index, self.device)
             yield self.store[self.rows[index]], self.labels[index]
 
     def _pinned_batches(self, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,8 +70,8 @@ class SplitLoader:
                 images = upcoming.result()
                 if i + 1 < len(indices):
                     upcoming = pool.submit(gather, indices[i + 1])
-                labels = self.labels[index.to(self.device, non_blocking=True)]
-                yield images.to(self.device, non_blocking=True), labels
+                labels = self.labels[to_device(index, self.device)]
+                yield to_device(images, self.device), labels
 
 
 def _fits_on_gpu(split: Split) -> bool:
@@ -99,8 +106,9 @@ class Loaders:
         self.batch_size = min(self.batch_size, len(self.data.train))
         if self.data.channels not in (1, len(self.preprocess.mean)):
             raise UserError(
-                f"images of {self.data.channels} channels do not fit a model that takes "
-                f"{len(self.preprocess.mean)}"
+                f"the images of {self.data.name} have {self.data.channels} channels, but the model "
+                f"takes {len(self.preprocess.mean)}. Choose other weights (WEIGHTS): a model that "
+                "was trained on images of the same kind, color or grayscale"
             )
         self.steps = len(self.data.train) // self.batch_size  # per epoch
         self.to(torch.device("cpu"))
