@@ -1,7 +1,7 @@
 """A dataset name or a folder in; three splits, class names and channel statistics out.
 
-`load_data` is the function to read first. Data comes from scikit-learn (digits), from torchvision's
-downloads, or from a folder of the user's own images.
+`load_data` is the function to read first. Data comes from this folder (mnist-5k), scikit-learn
+(digits), torchvision's downloads, or a folder of the user's own images.
 
 Validation is always a fixed stratified part of the training split; no seed of a run changes it. The
 official test split is kept for the end. Nothing here is augmented: lab/data/augment.py does that
@@ -39,7 +39,8 @@ from lab.data.images import (
 )
 from lab.data.preprocess import Preprocess
 
-_NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28, "pets": None}
+_NATIVE_SIZES = {"mnist-5k": 28, "digits": 8, "mnist": 28, "fashion-mnist": 28, "cifar10": 32,
+                 "cifar100": 32, "pets": None}  # fmt: skip
 DATASETS = tuple(_NATIVE_SIZES)
 SMALL = 64  # pixels: images up to this size keep their own size; larger ones are photographs
 OFFICIAL_PETS = {"trainval": 3680, "test": 3669}  # images in the official splits
@@ -166,9 +167,8 @@ def load_data(
     """Loads a dataset; downloads it the first time if necessary.
 
     Args:
-        dataset: digits, cifar10, cifar100, fashion-mnist, pets, or the path of an image folder
-            with `train/<class>/*` and, optionally, `val/` and `test/` with the same classes, or
-            only with `<class>/*`.
+        dataset: one of DATASETS, or the path of an image folder with `train/<class>/*` and,
+            optionally, `val/` and `test/` with the same classes, or only with `<class>/*`.
         data_dir: where downloads are stored.
         size: pixels: photographs are stored as squares of this size; small images stay as they are.
         val_fraction: fraction of each class's training images used for validation.
@@ -182,7 +182,9 @@ def load_data(
     data_dir = os.path.expanduser(data_dir)
     size = native_size(dataset) or size
     reading = Reading(size, interpolation, skip_unreadable)
-    if dataset == "digits":
+    if dataset == "mnist-5k":
+        source = load_mnist_5k()
+    elif dataset == "digits":
         source = load_digits()
     elif dataset == "pets":
         source = _load_pets(data_dir, reading)
@@ -261,8 +263,14 @@ def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
     return sizes
 
 
-def dataset_kind(dataset: str) -> Literal["digits", "small", "photographs"]:
-    """The kind of images in a dataset, which selects a recipe."""
+def dataset_kind(dataset: str) -> Literal["mnist-5k", "digits", "small", "photographs"]:
+    """The kind of images in a dataset, which selects a recipe.
+
+    `mnist` has the images of `mnist-5k`, only more of them. Handwritten digits are kinds of their
+    own because flips and strong augmentation would change their class.
+    """
+    if dataset in ("mnist-5k", "mnist"):
+        return "mnist-5k"
     if dataset == "digits":
         return "digits"
     return "small" if native_size(dataset) else "photographs"
@@ -390,6 +398,18 @@ class Source:
         self.remarks += remarks
 
 
+def load_mnist_5k() -> Source:
+    """5,000 MNIST images, 500 per digit, 28 x 28 pixels; no test split.
+
+    The file is in the repository. Its source and license are in lab/data/make_mnist_5k.py.
+    """
+    with np.load(Path(__file__).with_name("mnist_5k.npz")) as arrays:
+        store, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    names = [str(i) for i in range(len(store))]
+    split = full_split(store[:, None], labels.long(), names)
+    return Source([str(digit) for digit in range(10)], {"train": split})
+
+
 def load_digits() -> Source:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels with 17 gray levels; no test split."""
     from sklearn import datasets
@@ -402,12 +422,12 @@ def load_digits() -> Source:
 
 
 def load_torchvision(dataset: str, data_dir: str) -> Source:
-    """CIFAR-10, CIFAR-100 or Fashion-MNIST through torchvision, which verifies checksums."""
+    """(Fashion-)MNIST, CIFAR-10 or CIFAR-100 through torchvision, which verifies checksums."""
     from torchvision import datasets
 
-    if dataset == "fashion-mnist":
-        kind = datasets.FashionMNIST
-        place = Path(data_dir, "FashionMNIST", "raw")
+    if dataset in ("mnist", "fashion-mnist"):
+        kind = datasets.MNIST if dataset == "mnist" else datasets.FashionMNIST
+        place = Path(data_dir, kind.__name__, "raw")
         urls = [f"{kind.mirrors[0]}{name}" for name, _ in kind.resources]
     else:
         kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
@@ -419,7 +439,8 @@ def load_torchvision(dataset: str, data_dir: str) -> Source:
         store = store[:, None] if store.ndim == 3 else store.permute(0, 3, 1, 2).contiguous()
         names = [f"{split}/{i}" for i in range(len(store))]
         splits[split] = full_split(store, torch.as_tensor(data.targets), names)
-    return Source(list(data.classes), splits)
+    # torchvision calls the classes of MNIST "0 - zero" and so on.
+    return Source([c[0] if dataset == "mnist" else c for c in data.classes], splits)
 
 
 def _load_pets(data_dir: str, reading: Reading) -> Source:

@@ -14,7 +14,8 @@ from lab.data.images import open_image
 
 _SIDE = 96  # pixels: largest side of a test image
 _WIDTH = 1000  # pixels: largest width of a plot
-_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python",
+_OFFLINE = {"mnist-5k": datasets.load_mnist_5k, "digits": datasets.load_digits}
+_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python",
             "fashion-mnist": "FashionMNIST/raw"}  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def plot(path: Path) -> str:
 
 
 def _test_image(dataset: str, name: str, data_dir: Path) -> Image.Image | None:
-    if dataset == "digits" or dataset in _FOLDERS:
+    if dataset in _OFFLINE or dataset in _FOLDERS:
         store = _small_images(dataset, data_dir)
         if store is None:
             return None
@@ -61,9 +62,9 @@ def _test_image(dataset: str, name: str, data_dir: Path) -> Image.Image | None:
 
 @cache
 def _small_images(dataset: str, data_dir: Path) -> Tensor | None:
-    """The test images (N, C, H, W) of a dataset that is on this machine; of digits all images."""
-    if dataset == "digits":
-        return datasets.load_digits().splits["train"].store
+    """The test images (N, C, H, W) of a dataset that is on this machine, or all its images."""
+    if dataset in _OFFLINE:
+        return _OFFLINE[dataset]().splits["train"].store
     if not (data_dir / _FOLDERS[dataset]).is_dir():
         return None
     return datasets.load_torchvision(dataset, str(data_dir)).splits["test"].store

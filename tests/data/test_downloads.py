@@ -100,8 +100,9 @@ def publish_cifar(folder, address, patch, dataset):
     return expected
 
 
-def publish_fashion(folder, address, patch, dataset="fashion-mnist"):
-    kind, resources, expected = torchvision.datasets.FashionMNIST, [], {}
+def publish_mnist(folder, address, patch, dataset="fashion-mnist"):
+    name = "MNIST" if dataset == "mnist" else "FashionMNIST"
+    kind, resources, expected = getattr(torchvision.datasets, name), [], {}
     for which, name in (("train", "train"), ("test", "t10k")):
         rng = np.random.default_rng(len(which))
         labels = rng.permutation(np.arange(10, dtype=np.uint8).repeat(12))
@@ -140,11 +141,11 @@ def publish_pets(folder, address, patch, dataset="pets"):
     return expected
 
 
-PUBLISH = {"cifar10": publish_cifar, "cifar100": publish_cifar,
-           "fashion-mnist": publish_fashion, "pets": publish_pets}  # fmt: skip
+PUBLISH = {"cifar10": publish_cifar, "cifar100": publish_cifar, "mnist": publish_mnist,
+           "fashion-mnist": publish_mnist, "pets": publish_pets}  # fmt: skip
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion-mnist"])
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
 def test_a_small_dataset_is_downloaded_once_and_read_as_published(
     www, tmp_path, monkeypatch, dataset
 ):
@@ -287,7 +288,7 @@ def test_pets_without_annotations_or_network_say_what_to_fetch(www, tmp_path, mo
 @pytest.mark.parametrize("damage", [b"", b"half"])
 def test_unpacked_fashion_mnist_that_was_cut_short_is_reported(www, tmp_path, monkeypatch, damage):
     folder, address, _ = www
-    publish_fashion(folder, address, monkeypatch)
+    publish_mnist(folder, address, monkeypatch)
     load = partial(load_data, "fashion-mnist", str(tmp_path / "data"))
     first = load()
     raw = tmp_path / "data" / "FashionMNIST" / "raw"

@@ -1,6 +1,7 @@
 """Splits, channel statistics and fingerprints."""
 
 import dataclasses
+import hashlib
 import shutil
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from sample_data import make_folder, noise_image, two_classes
 from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeClassifier
 
 from lab.core import UserError
-from lab.data import datasets
+from lab.data import datasets, make_mnist_5k
 from lab.data.datasets import Split, load_data
 
 
@@ -97,6 +99,45 @@ def test_digits_equal_scikit_learns_up_to_the_scale():
         seen += rows
     assert sorted(seen) == list(range(1797))
     assert loaded.classes == [str(c) for c in bunch.target_names]
+
+
+def test_mnist_5k_is_the_published_file_with_a_fixed_test_split():
+    with np.load(make_mnist_5k.TARGET) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert content == make_mnist_5k.CONTENT_SHA256
+    assert make_mnist_5k.TARGET.stat().st_size < 10**6
+    seen = []
+    for fraction in (0.1, 0.3):
+        loaded = load_data("mnist-5k", val_fraction=fraction)
+        for part in (loaded.train, loaded.val, loaded.test):
+            rows = [int(name) for name in part.names]
+            assert (part.images(slice(None))[:, 0].numpy() == images[rows]).all()
+            assert (part.labels.numpy() == labels[rows]).all()
+        assert loaded.test.labels.bincount().tolist() == [100] * 10
+        assert loaded.val.labels.bincount().tolist() == [round(400 * fraction)] * 10
+        assert len(loaded.train) + len(loaded.val) == 4000
+        seen.append(loaded.test.names)
+    assert seen[0] == seen[1]
+    assert loaded.classes == list("0123456789")
+    assert datasets.native_size("mnist-5k") == 28
+
+
+def test_mnist_5k_holds_handwritten_digits():
+    """A linear model on raw pixels, trained on 3,600 images, reaches about 84 %."""
+    loaded = load_data("mnist-5k")
+    (x, y), (test_x, test_y) = (
+        (part.images(slice(None)).flatten(1).numpy() / 255, part.labels.numpy())
+        for part in (loaded.train, loaded.test)
+    )
+    assert 0.8 < RidgeClassifier(10).fit(x, y).score(test_x, test_y) < 0.9
+
+
+def test_handwritten_digits_are_kinds_of_their_own():
+    kinds = {name: datasets.dataset_kind(name) for name in datasets.DATASETS}
+    assert kinds == {"mnist-5k": "mnist-5k", "mnist": "mnist-5k", "digits": "digits",
+                     "fashion-mnist": "small", "cifar10": "small", "cifar100": "small",
+                     "pets": "photographs"}  # fmt: skip
 
 
 def test_channel_statistics_equal_numpys(tmp_path):
