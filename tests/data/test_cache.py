@@ -28,15 +28,13 @@ def cached(tmp_path, monkeypatch):
     return root, first, decoded
 
 
-def test_a_second_load_decodes_nothing_and_gives_the_same(cached):
+def test_second_load_decodes_nothing_and_gives_the_same_data(cached):
     root, first, decoded = cached
     assert same(load_data(str(root)), first)
     assert decoded == []
 
 
-def test_the_cache_is_also_that_of_the_relative_path_and_of_the_moved_folder(
-    cached, tmp_path, monkeypatch
-):
+def test_cache_is_used_for_relative_paths_and_after_the_folder_moves(cached, tmp_path, monkeypatch):
     root, first, decoded = cached
     monkeypatch.chdir(root.parent)
     assert same(load_data("data"), first)
@@ -46,7 +44,7 @@ def test_the_cache_is_also_that_of_the_relative_path_and_of_the_moved_folder(
     assert decoded == []
 
 
-def test_another_size_has_a_cache_of_its_own(tmp_path):
+def test_every_size_has_its_own_cache(tmp_path):
     for name in "ab":
         (tmp_path / "train" / name).mkdir(parents=True)
         for number in range(3):
@@ -76,18 +74,18 @@ def rename(path):
 
 
 @pytest.mark.parametrize("edit", [change, touch, add, rename, Path.unlink])
-def test_a_file_changed_touched_added_renamed_or_removed_is_noticed(cached, edit):
+def test_changed_touched_added_renamed_and_removed_files_are_noticed(cached, edit):
     root, first, decoded = cached
     edit(root / "train" / "cat" / "001.png")
     again = load_data(str(root))
-    assert len(decoded) == len(again.train)  # train alone
+    assert len(decoded) == len(again.train)  # only train
     fresh = root.with_name("fresh")
     shutil.copytree(root, fresh, ignore=shutil.ignore_patterns("vit-lab-cache"))
     assert same(again, load_data(str(fresh)))
     assert same(again, first) == (edit is touch)
 
 
-def test_a_file_of_another_size_is_noticed_though_its_time_is_the_same(cached):
+def test_file_of_different_size_but_same_time_is_noticed(cached):
     root, first, _ = cached
     path = root / "train" / "cat" / "001.png"
     time = path.stat().st_mtime_ns
@@ -96,7 +94,7 @@ def test_a_file_of_another_size_is_noticed_though_its_time_is_the_same(cached):
     assert not same(load_data(str(root)), first)
 
 
-def test_a_new_name_is_noticed_though_sizes_and_times_are_the_same(tmp_path):
+def test_renamed_file_of_same_size_and_time_is_noticed(tmp_path):
     root = two_classes(tmp_path)
     for path in root.glob("*/*/*.png"):
         with Image.open(path) as image:
@@ -113,11 +111,11 @@ def test_a_new_name_is_noticed_though_sizes_and_times_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("ending", ["npy", "json"])
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", "half", "gone"])
-def test_a_cache_that_is_broken_is_made_again(cached, ending, content):
+def test_damaged_cache_is_written_again(cached, ending, content):
     root, first, decoded = cached
     path = root / "vit-lab-cache" / f"train-12-bicubic.{ending}"
     whole = path.read_bytes()
-    path.unlink()  # `first` still maps it: cut short in place, that would die of a bus error
+    path.unlink()  # `first` still maps it: truncating it in place would end in a bus error
     if content != "gone":
         path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     assert same(load_data(str(root)), first)
@@ -126,7 +124,7 @@ def test_a_cache_that_is_broken_is_made_again(cached, ending, content):
     assert len(decoded) == 8
 
 
-def test_an_array_of_another_shape_is_not_trusted(cached):
+def test_cached_array_of_wrong_shape_is_not_used(cached):
     root, first, decoded = cached
     path = root / "vit-lab-cache" / "train-12-bicubic.npy"
     path.unlink()  # `first` still maps it
@@ -135,16 +133,16 @@ def test_an_array_of_another_shape_is_not_trusted(cached):
     assert len(decoded) == 8
 
 
-def test_an_unwritable_folder_is_cached_among_the_users_caches(tmp_path, monkeypatch, user_cache):
+def test_unwritable_folder_is_cached_in_the_users_cache_folder(tmp_path, monkeypatch, user_cache):
     root = two_classes(tmp_path / "data")
-    (root / "vit-lab-cache").touch()  # a file where the folder would be: nobody can write there
+    (root / "vit-lab-cache").touch()  # a file in place of the folder
     first = load_data(str(root))
     assert len(list(user_cache.rglob("*.npy"))) == 3
     monkeypatch.setattr(cache, "fill", None)
     assert same(load_data(str(root)), first)
 
 
-def test_a_cache_in_a_folder_that_is_read_only_by_now_is_still_used(cached, monkeypatch):
+def test_cache_in_a_folder_that_became_read_only_is_still_used(cached, monkeypatch):
     root, first, decoded = cached
 
     def read_only(dir):
@@ -155,7 +153,7 @@ def test_a_cache_in_a_folder_that_is_read_only_by_now_is_still_used(cached, monk
     assert decoded == []
 
 
-def test_no_place_for_a_cache_is_an_error_that_says_what_to_set(tmp_path, user_cache):
+def test_error_for_no_writable_cache_folder_names_the_variable_to_set(tmp_path, user_cache):
     root = two_classes(tmp_path / "data")
     (root / "vit-lab-cache").touch()
     user_cache.touch()
@@ -164,7 +162,7 @@ def test_no_place_for_a_cache_is_an_error_that_says_what_to_set(tmp_path, user_c
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space cannot be reserved here")
-def test_a_full_disk_is_an_error_before_decoding(tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_decoding(tmp_path, monkeypatch):
     root = two_classes(tmp_path)
 
     def full(*_):
@@ -179,7 +177,7 @@ def test_a_full_disk_is_an_error_before_decoding(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["old cache", "no cache"])
-def test_an_interrupted_decode_stops_at_once_and_leaves_nothing_that_is_trusted(
+def test_interrupted_decoding_stops_immediately_and_leaves_no_usable_cache(
     tmp_path, monkeypatch, before
 ):
     root = two_classes(tmp_path / "data", train=200)
@@ -206,7 +204,7 @@ def test_an_interrupted_decode_stops_at_once_and_leaves_nothing_that_is_trusted(
             load_data(str(root))
     assert len(calls) < 300
     left = {path.name for path in (root / "vit-lab-cache").iterdir()}
-    assert "train-12.json" not in left
+    assert "train-12-bicubic.json" not in left
     assert not [name for name in left if "part" in name]
     again = load_data(str(root))
     assert (
@@ -214,7 +212,7 @@ def test_an_interrupted_decode_stops_at_once_and_leaves_nothing_that_is_trusted(
     )
 
 
-def test_two_loads_at_the_same_time_both_succeed(tmp_path):
+def test_concurrent_loads_all_succeed(tmp_path):
     root = two_classes(tmp_path, train=50)
     prints = []
     threads = [

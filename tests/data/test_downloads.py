@@ -26,12 +26,10 @@ from lab.data.datasets import load_data
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
-# --- Downloads, by torchvision's own code, from a server of ours ---
-
 
 @pytest.fixture
 def www(tmp_path):
-    """A folder that is served, its address, and the paths asked for."""
+    """A folder that a local server serves, its address, and the requests it received."""
     folder = tmp_path / "www"
     folder.mkdir()
     asked = []
@@ -51,7 +49,7 @@ def www(tmp_path):
 
 
 def closed_port():
-    """An address of this machine where nobody answers."""
+    """A local address without a server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -74,8 +72,8 @@ CIFARS = {"cifar10": ("CIFAR10", 10, 4), "cifar100": ("CIFAR100", 100, 3)}
 
 
 def publish_cifar(folder, address, patch, dataset):
-    """Puts a tiny archive in the official layout into `folder`; returns what it holds."""
-    name, classes, each = CIFARS[dataset]  # `each`: images of a class in a file
+    """Puts a tiny archive in the official layout into `folder`; returns its content."""
+    name, classes, each = CIFARS[dataset]  # `each`: images per class and file
     kind = getattr(torchvision.datasets, name)
     lists = {"train_list": kind.train_list, "test_list": kind.test_list}
     files, expected = {}, {}
@@ -146,7 +144,7 @@ PUBLISH = {"cifar10": publish_cifar, "cifar100": publish_cifar, "mnist": publish
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
-def test_a_small_dataset_is_downloaded_once_and_read_as_published(
+def test_small_dataset_is_downloaded_once_and_equals_the_published_data(
     www, tmp_path, monkeypatch, dataset
 ):
     folder, address, asked = www
@@ -169,7 +167,7 @@ def test_a_small_dataset_is_downloaded_once_and_read_as_published(
     assert loaded.val.labels.bincount().tolist() == [max(1, round(0.1 * of_a_class))] * classes
 
 
-def test_pets_are_downloaded_once_and_keep_the_official_split(www, tmp_path, monkeypatch):
+def test_pets_is_downloaded_once_and_keeps_the_official_split(www, tmp_path, monkeypatch):
     folder, address, asked = www
     expected = publish_pets(folder, address, monkeypatch)
     monkeypatch.setattr(datasets, "OFFICIAL_PETS", {"trainval": 30, "test": 18})
@@ -186,7 +184,7 @@ def test_pets_are_downloaded_once_and_keep_the_official_split(www, tmp_path, mon
     assert len([path for path in asked if path.startswith('"GET') or "images.tar" in path]) <= 4
 
 
-def test_a_breed_that_only_the_test_list_lacks_stays_a_class(www, tmp_path, monkeypatch):
+def test_breed_without_test_images_is_still_a_class(www, tmp_path, monkeypatch):
     folder, address, _ = www
     publish_pets(folder, address, monkeypatch)
     load_data("pets", str(tmp_path / "data"), size=64)
@@ -197,7 +195,7 @@ def test_a_breed_that_only_the_test_list_lacks_stays_a_class(www, tmp_path, monk
     assert "no test images of Bengal: not evaluated there" in loaded.remarks
 
 
-def test_a_home_folder_in_data_dir_is_expanded(www, tmp_path, monkeypatch):
+def test_tilde_in_data_dir_is_expanded(www, tmp_path, monkeypatch):
     folder, address, _ = www
     publish_pets(folder, address, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -208,15 +206,13 @@ def test_a_home_folder_in_data_dir_is_expanded(www, tmp_path, monkeypatch):
 
 
 def place_named_by(error):
-    """Where a message says that fetched files go."""
+    """The folder in which a message asks the user to put downloads."""
     return Path(re.search(r"Put them into (.*) without", str(error.value))[1])
 
 
 @pytest.mark.parametrize("trouble", ["no network", "404", "wrong checksum"])
 @pytest.mark.parametrize("dataset", PUBLISH)
-def test_a_failed_download_says_what_to_fetch_and_where_and_doing_so_works(
-    www, tmp_path, monkeypatch, dataset, trouble
-):
+def test_advice_after_a_failed_download_works(www, tmp_path, monkeypatch, dataset, trouble):
     folder, address, _ = www
     address = closed_port() if trouble == "no network" else address
     PUBLISH[dataset](folder, address, monkeypatch, dataset)
@@ -232,14 +228,12 @@ def test_a_failed_download_says_what_to_fetch_and_where_and_doing_so_works(
     place.mkdir(parents=True, exist_ok=True)
     for name, content in good.items():
         (place / name).write_bytes(content)
-    shutil.rmtree(folder)  # nothing is served any more
+    shutil.rmtree(folder)  # the server has nothing left
     loaded = load_data(dataset, str(tmp_path / "data"), size=64)
     assert len(loaded.test) > 0
 
 
-def test_an_interrupted_extraction_of_pets_is_reported_and_its_advice_works(
-    www, tmp_path, monkeypatch
-):
+def test_advice_after_an_interrupted_extraction_of_pets_works(www, tmp_path, monkeypatch):
     folder, address, asked = www
     publish_pets(folder, address, monkeypatch)
     load = partial(load_data, "pets", str(tmp_path / "data"), size=64)
@@ -275,7 +269,9 @@ def test_pets_without_annotations_are_unpacked_again_or_reported(www, tmp_path, 
     assert same(load(), first)
 
 
-def test_pets_without_annotations_or_network_say_what_to_fetch(www, tmp_path, monkeypatch):
+def test_pets_without_annotations_and_network_names_the_missing_download(
+    www, tmp_path, monkeypatch
+):
     folder, _, _ = www
     publish_pets(folder, closed_port(), monkeypatch)
     with tarfile.open(folder / "images.tar.gz") as tar:
@@ -286,7 +282,7 @@ def test_pets_without_annotations_or_network_say_what_to_fetch(www, tmp_path, mo
 
 
 @pytest.mark.parametrize("damage", [b"", b"half"])
-def test_unpacked_fashion_mnist_that_was_cut_short_is_reported(www, tmp_path, monkeypatch, damage):
+def test_truncated_fashion_mnist_is_reported(www, tmp_path, monkeypatch, damage):
     folder, address, _ = www
     publish_mnist(folder, address, monkeypatch)
     load = partial(load_data, "fashion-mnist", str(tmp_path / "data"))
@@ -301,7 +297,7 @@ def test_unpacked_fashion_mnist_that_was_cut_short_is_reported(www, tmp_path, mo
     assert same(load(), first)
 
 
-def test_cifar_that_was_cut_short_is_unpacked_again(www, tmp_path, monkeypatch):
+def test_truncated_cifar_is_unpacked_again(www, tmp_path, monkeypatch):
     folder, address, _ = www
     publish_cifar(folder, address, monkeypatch, "cifar10")
     load = partial(load_data, "cifar10", str(tmp_path / "data"))
@@ -311,7 +307,7 @@ def test_cifar_that_was_cut_short_is_unpacked_again(www, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lines", ["", "Abyssinian_0 1 1 1\nBengal_0 3 1 1\n", "Abyssinian_0 1"])
-def test_pets_lists_that_make_no_sense_are_reported(www, tmp_path, monkeypatch, lines):
+def test_invalid_pets_lists_are_reported(www, tmp_path, monkeypatch, lines):
     folder, address, _ = www
     publish_pets(folder, address, monkeypatch)
     load_data("pets", str(tmp_path / "data"), size=64)
@@ -322,14 +318,14 @@ def test_pets_lists_that_make_no_sense_are_reported(www, tmp_path, monkeypatch, 
     says(error, base)
 
 
-# --- Real photographs, where they are at hand ---
+# --- Real photographs, if available ---
 
 
 def linked_pets(name, tmp_path):
-    """A data folder that points to the shared photographs, so that nothing is written there."""
+    """A data folder with links to the photographs, so nothing is written next to them."""
     theirs = SHARED / name / "oxford-iiit-pet"
     if not theirs.is_dir():
-        pytest.skip(f"the photographs of {name} are not at hand")
+        pytest.skip(f"the photographs of {name} are not available")
     base = tmp_path / "oxford-iiit-pet"
     base.mkdir()
     for part in ("images", "annotations"):
@@ -340,7 +336,7 @@ def linked_pets(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "sizes", "classes"), [("pets-sample", (259, 111), 37), ("pets-3breeds", (300, 298), 3)]
 )
-def test_a_sample_of_pets_has_the_breeds_of_its_file_names(tmp_path, name, sizes, classes):
+def test_labels_of_a_pets_sample_match_the_file_names(tmp_path, name, sizes, classes):
     loaded = load_data("pets", linked_pets(name, tmp_path), size=32)
     assert (len(loaded.train) + len(loaded.val), len(loaded.test)) == sizes
     assert len(loaded.classes) == classes

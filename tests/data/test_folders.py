@@ -14,7 +14,7 @@ from lab.data.datasets import load_data
 from lab.data.images import Reading, read_image
 
 
-def test_files_that_are_no_images_and_hidden_ones_are_counted_and_named(tmp_path):
+def test_hidden_files_and_other_files_are_counted_and_named(tmp_path):
     root = two_classes(tmp_path)
     cat = root / "train" / "cat"
     (cat / "notes.txt").touch()
@@ -33,7 +33,7 @@ def test_files_that_are_no_images_and_hidden_ones_are_counted_and_named(tmp_path
         assert name in remark
 
 
-def test_an_empty_class_is_an_error_that_names_it(tmp_path):
+def test_empty_class_is_refused_by_name(tmp_path):
     root = two_classes(tmp_path)
     (root / "train" / "emu").mkdir()
     (root / "train" / "emu" / "phone.heic").touch()
@@ -43,7 +43,7 @@ def test_an_empty_class_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_class_that_train_lacks_is_an_error_that_names_it(tmp_path, split):
+def test_class_missing_from_train_is_refused_by_name(tmp_path, split):
     root = two_classes(tmp_path)
     make_folder(root, {f"{split}/emu": 1})
     with pytest.raises(UserError) as error:
@@ -52,7 +52,7 @@ def test_a_class_that_train_lacks_is_an_error_that_names_it(tmp_path, split):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_class_missing_from_a_given_split_is_remarked(tmp_path, split):
+def test_class_missing_from_val_or_test_is_noted(tmp_path, split):
     root = two_classes(tmp_path)
     shutil.rmtree(root / split / "dog")
     loaded = load_data(str(root))
@@ -60,7 +60,7 @@ def test_a_class_missing_from_a_given_split_is_remarked(tmp_path, split):
 
 
 @pytest.mark.parametrize(("count", "given"), [(1, "none"), (2, "none"), (1, "test"), (1, "val")])
-def test_a_class_too_small_to_be_split_is_an_error_that_names_it(tmp_path, count, given):
+def test_class_too_small_to_split_is_refused_by_name(tmp_path, count, given):
     root = make_folder(tmp_path, {"train/cat": 9, "train/emu": count, "train/dog": 9})
     if given != "none":
         make_folder(root, {f"{given}/{name}": 1 for name in ("cat", "dog", "emu")})
@@ -69,7 +69,7 @@ def test_a_class_too_small_to_be_split_is_an_error_that_names_it(tmp_path, count
     says(error, "emu", "only one training image", "Add some")
 
 
-def test_a_class_with_one_image_is_fine_where_all_splits_are_given(tmp_path):
+def test_class_with_one_image_is_accepted_if_all_splits_exist(tmp_path):
     root = two_classes(tmp_path)
     make_folder(root, {f"{split}/emu": 1 for split in ("train", "val", "test")})
     loaded = load_data(str(root))
@@ -191,21 +191,21 @@ def test_names_with_control_characters_are_printed_without_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "CIFAR10", "imagenet"])
-def test_a_dataset_that_is_neither_folder_nor_name_lists_the_names(name):
+def test_unknown_dataset_error_lists_the_names(name):
     for load in (load_data, datasets.native_size):
         with pytest.raises(UserError) as error:
             load(name)
         says(error, repr(name), *datasets.DATASETS, "train/<class>/")
 
 
-def test_a_file_as_dataset_is_refused(tmp_path):
+def test_file_as_dataset_is_refused(tmp_path):
     (tmp_path / "x.zip").touch()
     with pytest.raises(UserError, match="neither a folder nor one of"):
         load_data(str(tmp_path / "x.zip"))
 
 
 @pytest.mark.parametrize("classes", [0, 1])
-def test_a_train_folder_needs_two_classes(tmp_path, classes):
+def test_train_folder_needs_two_classes(tmp_path, classes):
     (tmp_path / "train").mkdir()
     make_folder(tmp_path, {f"train/class{i}": 3 for i in range(classes)})
     noise_image().save(tmp_path / "train" / "loose.png")
@@ -215,7 +215,7 @@ def test_a_train_folder_needs_two_classes(tmp_path, classes):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_an_empty_split_folder_is_an_error(tmp_path, split):
+def test_empty_split_folder_is_refused(tmp_path, split):
     root = two_classes(tmp_path)
     shutil.rmtree(root / split)
     (root / split).mkdir()
@@ -238,7 +238,7 @@ def test_spaces_unicode_upper_case_and_nested_folders_work(tmp_path):
     assert "train/犬/2024/a b.c/ÄÖ 1.PNG" in every
 
 
-def test_names_lead_from_the_folder_to_the_image(tmp_path):
+def test_image_names_are_paths_relative_to_the_folder(tmp_path):
     root = two_classes(tmp_path)
     loaded = load_data(str(root))
     for part in (loaded.train, loaded.val, loaded.test):
@@ -246,7 +246,7 @@ def test_names_lead_from_the_folder_to_the_image(tmp_path):
             assert (read_image(root / name, Reading(12))[0] == image.numpy()).all()
 
 
-def test_names_that_are_not_unicode_can_be_printed_and_written(tmp_path):
+def test_names_that_are_not_unicode_can_be_printed_and_encoded(tmp_path):
     root = two_classes(tmp_path / "data")
     cat = os.fsencode(root / "train" / "cat")
     try:
@@ -268,7 +268,7 @@ def test_names_that_are_not_unicode_can_be_printed_and_written(tmp_path):
     "".join([*loaded.train.names, *loaded.classes, *loaded.remarks, loaded.name]).encode()
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_except_cycles(tmp_path):
     root = two_classes(tmp_path / "data")
     make_folder(tmp_path / "elsewhere", {"emu": 3})
     (root / "train" / "emu").symlink_to(tmp_path / "elsewhere" / "emu")
@@ -281,7 +281,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert loaded.train.labels.bincount().tolist() == [6, 4, 3]
 
 
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     root = two_classes(tmp_path)
     iterdir = Path.iterdir
 
@@ -297,9 +297,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("sides", "expected"), [([12] * 9, 12), ([30, 31, 45], 32), ([64], 64),
                                                  ([65], None), ([300, 20, 400], None)])  # fmt: skip
-def test_the_native_size_is_the_typical_shorter_side_or_none_for_photographs(
-    tmp_path, sides, expected
-):
+def test_native_size_is_the_median_shorter_side_or_none_for_photographs(tmp_path, sides, expected):
     for number, side in enumerate(sides):
         folder = tmp_path / "train" / str(number)
         folder.mkdir(parents=True)
@@ -308,7 +306,7 @@ def test_the_native_size_is_the_typical_shorter_side_or_none_for_photographs(
     assert datasets.native_size(str(tmp_path)) == expected
 
 
-def test_photographs_are_kept_an_eighth_larger_than_the_model_takes(tmp_path):
+def test_photographs_are_stored_at_the_requested_size(tmp_path):
     for name in "ab":
         (tmp_path / "train" / name).mkdir(parents=True)
         for number in range(3):

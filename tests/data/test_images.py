@@ -8,7 +8,7 @@ from sample_data import noise, noise_image, reference
 from lab.data.images import Reading, read_image
 
 
-def test_rgb_images_equal_torchvisions_resize_and_center_crop(tmp_path):
+def test_rgb_images_equal_torchvision_resize_and_center_crop(tmp_path):
     rng = np.random.default_rng(0)
     for seed in range(60):  # portrait and landscape, odd and even, larger and smaller
         width, height, size = (int(n) for n in rng.integers(4, 90, 3))
@@ -20,7 +20,7 @@ def test_rgb_images_equal_torchvisions_resize_and_center_crop(tmp_path):
         assert remark is None
 
 
-def test_a_jpeg_photograph_equals_torchvisions_bit_by_bit(tmp_path):
+def test_jpeg_photograph_equals_torchvision_exactly(tmp_path):
     noise_image(301, 203).save(tmp_path / "x.jpg", quality=90)
     with Image.open(tmp_path / "x.jpg") as image:
         assert (read_image(tmp_path / "x.jpg", Reading(64))[0] == reference(image, 64)).all()
@@ -31,7 +31,7 @@ def test_a_jpeg_photograph_equals_torchvisions_bit_by_bit(tmp_path):
     [("L", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("CMYK", "tif"), ("P", "png"), ("P", "gif"),
      ("1", "png"), ("1", "tif"), ("YCbCr", "jpg"), ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "ppm")],
 )  # fmt: skip
-def test_other_modes_without_transparency_equal_pillows_conversion(tmp_path, mode, ending):
+def test_modes_without_transparency_equal_pillow_conversion(tmp_path, mode, ending):
     path = tmp_path / f"x.{ending}"
     noise_image(31, 22).convert(mode).save(path)
     with Image.open(path) as image:
@@ -62,7 +62,7 @@ def test_transparent_pixels_become_white_and_the_others_stay(tmp_path, mode):
     assert (read_image(path, Reading(16))[0] == expected.transpose(2, 0, 1)).all()
 
 
-def test_half_transparency_is_mixed_with_white(tmp_path):
+def test_partial_transparency_is_blended_with_white(tmp_path):
     rgba = np.dstack([noise(16, 16), noise(16, 16, 1, channels=1)])
     Image.fromarray(rgba).save(tmp_path / "x.png")
     alpha = rgba[..., 3:] / 255
@@ -72,30 +72,30 @@ def test_half_transparency_is_mixed_with_white(tmp_path):
 
 
 def gray(array):
-    """An expected gray image (H, W), in shares of white, as uint8 (3, H, W)."""
+    """A gray image (H, W) in [0, 1] as uint8 (3, H, W)."""
     return np.broadcast_to(np.rint(255 * array).astype(np.uint8), (3, *array.shape))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_sixteen_bits_keep_their_range(tmp_path, ending):
+def test_16_bit_images_keep_their_range(tmp_path, ending):
     values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     path = tmp_path / f"x.{ending}"
     Image.fromarray(values).save(path)
     with Image.open(path) as image:
         assert image.mode == "I;16"
-        assert np.asarray(image.convert("RGB")).mean() > 250  # convert alone clips to white
+        assert np.asarray(image.convert("RGB")).mean() > 250  # Pillow clips to white
     assert (read_image(path, Reading(16))[0] == gray(values / 65535)).all()
 
 
 @pytest.mark.parametrize("white", [255, 65535, 2**30])
-def test_integers_of_32_bits_keep_their_range(tmp_path, white):
+def test_32_bit_integer_images_keep_their_range(tmp_path, white):
     values = np.linspace(0, white, 256).astype(np.int32).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "x.tif")
     assert (read_image(tmp_path / "x.tif", Reading(16))[0] == gray(values / white)).all()
 
 
 @pytest.mark.parametrize(("low", "white"), [(0, 1), (0, 255), (0, 65535), (-1, 1), (-1000, 3000)])
-def test_floats_keep_their_range(tmp_path, low, white):
+def test_float_images_keep_their_range(tmp_path, low, white):
     values = np.linspace(low, white, 256).astype(np.float32).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "x.tif")
     expected = gray((values.astype(np.float64) - low) / (white - low))
@@ -104,14 +104,14 @@ def test_floats_keep_their_range(tmp_path, low, white):
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 @pytest.mark.parametrize("value", [0, 1])
-def test_constant_images_of_many_bits_stay_in_range(tmp_path, dtype, value):
+def test_constant_high_bit_depth_images_stay_in_range(tmp_path, dtype, value):
     Image.fromarray(np.full((8, 8), value, dtype)).save(tmp_path / "x.tif")
     expected = 255 if value and dtype == np.float32 else value
     assert (read_image(tmp_path / "x.tif", Reading(8))[0] == expected).all()
 
 
 TURNS = Image.Transpose
-UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright (EXIF 2.3, tag 0x0112)
+UPRIGHT = {  # EXIF orientation -> the transpose that turns the stored pixels upright (EXIF 2.3, tag 0x0112)
     1: None, 2: TURNS.FLIP_LEFT_RIGHT, 3: TURNS.ROTATE_180, 4: TURNS.FLIP_TOP_BOTTOM,
     5: TURNS.TRANSPOSE, 6: TURNS.ROTATE_270, 7: TURNS.TRANSVERSE, 8: TURNS.ROTATE_90,
 }  # fmt: skip
@@ -119,7 +119,7 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright (EXIF 2.
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_every_exif_orientation_is_turned_upright(tmp_path, orientation, ending):
+def test_every_exif_orientation_is_applied(tmp_path, orientation, ending):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"x.{ending}"
@@ -138,7 +138,7 @@ def test_broken_exif_does_not_make_an_image_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (3, 50), (2, 3)])
-def test_tiny_images_are_enlarged_as_by_torchvision_and_named(tmp_path, shape):
+def test_tiny_images_are_enlarged_like_torchvision_and_reported(tmp_path, shape):
     image = noise_image(*shape)
     image.save(tmp_path / "x.png")
     ours, remark = read_image(tmp_path / "x.png", Reading(16))
@@ -146,7 +146,7 @@ def test_tiny_images_are_enlarged_as_by_torchvision_and_named(tmp_path, shape):
     assert remark == f"{shape[0]}x{shape[1]} pixels"
 
 
-def test_a_strip_of_one_pixel_does_not_become_a_wall_of_memory(tmp_path):
+def test_one_pixel_strip_needs_little_memory(tmp_path):
     Image.new("RGB", (60_000, 1), (7, 80, 9)).save(tmp_path / "x.png")
     ours, remark = read_image(tmp_path / "x.png", Reading(256))  # 60,000 x 256 rows would be 12 GB
     assert (ours == np.array([7, 80, 9])[:, None, None]).all()

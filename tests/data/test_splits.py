@@ -23,7 +23,7 @@ def labelled(counts, seed=0):
     return datasets.full_split(store, labels, [str(i) for i in range(len(labels))])
 
 
-def test_a_carved_split_is_stratified_disjoint_and_complete():
+def test_stratified_split_is_stratified_disjoint_and_complete():
     rng = np.random.default_rng(0)
     for seed in range(100):
         counts = rng.integers(2, 40, rng.integers(2, 12))
@@ -39,7 +39,7 @@ def test_a_carved_split_is_stratified_disjoint_and_complete():
         assert np.abs(away.labels.bincount().numpy() - wanted).max() <= 0.5
 
 
-def test_splits_do_not_depend_on_global_seeds_or_leave_traces_in_them():
+def test_splits_neither_depend_on_global_seeds_nor_change_them():
     prints = set()
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -51,14 +51,14 @@ def test_splits_do_not_depend_on_global_seeds_or_leave_traces_in_them():
     assert len(prints) == 1
 
 
-def test_the_test_split_does_not_depend_on_the_share_of_validation(tmp_path):
+def test_test_split_does_not_depend_on_val_fraction(tmp_path):
     make_folder(tmp_path, {"train/cat": 20, "train/dog": 31})
     for dataset in ("digits", str(tmp_path)):
         tests = [load_data(dataset, val_fraction=share).test.names for share in (0.1, 0.3, 0.9)]
         assert tests[0] == tests[1] == tests[2]
 
 
-def test_a_given_split_is_used_and_the_others_are_carved_out_of_train(tmp_path):
+def test_existing_splits_are_used_and_missing_ones_come_from_train(tmp_path):
     root = two_classes(tmp_path, train=10, others=3)
     loaded = load_data(str(root))
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [20, 6, 6]
@@ -76,17 +76,17 @@ def test_a_given_split_is_used_and_the_others_are_carved_out_of_train(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_share_of_validation_outside_zero_to_one_is_refused(share):
+def test_val_fraction_outside_zero_to_one_is_refused(share):
     with pytest.raises(UserError, match="VAL_FRACTION"):
         load_data("digits", val_fraction=share)
 
 
-def test_an_image_size_that_is_not_positive_is_refused():
+def test_image_size_must_be_positive():
     with pytest.raises(UserError, match="IMG_SIZE"):
         load_data("pets", size=0)
 
 
-def test_digits_equal_scikit_learns_up_to_the_scale():
+def test_digits_equal_scikit_learn_up_to_scale():
     loaded, bunch = load_data("digits"), load_digits()
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [1295, 143, 359]
     seen = []
@@ -140,7 +140,7 @@ def test_handwritten_digits_are_kinds_of_their_own():
                      "pets": "photographs"}  # fmt: skip
 
 
-def test_channel_statistics_equal_numpys(tmp_path):
+def test_channel_statistics_equal_numpy(tmp_path):
     for name in "ab":
         (tmp_path / "train" / name).mkdir(parents=True)
         for number in range(90):
@@ -154,7 +154,7 @@ def test_channel_statistics_equal_numpys(tmp_path):
         np.testing.assert_allclose(loaded.std, values.std((0, 2, 3)), rtol=1e-6)
 
 
-def test_channel_statistics_of_many_images_come_from_an_even_sample():
+def test_channel_statistics_of_many_images_use_an_evenly_spaced_sample():
     store = torch.arange(25_000).remainder(250).to(torch.uint8)[:, None, None, None]
     split = datasets.full_split(store, torch.zeros(25_000, dtype=torch.int64), [""] * 25_000)
     mean, std = datasets.channel_statistics(split)

@@ -33,15 +33,15 @@ def add_broken(folder):
 def test_unreadable_images_are_named_together_and_stop_the_run(tmp_path):
     root = two_classes(tmp_path)
     add_broken(root / "train" / "cat")
-    for _ in range(2):  # the second time from what the first one kept
+    for _ in range(2):  # the second time from the cache
         with pytest.raises(UserError) as error:
             load_data(str(root))
         says(error, f"{len(NO_IMAGES)} of 15 images", "--skip-unreadable")
         says(error, *(root / "train" / "cat" / name for name in NO_IMAGES))
-        assert str(error.value).count("text.jpg") == 1  # no path twice in a line
+        assert str(error.value).count("text.jpg") == 1  # the path is not repeated
 
 
-def test_skipped_images_are_named_and_the_labels_of_the_others_stay_theirs(tmp_path):
+def test_skipped_images_are_named_and_other_images_keep_their_labels(tmp_path):
     root = two_classes(tmp_path)
     add_broken(root / "train" / "cat")
     add_broken(root / "test" / "dog")
@@ -59,7 +59,7 @@ def test_skipped_images_are_named_and_the_labels_of_the_others_stay_theirs(tmp_p
         assert all(name in remark for name in NO_IMAGES for remark in left_out)
 
 
-def test_skipping_does_not_decode_again_and_not_skipping_still_stops(tmp_path, monkeypatch):
+def test_skipping_uses_the_cache_and_not_skipping_still_stops(tmp_path, monkeypatch):
     root = two_classes(tmp_path)
     add_broken(root / "train" / "cat")
     with pytest.raises(UserError):
@@ -72,16 +72,16 @@ def test_skipping_does_not_decode_again_and_not_skipping_still_stops(tmp_path, m
         load_data(str(root))
 
 
-def test_an_image_that_becomes_readable_again_is_read(tmp_path, monkeypatch):
+def test_image_that_becomes_readable_again_is_read(tmp_path, monkeypatch):
     root = two_classes(tmp_path)
-    with monkeypatch.context() as patch:  # as on a network drive that hangs for a moment
+    with monkeypatch.context() as patch:  # like a network drive that is briefly unavailable
         patch.setattr(images, "_to_rgb", lambda _: os.stat("no/such/drive"))
         with pytest.raises(UserError, match="8 of 8 images cannot be read"):
             load_data(str(root))
     assert len(load_data(str(root)).train) == 8
 
 
-def test_a_long_list_of_unreadable_images_is_cut_but_counted(tmp_path):
+def test_long_list_of_unreadable_images_is_abbreviated_but_counted(tmp_path):
     root = two_classes(tmp_path)
     for number in range(30):
         (root / "train" / "cat" / f"bad{number:02}.jpg").touch()
@@ -92,7 +92,7 @@ def test_a_long_list_of_unreadable_images_is_cut_but_counted(tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["splits given", "splits carved"])
-def test_a_class_whose_images_are_all_unreadable_is_an_error_even_when_skipping(tmp_path, given):
+def test_class_without_readable_images_is_refused_even_when_skipping(tmp_path, given):
     root = two_classes(tmp_path)
     if not given:
         shutil.rmtree(root / "val")
@@ -103,7 +103,7 @@ def test_a_class_whose_images_are_all_unreadable_is_an_error_even_when_skipping(
         load_data(str(root), skip_unreadable=True)
 
 
-def test_a_split_whose_images_are_all_unreadable_is_an_error_even_when_skipping(tmp_path):
+def test_split_without_readable_images_is_refused_even_when_skipping(tmp_path):
     root = two_classes(tmp_path)
     for path in (root / "val").glob("*/*"):
         path.write_text("broken")
@@ -111,7 +111,7 @@ def test_a_split_whose_images_are_all_unreadable_is_an_error_even_when_skipping(
         load_data(str(root), skip_unreadable=True)
 
 
-def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path, monkeypatch):
+def test_decompression_bomb_is_named_and_not_decoded(tmp_path, monkeypatch):
     root = two_classes(tmp_path)
     noise_image(90, 90).save(root / "train" / "cat" / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -120,7 +120,7 @@ def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path, monkeypatch):
     says(error, "1 of 9", "bomb.png", "more than 2,000 pixels")
 
 
-def test_tiny_images_of_a_folder_are_named_in_a_remark(tmp_path):
+def test_tiny_images_of_a_folder_are_noted(tmp_path):
     root = two_classes(tmp_path)
     noise_image(1, 9).save(root / "train" / "cat" / "strip.png")
     assert (
