@@ -111,7 +111,7 @@ def test_constant_high_bit_depth_images_stay_in_range(tmp_path, dtype, value):
 
 
 TURNS = Image.Transpose
-UPRIGHT = {  # EXIF orientation -> the transpose that turns the stored pixels upright (EXIF 2.3, tag 0x0112)
+UPRIGHT = {  # EXIF orientation (EXIF 2.3, tag 0x0112) -> the transpose that undoes it
     1: None, 2: TURNS.FLIP_LEFT_RIGHT, 3: TURNS.ROTATE_180, 4: TURNS.FLIP_TOP_BOTTOM,
     5: TURNS.TRANSPOSE, 6: TURNS.ROTATE_270, 7: TURNS.TRANSVERSE, 8: TURNS.ROTATE_90,
 }  # fmt: skip
