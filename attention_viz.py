@@ -19,7 +19,7 @@ from typing import Literal
 from lab.attention import scoring, views
 from lab.core import Run, UserError, constants, run_script, runtime
 from lab.data.augment import Augmentation
-from lab.data.image_list import load_images
+from lab.data.datasets import load_images
 from lab.data.images import EXTENSIONS
 from lab.data.loaders import Loaders
 from lab.models.pretrained import load_pretrained, short_name

@@ -251,9 +251,10 @@ def test_what_is_asked_for_is_each_image_whole_and_no_page_beside():
 
 def test_every_image_of_an_epoch_is_asked_for_once_a_batch_ahead(tmp_path):
     loaded = load_data(str(folder_of(tmp_path, 60)), size=40)
-    asked, real = [], loaded.train.ask
+    asked, real = [], loaded.train.read_ahead
     loaded = replace(
-        loaded, train=replace(loaded.train, ask=lambda rows: asked.extend(rows) or real(rows))
+        loaded,
+        train=replace(loaded.train, read_ahead=lambda rows: asked.extend(rows) or real(rows)),
     )
     preprocess = Preprocess(40, loaded.mean, loaded.std)
     loaders = Loaders(loaded, preprocess, 8, Augmentation())
@@ -268,7 +269,7 @@ def test_every_image_of_an_epoch_is_asked_for_once_a_batch_ahead(tmp_path):
 def test_a_mapped_store_is_read_only_and_says_nothing(tmp_path, recwarn):
     loaded = load_data(str(folder_of(tmp_path, 20)), size=40)
     assert not [w for w in recwarn if "writ" in str(w.message)]
-    assert not cache.mapped(next(tmp_path.glob("vit-lab-cache/*.npy"))).flags.writeable
+    assert not cache.open_array(next(tmp_path.glob("vit-lab-cache/*.npy"))).flags.writeable
     assert loaded.train.store.dtype == torch.uint8
 
 

@@ -75,7 +75,7 @@ MISTAKES = {  # name of the run: what was done, and what is put in whose place
     "no-scale": ("no 1/sqrt(d)", (Attention, "forward", attention(1.0, -1))),
     "no-positions": ("no positions", (VisionTransformer, "embed", without_positions)),
     "augmented-validation": ("augmented validation", (Loaders, "evaluation", augmented_validation)),
-    "wrong-mean": ("wrong mean and std in evaluation", (Loaders, "normalised", wrongly_normalised)),
+    "wrong-mean": ("wrong mean and std in evaluation", (Loaders, "normalize", wrongly_normalised)),
     "wrong-axis": ("softmax over the wrong axis", (Attention, "forward", attention(SCALE, -2))),
     "rate-1e-3": ("rate 1e-3 in full fine-tuning", None),
 }
@@ -197,7 +197,7 @@ def checks() -> dict[str, str]:
     with patch.object(Loaders, "evaluation", augmented_validation):
         assert not torch.equal(images("val"), images("val"))
     healthy = images("train")
-    with patch.object(Loaders, "normalised", wrongly_normalised):
+    with patch.object(Loaders, "normalize", wrongly_normalised):
         wrong = images("train")
     warning = learning_rate_warning(
         load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full", 1e-3

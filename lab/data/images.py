@@ -1,5 +1,7 @@
-"""Photographs on disk: found in their folders, and read, of whatever kind they are."""
+"""Images on disk: finding them in class folders, and reading files of many kinds."""
 
+import stat
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,42 +12,48 @@ from PIL import Image, ImageOps
 
 from lab.core import UserError
 
-# What Pillow reads without a plug-in. Anything else in a class folder is ignored, and named.
+# Formats that Pillow reads without a plugin. Other files in a class folder are left out, and named.
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
               ".pgm"}  # fmt: skip
-TINY = 4  # pixels: an image with a shorter side is enlarged like the others, but named
+# Only these formats are opened. Pillow guesses the format from a file's content: without a list, it
+# would pass any file that starts with %!PS to Ghostscript, which runs the program inside.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+CACHE_FOLDER = "vit-lab-cache"  # decoded photographs, in the folder of a dataset
+TINY = 4  # pixels: images with a shorter side are enlarged like others, but the user is told
 
 
 def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """The images of `root/<class>/**`, sorted; links are followed, but not in circles.
+    """The images of `root/<class>/**`, sorted; links are followed unless they form a cycle.
 
-    Returns: class name -> paths (empty for an empty folder), and what is left out: hidden files
-        and folders, files of other kinds, files beside the class folders.
+    Returns: class name -> paths (empty for an empty folder), and the files left out: hidden files
+        and folders, files of other kinds, files next to the class folders.
     Raises: UserError for a folder that cannot be listed.
     """
     classes: dict[str, list[Path]] = {}
     others: list[Path] = []
 
-    def collect(folder: Path, found: list[Path], above: set[Path]) -> None:
+    def collect(folder: Path, found: list[Path], parents: set[Path]) -> None:
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 others.append(path)
-            elif path.suffix.lower() in EXTENSIONS:  # reading fails, and names it, if it is none
+            elif path.suffix.lower() in EXTENSIONS:  # if it is no image, reading reports it
                 found.append(path)
             elif not path.is_dir():
                 others.append(path)
-            elif (real := path.resolve()) not in above:
-                collect(path, found, above | {real})
+            elif (real := path.resolve()) not in parents:
+                collect(path, found, parents | {real})
 
     try:
         for entry in sorted(root.iterdir()):
+            if entry.name == CACHE_FOLDER:
+                continue
             if entry.is_dir() and not entry.name.startswith("."):
                 found = classes.setdefault(entry.name, [])
                 collect(entry, found, {root.resolve(), entry.resolve()})
             else:
                 others.append(entry)
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
+        raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
     return classes, others
 
 
@@ -53,38 +61,54 @@ def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
 class Reading:
     """How photographs are read."""
 
-    size: int = 256  # side in pixels of the square that is kept
+    size: int = 256  # pixels: side of the square that is kept
     interpolation: str = "bicubic"  # or bilinear
-    skip_unreadable: bool = False  # go on without the images that cannot be read
+    skip_unreadable: bool = False  # leave out images that cannot be read instead of stopping
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"IMG_SIZE={self.size} must be a number of pixels, such as 224")
 
 
-def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
-    """One image as its central square, as torchvision's Resize(size) and CenterCrop do.
+def open_image(path: Path) -> Image.Image:
+    """Opens an image file like Pillow's `Image.open`, but safely.
 
-    EXIF rotation is applied; grayscale, palette and CMYK become RGB; transparency becomes white;
-    16-bit and float images keep their range.
-
-    Returns: uint8 (3, size, size), and a remark or None.
-    Raises: whatever Pillow raises for a file that is no image, truncated or a bomb.
+    Raises: ValueError for what is not a regular file (a pipe would block forever) or has too many
+        pixels, and what Pillow raises for files of other formats.
     """
-    with Image.open(path) as image:
-        image.load()  # decodes everything: a truncated file fails here
-        remark = f"{image.width}x{image.height} pixels" if min(image.size) < TINY else None
-        with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make the image smaller"
+        ) from error
+
+
+def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
+    """Reads an image and resizes its central square, as torchvision's Resize and CenterCrop do.
+
+    EXIF rotation is applied; grayscale, palette and CMYK images become RGB; transparency becomes
+    white; 16-bit and float images keep their range.
+
+    Returns: uint8 (3, size, size), and the original size as text if the image is tiny, else None.
+    Raises: what `open_image` raises, and what Pillow raises for truncated files.
+    """
+    with open_image(path) as image:
+        image.load()  # decodes all pixels, so a truncated file fails here
+        tiny = f"{image.width}x{image.height} pixels" if min(image.size) < TINY else None
+        with suppress(Exception):  # a broken EXIF block does not affect the pixels
             ImageOps.exif_transpose(image, in_place=True)
-        image = to_rgb(image)
+        image = _to_rgb(image)
     image = square(image, reading.size, Image.Resampling[reading.interpolation.upper()])
-    return np.asarray(image).transpose(2, 0, 1), remark
+    return np.asarray(image).transpose(2, 0, 1), tiny
 
 
 def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
-    """The central square of an image with `size` pixels a side."""
+    """The central square of an image, resized to `size` pixels."""
     short = min(image.size)
-    if max(image.size) > 100 * short:  # a 1-pixel strip must not become a wall of memory
+    if max(image.size) > 100 * short:  # resizing a 1-pixel strip first would need gigabytes
         image = ImageOps.fit(image, (size, size), method)
     elif short != size:
         image = image.resize([size * side // short for side in image.size], method)
@@ -92,16 +116,16 @@ def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Ima
     return image.crop((left, top, left + size, top + size))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB. `convert` alone would clip 16 bits to white and drop transparency.
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts any Pillow mode to RGB; Pillow would clip 16 bits to white and drop transparency.
 
-    Values above 255 count as 16 bits, floats up to 1 as shares of white; what fits neither, such
-    as negative values, is stretched from its least to its largest value.
+    Integer images with values above 255 are read as 16-bit, float images up to 1 as [0, 1]. Any
+    other range, such as one with negative values, is scaled from its minimum to its maximum.
     """
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(pixels).all():
-            raise ValueError("holds values that are not finite")
+            raise ValueError("contains NaN or infinite values")
         low, high = min(0, pixels.min()), pixels.max()
         whites = (1, 255, 65535) if image.mode == "F" else (255, 65535)
         white = next((w for w in whites if low == 0 and high <= w), high)
@@ -113,12 +137,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def abbreviate(items: Sequence[str], joint: str = ", ", most: int = 10) -> str:
-    """The first few items, fit to print, and how many more there are."""
+def abbreviate(items: Sequence[str], separator: str = ", ", most: int = 10) -> str:
+    """The first few items, made printable, and the number of the others."""
     rest = [f"... and {len(items) - most} more"] if len(items) > most else []
-    return joint.join([*map(printable, items[:most]), *rest])
+    return separator.join([*map(printable, items[:most]), *rest])
 
 
 def printable(name: str) -> str:
-    """A file's name with ? for what is not valid Unicode, which no terminal or file would take."""
-    return name.encode("utf-8", "replace").decode()
+    """A name in which "?" replaces characters that are not safe to print.
+
+    These are bytes that are not valid Unicode, line breaks, and control and formatting characters,
+    which could move the cursor or change the direction of text. Joiners are kept: Persian, Hindi
+    and emoji need them.
+    """
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        "?" if unicodedata.category(c) in unsafe and c not in "\u200c\u200d" else c for c in name
+    )

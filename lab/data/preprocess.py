@@ -1,40 +1,66 @@
-"""What a model wants its images to be like; it goes with the weights wherever they go."""
+"""What a model expects of its input; stored next to the weights wherever they go."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from lab.core import UserError
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Size, crop and normalisation of a model's input, with timm's names and meanings.
+    """Size, crop and normalization of a model's input, with timm's names and meanings.
 
-    An image is resized to `img_size / crop_pct` pixels and its centre cut out: this is what
-    evaluation sees. Raises UserError for values that cannot be.
+    For evaluation an image is resized to `img_size / crop_pct` pixels and its center is cropped.
+
+    Raises: UserError for values that make no sense.
     """
 
     img_size: int  # pixels
-    mean: list[float]  # of each channel, pixels counted in [0, 1]
+    mean: list[float]  # per channel, for pixels in [0, 1]
     std: list[float]
-    crop_pct: float = 1.0  # share of the resized image's side that the model sees
+    crop_pct: float = 1.0  # the crop's side as a fraction of the resized image's side
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
     def __post_init__(self) -> None:
         if self.img_size < 1:
             raise UserError(f"IMG_SIZE={self.img_size} must be a number of pixels, such as 224")
         if not 0 < self.crop_pct <= 1:
-            raise UserError(f"crop_pct={self.crop_pct} must be a share of the side, in (0, 1]")
+            raise UserError(f"crop_pct={self.crop_pct} must be greater than 0 and at most 1")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise UserError(f"mean {self.mean} and std {self.std} are no normalisation")
+            raise UserError(
+                f"mean {self.mean} and std {self.std} must have the same length, and every std "
+                "must be positive"
+            )
 
     @property
     def resized(self) -> int:
-        """Side in pixels of the image that the centre is cut out of."""
-        return resized(self.img_size, self.crop_pct)
+        """Side in pixels of the image from which the center is cropped."""
+        return self.resized_size(self.img_size, self.crop_pct)
+
+    @staticmethod
+    def resized_size(img_size: int, crop_pct: float) -> int:
+        """Side in pixels of the image from which `img_size` is cropped, rounded as in timm."""
+        return math.floor(img_size / crop_pct)
+
+    def center_crop(self, images: Tensor) -> Tensor:
+        """Resizes images and crops their center, as evaluation does; does not normalize.
+
+        Args:
+            images: uint8, (B, C, H, H).
+
+        Returns: floats in [0, 1], (B, C, img_size, img_size).
+        """
+        x, side = images, self.resized
+        if x.shape[-1] != side:
+            mode = self.interpolation
+            x = F.interpolate(x.float() / 255, (side, side), mode=mode, antialias=True).clamp_(0, 1)
+        start = round((side - self.img_size) / 2)  # as in torchvision's center_crop
+        x = x[..., start : start + self.img_size, start : start + self.img_size]
+        return x if x.is_floating_point() else x.float() / 255
 
 
-def resized(img_size: int, crop_pct: float) -> int:
-    """Side in pixels of which `img_size` is the share `crop_pct`, rounded as timm does."""
-    return math.floor(img_size / crop_pct)
+resized = Preprocess.resized_size  # old name, until all callers are converted

@@ -1,4 +1,4 @@
-"""Small pictures inside a page: of test images that lie on this machine, and of a run's plots."""
+"""Small images inside a page, as data URIs: test images on this machine, and plots of a run."""
 
 import io
 from base64 import b64encode
@@ -6,18 +6,21 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from lab.core import UserError
 from lab.data import datasets
+from lab.data.images import open_image
 
-SIDE = 96  # pixels of a test image at most
-WIDTH = 1000  # pixels of a plot at most
-TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python",
-               "fashion-mnist": "FashionMNIST/raw"}  # fmt: skip
+_SIDE = 96  # pixels: largest side of a test image
+_WIDTH = 1000  # pixels: largest width of a plot
+_OFFLINE = {"mnist-5k": datasets.load_mnist_5k, "digits": datasets.load_digits}
+_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python",
+            "fashion-mnist": "FashionMNIST/raw"}  # fmt: skip
 
 
 def thumbnail(dataset: str, name: str, data_dir: Path) -> str | None:
-    """A test image as a data URI; None where it is not on this machine. Nothing is downloaded.
+    """A test image as a data URI; None if it is not on this machine. Downloads nothing.
 
     Args:
         dataset: as the constant DATASET.
@@ -25,19 +28,27 @@ def thumbnail(dataset: str, name: str, data_dir: Path) -> str | None:
         data_dir: where downloads are.
     """
     try:
-        image = opened(dataset, name, data_dir)
-    except (OSError, ValueError, IndexError, UserError, Image.DecompressionBombError):
+        image = _test_image(dataset, name, data_dir)
+    except (OSError, ValueError, IndexError, RuntimeError, UserError):  # RuntimeError: a link loop
         return None
     if image is None:
         return None
     small = max(image.size) <= datasets.SMALL
-    image.thumbnail((SIDE, SIDE))
-    return data_uri(image, "PNG" if small else "JPEG")
+    image.thumbnail((_SIDE, _SIDE))
+    return _data_uri(image, "PNG" if small else "JPEG")
 
 
-def opened(dataset: str, name: str, data_dir: Path) -> Image.Image | None:
-    if dataset == "digits" or dataset in TORCHVISION:
-        store = small_images(dataset, data_dir)
+def plot(path: Path) -> str:
+    """A plot of a run as a data URI, at most 1000 pixels wide. Raises: OSError, ValueError."""
+    with open_image(path) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((_WIDTH, 4 * _WIDTH))
+    return _data_uri(image, "JPEG")
+
+
+def _test_image(dataset: str, name: str, data_dir: Path) -> Image.Image | None:
+    if dataset in _OFFLINE or dataset in _FOLDERS:
+        store = _small_images(dataset, data_dir)
         if store is None:
             return None
         pixels = store[int(name.rpartition("/")[2])].permute(1, 2, 0).numpy()
@@ -45,29 +56,21 @@ def opened(dataset: str, name: str, data_dir: Path) -> Image.Image | None:
     root = data_dir / "oxford-iiit-pet" if dataset == "pets" else Path(dataset).expanduser()
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()) or not path.is_file():
-        return None  # a record may come from anybody: it opens nothing outside its dataset
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        return None  # a record from someone else must not open files outside of its dataset
+    return ImageOps.exif_transpose(open_image(path)).convert("RGB")
 
 
 @cache
-def small_images(dataset: str, data_dir: Path):
-    """The test images (N, C, H, W) of a dataset that is here whole; digits: all images."""
-    if dataset == "digits":
-        return datasets.digits().splits["train"].store
-    if not (data_dir / TORCHVISION[dataset]).is_dir():
+def _small_images(dataset: str, data_dir: Path) -> Tensor | None:
+    """The test images (N, C, H, W) of a dataset that is on this machine, or all its images."""
+    if dataset in _OFFLINE:
+        return _OFFLINE[dataset]().splits["train"].store
+    if not (data_dir / _FOLDERS[dataset]).is_dir():
         return None
-    return datasets.downloaded(dataset, str(data_dir)).splits["test"].store
+    return datasets.load_torchvision(dataset, str(data_dir)).splits["test"].store
 
 
-def plot(path: Path) -> str:
-    """A picture of a run as a data URI, no wider than WIDTH. Raises: OSError."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    picture.thumbnail((WIDTH, 4 * WIDTH))
-    return data_uri(picture, "JPEG")
-
-
-def data_uri(image: Image.Image, kind: str) -> str:
-    held = io.BytesIO()
-    image.save(held, kind, **({"quality": 82} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{b64encode(held.getvalue()).decode()}"
+def _data_uri(image: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 82} if kind == "JPEG" else {"optimize": True}))
+    return f"data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}"

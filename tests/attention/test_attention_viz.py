@@ -19,7 +19,7 @@ from timm.data import ImageNetInfo
 from lab.attention.plots import AttentionExample
 from lab.attention.views import class_index, class_names, uniform_distance
 from lab.core import Run, UserError
-from lab.data.image_list import load_images
+from lab.data.datasets import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
 from lab.models.registry import TimmConfig, build_timm_model, save_model

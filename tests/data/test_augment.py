@@ -12,7 +12,7 @@ from lab.data.augment import Augmentation, BatchRNG, augment
 from lab.data.preprocess import Preprocess
 
 SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(5)
-BRIGHTNESS, COLOUR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(5, 13)
+BRIGHTNESS, COLOR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(5, 13)
 
 
 def sized(img_size):
@@ -37,7 +37,7 @@ REFERENCES = {
     TRANSLATE_Y: lambda x, m, s: affine(x, translate=(0, int(s * int(32 * m)))),
     ROTATE: lambda x, m, s: V.rotate(x, s * 135 * m, InterpolationMode.BILINEAR),
     BRIGHTNESS: lambda x, m, s: V.adjust_brightness(x, 1 + s * 0.99 * m),
-    COLOUR: lambda x, m, s: V.adjust_saturation(x, 1 + s * 0.99 * m),
+    COLOR: lambda x, m, s: V.adjust_saturation(x, 1 + s * 0.99 * m),
     CONTRAST: lambda x, m, s: V.adjust_contrast(x, 1 + s * 0.99 * m),
     SHARPNESS: lambda x, m, s: V.adjust_sharpness(x, 1 + s * 0.99 * m),
     POSTERIZE: lambda x, m, s: V.posterize((x * 255).round().byte(), 8 - round(6 * m)) / 255,
@@ -54,7 +54,7 @@ def test_operation_matches_torchvision_image_by_image(number, side):
     x = torch.randint(0, 256, (6, 3, side, side)) / 255
     m = torch.tensor([0, 3, 10, 17, 29, 30]) / 30
     sign = torch.tensor([1.0, -1, 1, -1, 1, -1])
-    ours = A.OPERATIONS[number](x, m, sign)
+    ours = A._OPERATIONS[number](x, m, sign)
     theirs = torch.stack(
         [REFERENCES[number](x[i : i + 1], m[i].item(), sign[i].item())[0] for i in range(len(x))]
     )
@@ -64,20 +64,20 @@ def test_operation_matches_torchvision_image_by_image(number, side):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_trivial_augment_uses_every_operation_and_keeps_the_range(channels):
     x = torch.rand(600, channels, 12, 12)
-    out = A.trivial_augment(x, BatchRNG(0, 600))
+    out = A._trivial_augment(x, BatchRNG(0, 600))
     assert out.shape == x.shape
     assert out.min() >= 0
     assert out.max() <= 1
     same = (out == x).flatten(1).all(1).float().mean()
     assert 1 / 14 < same < 0.5  # the identity, and operations at strength zero
-    assert A.OPERATIONS[ROTATE](x[:1], torch.zeros(1), torch.ones(1)).allclose(x[:1], atol=1e-5)
+    assert A._OPERATIONS[ROTATE](x[:1], torch.zeros(1), torch.ones(1)).allclose(x[:1], atol=1e-5)
 
 
-def test_shift_and_flip_match_cropping_one_by_one():
+def test_random_crop_and_flip_equal_torchvision_image_by_image():
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     dx, dy = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([4, 2, 2, 1, 0])
     flip = torch.tensor([True, False, True, False, False])
-    ours = A.shift(images, 2, dx, dy, flip)
+    ours = A._shift(images, 2, dx, dy, flip)
     padded = V.pad(images, [2, 2, 2, 2])
     for i in range(5):
         expected = V.crop(padded[i], int(dy[i]), int(dx[i]), 8, 8)
@@ -86,20 +86,20 @@ def test_shift_and_flip_match_cropping_one_by_one():
 
 
 def test_resized_crop_matches_torchvision_on_whole_pixels():
-    """A crop that is not resized is exact; its box is recovered from the map itself."""
+    """A crop that needs no resizing is exact."""
     torch.manual_seed(0)
     x = torch.rand(1, 3, 16, 16)
     top, left, side = 3, 5, 8  # the box of pixels [3, 11) x [5, 13)
     centre = [(2 * left + side) / 16 - 1, (2 * top + side) / 16 - 1]
     maps = torch.tensor([[[side / 16, 0, centre[0]], [0, side / 16, centre[1]]]])
     torch.testing.assert_close(
-        A.warp(x, maps, side), V.crop(x, top, left, side, side), atol=1e-5, rtol=0
+        A._warp(x, maps, side), V.crop(x, top, left, side, side), atol=1e-5, rtol=0
     )
 
 
-def test_crop_boxes_stay_inside_and_have_the_area_asked_for():
+def test_crop_boxes_stay_inside_and_have_the_requested_area():
     draw = BatchRNG(0, 2000)
-    maps = A.crop_boxes(draw, 0.25, None)
+    maps = A._crop_boxes(draw, 0.25, None)
     wide, high, x, y = maps[:, 0, 0], maps[:, 1, 1], maps[:, 0, 2], maps[:, 1, 2]
     assert (x.abs() + wide).max() <= 1 + 1e-6
     assert (y.abs() + high).max() <= 1 + 1e-6
@@ -110,7 +110,7 @@ def test_crop_boxes_stay_inside_and_have_the_area_asked_for():
     assert area.mean() == pytest.approx(0.6, abs=0.05)
 
 
-def test_erasing_hits_the_share_asked_for_and_whole_rectangles():
+def test_random_erasing_erases_whole_rectangles_with_the_given_probability():
     x = torch.ones(2000, 3, 24, 24)
     draw = BatchRNG(0, 2000)
     out = A.erase(x, 0.25, draw)
@@ -132,7 +132,7 @@ CROPPED = Augmentation(rrc_min_area=0.3, flip=True, auto_augment="trivial")
 
 
 @pytest.mark.parametrize("how", [EVERYTHING, CROPPED])
-def test_same_seed_same_batch_and_each_image_its_own_draw(how):
+def test_same_seed_gives_same_batch_and_images_get_different_parameters(how):
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).repeat(32, 1, 1, 1)
     first, again, other = (augment(images, sized(16), how, BatchRNG(s, 32)) for s in (1, 1, 2))
     assert first.equal(again)
@@ -140,7 +140,7 @@ def test_same_seed_same_batch_and_each_image_its_own_draw(how):
     assert len(torch.unique(first, dim=0)) > 24
 
 
-def test_processes_share_one_batch():
+def test_augmentation_does_not_depend_on_the_number_of_processes():
     images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
     together = augment(images, sized(16), EVERYTHING, BatchRNG(5, 12))
     shares = [
@@ -150,8 +150,8 @@ def test_processes_share_one_batch():
     assert torch.cat(shares).allclose(together, atol=1e-6)
 
 
-def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch):
-    """The drawn numbers are read off, and given to torchvision."""
+def test_rotation_scale_and_translation_match_torchvision_image_by_image(monkeypatch):
+    """torchvision gets the same random parameters."""
     drawn = []
 
     class Spy(BatchRNG):
@@ -165,9 +165,9 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
     angle, scale, dx, dy = drawn
     for i in range(6):
         move = torch.tensor([dx[i], dy[i]]) * 8  # half of 16 pixels is 1 in coordinates
-        # Ours moves the image after it has turned and grown about its centre, as torchvision
-        # does; torchvision's translation is where the centre goes, so it is turned back.
-        turn = A.rotation(-angle[i : i + 1].deg2rad())[0, :, :2]
+        # Both rotate and scale about the center. Ours then translates in the coordinates of the
+        # input, torchvision in those of the output, so the translation is rotated back.
+        turn = A._rotation(-angle[i : i + 1].deg2rad())[0, :, :2]
         x, y = (-(scale[i] * turn) @ move).tolist()
         theirs = V.affine(
             images[i : i + 1] / 255, -angle[i].item(), [x, y], scale[i].item(), [0.0, 0.0],
@@ -176,24 +176,24 @@ def test_turn_zoom_and_translation_match_torchvision_image_by_image(monkeypatch)
         torch.testing.assert_close(ours[i : i + 1], theirs, atol=2e-3, rtol=0)
 
 
-def test_nothing_asked_for_changes_nothing():
+def test_default_augmentation_changes_nothing():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     assert augment(images, sized(8), Augmentation(), BatchRNG(0, 4)).equal(images / 255)
-    assert A.center_crop(images, sized(8)).equal(images / 255)
+    assert sized(8).center_crop(images).equal(images / 255)
 
 
-def test_evaluation_sees_torchvisions_centre_crop():
+def test_center_crop_matches_torchvision():
     images = torch.randint(0, 256, (2, 3, 37, 37), dtype=torch.uint8)
-    kept = A.center_crop(images, Preprocess(32, [0.5], [0.5], crop_pct=32 / 37))
+    kept = Preprocess(32, [0.5], [0.5], crop_pct=32 / 37).center_crop(images)
     assert kept.equal(V.center_crop(images, [32, 32]) / 255)
     for side, method in ((56, "bicubic"), (20, "bilinear")):
         to = Preprocess(side, [0.5], [0.5], crop_pct=0.875, interpolation=method)
         theirs = V.resize(images / 255, [to.resized], InterpolationMode(method), antialias=True)
         theirs = V.center_crop(theirs.clamp(0, 1), [side, side])
-        torch.testing.assert_close(A.center_crop(images, to), theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(to.center_crop(images), theirs, atol=1e-6, rtol=0)
 
 
-def test_flips_happen_for_half_of_the_images_and_never_unasked():
+def test_half_of_the_images_are_flipped_and_only_on_request():
     images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8)
     images[..., 0] = 255
     draw = BatchRNG(0, 1000)
