@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lab.attention.score_report import percent, points
-from lab.attention.scoring import CENTRE, RANDOM, candidates
+from lab.attention.score_report import CENTER, RANDOM, candidates, percent, points
 from lab.core import Run, UserError
 from lab.report import sentences
 from lab.report.comparisons import (
@@ -223,7 +222,7 @@ def _attention_table(runs: list[Run], link: _Link) -> str:
         precision = scores["average_precision"]
         rows.append([
             _linked(record["title"], run.folder, link), escape(name), percent(precision["mean"]),
-            points(precision[CENTRE]), points(precision[RANDOM]), percent(scores["iou"]["mean"]),
+            points(precision[CENTER]), points(precision[RANDOM]), percent(scores["iou"]["mean"]),
         ])  # fmt: skip
     head = ["model", "best map on validation", "average precision (%)",
             "gain over a center Gaussian", "gain over random weights", "IoU (%)"]  # fmt: skip
