@@ -23,7 +23,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from lab.core import UserError
+from lab.core import UserError, constants
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Distribution]
@@ -82,18 +82,17 @@ class Script:
     def flags(self, params: Params) -> list[str]:
         """The command line of a trial, without its name and results folder."""
         own = {key: value for key, value in SET_BY_SWEEP.items() if key in self.values}
-        return self.fixed + [flag(key, value) for key, value in {**own, **params}.items()]
+        return self.fixed + constants.as_flags({**own, **params})
 
     def parse_value(self, name: str, text: str) -> Any:
         """Converts text to a value of a constant, as the script's command line does.
 
         Raises: UserError if the constant does not accept it.
         """
-        word = flag(name, {"true": True, "false": False}.get(text, text))
-        value = _parse(self.parser, [word], f"SPACE: {name}={text}")[name]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"SPACE: {name}={text} is not finite")
-        return value
+        if isinstance(self.values[name], bool) and text not in ("true", "false"):
+            raise UserError(f"SPACE: {name}={text}: choose true or false")
+        words = constants.as_flags({name: {"true": True, "false": False}.get(text, text)})
+        return _parse(self.parser, words, f"SPACE: {name}={text}")[name]
 
 
 def parse_space(text: str, script: Script, sampler: str) -> Space:
@@ -151,14 +150,6 @@ def next_point(space: Space, sampler: str, seed: int, trials: list[FrozenTrial])
     return None
 
 
-def flag(name: str, value: Any) -> str:
-    """A constant's value as one word of a command line."""
-    word = name.lower().replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{word}" if value else f"--no-{word}"
-    return f"--{word}={show(value)}"
-
-
 def show(value: Any) -> str:
     """A value as the command line and folder names spell it."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
@@ -183,9 +174,11 @@ def _import_script(path: Path) -> tuple[ModuleType, argparse.ArgumentParser]:
             spec.loader.exec_module(module)
         with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
             getattr(module, "main", int)()
-    except (Exception, SystemExit) as error:  # whatever is wrong with a user's script
+    except Exception as error:  # whatever is wrong with a user's script
+        raise UserError(f"SCRIPT={str(path)!r} cannot be imported: {error}") from error
+    except SystemExit:
         if not parsers:
-            raise UserError(f"SCRIPT={str(path)!r} cannot be imported: {error}") from error
+            raise  # the script has said why, such as a constant of the wrong type
     if not parsers:
         raise UserError(f"SCRIPT={str(path)!r} has no main() that reads constants as flags")
     return module, parsers[0]
@@ -195,7 +188,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str], origin: str) -> di
     """Every constant by name. Raises: UserError that starts with `origin`."""
 
     def error(message: str) -> None:
-        raise UserError(f"{origin}: {message}. The script's --help describes its flags")
+        raise UserError(f"{origin}: {message}")
 
     parser.error = error
     return vars(parser.parse_args(words))

@@ -42,5 +42,4 @@ def fake(tmp_path, monkeypatch):
     """A working directory with fake.py. Returns: the folder of the sweep `s`."""
     shutil.copy(Path(__file__).with_name("fake_training.py"), tmp_path / "fake.py")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return Path("results/sweep/s")

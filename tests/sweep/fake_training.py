@@ -3,6 +3,7 @@
 Its validation accuracy is best in the second epoch, and higher the closer RATE is to 0.01.
 """
 
+import argparse
 import csv
 import json
 import math
@@ -11,23 +12,27 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
-from lab.core import constants
 
-DATASET: str = "made up"
-RATE: float = 0.01
-WIDTH: int | None = None
-POOL: Literal["token", "avg"] = "token"
-EPOCHS: int = 3
-HOLD_BELOW: float = 0  # runs with a lower rate wait after epoch 2, until they have to stop
-COMPANY: int = 1  # runs that must have started before this one continues
-RESULTS_DIR: str = "results"
-NAME: str | None = None
+def read_constants() -> dict:
+    """The constants, as lab.core.constants reads them, without importing torch."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dataset", dest="DATASET", default="made up")
+    parser.add_argument("--rate", dest="RATE", type=float, default=0.01)
+    parser.add_argument("--width", dest="WIDTH", type=int)
+    parser.add_argument("--pool", dest="POOL", choices=("token", "avg"), default="token")
+    parser.add_argument("--epochs", dest="EPOCHS", type=int, default=3)
+    # Runs with a lower rate wait after epoch 2, until they have to stop.
+    parser.add_argument("--hold-below", dest="HOLD_BELOW", type=float, default=0)
+    # So many runs must have started before this one continues.
+    parser.add_argument("--company", dest="COMPANY", type=int, default=1)
+    parser.add_argument("--results-dir", dest="RESULTS_DIR", default="results")
+    parser.add_argument("--name", dest="NAME")
+    return vars(parser.parse_args())
 
 
 def main() -> None:
-    c = constants.override(sys.modules[__name__])
+    c = read_constants()
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
     folder = Path(c["RESULTS_DIR"], c["NAME"])
