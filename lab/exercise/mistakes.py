@@ -16,7 +16,7 @@ TOKENS = "x.flatten(2).transpose(1, 2)"
 SCALE = "q = q * self.scale"
 
 
-class Apply(nn.Module):
+class _Apply(nn.Module):
     """A function as a module, for changes that put one in place of a layer."""
 
     def __init__(self, function):
@@ -27,20 +27,20 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-class OverTokens(nn.LayerNorm):
+class _OverTokens(nn.LayerNorm):
     """A LayerNorm that takes its mean and variance over tokens instead of channels."""
 
     def forward(self, x):
         return F.layer_norm(x.mT, x.shape[1:2], eps=self.eps).mT * self.weight + self.bias
 
 
-def as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
+def _as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
     """Changes the class of some layers, which keeps their parameters."""
     for name in names:
         getattr(module, name).__class__ = kind
 
 
-def set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
+def _set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
     for name in names:
         getattr(module, name).eps = eps
 
@@ -133,7 +133,7 @@ MLP = (
         "sigmoid approximation of GELU",
         "The activation is x * sigmoid(1.702 x), the QuickGELU of CLIP.",
         "CLIP's code is a common template for a ViT",
-        change=lambda m, c: setattr(m, "act", Apply(lambda x: x * (1.702 * x).sigmoid())),
+        change=lambda m, c: setattr(m, "act", _Apply(lambda x: x * (1.702 * x).sigmoid())),
     ),
     Mistake(
         "SiLU instead of GELU",
@@ -436,13 +436,13 @@ BLOCK = (
         "norm over tokens",
         "Mean and variance are taken over the tokens (axis 1) instead of a token's channels.",
         "The wrong axis is normalized",
-        change=lambda m, c: as_kind(m, NORMS, OverTokens),
+        change=lambda m, c: _as_kind(m, NORMS, _OverTokens),
     ),
     Mistake(
         "wrong eps",
         "The norms use PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps; ViT has 1e-6, and released weights expect it",
-        change=lambda m, c: set_eps(m, NORMS, 1e-5),
+        change=lambda m, c: _set_eps(m, NORMS, 1e-5),
     ),
     Mistake(
         "MLP before attention",
@@ -564,7 +564,7 @@ VISION_TRANSFORMER = (
         "wrong eps in the final norm",
         "The final norm uses PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps",
-        change=lambda m, c: set_eps(m, ("norm",), 1e-5),
+        change=lambda m, c: _set_eps(m, ("norm",), 1e-5),
     ),
     Mistake(
         "blocks share their weights",

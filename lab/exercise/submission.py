@@ -112,7 +112,7 @@ class Submission:
         """An exception in the student's code as a Failure."""
         if isinstance(error, Failure):
             return error
-        return explain(error, self.files)
+        return _explain(error, self.files)
 
 
 def load_module(path: Path, name: str) -> types.ModuleType:
@@ -136,11 +136,11 @@ def load_module(path: Path, name: str) -> types.ModuleType:
             error,
         ) from error
     except (Exception, SystemExit) as error:
-        raise explain(error, (path,)) from error
+        raise _explain(error, (path,)) from error
     return module
 
 
-def explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
+def _explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
     """One sentence about an exception, with the last line of the student's that led to it."""
     names = {str(path): path.name for path in files}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in names]

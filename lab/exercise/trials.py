@@ -61,11 +61,11 @@ class Trial:
         self.slots: list[Slot] = []
         torch.manual_seed(seed)
         self.config = submission.config(case.options)
-        self.inputs = case.scale * random_inputs(part, self.config, case.batch)
+        self.inputs = case.scale * _random_inputs(part, self.config, case.batch)
         try:
             self.module = build(submission, part, self.config, fill_in=fill_in)
             self.slots = slots(self.module)
-            randomize(self.slots, case.scale)
+            _randomize(self.slots, case.scale)
         except Failure as failure:
             self.failure = failure
         self._layouts: dict[object, list[Layout]] = {}
@@ -163,7 +163,7 @@ class Outcome:
     gradients: list[Tensor | None] = field(default_factory=list)  # of the input, then of each slot
 
 
-def outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) -> Outcome:
+def _outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) -> Outcome:
     """Runs a module on a trial's inputs; an exception is an outcome too."""
     if module is None:
         return Outcome(error=trial.failure)
@@ -208,7 +208,7 @@ class Evidence:
         key = (case.name, gradients)
         if key not in self._outcomes:
             trial = self.trial(case)
-            self._outcomes[key] = outcome(trial.module, trial, gradients)
+            self._outcomes[key] = _outcome(trial.module, trial, gradients)
         return self._outcomes[key]
 
     def agrees(self, mistakes: tuple[Mistake, ...] = (), cases: tuple[Case, ...] = CASES,
@@ -232,7 +232,7 @@ class Evidence:
                 found = [None] if twin is None else []
             else:
                 found = trial.layouts(twin)
-            if not any(same(own, trial, twin, layout, with_gradients) for layout in found):
+            if not any(_same(own, trial, twin, layout, with_gradients) for layout in found):
                 return False
             worked = worked or own.error is None
         return worked
@@ -243,30 +243,30 @@ class Evidence:
         reference = trial.reference()
         found = trial.layouts(reference)
         own = self.outcome(case)
-        right = (x for x in found if same(own, trial, reference, x, False))
+        right = (x for x in found if _same(own, trial, reference, x, False))
         return next(right, found[0] if found else None)
 
 
-def same(
+def _same(
     own: Outcome, trial: Trial, twin: nn.Module | None, layout: Layout | None, gradients: bool
 ) -> bool:
     """Whether a twin with the student's parameters does what the student's module did."""
     if twin is None:
         return own.error is not None
-    theirs = outcome(trial.load(twin, layout), trial, gradients)
+    theirs = _outcome(trial.load(twin, layout), trial, gradients)
     if not close(own.output, theirs.output):
         return False
     if not gradients or own.error:
         return True
-    student = [zeros(g, s.tensor) for g, s in zip(own.gradients[1:], trial.slots, strict=True)]
+    student = [_zeros(g, s.tensor) for g, s in zip(own.gradients[1:], trial.slots, strict=True)]
     values = flat(student)
     pairs = [(own.gradients[0], theirs.gradients[0])]
     for slot, gradient in zip(slots(twin), theirs.gradients[1:], strict=True):
-        pairs.append((values[layout[slot.name]], zeros(gradient, slot.tensor)))
-    return all(close(zeros(a, trial.inputs), zeros(b, trial.inputs)) for a, b in pairs)
+        pairs.append((values[layout[slot.name]], _zeros(gradient, slot.tensor)))
+    return all(close(_zeros(a, trial.inputs), _zeros(b, trial.inputs)) for a, b in pairs)
 
 
-def zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+def _zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     """The gradient, or zeros where there is none."""
     return torch.zeros_like(like) if gradient is None else gradient
 
@@ -280,7 +280,7 @@ def close(a: object, b: object) -> bool:
     return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
 
 
-def random_inputs(part: Part, config: Any, batch: int) -> Tensor:
+def _random_inputs(part: Part, config: Any, batch: int) -> Tensor:
     """Images (B, C, H, W) or tokens (B, N, D), whatever the part takes."""
     if part.name in ("PatchEmbed", "VisionTransformer"):
         return torch.randn(batch, config.in_chans, config.img_size, config.img_size)
@@ -288,7 +288,7 @@ def random_inputs(part: Part, config: Any, batch: int) -> Tensor:
     return torch.randn(batch, tokens, config.embed_dim)
 
 
-def randomize(members: list[Slot], scale: float) -> None:
+def _randomize(members: list[Slot], scale: float) -> None:
     """Values far from any special one (zeros, ones) for all registered parameters."""
     with torch.no_grad():
         for slot in members:
