@@ -199,7 +199,7 @@ def watch(c: SimpleNamespace) -> None:
     files, seen = [Path(c.MODEL_FILE), Path(c.STEPS_FILE)], None
     while True:
         now = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
-        if now != seen:
+        if now != seen and now[0]:  # while an editor saves, the file may be gone for a moment
             print(f"\n{time.strftime('%H:%M:%S')} (Ctrl-C ends)")
             check(c)
             seen, c.HINT = now, False

@@ -72,6 +72,8 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
                 result.says, result.because = diagnosis.says, diagnosis.because
                 result.mistakes = diagnosis.mistakes
                 break
+    except Failure as failure:  # there is nothing to check, such as no ViTConfig
+        result.failed, result.says = part.checks[0], str(failure)
     finally:
         torch.set_default_dtype(previous)
     return result

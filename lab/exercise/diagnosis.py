@@ -1,6 +1,7 @@
 """Names the mistake in a part: a known one, a symptom, two known ones, or a true statement."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lab.exercise.mistakes import MISTAKES
@@ -57,7 +58,7 @@ def _sentence(failure: Failure, evidence: Evidence, says: str) -> str:
     return f"{where(submission.module_of(part), failure.line)}: {says}"
 
 
-def _single_mistakes(evidence: Evidence, gradients: bool = False):
+def _single_mistakes(evidence: Evidence, gradients: bool) -> Iterator[Mistake]:
     """The known mistakes that explain everything the part did, in the order of the library."""
     for mistake in MISTAKES[evidence.part.name]:
         try:
@@ -67,7 +68,7 @@ def _single_mistakes(evidence: Evidence, gradients: bool = False):
             continue
 
 
-def _pairs_of_mistakes(evidence: Evidence):
+def _pairs_of_mistakes(evidence: Evidence) -> Iterator[tuple[Mistake, Mistake]]:
     """Pairs of known mistakes that explain everything the part did."""
     for pair in itertools.combinations(MISTAKES[evidence.part.name], 2):
         for order in (pair, pair[::-1]):

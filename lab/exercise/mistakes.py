@@ -5,6 +5,8 @@ recognized by what it computes, not by how it is written: see lab/exercise/diagn
 that need no twin, such as a division that gives a float, are in lab/exercise/symptoms.py.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -32,6 +34,11 @@ class _OverTokens(nn.LayerNorm):
 
     def forward(self, x):
         return F.layer_norm(x.mT, x.shape[1:2], eps=self.eps).mT * self.weight + self.bias
+
+
+def _four_times_as_wide(mlp: nn.Module, config: Any) -> None:
+    width = config.embed_dim
+    mlp.fc1, mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
 
 def _as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
@@ -169,9 +176,7 @@ MLP = (
         "hidden width always four times the embedding width",
         "The hidden width ignores config.mlp_ratio.",
         "The paper's 4 is written into the code",
-        change=lambda m, c: vars(m)["_modules"].update(
-            fc1=nn.Linear(c.embed_dim, 4 * c.embed_dim), fc2=nn.Linear(4 * c.embed_dim, c.embed_dim)
-        ),
+        change=_four_times_as_wide,
     ),
     Mistake(
         "residual connection inside the MLP",

@@ -228,10 +228,9 @@ class Evidence:
                 raise
             except Exception:
                 twin = None
-            if twin is None or trial.module is None:
-                found = [None] if twin is None else []
-            else:
-                found = trial.layouts(twin)
+            found: list[Layout | None] = [None]  # a twin that fails needs no parameters
+            if twin is not None:
+                found = [] if trial.module is None else trial.layouts(twin)
             if not any(_same(own, trial, twin, layout, with_gradients) for layout in found):
                 return False
             worked = worked or own.error is None
@@ -252,18 +251,20 @@ def _same(
 ) -> bool:
     """Whether a twin with the student's parameters does what the student's module did."""
     if twin is None:
-        return own.error is not None
+        return own.error is not None  # both fail
     theirs = _outcome(trial.load(twin, layout), trial, gradients)
     if not close(own.output, theirs.output):
         return False
     if not gradients or own.error:
         return True
-    student = [_zeros(g, s.tensor) for g, s in zip(own.gradients[1:], trial.slots, strict=True)]
-    values = flat(student)
-    pairs = [(own.gradients[0], theirs.gradients[0])]
-    for slot, gradient in zip(slots(twin), theirs.gradients[1:], strict=True):
-        pairs.append((values[layout[slot.name]], _zeros(gradient, slot.tensor)))
-    return all(close(_zeros(a, trial.inputs), _zeros(b, trial.inputs)) for a, b in pairs)
+    student = zip(own.gradients[1:], trial.slots, strict=True)
+    values = flat([_zeros(gradient, slot.tensor) for gradient, slot in student])
+    return close(
+        _zeros(own.gradients[0], trial.inputs), _zeros(theirs.gradients[0], trial.inputs)
+    ) and all(
+        close(values[layout[slot.name]], _zeros(gradient, slot.tensor))
+        for slot, gradient in zip(slots(twin), theirs.gradients[1:], strict=True)
+    )
 
 
 def _zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -277,7 +278,7 @@ def close(a: object, b: object) -> bool:
         return a is None and b is None
     if a.shape != b.shape:
         return False
-    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max() + 1e-12)
 
 
 def _random_inputs(part: Part, config: Any, batch: int) -> Tensor:
