@@ -91,8 +91,11 @@ def check(c: SimpleNamespace) -> bool:
         total = sum(sum(POINTS[result.part].values()) for result in results)
         print(f"  {'all parts':<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}")
     failing = next((result for result in results if result.failed is not None), None)
-    if failing:
+    if failing and failing.unwritten:
+        say(f"\n{failing.part}: {failing.says}. The task: {PARTS[failing.part].task}.")
+    elif failing:
         say(f"\n{failing.part}, {failing.failed}: {failing.says}")
+    if failing:
         if failing.because:
             say(f"How it happens: {failing.because}.")
         show_hints(report, failing.part, c.HINT)

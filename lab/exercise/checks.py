@@ -117,8 +117,12 @@ def _gradients(evidence: Evidence, weights: Path) -> None:
             raise _failure(evidence, symptoms[name].says)
     out = evidence.outcome(TWO, gradients=True)
     if out.error:
-        failure = evidence.submission.explain(out.error)
-        raise Failure(str(failure), failure.line or _line_of(evidence), out.error)
+        explained = evidence.submission.explain(out.error)
+        if explained.line:
+            raise explained
+        failure = _failure(evidence, str(explained))
+        failure.cause = out.error
+        raise failure
     if not evidence.agrees(cases=(TWO,), gradients=True):
         names = ["the input", *(slot.name for slot in evidence.trial(TWO).slots)]
         missing = [n for n, g in zip(names, out.gradients, strict=True) if g is None]
@@ -210,12 +214,9 @@ def _released(evidence: Evidence, weights: Path) -> None:
 
 
 def _failure(evidence: Evidence, sentence: str) -> Failure:
-    line = _line_of(evidence)
+    """A failure that names the line of the part's forward."""
+    line = evidence.submission.line_of(evidence.part.name, "forward")
     return Failure(f"{where(evidence.submission.model, line)}: {sentence}", line)
-
-
-def _line_of(evidence: Evidence) -> int | None:
-    return evidence.submission.line_of(evidence.part.name, "forward")
 
 
 CHECKS: dict[str, Callable[[Evidence, Path], None]] = {

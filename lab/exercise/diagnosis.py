@@ -26,9 +26,11 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     text = f"{type(failure.cause).__name__}: {failure.cause}" if failure.cause else str(failure)
     if failure.unwritten or (evidence.trial(TWO).module is None and not failure.cause):
         return Diagnosis(str(failure))
+    if check in ("options", "released weights"):  # the part is correct otherwise
+        return Diagnosis(str(failure))
     gradients = check == "gradients"
     twins, symptoms = list(_single_mistakes(evidence, gradients)), find_symptoms(evidence, text)
-    if check in ("shapes", "values") and not evidence.outcome(TWO).error:
+    if not gradients and not evidence.outcome(TWO).error:
         symptoms = [symptom for symptom in symptoms if not symptom.only_training]
     # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
     known: list[Mistake | Symptom] = symptoms + twins if gradients else twins + symptoms
@@ -37,7 +39,7 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
         says = found.says(evidence) if callable(found.says) else found.says
         names = [mistake.name for mistake in known]
         return Diagnosis(_sentence(failure, evidence, says), found.because, names)
-    if check in ("shapes", "values") and finite(evidence.outcome(TWO).output):
+    if not gradients and finite(evidence.outcome(TWO).output):
         if pair := next(_pairs_of_mistakes(evidence), None):
             first, second = pair
             says = f"two mistakes together: {first.says} {second.says}"

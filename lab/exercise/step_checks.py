@@ -68,7 +68,7 @@ def _trace_training_step(function: Callable, seed: int) -> Trace:
         weights.append(model.head.weight.detach().clone())
     unchanged = torch.equal(weights[0], weights[2])
     return {
-        "loss": torch.tensor([float(torch.as_tensor(loss).detach()) for loss in losses]),
+        "loss": torch.tensor([_number(loss) for loss in losses]),
         "has graph": any(isinstance(loss, Tensor) and loss.requires_grad for loss in losses),
         "weights": torch.stack(weights[1:]),
         "modes": all(model.modes) and bool(model.modes),
@@ -76,6 +76,16 @@ def _trace_training_step(function: Callable, seed: int) -> Trace:
         "steps": optimizer.steps,
         "gradient left": model.head.weight.grad is not None if unchanged else None,
     }
+
+
+def _number(returned: Any) -> float:
+    """What a function returned, as a number. Raises Failure."""
+    value = returned.detach() if isinstance(returned, Tensor) else returned
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        raise Failure(f"the function must return a number, not {kind}") from error
 
 
 def _expected_training_step(seed: int) -> Trace:
@@ -113,7 +123,7 @@ def _trace_evaluate(function: Callable, seed: int) -> Trace:
 
     accuracy = function(model, batches, train_transform, eval_transform)
     return {
-        "accuracy": torch.tensor(float(accuracy)),
+        "accuracy": torch.tensor(_number(accuracy)),
         "transforms": sorted(set(used)),
         "modes": sorted(set(model.modes)),
         "grad enabled": sorted(set(model.grad_enabled)),
