@@ -17,6 +17,7 @@ import inspect
 import json
 import secrets
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ POINTS = {  # Task II of the lab sheet, one point in all: part, check, points
     "replace_head": {"new head": 0.02, "frozen layers": 0.04},
 }  # fmt: skip
 WEIGHTS = Path(__file__).resolve().parent / "weights" / "vit_128x6_cifar10.safetensors"
-BAR = 20  # characters of the progress bar
+BAR, WIDTH = 20, 100  # characters of the progress bar, and of a line
 
 
 def main() -> None:
@@ -84,25 +85,36 @@ def check(c: SimpleNamespace) -> bool:
     """Checks the parts, prints what came out, and writes the report. True if all parts pass."""
     report = Report(Path(c.RESULTS_DIR) / "report.json")
     work = job(c)
-    results, printed = run_checks(work, lambda result: print(line(result)))
-    earned = sum(points_of(result) for result in results)
-    total = sum(sum(POINTS[result.part].values()) for result in results)
-    print(f"\n  {bar(earned / total)}  {earned:.2f} of {total:.2f} points")
+    results, printed = run_checks(work, lambda result: print(line(result), flush=True))
+    if len(results) > 1:
+        earned = sum(points_of(result) for result in results)
+        total = sum(sum(POINTS[result.part].values()) for result in results)
+        print(f"  {'all parts':<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}")
     failing = next((result for result in results if result.failed is not None), None)
+    if failing and failing.unwritten:
+        say(f"\n{failing.part}: {failing.says}. The task: {PARTS[failing.part].task}.")
+    elif failing:
+        say(f"\n{failing.part}, {failing.failed}: {failing.says}")
     if failing:
-        print(f"\n{failing.part}, {failing.failed}: {failing.says}")
         if failing.because:
-            print(f"How it happens: {failing.because}.")
-        print_hints(report, failing.part, c.HINT)
-    elif c.HINT and len(results) == 1:
-        print_hints(report, results[0].part, more=True)
+            say(f"How it happens: {failing.because}.")
+        show_hints(report, failing.part, c.HINT)
+    elif len(results) > 1:
+        print("\nAll parts pass: python train.py trains your model.")
+    elif c.HINT:
+        show_hints(report, results[0].part, more=True)
     if printed.strip():
         lines = printed.strip().splitlines()
-        print("\nYour code printed:\n  " + "\n  ".join(lines[:10]))
-        print("  ..." * (len(lines) > 10))
+        print("\nYour code printed:", *lines[:10], *["..."] * (len(lines) > 10), sep="\n  ")
     report.write({r.part: points_of(r) for r in results}, work)
     print(report.path)
     return failing is None
+
+
+def say(text: str) -> None:
+    """Prints a paragraph; a line break at its start stays."""
+    start = text[: len(text) - len(text.lstrip())]
+    print(start + textwrap.fill(text.strip(), WIDTH))
 
 
 def job(c: SimpleNamespace) -> Job:
@@ -147,13 +159,13 @@ def print_student(name: str, points: float) -> None:
     print(f"  {name:<30} {points:.2f}")
 
 
-def print_hints(report: "Report", part: str, more: bool) -> None:
-    """The hints that were revealed so far; with `more` one more."""
+def show_hints(report: "Report", part: str, more: bool) -> None:
+    """Prints the hints that were revealed so far, at least one; with `more` one more."""
     hints = PARTS[part].hints
     shown = min(report.hints.get(part, 0) + int(more), len(hints)) or 1
     report.hints[part] = shown
     for number, hint in enumerate(hints[:shown], 1):
-        print(f"Hint {number} of {len(hints)}: {hint}")
+        say(f"Hint {number} of {len(hints)}: {hint}")
     if shown < len(hints):
         print("python exercise.py --hint shows the next one.")
 
@@ -190,7 +202,7 @@ def watch(c: SimpleNamespace) -> None:
     files, seen = [Path(c.MODEL_FILE), Path(c.STEPS_FILE)], None
     while True:
         now = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
-        if now != seen:
+        if now != seen and now[0]:  # while an editor saves, the file may be gone for a moment
             print(f"\n{time.strftime('%H:%M:%S')} (Ctrl-C ends)")
             check(c)
             seen, c.HINT = now, False

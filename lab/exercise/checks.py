@@ -55,7 +55,7 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        evidence = None if part.is_function else gather(submission, part, seed)
+        evidence = None if part.is_function else _gather(submission, part, seed)
         for check in part.checks:
             try:
                 if evidence is None:
@@ -72,12 +72,14 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
                 result.says, result.because = diagnosis.says, diagnosis.because
                 result.mistakes = diagnosis.mistakes
                 break
+    except Failure as failure:  # there is nothing to check, such as no ViTConfig
+        result.failed, result.says = part.checks[0], str(failure)
     finally:
         torch.set_default_dtype(previous)
     return result
 
 
-def gather(submission: Submission, part: Part, seed: int) -> Evidence:
+def _gather(submission: Submission, part: Part, seed: int) -> Evidence:
     """Evidence on top of the reference's other parts, or of the student's if only that works."""
     filled = Evidence(submission, part, seed)
     if part.name in NEEDS and filled.outcome(TWO).error:
@@ -87,72 +89,76 @@ def gather(submission: Submission, part: Part, seed: int) -> Evidence:
     return filled
 
 
-def shapes(evidence: Evidence, weights: Path) -> None:
+def _shapes(evidence: Evidence, weights: Path) -> None:
     """The part runs for several batches and sizes, and its output has the right shape."""
     for case in (TWO, THREE, ONE):
         trial = evidence.trial(case)
         out, right = trial.output(), trial.reference()(trial.inputs)
         if out.shape != right.shape:
-            raise failed(
+            raise _failure(
                 evidence,
                 f"for {case.name} the output has shape {tuple(out.shape)}, not "
                 f"{tuple(right.shape)}",
             )
 
 
-def values(evidence: Evidence, weights: Path) -> None:
+def _values(evidence: Evidence, weights: Path) -> None:
     """The output is that of timm's module with the same parameters."""
     if not evidence.agrees():
-        raise failed(evidence, "the shapes are correct, but the values are not")
+        raise _failure(evidence, "the shapes are correct, but the values are not")
 
 
-def gradients(evidence: Evidence, weights: Path) -> None:
+def _gradients(evidence: Evidence, weights: Path) -> None:
     """The part can be trained: all parameters are registered and get the right gradient."""
     symptoms = {symptom.name: symptom for symptom in SYMPTOMS}
     for name in ("input changed in place", "parameters in a plain list",
                  "tensor instead of parameter", "hard-coded device"):  # fmt: skip
         if symptoms[name].test(evidence, ""):
-            raise failed(evidence, symptoms[name].says)
+            raise _failure(evidence, symptoms[name].says)
     out = evidence.outcome(TWO, gradients=True)
     if out.error:
-        failure = evidence.submission.explain(out.error)
-        raise Failure(str(failure), failure.line or line_of(evidence), out.error)
+        explained = evidence.submission.explain(out.error)
+        if explained.line:
+            raise explained
+        failure = _failure(evidence, str(explained))
+        failure.cause = out.error
+        raise failure
     if not evidence.agrees(cases=(TWO,), gradients=True):
         names = ["the input", *(slot.name for slot in evidence.trial(TWO).slots)]
         missing = [n for n, g in zip(names, out.gradients, strict=True) if g is None]
         what = f"no gradient reaches {', '.join(missing)}" if missing else "gradients are wrong"
-        raise failed(evidence, f"the output is correct, but {what}")
+        raise _failure(evidence, f"the output is correct, but {what}")
 
 
-def options(evidence: Evidence, weights: Path) -> None:
+def _options(evidence: Evidence, weights: Path) -> None:
     """What the configuration can ask for besides sizes."""
     OPTIONS[evidence.part.name](evidence)
 
 
-def attention_options(evidence: Evidence) -> None:
+def _attention_options(evidence: Evidence) -> None:
     trial = evidence.trial(TWO)
     reference = trial.load(trial.reference(), evidence.layout(TWO))
     seen: list[Tensor] = []
     reference.attn_drop.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     out, right = trial.run(return_weights=True), reference(trial.inputs)
     if not isinstance(out, tuple) or len(out) != 2:
-        raise failed(evidence, "with return_weights=True the result must be (output, weights)")
+        raise _failure(evidence, "with return_weights=True the result must be (output, weights)")
     if not close(out[0], right):
-        raise failed(evidence, "with return_weights=True the output changes; it must not")
+        raise _failure(evidence, "with return_weights=True the output changes; it must not")
     if not close(out[1], seen[0]):
-        raise failed(
+        raise _failure(
             evidence, "with return_weights=True the weights must be (B, h, N, N), after the softmax"
         )
     dropping = evidence.new_trial(Case("dropout", BASE | {"attn_drop_rate": 0.5}))
     without = dropping.run()
     dropping.module.train()
     if close(dropping.run(), without):
-        raise failed(evidence, "config.attn_drop_rate has no effect in training mode")
+        raise _failure(evidence, "config.attn_drop_rate has no effect in training mode")
 
 
-def block_options(evidence: Evidence) -> None:
+def _block_options(evidence: Evidence) -> None:
     if not evidence.agrees(cases=(LAYER_SCALE,)):
-        raise failed(
+        raise _failure(
             evidence, "with config.init_values=0.1 the output is wrong: each branch goes through "
             "its LayerScale before the addition"
         )  # fmt: skip
@@ -163,32 +169,32 @@ def block_options(evidence: Evidence) -> None:
     with torch.no_grad():
         changed = (trial.run() - trial.inputs).flatten(1).abs().amax(1) > 0
     if changed.all():
-        raise failed(
+        raise _failure(
             evidence, "with drop_path=0.9 in training mode most images must skip both branches, "
             "but none does"
         )  # fmt: skip
     if not changed.any():
-        raise failed(evidence, "with drop_path=0.9 in training mode no image is changed at all")
+        raise _failure(evidence, "with drop_path=0.9 in training mode no image is changed at all")
 
 
-def model_options(evidence: Evidence) -> None:
+def _model_options(evidence: Evidence) -> None:
     for case in (MEAN, NO_TOKEN):
         if not evidence.agrees(cases=(case,)):
             error = evidence.outcome(case).error
             if error:
                 raise evidence.submission.explain(error)
-            raise failed(evidence, f"with {case.name} the output is wrong")
+            raise _failure(evidence, f"with {case.name} the output is wrong")
     config = evidence.submission.config(BASE | {"depth": 3, "drop_path_rate": 0.4})
     model = build(evidence.submission, evidence.part, config)
     rates = [m.drop_path_rate for m in model.modules() if isinstance(m, reference_class("Block"))]
     if rates and [round(rate, 6) for rate in rates] != [0, 0.2, 0.4]:
-        raise failed(
+        raise _failure(
             evidence, "with drop_path_rate=0.4 the drop path rates of three blocks must be 0, 0.2 "
             f"and 0.4, not {', '.join(f'{rate:g}' for rate in rates)}"
         )  # fmt: skip
 
 
-def released(evidence: Evidence, weights: Path) -> None:
+def _released(evidence: Evidence, weights: Path) -> None:
     """With released weights the part computes what timm's module computes."""
     name = evidence.part.name
     with safe_open(weights, "pt") as file:
@@ -204,27 +210,24 @@ def released(evidence: Evidence, weights: Path) -> None:
         with torch.no_grad():
             if close(trial.run(), right(trial.inputs)):
                 return
-    raise failed(evidence, "with released weights the output is not that of timm's model")
+    raise _failure(evidence, "with released weights the output is not that of timm's model")
 
 
-def failed(evidence: Evidence, sentence: str) -> Failure:
-    line = line_of(evidence)
+def _failure(evidence: Evidence, sentence: str) -> Failure:
+    """A failure that names the line of the part's forward."""
+    line = evidence.submission.line_of(evidence.part.name, "forward")
     return Failure(f"{where(evidence.submission.model, line)}: {sentence}", line)
 
 
-def line_of(evidence: Evidence) -> int | None:
-    return evidence.submission.line_of(evidence.part.name, "forward")
-
-
 CHECKS: dict[str, Callable[[Evidence, Path], None]] = {
-    "shapes": shapes,
-    "values": values,
-    "gradients": gradients,
-    "options": options,
-    "released weights": released,
+    "shapes": _shapes,
+    "values": _values,
+    "gradients": _gradients,
+    "options": _options,
+    "released weights": _released,
 }
 OPTIONS: dict[str, Callable[[Evidence], None]] = {
-    "Attention": attention_options,
-    "Block": block_options,
-    "VisionTransformer": model_options,
+    "Attention": _attention_options,
+    "Block": _block_options,
+    "VisionTransformer": _model_options,
 }

@@ -1,6 +1,7 @@
 """Names the mistake in a part: a known one, a symptom, two known ones, or a true statement."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lab.exercise.mistakes import MISTAKES
@@ -25,9 +26,11 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     text = f"{type(failure.cause).__name__}: {failure.cause}" if failure.cause else str(failure)
     if failure.unwritten or (evidence.trial(TWO).module is None and not failure.cause):
         return Diagnosis(str(failure))
+    if check in ("options", "released weights"):  # the part is correct otherwise
+        return Diagnosis(str(failure))
     gradients = check == "gradients"
-    twins, symptoms = list(single_mistakes(evidence, gradients)), find_symptoms(evidence, text)
-    if check in ("shapes", "values") and not evidence.outcome(TWO).error:
+    twins, symptoms = list(_single_mistakes(evidence, gradients)), find_symptoms(evidence, text)
+    if not gradients and not evidence.outcome(TWO).error:
         symptoms = [symptom for symptom in symptoms if not symptom.only_training]
     # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
     known: list[Mistake | Symptom] = symptoms + twins if gradients else twins + symptoms
@@ -35,29 +38,29 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
         found = known[0]
         says = found.says(evidence) if callable(found.says) else found.says
         names = [mistake.name for mistake in known]
-        return Diagnosis(sentence(failure, evidence, says), found.because, names)
-    if check in ("shapes", "values") and finite(evidence.outcome(TWO).output):
-        if pair := next(pairs_of_mistakes(evidence), None):
+        return Diagnosis(_sentence(failure, evidence, says), found.because, names)
+    if not gradients and finite(evidence.outcome(TWO).output):
+        if pair := next(_pairs_of_mistakes(evidence), None):
             first, second = pair
             says = f"two mistakes together: {first.says} {second.says}"
             because = f"{first.because}. And: {second.because}"
             names = [first.name, second.name]
-            return Diagnosis(sentence(failure, evidence, says), because, names)
+            return Diagnosis(_sentence(failure, evidence, says), because, names)
         if not failure.cause and (statement := narrowest_statement(evidence)):
             says = statement[0].upper() + statement[1:] + "."
-            return Diagnosis(sentence(failure, evidence, says))
+            return Diagnosis(_sentence(failure, evidence, says))
     return Diagnosis(str(failure))
 
 
-def sentence(failure: Failure, evidence: Evidence, says: str) -> str:
+def _sentence(failure: Failure, evidence: Evidence, says: str) -> str:
     """The explanation, behind the line to look at and what Python said there."""
     if failure.cause:
-        return f"{failure}. {says}"
+        return f"{str(failure).rstrip('.')}. {says}"
     part, submission = evidence.part, evidence.submission
     return f"{where(submission.module_of(part), failure.line)}: {says}"
 
 
-def single_mistakes(evidence: Evidence, gradients: bool = False):
+def _single_mistakes(evidence: Evidence, gradients: bool) -> Iterator[Mistake]:
     """The known mistakes that explain everything the part did, in the order of the library."""
     for mistake in MISTAKES[evidence.part.name]:
         try:
@@ -67,7 +70,7 @@ def single_mistakes(evidence: Evidence, gradients: bool = False):
             continue
 
 
-def pairs_of_mistakes(evidence: Evidence):
+def _pairs_of_mistakes(evidence: Evidence) -> Iterator[tuple[Mistake, Mistake]]:
     """Pairs of known mistakes that explain everything the part did."""
     for pair in itertools.combinations(MISTAKES[evidence.part.name], 2):
         for order in (pair, pair[::-1]):

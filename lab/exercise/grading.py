@@ -56,22 +56,22 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
     Returns: the path of the summary; grades.csv lies beside it.
     Raises: UserError if there are no submissions.
     """
-    hand_ins = read_submissions(folder)
+    hand_ins = _read_submissions(folder)
     rows: list[dict[str, Any]] = []
     for hand_in in hand_ins:
-        before = snapshot(folder)
-        results = [] if hand_in.problem else run_submission(hand_in, job)
-        changed = sorted(path for path, _ in before.items() ^ snapshot(folder).items())
-        graded = rows_of(hand_in, results, points, changed)
+        before = _snapshot(folder)
+        results = [] if hand_in.problem else _run_submission(hand_in, job)
+        changed = sorted(path for path, _ in before.items() ^ _snapshot(folder).items())
+        graded = _rows_of(hand_in, results, points, changed)
         rows += graded
-        write_grades(folder / "grades.csv", rows)  # after each one, so that a crash loses little
+        _write_grades(folder / "grades.csv", rows)  # after each one, so that a crash loses little
         on_student(hand_in.student, sum(row["points"] for row in graded))
     path = folder / "summary.md"
-    path.write_text(summary(rows, points, job.seed), encoding="utf-8")
+    path.write_text(_summary(rows, points, job.seed), encoding="utf-8")
     return path
 
 
-def read_submissions(folder: Path) -> list[HandIn]:
+def _read_submissions(folder: Path) -> list[HandIn]:
     """Reads the files of all students into memory. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(
@@ -84,10 +84,10 @@ def read_submissions(folder: Path) -> list[HandIn]:
         hand_in = HandIn(path.stem if path.is_file() else path.name)
         if path.is_dir():
             for file in sorted(path.rglob("*")):
-                if wanted(file.name) and file.is_file() and file.stat().st_size <= MAX_SIZE:
+                if _wanted(file.name) and file.is_file() and file.stat().st_size <= MAX_SIZE:
                     hand_in.files[file.relative_to(path).as_posix()] = file.read_bytes()
         elif path.suffix == ".zip":
-            read_zip(path, hand_in)
+            _read_zip(path, hand_in)
         elif path.suffix == ".py":
             hand_in.files["model.py"] = path.read_bytes()
         else:
@@ -101,23 +101,23 @@ def read_submissions(folder: Path) -> list[HandIn]:
     return found
 
 
-def wanted(name: str) -> bool:
+def _wanted(name: str) -> bool:
     return name.endswith(".py") or name == "config.json"
 
 
-def read_zip(path: Path, hand_in: HandIn) -> None:
+def _read_zip(path: Path, hand_in: HandIn) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 parts = Path(entry.filename).parts
                 safe = ".." not in parts and not Path(entry.filename).is_absolute()
-                if safe and wanted(parts[-1]) and entry.file_size <= MAX_SIZE:
+                if safe and _wanted(parts[-1]) and entry.file_size <= MAX_SIZE:
                     hand_in.files["/".join(parts)] = archive.read(entry)
     except (zipfile.BadZipFile, OSError, RuntimeError, IndexError) as error:
         hand_in.problem = f"the zip file cannot be read ({error})"
 
 
-def run_submission(hand_in: HandIn, job: Job) -> list[Result]:
+def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
     """Checks a copy of a student's files."""
     with tempfile.TemporaryDirectory(prefix="vit-grade-") as scratch:
         for name, content in hand_in.files.items():
@@ -133,13 +133,13 @@ def run_submission(hand_in: HandIn, job: Job) -> list[Result]:
         return run_checks(own)[0]
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of every file, to notice a submission that writes there."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in WRITTEN)
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
-def rows_of(
+def _rows_of(
     hand_in: HandIn, results: list[Result], points: Points, changed: list[str]
 ) -> list[dict[str, Any]]:
     """The rows of grades.csv for one student."""
@@ -188,7 +188,7 @@ def recorded_model_hash(config: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def write_grades(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_grades(path: Path, rows: list[dict[str, Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("student", "part", "points", "diagnosis"))
@@ -203,7 +203,7 @@ def _cell(value: Any) -> Any:
     )
 
 
-def summary(rows: list[dict[str, Any]], points: Points, seed: int) -> str:
+def _summary(rows: list[dict[str, Any]], points: Points, seed: int) -> str:
     """A page with points by student and part, and the mistakes by frequency."""
     students = list(dict.fromkeys(row["student"] for row in rows))
     total = sum(sum(checks.values()) for checks in points.values())

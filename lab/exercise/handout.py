@@ -73,27 +73,27 @@ def skeleton(source: str, name: str) -> tuple[str, list[str]]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "ConfigError":
             edits[node.end_lineno + 1, node.end_lineno] = TODO_CLASS.rstrip().splitlines()
-        if node_name(node) not in PARTS:
+        if _node_name(node) not in PARTS:
             continue
         part = PARTS[node.name]
-        functions = [node] if part.is_function else [n for n in node.body if node_name(n)]
+        functions = [node] if part.is_function else [n for n in node.body if _node_name(n)]
         for function in functions:
             if function.name in part.todo:
                 path = function.name if part.is_function else f"{part.name}.{function.name}"
-                start = body_start(function, lines)
-                edits[start, function.end_lineno] = todo(function, part, path, name)
+                start = _body_start(function, lines)
+                edits[start, function.end_lineno] = _todo(function, part, path, name)
                 removed.append(path)
     for (first, last), new in sorted(edits.items(), reverse=True):
         lines[first - 1 : last] = new
     return "\n".join(lines) + "\n", removed
 
 
-def node_name(node: ast.AST) -> str | None:
+def _node_name(node: ast.AST) -> str | None:
     """The name that a class or function definition gives; None for other statements."""
     return node.name if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
 
 
-def body_start(function: ast.FunctionDef, lines: list[str]) -> int:
+def _body_start(function: ast.FunctionDef, lines: list[str]) -> int:
     """The line where the body starts, after the docstring if there is one."""
     if ast.get_docstring(function) is not None:
         return function.body[0].end_lineno + 1
@@ -103,7 +103,7 @@ def body_start(function: ast.FunctionDef, lines: list[str]) -> int:
     return header + 1
 
 
-def todo(function: ast.FunctionDef, part: Part, path: str, name: str) -> list[str]:
+def _todo(function: ast.FunctionDef, part: Part, path: str, name: str) -> list[str]:
     """The lines that stand in for a body."""
     indent = " " * (function.col_offset + 4)
     what = part.todo[function.name].splitlines()

@@ -49,14 +49,14 @@ def slots(module: nn.Module) -> list[Slot]:
     for path, owner in module.named_modules():
         plain = {k: v for k, v in vars(owner).items() if not k.startswith("_")}
         for leaf, value in {**plain, **owner._buffers}.items():
-            for slot in hidden(value, f"{path}.{leaf}" if path else leaf):
+            for slot in _hidden(value, f"{path}.{leaf}" if path else leaf):
                 if id(slot.tensor) not in seen:
                     found.append(slot)
                     seen.add(id(slot.tensor))
     return found
 
 
-def hidden(value: object, name: str) -> Iterator[Slot]:
+def _hidden(value: object, name: str) -> Iterator[Slot]:
     """Tensors in plain attributes, lists and dicts, where PyTorch does not look for parameters."""
     if isinstance(value, Tensor) and value.is_floating_point():
         yield Slot(name, "", value, registered=False)
@@ -66,7 +66,7 @@ def hidden(value: object, name: str) -> Iterator[Slot]:
     elif isinstance(value, list | tuple | dict):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from hidden(item, f"{name}.{key}")
+            yield from _hidden(item, f"{name}.{key}")
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -91,14 +91,14 @@ def layouts(student: list[Slot], wanted: list[Slot], limit: int = 12) -> Iterato
         return
     candidates = (
         layout
-        for merged in merged_qkv(numbers)
-        for items in reshaped(merged, wanted)
-        if (layout := assign(items, wanted)) is not None
+        for merged in _merged_qkv(numbers)
+        for items in _reshaped(merged, wanted)
+        if (layout := _assign(items, wanted)) is not None
     )
     yield from itertools.islice(candidates, limit)
 
 
-def assign(items: list[Slot], wanted: list[Slot]) -> Layout | None:
+def _assign(items: list[Slot], wanted: list[Slot]) -> Layout | None:
     """Pairs slots with the reference's: by name, by the end of the name, by kind, by shape.
 
     Slots of the same kind and shape are paired in order of registration.
@@ -107,7 +107,7 @@ def assign(items: list[Slot], wanted: list[Slot]) -> Layout | None:
         lambda s: (s.name, s.tensor.shape),
         lambda s: (s.name.split(".")[-2:], s.tensor.shape),
         lambda s: (s.kind, s.tensor.shape),
-        lambda s: squeezed(s.tensor),
+        lambda s: _squeezed(s.tensor),
     ]
     layout: Layout = {}
     items = list(items)
@@ -130,11 +130,11 @@ def assign(items: list[Slot], wanted: list[Slot]) -> Layout | None:
     return layout if complete else None
 
 
-def squeezed(tensor: Tensor) -> list[int]:
+def _squeezed(tensor: Tensor) -> list[int]:
     return [n for n in tensor.shape if n != 1]
 
 
-def merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
+def _merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
     """Joins separate parameters for queries, keys and values (and heads) to one `qkv`.
 
     If the names do not say which is which, all orders are possible.
@@ -153,7 +153,7 @@ def merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
             for (path, leaf), family in named.items():
                 order = ("q", "k", "v") if "k" in family else ("q", "kv")
                 members = [slot for role in order for slot in family[role]]
-                join(merged, members, path, leaf, transpose)
+                _join(merged, members, path, leaf, transpose)
             yield merged
         return
     yield items
@@ -162,13 +162,13 @@ def merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
         biases = [s for s in items if s.kind == "Linear.bias"][:3]
         for order in itertools.permutations(range(3)):
             merged = list(items)
-            join(merged, [squares[i] for i in order], "", "weight", False)
+            _join(merged, [squares[i] for i in order], "", "weight", False)
             if len(biases) == 3:
-                join(merged, [biases[i] for i in order], "", "bias", False)
+                _join(merged, [biases[i] for i in order], "", "bias", False)
             yield merged
 
 
-def join(items: list[Slot], members: list[Slot], path: str, leaf: str, transpose: bool) -> None:
+def _join(items: list[Slot], members: list[Slot], path: str, leaf: str, transpose: bool) -> None:
     """Replaces members by one slot whose rows are theirs, one after another."""
     rows = []
     for slot in members:
@@ -183,16 +183,16 @@ def join(items: list[Slot], members: list[Slot], path: str, leaf: str, transpose
             items.remove(slot)
 
 
-def reshaped(items: list[Slot], wanted: list[Slot]) -> Iterator[list[Slot]]:
+def _reshaped(items: list[Slot], wanted: list[Slot]) -> Iterator[list[Slot]]:
     """The slots with parameters transposed, or with a Linear layer seen as a convolution."""
     yield items
     shapes = [s.tensor.shape for s in wanted]
-    choices = [[slot, *other_shapes(slot, shapes)] for slot in items]
+    choices = [[slot, *_other_shapes(slot, shapes)] for slot in items]
     for choice in itertools.islice(itertools.product(*choices), 1, 64):
         yield list(choice)
 
 
-def other_shapes(slot: Slot, shapes: list[torch.Size]) -> Iterator[Slot]:
+def _other_shapes(slot: Slot, shapes: list[torch.Size]) -> Iterator[Slot]:
     ids = slot.tensor
     if ids.ndim != 2:
         return

@@ -5,6 +5,8 @@ recognized by what it computes, not by how it is written: see lab/exercise/diagn
 that need no twin, such as a division that gives a float, are in lab/exercise/symptoms.py.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,7 +18,7 @@ TOKENS = "x.flatten(2).transpose(1, 2)"
 SCALE = "q = q * self.scale"
 
 
-class Apply(nn.Module):
+class _Apply(nn.Module):
     """A function as a module, for changes that put one in place of a layer."""
 
     def __init__(self, function):
@@ -27,20 +29,25 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-class OverTokens(nn.LayerNorm):
+class _OverTokens(nn.LayerNorm):
     """A LayerNorm that takes its mean and variance over tokens instead of channels."""
 
     def forward(self, x):
         return F.layer_norm(x.mT, x.shape[1:2], eps=self.eps).mT * self.weight + self.bias
 
 
-def as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
+def _four_times_as_wide(mlp: nn.Module, config: Any) -> None:
+    width = config.embed_dim
+    mlp.fc1, mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+
+def _as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
     """Changes the class of some layers, which keeps their parameters."""
     for name in names:
         getattr(module, name).__class__ = kind
 
 
-def set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
+def _set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
     for name in names:
         getattr(module, name).eps = eps
 
@@ -133,7 +140,7 @@ MLP = (
         "sigmoid approximation of GELU",
         "The activation is x * sigmoid(1.702 x), the QuickGELU of CLIP.",
         "CLIP's code is a common template for a ViT",
-        change=lambda m, c: setattr(m, "act", Apply(lambda x: x * (1.702 * x).sigmoid())),
+        change=lambda m, c: setattr(m, "act", _Apply(lambda x: x * (1.702 * x).sigmoid())),
     ),
     Mistake(
         "SiLU instead of GELU",
@@ -169,9 +176,7 @@ MLP = (
         "hidden width always four times the embedding width",
         "The hidden width ignores config.mlp_ratio.",
         "The paper's 4 is written into the code",
-        change=lambda m, c: vars(m)["_modules"].update(
-            fc1=nn.Linear(c.embed_dim, 4 * c.embed_dim), fc2=nn.Linear(4 * c.embed_dim, c.embed_dim)
-        ),
+        change=_four_times_as_wide,
     ),
     Mistake(
         "residual connection inside the MLP",
@@ -436,13 +441,13 @@ BLOCK = (
         "norm over tokens",
         "Mean and variance are taken over the tokens (axis 1) instead of a token's channels.",
         "The wrong axis is normalized",
-        change=lambda m, c: as_kind(m, NORMS, OverTokens),
+        change=lambda m, c: _as_kind(m, NORMS, _OverTokens),
     ),
     Mistake(
         "wrong eps",
         "The norms use PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps; ViT has 1e-6, and released weights expect it",
-        change=lambda m, c: set_eps(m, NORMS, 1e-5),
+        change=lambda m, c: _set_eps(m, NORMS, 1e-5),
     ),
     Mistake(
         "MLP before attention",
@@ -564,7 +569,7 @@ VISION_TRANSFORMER = (
         "wrong eps in the final norm",
         "The final norm uses PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps",
-        change=lambda m, c: set_eps(m, ("norm",), 1e-5),
+        change=lambda m, c: _set_eps(m, ("norm",), 1e-5),
     ),
     Mistake(
         "blocks share their weights",

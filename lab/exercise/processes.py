@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -66,7 +66,7 @@ def run_checks(
         return results, output.read_text(encoding="utf-8", errors="replace")
 
 
-def _run_once(job: Job, output: Path, trace: Path):
+def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
     """Yields results from one process, until all are there or it ends."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_work, args=(sender, job, output, trace), daemon=True)
@@ -153,7 +153,12 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
         _send(sender, {"loaded": True})
         for part in job.parts:
             faulthandler.dump_traceback_later(job.seconds, exit=True, file=file)
-            _send(sender, asdict(check_part(submission, part, job.seed, job.weights)))
+            try:
+                result = check_part(submission, part, job.seed, job.weights)
+            except Exception as error:  # not the student's fault, but the others must go on
+                says = f"the checker itself failed ({type(error).__name__}: {error})"
+                result = Result(part, failed=PARTS[part].checks[0], says=says)
+            _send(sender, asdict(result))
         faulthandler.cancel_dump_traceback_later()
     os._exit(0)  # what a submission registered to run at exit does not run
 

@@ -59,7 +59,7 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
     Raises: DoesNotApply.
     """
     base = TIMM[part]
-    methods = edited_methods(base, mistakes)
+    methods = _edited_methods(base, mistakes)
 
     class Reference(base):
         def __init__(self, config: Any, drop_path: float = 0.0):
@@ -79,7 +79,7 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
     return Reference
 
 
-def edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Callable]:
+def _edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Callable]:
     """The methods of timm's class that the mistakes change, compiled from the edited source."""
     sources: dict[str, str] = {}
     replaced = [mistake.forward for mistake in mistakes if mistake.forward]
@@ -88,7 +88,7 @@ def edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Calla
     for mistake in mistakes:
         for old, new, *rest in mistake.edits:
             name = rest[0] if rest else "forward"
-            source = sources.get(name) or source_of(getattr(base, name))
+            source = sources.get(name) or _source_of(getattr(base, name))
             if old not in source:
                 raise DoesNotApply(f"{base.__name__}.{name} has no {old!r}")
             sources[name] = source.replace(old, new)
@@ -100,7 +100,7 @@ def edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Calla
 
 
 @functools.cache
-def source_of(method: Callable) -> str:
+def _source_of(method: Callable) -> str:
     return textwrap.dedent(inspect.getsource(method))
 
 

@@ -21,7 +21,7 @@ from lab.exercise.trials import BASE, close
 Trace = dict[str, Any]
 
 
-class RecordingModel(nn.Module):
+class _RecordingModel(nn.Module):
     """A linear model that behaves differently in train mode, and records how it is called."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class RecordingModel(nn.Module):
         return self.head(x.flatten(1)) * (1.0 if self.training else -1.0)
 
 
-class PlainSGD:
+class _PlainSGD:
     """Gradient descent with the interface of an optimizer, which loads much faster than torch's."""
 
     def __init__(self, model: nn.Module):
@@ -57,18 +57,18 @@ class PlainSGD:
                     parameter -= 0.1 * parameter.grad
 
 
-def trace_training_step(function: Callable, seed: int) -> Trace:
+def _trace_training_step(function: Callable, seed: int) -> Trace:
     """Two steps on two batches, starting in eval mode, as after a validation."""
     torch.manual_seed(seed)
-    model = RecordingModel().eval()
-    optimizer, losses, weights = PlainSGD(model), [], [model.head.weight.detach().clone()]
+    model = _RecordingModel().eval()
+    optimizer, losses, weights = _PlainSGD(model), [], [model.head.weight.detach().clone()]
     for _ in range(2):
         images, labels = torch.randn(4, 3, 2, 2), torch.randint(5, (4,))
         losses.append(function(model, optimizer, images, labels))
         weights.append(model.head.weight.detach().clone())
     unchanged = torch.equal(weights[0], weights[2])
     return {
-        "loss": torch.tensor([float(torch.as_tensor(loss).detach()) for loss in losses]),
+        "loss": torch.tensor([_number(loss) for loss in losses]),
         "has graph": any(isinstance(loss, Tensor) and loss.requires_grad for loss in losses),
         "weights": torch.stack(weights[1:]),
         "modes": all(model.modes) and bool(model.modes),
@@ -78,10 +78,20 @@ def trace_training_step(function: Callable, seed: int) -> Trace:
     }
 
 
-def expected_training_step(seed: int) -> Trace:
+def _number(returned: Any) -> float:
+    """What a function returned, as a number. Raises Failure."""
+    value = returned.detach() if isinstance(returned, Tensor) else returned
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        raise Failure(f"the function must return a number, not {kind}") from error
+
+
+def _expected_training_step(seed: int) -> Trace:
     """The same two updates, from the gradient of a formula."""
     torch.manual_seed(seed)
-    head, losses, weights = RecordingModel().head, [], []
+    head, losses, weights = _RecordingModel().head, [], []
     weight, bias = head.weight.detach(), head.bias.detach()
     for _ in range(2):
         images, labels = torch.randn(4, 3, 2, 2), torch.randint(5, (4,))
@@ -97,10 +107,10 @@ def expected_training_step(seed: int) -> Trace:
     }  # fmt: skip
 
 
-def trace_evaluate(function: Callable, seed: int) -> Trace:
+def _trace_evaluate(function: Callable, seed: int) -> Trace:
     """Three batches, the last one smaller, in a scenario with different results for each error."""
     torch.manual_seed(seed)
-    model, used = RecordingModel().train(), []
+    model, used = _RecordingModel().train(), []
     batches = _batches(model)
 
     def train_transform(images: Tensor) -> Tensor:
@@ -113,7 +123,7 @@ def trace_evaluate(function: Callable, seed: int) -> Trace:
 
     accuracy = function(model, batches, train_transform, eval_transform)
     return {
-        "accuracy": torch.tensor(float(accuracy)),
+        "accuracy": torch.tensor(_number(accuracy)),
         "transforms": sorted(set(used)),
         "modes": sorted(set(model.modes)),
         "grad enabled": sorted(set(model.grad_enabled)),
@@ -121,7 +131,7 @@ def trace_evaluate(function: Callable, seed: int) -> Trace:
     }
 
 
-def _batches(model: RecordingModel) -> list[tuple[Tensor, Tensor]]:
+def _batches(model: _RecordingModel) -> list[tuple[Tensor, Tensor]]:
     """In eval mode 3 of 4, 1 of 4 and 2 of 2 images are predicted correctly: 6 of 10."""
     batches = []
     for size, correct in ((4, 3), (4, 1), (2, 2)):
@@ -133,14 +143,14 @@ def _batches(model: RecordingModel) -> list[tuple[Tensor, Tensor]]:
     return batches
 
 
-def expected_evaluate(seed: int) -> Trace:
+def _expected_evaluate(seed: int) -> Trace:
     return {
         "accuracy": torch.tensor(0.6), "transforms": ["eval"], "modes": [False],
         "grad enabled": [False], "raw images": False,
     }  # fmt: skip
 
 
-def trace_replace_head(function: Callable, seed: int) -> Trace:
+def _trace_replace_head(function: Callable, seed: int) -> Trace:
     """A new head with 7 outputs on a ViT that had 5."""
     torch.manual_seed(seed)
     model = reference_class("VisionTransformer")(_Config())
@@ -176,7 +186,7 @@ class _Config:
         vars(self).update(BASE | defaults)
 
 
-def expected_replace_head(seed: int) -> Trace:
+def _expected_replace_head(seed: int) -> Trace:
     return {
         "new": True, "shape": [2, 7], "head trainable": [True], "trainable backbone": [],
         "kept": True,
@@ -184,9 +194,9 @@ def expected_replace_head(seed: int) -> Trace:
 
 
 TRACES: dict[str, tuple[Callable[..., Trace], Callable[[int], Trace]]] = {
-    "training_step": (trace_training_step, expected_training_step),
-    "evaluate": (trace_evaluate, expected_evaluate),
-    "replace_head": (trace_replace_head, expected_replace_head),
+    "training_step": (_trace_training_step, _expected_training_step),
+    "evaluate": (_trace_evaluate, _expected_evaluate),
+    "replace_head": (_trace_replace_head, _expected_replace_head),
 }
 CHECKED = {  # which entries of the trace a check looks at
     "loss": ("loss", "has graph"),
@@ -200,7 +210,7 @@ CHECKED = {  # which entries of the trace a check looks at
 }
 
 
-def same_trace(one: Trace, other: Trace, keys: tuple[str, ...] | None = None) -> bool:
+def _same_trace(one: Trace, other: Trace, keys: tuple[str, ...] | None = None) -> bool:
     """Whether two traces agree, in all entries or in some."""
     for key in keys or one:
         a, b = one[key], other[key]
@@ -211,17 +221,17 @@ def same_trace(one: Trace, other: Trace, keys: tuple[str, ...] | None = None) ->
 
 def check_step(submission: Submission, part: Part, check: str, seed: int) -> None:
     """Raises Failure if the student's function fails a check."""
-    trace, expected = trace_of(submission, part, seed), TRACES[part.name][1](seed)
-    if not same_trace(trace, expected, CHECKED[check]):
-        raise failed_entry(submission, part, trace, expected)
+    trace, expected = _trace_of(submission, part, seed), TRACES[part.name][1](seed)
+    if not _same_trace(trace, expected, CHECKED[check]):
+        raise _failed_entry(submission, part, trace, expected)
 
 
 def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: int) -> Diagnosis:
     """Names the mistake whose trace is the student's, else says what differs."""
     if failure.cause or failure.unwritten:
         return Diagnosis(str(failure))
-    trace, run = trace_of(submission, part, seed), TRACES[part.name][0]
-    known = [m for m in STEP_MISTAKES[part.name] if same_trace(trace, run(m.function, seed))]
+    trace, run = _trace_of(submission, part, seed), TRACES[part.name][0]
+    known = [m for m in STEP_MISTAKES[part.name] if _same_trace(trace, run(m.function, seed))]
     if not known:
         return Diagnosis(str(failure))
     place = where(submission.module_of(part), failure.line)
@@ -229,7 +239,7 @@ def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: in
     return Diagnosis(f"{place}: {known[0].says}", known[0].because, names)
 
 
-def trace_of(submission: Submission, part: Part, seed: int) -> Trace:
+def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     """What the student's function does in the scenario. Raises Failure."""
     function = submission.find(part)
     arguments = {"training_step": 4, "evaluate": 4, "replace_head": 2}[part.name]
@@ -240,11 +250,11 @@ def trace_of(submission: Submission, part: Part, seed: int) -> Trace:
         raise submission.explain(error) from error
 
 
-def failed_entry(submission: Submission, part: Part, trace: Trace, expected: Trace) -> Failure:
+def _failed_entry(submission: Submission, part: Part, trace: Trace, expected: Trace) -> Failure:
     """The first difference from the expected trace, in words."""
     line = submission.line_of(part.name)
     for key, value in trace.items():
-        if not same_trace({key: value}, expected):
+        if not _same_trace({key: value}, expected):
             got, right = _shown(value), _shown(expected[key])
             text = f"{key}: {got}, where {right} is correct"
             return Failure(f"{where(submission.module_of(part), line)}: {text}", line)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from lab.core import UserError
 from lab.exercise.parts import PARTS, Part
 
 
@@ -48,8 +49,8 @@ class Submission:
     @classmethod
     def load(cls, model_file: Path, steps_file: Path | None) -> "Submission":
         """Runs the student's files as modules. Raises Failure."""
-        model = load_module(model_file, "model")
-        steps = load_module(steps_file, "steps") if steps_file else model
+        model = _load_module(model_file, "model")
+        steps = _load_module(steps_file, "steps") if steps_file else model
         files = (model_file, steps_file) if steps_file else (model_file,)
         submission = cls(model, steps, files)
         for part in PARTS.values():
@@ -72,7 +73,7 @@ class Submission:
             line = self.line_of(name) if name else None
             raise Failure(f"{where(module, line)}: there is no {kind} {part.name}.{guess}", line)
         if not (inspect.isfunction(found) if part.is_function else inspect.isclass(found)):
-            raise Failure(f"{module.__file__}: {part.name} is not a {kind}")
+            raise Failure(f"{where(module, None)}: {part.name} is not a {kind}")
         return found
 
     def config(self, options: dict[str, Any]) -> Any:
@@ -112,10 +113,21 @@ class Submission:
         """An exception in the student's code as a Failure."""
         if isinstance(error, Failure):
             return error
-        return explain(error, self.files)
+        return _explain(error, self.files)
 
 
-def load_module(path: Path, name: str) -> types.ModuleType:
+def load_student_model(path: Path) -> types.ModuleType:
+    """A student's model.py as a module, for a script that trains the student's model.
+
+    Raises UserError with the line if the file cannot be run.
+    """
+    try:
+        return _load_module(path, "student_model")
+    except Failure as failure:
+        raise UserError(str(failure)) from failure
+
+
+def _load_module(path: Path, name: str) -> types.ModuleType:
     """Runs a file as the module `name`. Raises Failure, with the line, if that fails."""
     try:
         source = path.read_text(encoding="utf-8")
@@ -136,11 +148,11 @@ def load_module(path: Path, name: str) -> types.ModuleType:
             error,
         ) from error
     except (Exception, SystemExit) as error:
-        raise explain(error, (path,)) from error
+        raise _explain(error, (path,)) from error
     return module
 
 
-def explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
+def _explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
     """One sentence about an exception, with the last line of the student's that led to it."""
     names = {str(path): path.name for path in files}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in names]

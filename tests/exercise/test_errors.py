@@ -83,6 +83,12 @@ def test_wrong_signature_names_the_line_and_the_signature(tmp_path):
     assert "hidden_dim" in result.says
 
 
+def test_a_file_without_the_config_is_one_sentence(tmp_path):
+    source = pasted(STUDENT).replace("class ViTConfig:", "class MyConfig:")
+    (result,), _ = run(tmp_path, source.replace("ViTConfig", "object"))
+    assert "ViTConfig is gone" in result.says
+
+
 def test_a_loop_on_import_ends_the_check_once(tmp_path):
     started = time.monotonic()
     results, _ = run(tmp_path, pasted(STUDENT) + "\nwhile True:\n    pass\n", tuple(PARTS))
