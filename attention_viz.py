@@ -18,11 +18,8 @@ from typing import Literal
 
 from lab.attention import scoring, views
 from lab.core import Run, UserError, constants, run_script, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import load_images
-from lab.data.images import EXTENSIONS
-from lab.data.loaders import Loaders
-from lab.models.pretrained import load_pretrained, short_name
+from lab.data import Augmentation, Loaders, datasets, images
+from lab.models import load_pretrained, registry
 
 # --- Model and images ---
 MODEL: str | None = None  # a run folder, timm model or weight file; none: the newest train.py run
@@ -57,7 +54,7 @@ def main() -> None:
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
     c.IMAGES = c.IMAGES or trained_on(Path(c.MODEL))
-    data = load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
+    data = datasets.load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     device = runtime.process_state().device
     loaders = Loaders(data, pretrained.preprocess, c.BATCH_SIZE, Augmentation())
@@ -72,9 +69,9 @@ def main() -> None:
             job = scoring.Scoring(pretrained, loaders, c.DATA_DIR, c.DELETION_IMAGES, c.SEED)
         else:
             job = views.Views(pretrained, loaders, config)
-        is_file = Path(data.name).suffix.lower() in EXTENSIONS
+        is_file = Path(data.name).suffix.lower() in images.EXTENSIONS
         images_name = Path(data.name).stem if is_file else data.name
-        name = f"{short_name(c.MODEL)}-{images_name}{'-score' if c.SCORE else ''}"
+        name = f"{registry.short_name(c.MODEL)}-{images_name}{'-score' if c.SCORE else ''}"
         facts = {"dataset": data.summary()}
         run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.OVERWRITE)
         if run.finished:

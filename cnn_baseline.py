@@ -20,10 +20,9 @@ import torch
 
 import train
 from lab.core import UserError, checkpoints, constants, run_script
-from lab.data.datasets import Dataset
-from lab.models.cnn import ResidualCNN, matched_cnn
-from lab.models.profiling import profile_model
-from lab.training.results import each_seed, summarize_seeds
+from lab.data import Dataset
+from lab.models import cnn, profile_model
+from lab.training import results
 from model import VisionTransformer, ViTConfig
 
 # --- Matched ViT ---
@@ -40,10 +39,12 @@ def main() -> None:
     values = constants.override(
         sys.modules[__name__], base=train, without=NOT_HERE, recipes=train.RECIPES
     )
-    summarize_seeds([train.train(seed_values, build) for seed_values in each_seed(values)])
+    results.summarize_seeds(
+        [train.train(seed_values, build) for seed_values in results.each_seed(values)]
+    )
 
 
-def build(c: SimpleNamespace, data: Dataset) -> tuple[ResidualCNN, str, dict[str, Any]]:
+def build(c: SimpleNamespace, data: Dataset) -> tuple[cnn.ResidualCNN, str, dict[str, Any]]:
     """The CNN that matches the ViT; prints the size of both.
 
     Returns: the model, its name for the run's folder, and facts for config.json.
@@ -53,8 +54,8 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[ResidualCNN, str, dict[str
     vit = replace(vit, img_size=c.IMG_SIZE, in_chans=data.channels, num_classes=len(data.classes))
     vit_profile = profile_model(VisionTransformer(vit), image)
     target = vit_profile["parameters" if c.MATCH == "params" else "macs"]
-    config, _ = matched_cnn(vit, target, c.MATCH)
-    model = ResidualCNN(config)
+    config, _ = cnn.matched_cnn(vit, target, c.MATCH)
+    model = cnn.ResidualCNN(config)
     cnn_profile = profile_model(model, image)
     widths = "-".join(map(str, config.dims))
     print(f"CNN of widths {widths}, to match a ViT of width {vit.embed_dim} and depth {vit.depth}:")

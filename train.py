@@ -18,15 +18,9 @@ from typing import Any, Literal
 import torch
 
 from lab.core import Run, constants, run_script, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, dataset_kind, load_data, native_size, subsample
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess, resized
-from lab.models.profiling import profile_model, profile_small_images
-from lab.models.registry import TimmConfig, build_timm_model
-from lab.training import FitConfig, fit
-from lab.training.optimizers import OPTIMIZERS
-from lab.training.results import each_seed, summarize_seeds
+from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets, load_data
+from lab.models import profile_model, registry
+from lab.training import FitConfig, fit, optimizers, results
 from model import VisionTransformer, ViTConfig
 
 # A constant that is None takes its value from RECIPES below, depending on the dataset. Set it here
@@ -119,7 +113,9 @@ RECIPES = {
 
 def main() -> None:
     values = constants.override(sys.modules[__name__], recipes=RECIPES)
-    summarize_seeds([train(seed_values, build) for seed_values in each_seed(values)])
+    results.summarize_seeds(
+        [train(seed_values, build) for seed_values in results.each_seed(values)]
+    )
 
 
 def train(values: dict[str, Any], build: Callable) -> Run:
@@ -129,17 +125,17 @@ def train(values: dict[str, Any], build: Callable) -> Run:
         values: the constants; None means the value of the recipe.
         build: a function like the one below; cnn_baseline.py brings its own.
     """
-    kind, native = dataset_kind(values["DATASET"]), native_size(values["DATASET"])
+    kind, native = datasets.dataset_kind(values["DATASET"]), datasets.native_size(values["DATASET"])
     recipe = {"IMG_SIZE": native, **RECIPES[kind]}
     c = constants.resolve(values, recipe)
     print(constants.header(values, c, kind))
 
     # Photographs are stored larger than the model's input, which leaves room for random crops.
     crop_pct = 1.0 if native else 0.875
-    stored_size = resized(c.IMG_SIZE, crop_pct)
+    stored_size = Preprocess.resized_size(c.IMG_SIZE, crop_pct)
     with runtime.process_state().main_process_first():  # one process prepares the data for all
         data = load_data(c.DATASET, c.DATA_DIR, stored_size, c.VAL_FRACTION, c.SKIP_UNREADABLE)
-        data = subsample(data, c.TRAIN_FRACTION)
+        data = datasets.subsample(data, c.TRAIN_FRACTION)
     preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
     augmentation = Augmentation(
         crop_padding=c.CROP_PADDING, rrc_min_area=c.RRC_MIN_AREA, flip=c.FLIP, rotate=c.ROTATE,
@@ -155,15 +151,15 @@ def train(values: dict[str, Any], build: Callable) -> Run:
         warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE, clip_grad=c.CLIP_GRAD,
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
-        ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
+        ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE,
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
-    optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+    optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
     profile = profile_model(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE))
     small_shape = (data.channels, config.small_size, config.small_size)
-    profile |= profile_small_images(model, small_shape, config.small_epochs)
+    profile |= results.profile_small_images(model, small_shape, config.small_epochs)
     facts = {"model": profile, "dataset": data.summary(), **model_facts}
     name = c.NAME or f"{data.label}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
@@ -182,8 +178,8 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
     arguments = {"num_classes": len(data.classes), "in_chans": data.channels}
     if c.DROP_PATH_RATE:
         arguments["drop_path_rate"] = c.DROP_PATH_RATE
-    config = TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
-    return build_timm_model(config), c.MODEL, {}
+    config = registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
+    return registry.build_timm_model(config), c.MODEL, {}
 
 
 def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:

@@ -26,7 +26,7 @@ from benchmarks.memory_limit import Outcome, can_group, run_limited
 from benchmarks.table import command as typed
 from benchmarks.timing import hardware
 from lab.core import constants, runtime
-from lab.data.preprocess import resized
+from lab.data import Preprocess
 
 # --- What is measured ---
 LIMIT_MB: int | None = None  # interpreter and libraries included; none: 800, RLIMIT_DATA 1500
@@ -87,7 +87,7 @@ def row(what: str, outcome: Outcome) -> str:
 
 def measure(scratch: Path) -> tuple[str, dict]:
     """The table and the record of all runs, with images and caches below `scratch`."""
-    kept = resized(IMG_SIZE, 0.875)  # as train.py keeps photographs
+    kept = Preprocess.resized_size(IMG_SIZE, 0.875)  # as train.py keeps photographs
     grouped = LIMIT_BY == "cgroup" or (LIMIT_BY == "auto" and can_group())
     limit, image = (LIMIT_MB or (800 if grouped else 1500)) * 10**6, 3 * kept**2
     count = -(-int(TIMES * limit) // image // 2) * 2

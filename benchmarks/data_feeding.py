@@ -23,11 +23,8 @@ from benchmarks import table
 from benchmarks.peers import usual_step
 from benchmarks.timing import alternate, hardware, seconds
 from lab.core import constants, run_script, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, dataset_kind, load_data, native_size
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess, resized
-from lab.training.config import FitConfig
+from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets, load_data
+from lab.training import FitConfig
 from model import VisionTransformer, ViTConfig
 
 # --- What is measured ---
@@ -73,7 +70,7 @@ def drain(batches: Iterable, device: torch.device) -> None:
 
 def loaders_of_recipe() -> tuple[Loaders, dict]:
     """Our batches of the dataset, and the recipe of train.py for it."""
-    size, recipe = native_size(DATASET), train.RECIPES[dataset_kind(DATASET)]
+    size, recipe = datasets.native_size(DATASET), train.RECIPES[datasets.dataset_kind(DATASET)]
     crop_pct, size = (1.0, size) if size else (0.875, recipe["IMG_SIZE"])
     fields = (
         "CROP_PADDING",
@@ -86,7 +83,7 @@ def loaders_of_recipe() -> tuple[Loaders, dict]:
         "RANDOM_ERASING",
     )
     how = Augmentation(*(recipe[name] for name in fields))
-    data = load_data(DATASET, DATA_DIR, resized(size, crop_pct))
+    data = load_data(DATASET, DATA_DIR, Preprocess.resized_size(size, crop_pct))
     loaders = Loaders(
         data, Preprocess(size, data.mean, data.std, crop_pct), recipe["BATCH_SIZE"], how
     )

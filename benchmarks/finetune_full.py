@@ -31,14 +31,10 @@ from benchmarks import table
 from benchmarks.peers import Pictures, Recipe, in_transformers, timm_training, transformers_trainer
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
 from lab.core import Run, constants, runtime
-from lab.data.datasets import Dataset, Split
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess
+from lab.data import Dataset, Loaders, Preprocess, datasets
+from lab.models import profile_model
 from lab.models.conversion import config_of
-from lab.models.profiling import profile_model
-from lab.training.config import FitConfig
-from lab.training.loop import Trainer, train_one_epoch
-from lab.training.optimizers import adamw
+from lab.training import FitConfig, loop, optimizers
 from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
 
@@ -62,16 +58,16 @@ def ours(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None
     """What finetune.py does between two validations."""
     loaders = Loaders(data, preprocess(config), recipe.batch_size, AUGMENT)
     model = VisionTransformer(config)
-    optimizer = adamw(model, recipe.learning_rate, recipe.weight_decay)
+    optimizer = optimizers.adamw(model, recipe.learning_rate, recipe.weight_decay)
     how = FitConfig(
         epochs=recipe.epochs, warmup_fraction=recipe.warmup, clip_grad=recipe.clip_grad,
         precision="bf16" if recipe.bf16 else "fp32", trial=True,
     )  # fmt: skip
-    trainer = Trainer(model, optimizer, loaders, how, Run(Path()))  # nothing is written
+    trainer = loop.Trainer(model, optimizer, loaders, how, Run(Path()))  # nothing is written
     for epoch in range(1, 1 + recipe.epochs):
         trainer.state = TrainState(epoch)
         turns.begin()
-        train_one_epoch(trainer)
+        loop.train_one_epoch(trainer)
         turns.end()
 
 
@@ -124,7 +120,7 @@ def photographs(config: ViTConfig) -> Dataset:
     shape = (count, 3, how.resized, how.resized)
     images = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (count,), generator=rng)
-    split = Split(images, torch.arange(count), labels, [str(i) for i in range(count)])
+    split = datasets.Split(images, torch.arange(count), labels, [str(i) for i in range(count)])
     classes = [str(i) for i in range(CLASSES)]
     return Dataset("random", classes, split, split, split, how.mean, how.std, [])
 

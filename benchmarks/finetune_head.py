@@ -35,14 +35,10 @@ from benchmarks import peers, table
 from benchmarks.head_ways import OURS, WAY, Task
 from benchmarks.timing import hardware, seconds
 from lab.core import constants, run_script, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import load_data
-from lab.data.loaders import Loaders
+from lab.data import Augmentation, Loaders, load_data
 from lab.finetuning.linear_probe import Backbone
-from lab.models.pretrained import load_pretrained, reset_classifier
-from lab.training.config import FitConfig
-from lab.training.evaluation import predict
-from lab.training.results import Predictions
+from lab.models import load_pretrained
+from lab.training import FitConfig, Predictions, predict
 
 # --- What is measured ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # as in finetune.py, but a plain ViT
@@ -109,7 +105,7 @@ def main() -> None:
     pretrained = load_pretrained(PRETRAINED, IMG_SIZE, plain_only=True)
     how = pretrained.preprocess
     data = load_data(DATASET, DATA_DIR, how.resized, interpolation=how.interpolation)
-    reset_classifier(pretrained, data.classes)
+    pretrained.reset_classifier(data.classes)
     model = pretrained.model
     for parameter in model.head.parameters():
         nn.init.zeros_(parameter)  # weights of these very classes come with a trained head

@@ -26,14 +26,9 @@ from benchmarks.growth_stages import KINDS, stage_peer
 from benchmarks.table import command
 from benchmarks.timing import Turns, hardware, in_turns
 from lab.core import constants, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, full_split
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess
-from lab.models.profiling import profile_model
-from lab.training.config import FitConfig
-from lab.training.loop import Trainer, train_one_epoch
-from lab.training.optimizers import adamw
+from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets
+from lab.models import profile_model
+from lab.training import FitConfig, loop, optimizers
 from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
 
@@ -95,18 +90,18 @@ def work_of(quantity: str, value: int, steps: int) -> Work:
     return work if quantity == "images" else replace(work, images=work.batch * steps)
 
 
-def trainer_of(work: Work) -> Trainer:
+def trainer_of(work: Work) -> loop.Trainer:
     """The training loop's state, ready to train on synthetic images of these sizes."""
     torch.manual_seed(0)
     store = torch.randint(256, (work.images, 3, work.size, work.size), dtype=torch.uint8)
-    split = full_split(store, torch.randint(CLASSES, (work.images,)), [""] * work.images)
+    split = datasets.full_split(store, torch.randint(CLASSES, (work.images,)), [""] * work.images)
     classes = [str(c) for c in range(CLASSES)]
     data = Dataset("synthetic", classes, split, split, split, [0.5] * 3, [0.3] * 3, [])
     preprocess = Preprocess(work.size, data.mean, data.std)
     loaders = Loaders(data, preprocess, work.batch, Augmentation(flip=True))
     how = FitConfig(epochs=1, clip_grad=1.0, precision="fp32", trial=True)
     model = work.model()
-    return Trainer(model, adamw(model, 1e-4, 0.05), loaders, how, run=None)
+    return loop.Trainer(model, optimizers.adamw(model, 1e-4, 0.05), loaders, how, run=None)
 
 
 def step_peer(name: str, values: dict[str, Any], line: Connection) -> None:
@@ -118,12 +113,12 @@ def step_peer(name: str, values: dict[str, Any], line: Connection) -> None:
         work = work_of(quantity, int(value), values["STEPS"])
     trainer = trainer_of(work)
     trainer.state = TrainState(step=trainer.loaders.steps - 1)
-    train_one_epoch(trainer)  # a single step, to warm up
+    loop.train_one_epoch(trainer)  # a single step, to warm up
     turns = Turns(line, trainer.accelerator.device)
     while True:
         turns.begin()
         trainer.state = TrainState()
-        train_one_epoch(trainer)
+        loop.train_one_epoch(trainer)
         turns.end()
 
 

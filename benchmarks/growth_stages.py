@@ -19,14 +19,9 @@ from torch import nn
 
 from benchmarks.timing import Turns
 from lab.core import Run, runtime
-from lab.data import datasets
-from lab.data.augment import Augmentation
-from lab.data.datasets import Source, full_split, load_data, subsample
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess
-from lab.report.records import read_predictions
-from lab.training.evaluation import evaluate
-from lab.training.results import write_results
+from lab.data import Augmentation, Loaders, Preprocess, datasets, load_data
+from lab.report import records
+from lab.training import evaluate, results
 
 SIDE, CLASSES, BATCH = 8, 10, 1024  # pixels; images a batch
 ROW = {"epoch": 1, "seconds": 1.0, "images_per_second": 1.0, "images": 1, "peak_memory_mb": 1}
@@ -47,8 +42,8 @@ class Many:
         store = torch.randint(256, (count, 1, SIDE, SIDE), dtype=torch.uint8)
         names = [f"image-{i}" for i in range(count)]
         labels = torch.randint(CLASSES, (count,))
-        self.source = lambda: Source(
-            [str(c) for c in range(CLASSES)], {"train": full_split(store, labels, names)}
+        self.source = lambda: datasets.Source(
+            [str(c) for c in range(CLASSES)], {"train": datasets.full_split(store, labels, names)}
         )
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, CLASSES))
         self.accelerator = Accelerator()
@@ -56,12 +51,14 @@ class Many:
     def work(self, stage: str) -> Callable[[], object]:
         return {
             "load and split": self.load,
-            "thin to half": lambda: subsample(self.data, 0.5),
+            "thin to half": lambda: datasets.subsample(self.data, 0.5),
             "fingerprint": lambda: replace(self.data).fingerprint,
             "batches of an epoch": self.epoch,
             "evaluate": self.evaluate,
-            "write records": lambda: write_results(self.run, self.scores, self.data, [ROW], 1),
-            "read records": lambda: read_predictions(
+            "write records": lambda: results.write_results(
+                self.run, self.scores, self.data, [ROW], 1
+            ),
+            "read records": lambda: records.read_predictions(
                 self.run.folder / "predictions.csv", self.data.classes
             ),
         }[stage]

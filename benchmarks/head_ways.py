@@ -12,11 +12,9 @@ from torchvision.transforms import v2
 
 from benchmarks import peers
 from lab.core import Run, runtime
-from lab.data.loaders import Loaders
-from lab.finetuning.linear_probe import cached_features
-from lab.training.config import FitConfig
-from lab.training.loop import fit
-from lab.training.optimizers import adamw
+from lab.data import Loaders
+from lab.finetuning import cached_features
+from lab.training import FitConfig, fit, optimizers
 from model import VisionTransformer
 
 
@@ -32,9 +30,9 @@ class Task:
     def fit(self, model: nn.Module, loaders: Loaders) -> None:
         """As lab.finetuning.linear_probe trains one head: no test split, no pictures."""
         r = self.recipe
-        how = FitConfig(r.epochs, r.warmup, clip_grad=r.clip_grad, seed=loaders.seed, trial=True,
+        how = FitConfig(r.epochs, r.warmup, clip_grad=r.clip_grad, trial=True,
                         precision="bf16" if r.bf16 else "fp32")  # fmt: skip
-        optimizer = adamw(model, r.learning_rate, r.weight_decay)
+        optimizer = optimizers.adamw(model, r.learning_rate, r.weight_decay)
         fit(model, optimizer, loaders, how, Run(self.folder))
 
     def pictures(self, transform: Callable | None = None) -> peers.Pictures:

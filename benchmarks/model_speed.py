@@ -26,14 +26,9 @@ from benchmarks import table
 from benchmarks.peers import IN, parameters_beside, usual_step
 from benchmarks.timing import PRODUCT, Turns, hardware, in_turns, product, product_flop
 from lab.core import Run, constants, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import Dataset, Split
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess
-from lab.models.profiling import profile_model
-from lab.training.config import FitConfig
-from lab.training.loop import Trainer, train_one_epoch
-from lab.training.optimizers import adamw
+from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets
+from lab.models import profile_model
+from lab.training import FitConfig, loop, optimizers
 from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
 
@@ -83,19 +78,21 @@ def built(library: str) -> nn.Module:
 
 def loop_steps(images: Tensor, labels: Tensor, bf16: bool, compiled: bool) -> Callable[[], Any]:
     """STEPS steps of our training loop, as the scripts take them, on the same batch."""
-    split = Split(images, torch.arange(len(images)), labels, [""] * len(images))
+    split = datasets.Split(images, torch.arange(len(images)), labels, [""] * len(images))
     plain = [0.5] * images.shape[1]
     data = Dataset("random", [str(i) for i in range(CLASSES)], *[split] * 3, plain, plain, [])
     loaders = Loaders(data, Preprocess(IMG_SIZE, plain, plain), len(images), Augmentation())
     how = FitConfig(1, precision="bf16" if bf16 else "fp32", compile=compiled, trial=True)
     loaders.steps = STEPS
     model = built(table.OURS)
-    trainer = Trainer(model, adamw(model, 1e-4, 0.05), loaders, how, Run(Path()))  # writes nothing
+    trainer = loop.Trainer(
+        model, optimizers.adamw(model, 1e-4, 0.05), loaders, how, Run(Path())
+    )  # writes nothing
     loaders.train = lambda epoch, first_step: [(images, labels)] * STEPS
 
     def steps() -> None:
         trainer.state = TrainState()
-        train_one_epoch(trainer)
+        loop.train_one_epoch(trainer)
 
     return steps
 

@@ -22,10 +22,8 @@ from torchvision.transforms import v2
 
 from benchmarks.timing import synchronize
 from lab.core import checkpoints
-from lab.data.loaders import Loaders
-from lab.training.config import FitConfig
-from lab.training.optimizers import OPTIMIZERS, Schedule
-from lab.training.results import Predictions
+from lab.data import Loaders
+from lab.training import FitConfig, Predictions, optimizers
 from model import VisionTransformer, ViTConfig
 
 LOOKED_AT = 1000  # validation images in a look, at most
@@ -66,7 +64,7 @@ class Runner:
         self.loaders = replace(loaders, seed=seed, data=replace(loaders.data, val=some))
         self.loaders.to(self.device)
         self.bf16 = FitConfig(1, precision=c.PRECISION).mixed_precision == "bf16"
-        self.schedule = Schedule(TICKS, int(TICKS * c.WARMUP_FRACTION), "linear")
+        self.schedule = optimizers.Schedule(TICKS, int(TICKS * c.WARMUP_FRACTION), "linear")
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
         self.model = VisionTransformer(ViTConfig(
             img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
@@ -83,7 +81,9 @@ class Runner:
             self.pooled = pooled
             self.loss(images, labels).backward()
             self.model.zero_grad()
-        self.optimizer = OPTIMIZERS[c.OPTIMIZER](self.model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+        self.optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](
+            self.model, c.LEARNING_RATE, c.WEIGHT_DECAY
+        )
         self.average = None
         if c.EMA_DECAY:
             self.average = ModelEmaV3(self.model, decay=c.EMA_DECAY, use_warmup=True)

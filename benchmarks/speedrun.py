@@ -21,10 +21,7 @@ from benchmarks.race import Runner
 from benchmarks.speedrun_table import picture, table
 from benchmarks.table import command
 from lab.core import UserError, checkpoints, constants, run_script, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import load_data
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess
+from lab.data import Augmentation, Loaders, Preprocess, load_data
 
 # A constant that is None takes its value from RECIPES, by device.
 

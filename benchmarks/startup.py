@@ -52,9 +52,9 @@ def reached(where: str) -> None:
             torch.cuda.synchronize()
     print(where, flush=True)
     if where == STEPPED:
-        from lab.models.profiling import peak_memory_mb
+        from lab.core import runtime
 
-        print(HELD, peak_memory_mb(torch.device("cpu")), flush=True)
+        print(HELD, runtime.peak_memory_mb(torch.device("cpu")), flush=True)
         sys.exit()
 
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from lab.core import runs
-from lab.models.profiling import peak_memory_mb
+from lab.core import runtime
 
 PRODUCT = "product"  # among the names of those that take turns: a square matrix product
 PRODUCTS = {"cpu": (2048, 5), "cuda": (8192, 50)}  # its side, and how many in a row
@@ -59,7 +58,7 @@ def product_flop(device: str) -> int:
 
 def hardware(device: str) -> str:
     """The GPU's name, or the CPU's with the threads in use."""
-    found = runs.hardware()
+    found = runtime.hardware()
     if device == "cuda":
         return found["gpu"]
     capability = torch.backends.cpu.get_cpu_capability()
@@ -97,7 +96,7 @@ class Turns:
 
     def end(self) -> None:
         synchronize(self.device.type)
-        self.line.send((time.perf_counter() - self.start, peak_memory_mb(self.device)))
+        self.line.send((time.perf_counter() - self.start, runtime.peak_memory_mb(self.device)))
 
     def take(self, work: Callable[[], object]) -> None:
         """Does `work` in every turn, until EOFError: nobody calls any more, see `answer`."""

@@ -21,13 +21,10 @@ from torch import Tensor
 import finetune
 import train
 from lab.core import Run, constants, plots, run_script
-from lab.data.augment import Augmentation
-from lab.data.datasets import load_data
-from lab.data.loaders import Loaders, center_crop
-from lab.data.preprocess import Preprocess
-from lab.finetuning.modes import default_learning_rate, learning_rate_warning
-from lab.models.pretrained import load_pretrained
-from lab.report.sentences import percent
+from lab.data import Augmentation, Loaders, Preprocess, load_data
+from lab.finetuning import default_learning_rate, learning_rate_warning
+from lab.models import load_pretrained
+from lab.report import sentences
 from model import Attention, VisionTransformer, ViTConfig
 
 RUNS = ROOT / "theory" / "broken"
@@ -60,7 +57,7 @@ def without_positions(self: VisionTransformer, x: Tensor) -> Tensor:
 
 def wrongly_normalised(self: Loaders, images: Tensor) -> Tensor:
     """ImageNet's mean and deviation (of gray), where the model was trained with those of digits."""
-    return (center_crop(images.to(self.device), self.preprocess) - 0.449) / 0.226
+    return (self.preprocess.center_crop(images.to(self.device)) - 0.449) / 0.226
 
 
 evaluation, views = Loaders.evaluation, itertools.count(1)
@@ -154,8 +151,9 @@ def numbers() -> dict[str, str]:
         rows, metrics = run_of(name).history(), run_of(name).metrics()
         best = max(row["val_accuracy"] for row in rows)
         said[title] = (
-            f"| {title} | {percent(rows[-1]['train_accuracy'])} | {percent(best)} "
-            f"| {rows[-1]['val_loss']:.3f} | {percent(metrics['test_accuracy'])} |"
+            f"| {title} | {sentences.percent(rows[-1]['train_accuracy'])} "
+            f"| {sentences.percent(best)} "
+            f"| {rows[-1]['val_loss']:.3f} | {sentences.percent(metrics['test_accuracy'])} |"
         )
     return said
 
@@ -210,7 +208,7 @@ def checks() -> dict[str, str]:
         Run(tuned / f"pets-vit_small_patch14_dinov2_saliency-full{rate}-s0")
         for rate in ("", "-rate2e-4")
     ]
-    usual, high = (percent(run.metrics()["test_accuracy"]) for run in pets)
+    usual, high = (sentences.percent(run.metrics()["test_accuracy"]) for run in pets)
     rates = [run.config()["constants"]["RATES"][0] for run in pets]
     ours = default_learning_rate(load_pretrained(str(ROOT / finetune.PRETRAINED)).model, "full")
     return {

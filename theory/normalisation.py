@@ -19,10 +19,9 @@ from timm.data.constants import (
 )
 from torch import Tensor, nn
 
-from lab.data.augment import center_crop
-from lab.data.datasets import channel_statistics, load_data
-from lab.models.cnn import CNNConfig, ResidualCNN
-from lab.models.pretrained import load_pretrained, pooled_features
+from lab.data import datasets, load_data
+from lab.models import cnn as cnn_models
+from lab.models import load_pretrained, registry
 from model import VisionTransformer, ViTConfig
 
 PUBLISHED = [0.491, 0.482, 0.447], [0.247, 0.243, 0.262]  # CIFAR-10, all training images
@@ -44,7 +43,7 @@ def images_said() -> dict[str, str]:
     assert gap <= 0.0021
     counted = len(range(0, record["train"], -(-record["train"] // 10_000)))
     digits = load_data("digits")
-    assert channel_statistics(digits.train) == (digits.mean, digits.std)
+    assert datasets.channel_statistics(digits.train) == (digits.mean, digits.std)
     pixels = digits.train.images(slice(None)).double() / 255
     assert torch.allclose(pixels.mean(), torch.tensor(digits.mean).double())
     own = pixels.flatten(1).std(1, correction=0).mean().item()
@@ -109,13 +108,15 @@ def wrong_numbers() -> tuple[list[tuple[str, str, float, float]], float]:
         "digits' own": (data.mean * 3, data.std * 3),
         "none: [0, 1]": ([0.0] * 3, [1.0] * 3),
     }
-    train, test = (center_crop(split.images(slice(0, count)), right)
+    train, test = (right.center_crop(split.images(slice(0, count)))
                    for split, count in ((data.train, TRAIN), (data.test, TEST)))  # fmt: skip
 
     def features(images: Tensor, mean, std) -> Tensor:
         mean, std = (torch.tensor(list(v)).reshape(1, 3, 1, 1) for v in (mean, std))
         images = ((images - mean) / std).split(32)  # gray, (B, 1, S, S), becomes (B, 3, S, S)
-        return torch.cat([pooled_features(given.model, part) for part in images]).double()  # (B, D)
+        return torch.cat(
+            [registry.pooled_features(given.model, part) for part in images]
+        ).double()  # (B, D)
 
     def head(x: Tensor, y: Tensor):
         """Ridge regression on the labels: a linear head in closed form."""
@@ -214,7 +215,9 @@ def company_said() -> dict[str, str]:
     torch.manual_seed(0)
     vit = VisionTransformer(ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=10,
                                       embed_dim=64, depth=4, num_heads=4)).double()  # fmt: skip
-    cnn = ResidualCNN(CNNConfig(in_chans=1, num_classes=10, dims=(17, 34, 69))).double()
+    cnn = cnn_models.ResidualCNN(
+        cnn_models.CNNConfig(in_chans=1, num_classes=10, dims=(17, 34, 69))
+    ).double()
     data = load_data("digits")
     images = (data.train.images(slice(0, 200)).double() / 255 - data.mean[0]) / data.std[0]
 

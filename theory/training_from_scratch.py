@@ -10,9 +10,7 @@ import matplotlib.pyplot as plt
 from _text import ROOT, check
 
 from lab.core import plots
-from lab.report.comparisons import configurations, efficiencies
-from lab.report.records import Record, read_runs
-from lab.report.sentences import images, percent
+from lab.report import Record, comparisons, read_runs, sentences
 
 PLACE = ROOT / "results"
 PICTURE = ROOT / "theory" / "training_from_scratch.png"
@@ -25,32 +23,43 @@ LABELS = {"vit_64x4": "ViT from scratch", "CNN twin of vit_64x4": "CNN of its si
 
 def numbers(runs: dict[str, Record], curves: dict) -> dict[str, str]:
     def accuracy(name: str) -> str:
-        return percent(runs[name].metrics["test_accuracy"])
+        return sentences.percent(runs[name].metrics["test_accuracy"])
 
     vit, cnn = curves["vit_64x4"], curves["CNN twin of vit_64x4"]
     said = {}
     for share in (0.01, 0.1, 1.0):
         a, b = vit[share], cnn[share]
         said[f"ViT and CNN on {100 * share:g} %"] = (
-            f"| {100 * share:g} % ({images(a)}) | {percent(a.mean)} | {percent(b.mean)} "
+            f"| {100 * share:g} % ({sentences.images(a)}) "
+            f"| {sentences.percent(a.mean)} | {sentences.percent(b.mean)} "
             f"| {100 * (b.mean - a.mean):.1f} |"
         )
     last = runs["digits-of0.01-vit_64x4-s0"].history[-1]
-    said["10 images, learnt"] = f"{percent(last['train_accuracy'])} of the (augmented) training"
-    said["10 images, validation"] = f"{percent(last['val_accuracy'])} of the validation images"
-    said["five times the images"] = f"from {images(vit[0.01])} to {images(vit[0.05])} images"
+    said["10 images, learnt"] = (
+        f"{sentences.percent(last['train_accuracy'])} of the (augmented) training"
+    )
+    said["10 images, validation"] = (
+        f"{sentences.percent(last['val_accuracy'])} of the validation images"
+    )
+    said["five times the images"] = (
+        f"from {sentences.images(vit[0.01])} to {sentences.images(vit[0.05])} images"
+    )
     said["gains"] = f"{100 * (vit[0.05].mean - vit[0.01].mean):.1f} points"
-    said["ten times the images"] = f"from {images(vit[0.1])} to {images(vit[1.0])}"
+    said["ten times the images"] = (
+        f"from {sentences.images(vit[0.1])} to {sentences.images(vit[1.0])}"
+    )
     said["gains less"] = f"{100 * (vit[1.0].mean - vit[0.1].mean):.1f} points"
 
     short = ("cifar10-jpeg-vit_128x6-s0", "cifar10-jpeg-cnn_42-85-168-s0")
     for name, run in zip(("ViT", "CNN"), short, strict=True):
         end = runs[run].history[-1]
         said[f"{name} on CIFAR-10, five epochs"] = f"{name} {accuracy(run)}"
-        said[f"{name}, training"] = f"{percent(end['train_accuracy'])} of the training images"
+        said[f"{name}, training"] = (
+            f"{sentences.percent(end['train_accuracy'])} of the training images"
+        )
     longer = runs["cifar10-jpeg-vit_128x6-pretraining"]
     epochs = f"{longer.metrics['epochs']} epochs"
-    said["longer"] = f"{epochs}: {percent(longer.metrics['test_accuracy'])}"
+    said["longer"] = f"{epochs}: {sentences.percent(longer.metrics['test_accuracy'])}"
 
     pets = "pets-vit_small_patch14_dinov2_saliency"
     said["Pets sample, scratch"] = f"from scratch {accuracy(f'{pets}-scratch-s0')}"
@@ -58,8 +67,8 @@ def numbers(runs: dict[str, Record], curves: dict) -> dict[str, str]:
     said["Pets sample, head alone"] = f"the head alone {accuracy(f'{pets}-head-s0')}"
     said["Pets sample, full"] = f"all of it {accuracy(f'{pets}-full-s0')}"
     tuned, head = (curves[f"vit_128x6_cifar10, {mode}"] for mode in ("full", "head"))
-    said["fine-tuned on 10 digits"] = f"fine-tuned {percent(tuned[0.01].mean)}"
-    said["head on 10 digits"] = f"head alone {percent(head[0.01].mean)}"
+    said["fine-tuned on 10 digits"] = f"fine-tuned {sentences.percent(tuned[0.01].mean)}"
+    said["head on 10 digits"] = f"head alone {sentences.percent(head[0.01].mean)}"
     return said
 
 
@@ -76,7 +85,8 @@ def draw(curves: dict) -> None:
     first = curves["vit_64x4"]
     axis.set_xscale("log")
     axis.set_xticks(
-        [100 * s for s in first], [f"{100 * s:g} %\n({images(c)})" for s, c in first.items()]
+        [100 * s for s in first],
+        [f"{100 * s:g} %\n({sentences.images(c)})" for s, c in first.items()],
     )
     axis.minorticks_off()
     axis.set(xlabel="share of the training images (number)", ylabel="test accuracy (%)",
@@ -93,7 +103,7 @@ def draw(curves: dict) -> None:
 def main() -> None:
     found = read_runs(PLACE / "official")
     runs = {run.folder.name: run for run in found.runs}
-    (series,) = efficiencies(configurations(found.runs, PLACE), PLACE)
+    (series,) = comparisons.efficiencies(comparisons.configurations(found.runs, PLACE), PLACE)
     curves = {line[0].first.model: {c.first.share: c for c in line} for line in series}
     if "--draw" in sys.argv:
         draw(curves)

@@ -14,14 +14,10 @@ from _text import ROOT, check
 from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
-from lab.data.augment import center_crop
-from lab.data.datasets import load_data
-from lab.models.cnn import CLOSE, CNNConfig, ResidualBlock, ResidualCNN
-from lab.models.pretrained import load_pretrained, pooled_features
-from lab.models.profiling import profile_model
-from lab.report.comparisons import Configuration, configurations, efficiencies, twins
-from lab.report.records import read_runs
-from lab.report.sentences import percent, result
+from lab.data import load_data
+from lab.models import cnn as cnn_models
+from lab.models import load_pretrained, profile_model, registry
+from lab.report import comparisons, read_runs, sentences
 from model import VisionTransformer, ViTConfig
 
 WEIGHTS = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
@@ -41,23 +37,27 @@ class Compared:
         given = load_pretrained(str(WEIGHTS))
         self.vit: VisionTransformer = given.model.double()
         torch.manual_seed(0)
-        self.cnn = ResidualCNN(CNNConfig(num_classes=10, dims=(42, 85, 168))).double()
-        assert abs(size(self.cnn) / size(self.vit) - 1) < CLOSE
+        self.cnn = cnn_models.ResidualCNN(
+            cnn_models.CNNConfig(num_classes=10, dims=(42, 85, 168))
+        ).double()
+        assert abs(size(self.cnn) / size(self.vit) - 1) < cnn_models.TOLERANCE
         mean, std = (torch.tensor(v).double().reshape(1, 3, 1, 1)
                      for v in (given.preprocess.mean, given.preprocess.std))  # fmt: skip
         images = load_data("digits").test.images(slice(0, IMAGES))
-        digits = center_crop(images, replace(given.preprocess, img_size=DIGIT)).double()
+        digits = replace(given.preprocess, img_size=DIGIT).center_crop(images).double()
         edge = (32 - DIGIT) // 2
         self.images = (nn.functional.pad(digits, (edge,) * 4) - mean) / std  # (B, 3, 32, 32)
         for module in self.cnn.modules():
-            if isinstance(module, ResidualBlock):  # at 0, as training starts, a block does nothing
+            if isinstance(
+                module, cnn_models.ResidualBlock
+            ):  # at 0, as training starts, a block does nothing
                 nn.init.ones_(module.bn2.weight)
             elif isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
         self.cnn(self.images)  # gives the batch norms their statistics
         self.cnn.eval()
 
-    def without_borders(self) -> ResidualCNN:
+    def without_borders(self) -> cnn_models.ResidualCNN:
         """The CNN on an image whose right side touches its left, and whose top its bottom."""
         model = copy.deepcopy(self.cnn)
         for module in model.modules():
@@ -80,8 +80,12 @@ def maps(model: nn.Module, images: Tensor) -> Tensor:
 
 def head_input(model: nn.Module, images: Tensor) -> Tensor:
     """What the output layer reads: the class token, or the mean over places, (B, D)."""
-    cnn = isinstance(model, ResidualCNN)
-    return model.forward_features(images).mean((2, 3)) if cnn else pooled_features(model, images)
+    cnn = isinstance(model, cnn_models.ResidualCNN)
+    return (
+        model.forward_features(images).mean((2, 3))
+        if cnn
+        else registry.pooled_features(model, images)
+    )
 
 
 def roll(x: Tensor, by: int) -> Tensor:
@@ -200,12 +204,14 @@ def costs_said() -> dict[str, str]:
     """A ViT-Ti/16 and its CNN twin at two resolutions."""
     said = {}
     config = ViTConfig(img_size=224, embed_dim=192, num_heads=3, num_classes=37)
-    cnn = ResidualCNN(CNNConfig(num_classes=37, dims=(45, 89, 180, 360), stem_stride=4))
+    cnn = cnn_models.ResidualCNN(
+        cnn_models.CNNConfig(num_classes=37, dims=(45, 89, 180, 360), stem_stride=4)
+    )
     makers: dict[str, list[nn.Module]] = {
         "ViT-Ti/16": [VisionTransformer(replace(config, img_size=n)) for n in (224, 448)],
         "CNN twin": [cnn, cnn],
     }
-    assert abs(size(cnn) / size(makers["ViT-Ti/16"][0]) - 1) < CLOSE
+    assert abs(size(cnn) / size(makers["ViT-Ti/16"][0]) - 1) < cnn_models.TOLERANCE
     for name, models in makers.items():
         facts = []
         for model, pixels in zip(models, (224, 448), strict=True):
@@ -233,20 +239,23 @@ def sharing_said(both: Compared) -> dict[str, str]:
     }  # fmt: skip
 
 
-def measured() -> tuple[list[Configuration], list[Configuration], dict[str, tuple]]:
+def measured() -> tuple[
+    list[comparisons.Configuration], list[comparisons.Configuration], dict[str, tuple]
+]:
     """Digits by number of training images, of the ViT and the CNN; and twins by dataset."""
     official = RESULTS / "official"
     runs = [r for place in ("train", "cnn_baseline") for r in read_runs(official / place).runs]
-    found = configurations(runs, RESULTS)
-    lines = [line for series in efficiencies(found, RESULTS) for line in series]
+    found = comparisons.configurations(runs, RESULTS)
+    lines = [line for series in comparisons.efficiencies(found, RESULTS) for line in series]
     (vit,) = (line for line in lines if line[0].first.model == "vit_64x4")
     (cnn,) = (line for line in lines if line[0].first.model == "CNN twin of vit_64x4")
-    pairs = {v.first.config["dataset"]["name"]: (v, c) for how, v, c in twins(found, RESULTS)
+    twins = comparisons.twins(found, RESULTS)
+    pairs = {v.first.config["dataset"]["name"]: (v, c) for how, v, c in twins
              if how == "epochs"}  # fmt: skip
     return vit, cnn, pairs
 
 
-def seen_images(c: Configuration) -> int:
+def seen_images(c: comparisons.Configuration) -> int:
     return c.first.config["dataset"]["train_images"]
 
 
@@ -257,7 +266,7 @@ def data_said() -> dict[str, str]:
         assert seen_images(ours) == seen_images(theirs)
         assert ours.first.constants["EPOCHS"] == theirs.first.constants["EPOCHS"]
         said[f"accuracy from {seen_images(ours)} images"] = (
-            f"| {seen_images(ours):,} | {result(ours)} | {result(theirs)} "
+            f"| {seen_images(ours):,} | {sentences.result(ours)} | {sentences.result(theirs)} "
             f"| {100 * (theirs.mean - ours.mean):+.1f} |"
         )
         assert theirs.mean > ours.mean
@@ -265,8 +274,8 @@ def data_said() -> dict[str, str]:
         assert apart == (seen_images(ours) == 10) or len(ours.runs) > 1
     ours, theirs = pairs["cifar10-jpeg"]
     said["CIFAR-10"] = (
-        f"after {ours.first.constants['EPOCHS']} epochs the ViT has {percent(ours.mean)} and the "
-        f"CNN {percent(theirs.mean)}"
+        f"after {ours.first.constants['EPOCHS']} epochs the ViT has "
+        f"{sentences.percent(ours.mean)} and the CNN {sentences.percent(theirs.mean)}"
     )
     ours, theirs = pairs["digits"]
     p = ttest_ind(ours.accuracies, theirs.accuracies, equal_var=False).pvalue

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from lab.attention.extraction import eval_mode
 from lab.attention.score_report import CENTER, MEASURES
 from lab.core import UserError, runtime, stats
-from lab.data.datasets import Dataset, Split
-from lab.data.images import abbreviate, square
-from lab.data.preprocess import Preprocess
+from lab.data import Dataset, Preprocess, datasets, images
 
 BACKGROUND, ANIMAL, BORDER = 0, 1, 2
 LEVELS = 50  # thresholds between 0 and 1
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # of Oxford Pets; Pillow also has formats that run code
 
 
-def load_outlines(data: Dataset, split: Split, data_dir: str, preprocess: Preprocess) -> Tensor:
+def load_outlines(
+    data: Dataset, split: datasets.Split, data_dir: str, preprocess: Preprocess
+) -> Tensor:
     """Labels ANIMAL, BACKGROUND or BORDER for every pixel that the model sees.
 
     Args:
@@ -54,7 +54,7 @@ def load_outlines(data: Dataset, split: Split, data_dir: str, preprocess: Prepro
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(paths)} outlines are missing from {folder}: "
-            f"{abbreviate(missing)}. They belong to annotations.tar.gz of Oxford Pets: delete the "
+            f"{images.abbreviate(missing)}. They belong to annotations.tar.gz of Oxford Pets: delete the "
             "folder annotations and run the command again"
         )
     size = preprocess.resized
@@ -69,7 +69,7 @@ def load_outlines(data: Dataset, split: Split, data_dir: str, preprocess: Prepro
                     raise UserError(
                         f"{path} has {trimap.size} pixels, but its image has {photograph.size}"
                     )
-                out[i] = np.asarray(square(trimap, size, Image.Resampling.NEAREST))
+                out[i] = np.asarray(images.square(trimap, size, Image.Resampling.NEAREST))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read the outline {path}: {error}") from error
     labels = np.array([BORDER, ANIMAL, BACKGROUND, BORDER], np.uint8)  # Pets has values 1, 2, 3

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from lab.attention import metrics, saliency, score_report
 from lab.attention.score_report import CENTER, CHANCE, RANDOM, TRAINED
 from lab.core import Run, checkpoints, stats
-from lab.data.loaders import Loaders
-from lab.models.pretrained import Pretrained, reinitialized
+from lab.data import Loaders
+from lab.models import Pretrained
 
 GRID_SIZE = (32, 32)  # of the maps that ignore the image
 
@@ -33,7 +33,8 @@ class Scoring:
         self, pretrained: Pretrained, loaders: Loaders, data_dir: str, deletion_images: int,
         seed: int,
     ):  # fmt: skip
-        self.model, self.loaders, self.seed = pretrained.model, loaders, seed
+        self.pretrained, self.model = pretrained, pretrained.model
+        self.loaders, self.seed = loaders, seed
         self.deletion_images = deletion_images if saliency.count_classes(self.model) else 0
         data = loaders.data
         self.outlines = {
@@ -46,7 +47,7 @@ class Scoring:
     def write(self, run: Run) -> None:
         """Writes score.md, score.png and metrics.json, and compares all models scored so far."""
         torch.manual_seed(self.seed)
-        untrained = reinitialized(self.model).to(self.loaders.device).eval()
+        untrained = self.pretrained.reinitialized().to(self.loaders.device).eval()
         models = {TRAINED: self.model, RANDOM: untrained}
         targets = _predicted_classes(self.model, self.loaders)
         data = self.loaders.data
@@ -212,7 +213,7 @@ def _faithfulness(
         CENTER: metrics.baseline_maps(GRID_SIZE)[CENTER].expand(len(rows), -1, -1),
         CHANCE: torch.rand(len(rows), *GRID_SIZE, generator=rng),
     }
-    images = loaders.normalised(loaders.data.test.images(rows))
+    images = loaders.normalize(loaders.data.test.images(rows))
     batches = torch.arange(len(rows)).split(loaders.batch_size)
     curves: dict[str, dict[str, np.ndarray]] = {}  # by map and kind, (N, steps + 1)
     for name, values in tqdm(maps.items(), desc="deletion, insertion", disable=None):

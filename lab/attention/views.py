@@ -11,9 +11,8 @@ from lab.attention.extraction import BlockAttention, attention_maps, patch_grid
 from lab.attention.page import write_page
 from lab.attention.plots import AttentionExample
 from lab.core import Run, UserError, checkpoints
-from lab.data.augment import center_crop
-from lab.data.loaders import Loaders
-from lab.models.pretrained import Pretrained
+from lab.data import Loaders
+from lab.models import Pretrained
 
 FILES = ("overview.jpg", "heads.jpg", "distance.png", "positions.png", "attention.html")
 _NUM_CANDIDATES = 200  # large images that are predicted to choose NUM_IMAGES from
@@ -51,7 +50,7 @@ class Views:
         self.model, self.loaders, self.config = pretrained.model, loaders, config
         self.class_names = class_names(pretrained)
         self.target = class_index(config.target_class, self.class_names)
-        self.first_image = loaders.normalised(loaders.data.test.images(slice(0, 1)))
+        self.first_image = loaders.normalize(loaders.data.test.images(slice(0, 1)))
         reasons = saliency.unavailable_methods(self.model, self.first_image)
         if config.method in reasons:
             raise UserError(reasons[config.method])
@@ -114,7 +113,7 @@ class Views:
             return rows[:count].sort().values
         if classes != self.class_names:  # predictions are neither right nor wrong
             return rows[:count]
-        predicted = [self._predict(self.loaders.normalised(test.images(batch)))[1]
+        predicted = [self._predict(self.loaders.normalize(test.images(batch)))[1]
                      for batch in rows.split(self.loaders.batch_size)]  # fmt: skip
         is_correct = torch.cat(predicted) == test.labels[rows]
         correct, wrong = rows[is_correct], rows[~is_correct]
@@ -125,7 +124,7 @@ class Views:
         """These test images with the predictions and maps of the model."""
         data, config = self.loaders.data, self.config
         pixels = data.test.images(rows)
-        images = self.loaders.normalised(pixels)
+        images = self.loaders.normalize(pixels)
         confidence, predicted = self._predict(images)
         targets = None
         if self.target is not None:
@@ -142,7 +141,7 @@ class Views:
                 depends_on_class = self.target is not None and method != "rollout"
                 name = f"{method} for {config.target_class}" if depends_on_class else method
                 maps[name] = saliency.compute_map(method, self.model, images, targets)
-        crops = (center_crop(pixels, self.loaders.preprocess) * 255).round().byte()
+        crops = (self.loaders.preprocess.center_crop(pixels) * 255).round().byte()
         crops = crops.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
         labels = data.test.labels[rows]
         known = data.classes and data.classes == self.class_names  # else not right or wrong
@@ -171,7 +170,7 @@ class Views:
 
         batches = []
         for batch in rows.split(self.loaders.batch_size):
-            images = self.loaders.normalised(self.loaders.data.test.images(batch))
+            images = self.loaders.normalize(self.loaders.data.test.images(batch))
             batches.append(attention_maps(self.model, images, measure)[1])
         distances = [
             torch.cat([distance for distance, _ in parts]).mean(0).tolist()

@@ -271,8 +271,3 @@ _OPERATIONS = (
     lambda x, m, sign: _autocontrast(x),
     lambda x, m, sign: _equalize(x),
 )
-
-
-def center_crop(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """Old name of `Preprocess.center_crop`, until all callers are converted."""
-    return preprocess.center_crop(images)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from lab.core import UserError
-from lab.data.augment import (  # noqa: F401
+from lab.data.augment import (
     Augmentation,
     BatchRNG,
     augment,
-    center_crop,
     erase,
     to_device,
 )
@@ -170,8 +169,6 @@ class Loaders:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, H) as evaluation sees them: resized, cropped and normalized."""
         return (self.preprocess.center_crop(images.to(self.device)) - self.mean) / self.std
-
-    normalised = normalize  # old name, until all callers are converted
 
     def _augment(self, images: Tensor, rng: BatchRNG) -> Tensor:
         images = augment(images, self.preprocess, self.augmentation, rng)

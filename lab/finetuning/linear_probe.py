@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from lab.core import Run, UserError, checkpoints, runtime
 from lab.data import Loaders
-from lab.models import profile_model, save_model
-from lab.models.registry import classifier, pooled_features
+from lab.models import profile_model, registry, save_model
 from lab.training import FitConfig, Predictions, fit, optimizers, predict, results
 
 
@@ -67,7 +66,7 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return pooled_features(self.model, images)
+        return registry.pooled_features(self.model, images)
 
 
 def cached_features(
@@ -150,7 +149,7 @@ def train_linear_probe(
 
     Raises: UserError, for a head that is not linear.
     """
-    data, start = loaders.data, classifier(model)
+    data, start = loaders.data, registry.classifier(model)
     if not isinstance(start, nn.Linear):
         raise UserError(
             f"MODE=head needs a linear head, but this model has {type(start).__name__}; use "
@@ -192,7 +191,7 @@ def _costs(
 ) -> dict:
     """Seconds and operations of the features and of all heads together."""
     views, count, width = loaders.features["train"].shape
-    head = profile_model(classifier(model), (width,))
+    head = profile_model(registry.classifier(model), (width,))
     size = loaders.preprocess.img_size
     whole = profile_model(model, (len(loaders.preprocess.mean), size, size))
     images = sum(row["images"] for rows in histories for row in rows)

@@ -5,8 +5,7 @@ from typing import Any
 from torch import nn
 
 from lab.core import UserError
-from lab.models import lora
-from lab.models.registry import classifier
+from lab.models import lora, registry
 from lab.training import optimizers
 
 # Peak learning rates for a model of width 768, such as ViT-B. A narrower model gets a higher one in
@@ -55,7 +54,7 @@ def set_trainable(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> No
             )
         for name, parameter in model.named_parameters():
             parameter.requires_grad = layer_of[name] >= head - top_k
-    classifier(model).requires_grad_(True)
+    registry.classifier(model).requires_grad_(True)
 
 
 def variant_of(model: nn.Module, mode: str, top_k: int, layer_decay: float) -> str:
@@ -71,7 +70,7 @@ def variant_of(model: nn.Module, mode: str, top_k: int, layer_decay: float) -> s
 
 def default_learning_rate(model: nn.Module, variant: str) -> float:
     """The peak learning rate for a variant and the model's width, the input size of its head."""
-    width = next(p for p in classifier(model).parameters() if p.ndim > 1).shape[1]
+    width = next(p for p in registry.classifier(model).parameters() if p.ndim > 1).shape[1]
     return _LEARNING_RATES[variant] * 768 / width
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lab.core import UserError
-from lab.data.preprocess import Preprocess
+from lab.data import Preprocess
 from lab.models.cnn import CNNConfig
 from lab.models.registry import (
     TimmConfig,

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.core import UserError
-from lab.core.runtime import has_bf16, peak_memory_mb  # noqa: F401
+from lab.core import (
+    runtime,  # noqa: F401
+)
 
 
 def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -39,24 +40,3 @@ def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, A
         "macs": forward.get_total_flops() // 2,
         "training_flops": training.get_total_flops(),
     }
-
-
-def profile_small_images(
-    model: nn.Module, image_shape: tuple[int, ...], epochs: int
-) -> dict[str, Any]:
-    """The entry `small_images` for a run that trains on smaller images in its first `epochs`.
-
-    Raises: UserError, for a model that does not accept them.
-    """
-    if not epochs:
-        return {}
-    side = image_shape[-1]
-    try:
-        flops = profile_model(model, image_shape)["training_flops"]
-    except (ValueError, AssertionError, RuntimeError) as error:  # model.py's and timm's errors
-        raise UserError(
-            f"PROGRESSIVE_RESIZE first trains on images of {side} pixels, which this model does "
-            f"not accept ({str(error).rstrip('.')}). Set it to 0; a timm ViT accepts them with "
-            'MODEL_ARGS="dynamic_img_size=True", where PATCH_SIZE is its patch size.'
-        ) from error
-    return {"small_images": {"epochs": epochs, "img_size": side, "training_flops": flops}}

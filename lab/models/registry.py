@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.core import UserError, checkpoints
-from lab.data.preprocess import Preprocess
+from lab.data import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.lora import merged_state
 from model import ConfigError, VisionTransformer, ViTConfig

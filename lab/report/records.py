@@ -23,7 +23,7 @@ import numpy as np
 
 from lab.attention import score_report
 from lab.core import Run, runtime
-from lab.finetuning.modes import mode_label
+from lab.finetuning import mode_label
 
 TASKS = {  # by script, in the order of the lab
     "train.py": "From scratch",

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lab.core import UserError, runtime
-from lab.models.profiling import has_bf16
 from lab.training.tensorboard import check_installed
 
 
@@ -29,7 +28,6 @@ class FitConfig:
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False  # torch.compile
-    seed: int = 0
     tensorboard: bool = False
     trial: bool = False  # a trial of a sweep: prints nothing and never uses the test split
 
@@ -61,5 +59,5 @@ class FitConfig:
     def mixed_precision(self) -> Literal["bf16", "no"]:
         """The precision as Accelerate names it; "auto" selects bf16 if the hardware has it."""
         if self.precision == "auto":
-            return "bf16" if has_bf16(runtime.process_state().device) else "no"
+            return "bf16" if runtime.has_bf16(runtime.process_state().device) else "no"
         return "bf16" if self.precision == "bf16" else "no"

@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lab.core import UserError
-from lab.data.loaders import Loaders
+from lab.data import Loaders
 from lab.training.results import Predictions
 
 

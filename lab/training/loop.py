@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lab.core import Run, runtime
-from lab.data.loaders import Loaders
+from lab.data import Loaders
 from lab.training.config import FitConfig
 from lab.training.evaluation import evaluate
 from lab.training.progress import Progress

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.core import Run, UserError, checkpoints, runtime
-from lab.data.datasets import Dataset
+from lab.data import Dataset
+from lab.models import profile_model
 
 
 @dataclass(frozen=True)
@@ -155,3 +156,24 @@ def summarize_seeds(runs: list[Run]) -> None:
 def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run]) -> None:
     """Runs a script's function once per seed and summarizes the results."""
     summarize_seeds([run_one(seed_values) for seed_values in each_seed(values)])
+
+
+def profile_small_images(
+    model: nn.Module, image_shape: tuple[int, ...], epochs: int
+) -> dict[str, Any]:
+    """The entry `small_images` for a run that trains on smaller images in its first `epochs`.
+
+    Raises: UserError, for a model that does not accept them.
+    """
+    if not epochs:
+        return {}
+    side = image_shape[-1]
+    try:
+        flops = profile_model(model, image_shape)["training_flops"]
+    except (ValueError, AssertionError, RuntimeError) as error:  # model.py's and timm's errors
+        raise UserError(
+            f"PROGRESSIVE_RESIZE first trains on images of {side} pixels, which this model does "
+            f"not accept ({str(error).rstrip('.')}). Set it to 0; a timm ViT accepts them with "
+            'MODEL_ARGS="dynamic_img_size=True", where PATCH_SIZE is its patch size.'
+        ) from error
+    return {"small_images": {"epochs": epochs, "img_size": side, "training_flops": flops}}

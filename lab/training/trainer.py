@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lab.core import Run, UserError, checkpoints, runtime
-from lab.data.loaders import Loaders, derive_seed
-from lab.models.lora import merge
-from lab.models.profiling import peak_memory_mb
-from lab.models.registry import save_model
+from lab.data import Loaders
+from lab.models import lora, save_model
 from lab.training.config import FitConfig
 from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
@@ -106,7 +104,7 @@ class Trainer:
         """Seeds PyTorch for the current step."""
         # torch.manual_seed looks for devices of all kinds: a quarter of the step of a small head.
         generator = torch.default_generator if self.accelerator.device.type == "cpu" else torch
-        seed = derive_seed(self.config.seed, self.state.epoch, self.state.step, rank)
+        seed = self.loaders.step_seed(self.state.epoch, self.state.step, rank)
         generator.manual_seed(seed)
 
     def split_batch(
@@ -147,7 +145,7 @@ class Trainer:
             "val_accuracy": round(val.accuracy, 6),
             "seconds": round(state.seconds, 3),
             "images_per_second": round(images / state.seconds, 1),
-            "peak_memory_mb": peak_memory_mb(self.accelerator.device),
+            "peak_memory_mb": runtime.peak_memory_mb(self.accelerator.device),
             "images": int(images),
         }
         is_best = state.finish_epoch(row)
@@ -170,7 +168,7 @@ class Trainer:
         """Loads the weights of the best validation epoch into `model`."""
         path = self.run.folder / "best.safetensors"
         self.accelerator.wait_for_everyone()
-        merge(self.model)
+        lora.merge(self.model)
         checkpoints.load_strict(self.model, checkpoints.load_weights(path)[0], path)
 
     # --- Saving and resuming ---
