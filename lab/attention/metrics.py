@@ -54,7 +54,8 @@ def load_outlines(
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(paths)} outlines are missing from {folder}: "
-            f"{images.abbreviate(missing)}. They belong to annotations.tar.gz of Oxford Pets: delete the "
+            f"{images.abbreviate(missing)}. They belong to annotations.tar.gz of Oxford "
+            "Pets: delete the "
             "folder annotations and run the command again"
         )
     size = preprocess.resized
