@@ -1,66 +1,72 @@
-"""Every run side by side: results/report.html, one page to open, and results/README.md.
+"""Reports on all your runs in one page, results/report.html.
 
     python report.py                                   # all runs below results/
-    python report.py --results my/results              # those of another folder
-    python report.py --official                        # the project's own tables
+    python report.py --results my/results              # all runs below another folder
+    python report.py --official                        # the project's own page and tables
 
-The page needs no network and no server. Folders that hold no run, or a broken one, are listed in
-it with the reason.
+The page needs neither a network nor a server. The tables are also written as text, to README.md in
+the same folder. Folders whose records are damaged or incomplete are listed with the reason.
 """
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 from lab.core import UserError, checkpoints, constants, run_script
-from lab.report.content import content
-from lab.report.markdown import fill, page
-from lab.report.page import write_page
-from lab.report.records import read_runs
+from lab.report import build_content, markdown, read_runs, write_page
 
-# --- What is reported ---
-RESULTS: str = "results"  # the folder of all runs
-DATA_DIR: str = "data"  # where downloads lie, for pictures of test images; nothing is downloaded
-OFFICIAL: bool = False  # instead: the tables of README.md and results/official/README.md
+# --- What to report on ---
+RESULTS: str = "results"  # folder that contains the runs
+DATA_DIR: str = "data"  # folder of downloaded datasets, for thumbnails; nothing is downloaded
+OFFICIAL: bool = False  # write the page and tables in results/official and README.md instead
 
-ROOT = Path(__file__).resolve().parent
-OFFICIAL_RUNS = ROOT / "results" / "official"  # the runs that README.md quotes
+_ROOT = Path(__file__).resolve().parent
+_OFFICIAL = _ROOT / "results" / "official"  # the runs that come with the project
 
 
 def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
-    place = Path(c.RESULTS)
+    place = Path(os.path.relpath(_OFFICIAL)) if c.OFFICIAL else Path(c.RESULTS)
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}: train a model first, with python train.py")
+    if (place / "config.json").exists():
+        parent = place.parent if place.name else place.resolve().parent
+        raise UserError(
+            f"{place} is a single run. Pass a folder of runs, for example --results {parent}"
+        )
+    found = read_runs(place)
+    content = build_content(found, place, Path(c.DATA_DIR))
+    write_page(place / "report.html", content)
     if c.OFFICIAL:
         for path, text in official_pages().items():
-            write_text(path, text)
-            print(path)
-        return
-    if not place.is_dir():
-        raise UserError(f"there is no folder {place}: train something first, with python train.py")
-    found = read_runs(place)
-    shown = content(found, place, Path(c.DATA_DIR))
-    write_page(place / "report.html", shown)
-    write_text(place / "README.md", page(shown, found, place))
-    print("\n".join(shown["summary"]))
-    for folder, why in found.left_out:
-        print(f"{folder}: {why}")
-    print(f"{place / 'README.md'}\n{place / 'report.html'}")
+            _write(path, text)
+    else:
+        _write(place / "README.md", markdown.results_page(content, found, place))
+    for line in content["summary"]:
+        print(_printable(line))
+    for folder, reason in found.left_out:
+        print(_printable(f"{folder}: {reason}"))
+    print(place / "README.md", place / "report.html", sep="\n")
 
 
 def official_pages() -> dict[Path, str]:
-    """README.md and results/official/README.md, with their tables generated from the records."""
-    found = read_runs(OFFICIAL_RUNS)
-    pages = (ROOT / "README.md", OFFICIAL_RUNS / "README.md")
+    """README.md and results/official/README.md with tables generated from the official records."""
+    found = read_runs(_OFFICIAL)
     return {
-        path: fill(path.read_text(encoding="utf-8"), found, OFFICIAL_RUNS.parent, path.parent)
-        for path in pages
+        path: markdown.fill(path.read_text(encoding="utf-8"), found, _OFFICIAL.parent, path.parent)
+        for path in (_ROOT / "README.md", _OFFICIAL / "README.md")
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    checkpoints.write_atomically(
-        path, lambda scratch: scratch.write_bytes(text.encode("utf-8", "replace"))
-    )
+def _write(path: Path, text: str) -> None:
+    encoded = text.encode("utf-8", errors="replace")
+    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(encoded))
+
+
+def _printable(text: str) -> str:
+    """Text without control characters and invalid Unicode; records may come from anybody."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 if __name__ == "__main__":

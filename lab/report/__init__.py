@@ -1,12 +1,11 @@
-"""Run records in; tables, sentences and one web page out.
+"""Records of runs in; tables, sentences and one web page out.
 
 Open `records.py` first: `read_runs` reads and checks every run below a folder. `comparisons.py`
-groups runs into configurations and tests their differences, `sentences.py` puts the results into
-words, and `markdown.py` and `page.py` write the tables and the page.
+groups runs into configurations and compares models, `sentences.py` describes the results,
+`markdown.py` writes tables, and `page.py` writes the web page (its scripts and style are in web/).
 """
 
-from lab.report.content import content as build_content
-from lab.report.page import write_page
+from lab.report.page import build_content, write_page
 from lab.report.records import Record, read_runs
 
 __all__ = [

@@ -1,6 +1,7 @@
-"""Runs put together: over seeds, by how much was trained, by share of the training images.
+"""Groups runs into configurations, and compares models on the same test images.
 
-Models on the same test images: which differ beyond chance, and which images are hardest.
+A configuration is a set of runs that differ only in their seed. Configurations are grouped by
+fraction of the training images, by what was fine-tuned, and into pairs of a ViT and its CNN twin.
 """
 
 import statistics
@@ -16,17 +17,19 @@ import numpy as np
 from lab.core import Run, stats
 from lab.report.records import Record
 
-# Constants that say how much of the weights is trained, and what follows from that.
-HOW_MUCH = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK", "AUGMENT_VIEWS", "LEARNING_RATE", "RATES",
-            "WEIGHT_DECAY", "WEIGHT_DECAYS")  # fmt: skip
-NOT_COMPARED = ("SEED", "VIT", "MATCH", "EPOCHS")  # of a CNN twin and its ViT
-SAME_TIME = 0.15  # training times that far apart count as equal
+# Constants that decide which weights are trained, and those that are chosen to match.
+_MODE_CONSTANTS = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK", "AUGMENT_VIEWS", "LEARNING_RATE",
+                   "RATES", "WEIGHT_DECAY", "WEIGHT_DECAYS")  # fmt: skip
+_NOT_SHARED_BY_TWINS = ("SEED", "VIT", "MATCH", "EPOCHS")
+_EQUAL_TIME = 0.15  # relative difference of training times that count as equal
+_MAX_MODELS = 6  # per test set: 15 pairs, few enough for Holm's correction
+_MAX_HARDEST = 24  # images per test set
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Finished runs that differ in their seed alone, at least one, in the order of seeds."""
+    """Finished runs that differ only in their seed; at least one, sorted by seed."""
 
     runs: list[Record]
 
@@ -36,9 +39,8 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """The first run's folder without its seed."""
-        seed = self.first.constants.get("SEED")
-        return self.first.folder.name.removesuffix(f"-s{seed}")
+        """The first run's folder name without its seed."""
+        return self.first.folder.name.removesuffix(f"-s{self.first.constants.get('SEED')}")
 
     @property
     def accuracies(self) -> list[float]:
@@ -49,173 +51,165 @@ class Configuration:
         return statistics.mean(self.accuracies)
 
     @property
-    def deviation(self) -> float | None:
-        """Standard deviation over seeds; None for one seed."""
+    def std(self) -> float | None:
+        """Standard deviation over seeds; None for a single seed."""
         return statistics.stdev(self.accuracies) if len(self.runs) > 1 else None
 
     @property
     def around(self) -> tuple[float, float]:
-        """The 95 % interval of one run; mean minus and plus deviation of several."""
-        if self.deviation is None:
+        """The 95 % interval of a single run; mean minus and plus std of several runs."""
+        if self.std is None:
             low, high = self.first.metrics["test_accuracy_95"]
             return low, high
-        return max(0.0, self.mean - self.deviation), min(1.0, self.mean + self.deviation)
+        return max(0.0, self.mean - self.std), min(1.0, self.mean + self.std)
 
     @property
     def seconds(self) -> float:
-        """Of training; the mean over seeds."""
+        """Training time, averaged over seeds."""
         return statistics.mean(run.metrics["training_seconds"] for run in self.runs)
 
     @property
-    def validation(self) -> tuple[float, float]:
-        """How good it is on validation images: accuracy, and of equal ones the smaller loss."""
+    def validation_score(self) -> tuple[float, float]:
+        """Validation accuracy; ties are broken by the lower validation loss."""
         best = [row for run in self.runs for row in run.history
                 if row["epoch"] == run.metrics["best_epoch"]]  # fmt: skip
         accuracies = [run.metrics["val_accuracy"] for run in self.runs]
-        return statistics.mean(accuracies), -statistics.mean(r["val_loss"] for r in best)
+        return statistics.mean(accuracies), -statistics.mean(row["val_loss"] for row in best)
 
 
-def groups(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
-    """Items with the same key together, in the order in which keys first appear."""
-    found: dict[object, list[T]] = defaultdict(list)
+def group_by(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    """Items with equal keys, in the order in which the keys first appear."""
+    groups: dict[object, list[T]] = defaultdict(list)
     for item in items:
-        found[key(item)].append(item)
-    return list(found.values())
+        groups[key(item)].append(item)
+    return list(groups.values())
 
 
 def is_reference(run: Record | Run, place: Path) -> bool:
-    """Whether a run comes with the project, in `official/` of the results."""
-    return run.folder.relative_to(place).parts[0] == "official"
+    """Whether a run came with the project, in `official/` below the results folder `place`."""
+    return run.folder.relative_to(place).parts[:1] == ("official",)
+
+
+def comparable_key(run: Record, place: Path) -> tuple[bool, str]:
+    """Equal for runs that may be compared: same test images, and both or neither a reference."""
+    return is_reference(run, place), run.predictions.test_set
 
 
 def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
-    """Finished runs by configuration; the reader's own apart from those of the project."""
+    """Finished runs grouped by configuration; the user's own runs apart from the references."""
     finished = [run for run in runs if run.metrics]
     found = []
-    for same in groups(finished, lambda r: (setting(r, place), r.key("SEED"))):
-        by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # the first one counts
+    for same in group_by(finished, lambda r: (comparable_key(r, place), r.key("SEED"))):
+        by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # keeps the first run
         found.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
     return found
-
-
-def tested(run: Record) -> str:
-    """The fingerprint of the test images."""
-    return run.predictions.test_set
-
-
-def setting(run: Record, place: Path) -> tuple[bool, str]:
-    """What two runs share that may be compared: whose they are, and the test images."""
-    return is_reference(run, place), tested(run)
 
 
 def twins(
     found: list[Configuration], place: Path
 ) -> list[tuple[str, Configuration, Configuration]]:
-    """ViTs from scratch and their CNN twins, trained in the same way on the same images.
+    """ViTs from scratch and their CNN twins, trained the same way on the same images.
 
-    Returns: what was equal, "epochs" or "seconds" (within SAME_TIME), the ViT, the CNN.
+    Returns: which budget was equal, "epochs" or "seconds"; the ViT; the CNN.
     """
     pairs = []
     for cnn in (c for c in found if "twin_of" in c.first.config and c.first.share == 1):
-        same = {k: v for k, v in cnn.first.constants.items() if k not in NOT_COMPARED}
+        shared = {k: v for k, v in cnn.first.constants.items() if k not in _NOT_SHARED_BY_TWINS}
         for vit in (c for c in found if c.first.script == "train.py" and c.first.share == 1):
-            theirs = vit.first.constants
-            if any(theirs.get(k) != v for k, v in same.items()):
+            constants = vit.first.constants
+            if any(constants.get(k) != v for k, v in shared.items()):
                 continue
-            if setting(vit.first, place) != setting(cnn.first, place):
+            if comparable_key(vit.first, place) != comparable_key(cnn.first, place):
                 continue
-            if vit.first.constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
+            if constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
                 pairs.append(("epochs", vit, cnn))
-            elif abs(cnn.seconds / vit.seconds - 1) <= SAME_TIME:
+            elif abs(cnn.seconds - vit.seconds) <= _EQUAL_TIME * vit.seconds:
                 pairs.append(("seconds", vit, cnn))
     return pairs
 
 
-def finetunings(found: list[Configuration], place: Path) -> list[list[Configuration]]:
-    """The same weights on the same images with more or less of them trained."""
-    tuned = [c for c in found if "PRETRAINED" in c.first.constants and c.first.share == 1]
+def finetuning_groups(found: list[Configuration], place: Path) -> list[list[Configuration]]:
+    """The same pretrained weights on the same images, sorted by number of trained parameters."""
+    tuned = [c for c in found if c.first.pretrained and c.first.share == 1]
 
     def key(c: Configuration) -> object:
-        return setting(c.first, place), c.first.key("SEED", *HOW_MUCH)
+        return comparable_key(c.first, place), c.first.key("SEED", *_MODE_CONSTANTS)
 
     return [
         sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])
-        for group in groups(tuned, key)
+        for group in group_by(tuned, key)
         if len(group) > 1
     ]
 
 
 def efficiencies(found: list[Configuration], place: Path) -> list[list[list[Configuration]]]:
-    """By set of test images: configurations that saw several shares of the training images.
+    """Configurations that were trained on several fractions of the training images.
 
-    Returns: test sets, of series, of configurations by growing share.
+    Returns: a list per test set, of a list per model, of configurations sorted by fraction.
     """
 
     def key(c: Configuration) -> object:
-        return setting(c.first, place), c.first.key("SEED", "TRAIN_FRACTION")
+        return comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION")
 
     series = [
-        sorted(group, key=lambda c: c.first.share) for group in groups(found, key) if len(group) > 1
+        sorted(group, key=lambda c: c.first.share)
+        for group in group_by(found, key)
+        if len(group) > 1
     ]
-    return groups(series, lambda line: setting(line[0].first, place))
-
-
-MOST = 6  # models compared on a set of images: 15 pairs, which Holm's correction can still carry
-HARDEST = 24  # images shown
+    return group_by(series, lambda line: comparable_key(line[0].first, place))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs on the same images; `p_holm` is corrected for all pairs of those images."""
+    """Two runs on the same test images, compared by McNemar's exact test."""
 
-    one: Record
-    other: Record
-    only_one: int  # images that the first alone has right
-    only_other: int
+    a: Record
+    b: Record
+    only_a: int  # images that only a classifies correctly
+    only_b: int
     p: float
-    p_holm: float
+    p_holm: float  # corrected for all pairs on these images
 
     @property
-    def says(self) -> str:
-        count = self.only_one + self.only_other
+    def summary(self) -> str:
+        count = self.only_a + self.only_b
         if not count:
-            return "They are right and wrong on the same images."
-        better, worse = self.one, self.other
-        if self.only_other > self.only_one:
-            better, worse = worse, better
+            return "Both models are correct on exactly the same images."
+        better, worse = (self.b, self.a) if self.only_b > self.only_a else (self.a, self.b)
         if self.p_holm < 0.05:
             return (
-                f"{better.model} is better than {worse.model}: of the {count} images that one "
-                f"alone has right, {max(self.only_one, self.only_other)} are its own."
+                f"{better.model} is significantly better than {worse.model}: exactly one of them "
+                f"is correct on {count} images, and in {max(self.only_a, self.only_b)} of these "
+                f"cases it is {better.model}."
             )
         if self.p < 0.05:
-            return "On its own this would hardly be chance; among so many comparisons it may be."
-        return f"No difference that chance does not explain ({count} images tell them apart)."
+            return "The difference is significant only without correction for the number of pairs."
+        return f"No significant difference: exactly one model is correct on {count} images."
 
 
-def chosen(found: list[Configuration], place: Path) -> list[list[Record]]:
-    """By set of test images, the runs to compare: at least two, at most MOST.
+def select_models(found: list[Configuration], place: Path) -> list[list[Record]]:
+    """The runs to compare, at least two per test set.
 
-    Of each model the configuration that is best on validation images, trained on all training
-    images, and of its seeds the first; of these the best on validation. The reader's own go before
-    those of the project. Nothing is chosen by the test images that then judge.
+    For each model, the configuration with the best validation score, trained on all training
+    images, is represented by its first seed. The user's own runs take precedence over references.
+    Test accuracy plays no role in the selection.
     """
 
-    def worth(c: Configuration) -> tuple[bool, tuple[float, float]]:
-        return not is_reference(c.first, place), c.validation
+    def rank(c: Configuration) -> tuple[bool, tuple[float, float]]:
+        return not is_reference(c.first, place), c.validation_score
 
-    whole = [c for c in found if c.first.share == 1 and not c.first.sweep]
-    result = []
-    for same in groups(whole, lambda c: tested(c.first)):
-        by_model = groups(same, lambda c: (c.first.task, c.first.model))
-        best = sorted((max(configs, key=worth) for configs in by_model), key=worth, reverse=True)
+    full = [c for c in found if c.first.share == 1 and not c.first.sweep]
+    selected = []
+    for same in group_by(full, lambda c: c.first.predictions.test_set):
+        by_model = group_by(same, lambda c: (c.first.task, c.first.model))
+        best = sorted((max(configs, key=rank) for configs in by_model), key=rank, reverse=True)
         if len(best) > 1:
-            result.append([c.first for c in best[:MOST]])
-    return result
+            selected.append([c.first for c in best[:_MAX_MODELS]])
+    return selected
 
 
-def pairs(runs: list[Record]) -> list[Pair]:
-    """Every two of these runs, tested by McNemar's exact test with Holm's correction."""
+def compare_pairs(runs: list[Record]) -> list[Pair]:
+    """All pairs of these runs: McNemar's exact test with Holm's correction."""
     both = list(combinations(runs, 2))
     tests = [stats.mcnemar(a.predictions.correct, b.predictions.correct) for a, b in both]
     adjusted = stats.holm([p for *_, p in tests])
@@ -225,13 +219,13 @@ def pairs(runs: list[Record]) -> list[Pair]:
     ]
 
 
-def hardest(runs: list[Record]) -> list[dict[str, Any]]:
-    """The images that most of these runs get wrong, and of equal ones the most confidently.
+def hardest_images(runs: list[Record]) -> list[dict[str, Any]]:
+    """The images that most runs misclassify; ties are sorted by the confidence in the errors.
 
-    Returns: for each, `index` into the predictions, and `wrong`, the number of runs.
+    Returns: for each image its `index` into the predictions, and `wrong`, the number of runs.
     """
     wrong = np.stack([~run.predictions.correct for run in runs])  # (runs, N)
-    sure = np.stack([run.predictions.confidence for run in runs])
+    confidence = np.stack([run.predictions.confidence for run in runs])
     count = wrong.sum(0)
-    order = np.lexsort((-(sure * wrong).sum(0), -count))[:HARDEST]
+    order = np.lexsort((-(confidence * wrong).sum(0), -count))[:_MAX_HARDEST]
     return [{"index": int(i), "wrong": int(count[i])} for i in order if count[i]]

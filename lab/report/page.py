@@ -1,68 +1,357 @@
-"""The report's web page: one file that holds every run, no network, no server.
+"""The report's web page: one file that shows every run without a network or a server.
 
-How it looks and behaves is in the folder report/ beside this file; here the content is checked and
-packed into it. The heading and the summary are plain HTML, so that they can be read even where
-scripts are switched off; all the rest travels as JSON and is drawn by the page.
+`build_content` collects everything the page shows as plain data, and `write_page` packs it into
+the template in web/. The heading and the summary are plain HTML, so that they can be read without
+JavaScript; everything else is stored as JSON and drawn by the scripts.
 """
 
 import html
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
-from lab.core import checkpoints
+import numpy as np
 
-TEMPLATE = Path(__file__).parent
-SCRIPTS = ("tables.js", "chart.js", "sections.js")  # each uses what stands before it
-CURVE_DIGITS = 5  # significant: more than a chart can show; curves are most of a large page
+from lab.core import Run, checkpoints, stats
+from lab.report import images, sentences
+from lab.report.comparisons import (
+    Configuration,
+    Pair,
+    compare_pairs,
+    configurations,
+    efficiencies,
+    finetuning_groups,
+    group_by,
+    hardest_images,
+    is_reference,
+    select_models,
+)
+from lab.report.records import CURVES, TASKS, Found, Record
+
+_WEB = Path(__file__).parent / "web"
+_SCRIPTS = ("tables.js", "chart.js", "sections.js")  # each uses the ones before it
+_CURVE_POINTS = 100  # longer curves are thinned out
+_CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
+_PLOT_BYTES = 3_000_000  # for all plots in the page; further plots stay in their folders
+_UNITS = {"cpu": "", "cores": " cores", "threads": " threads", "gpu": ""}  # of hardware
+
+
+def build_content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
+    """Collects everything that the page shows.
+
+    Args:
+        found: the runs below `place`.
+        place: the results folder.
+        data_dir: the folder of downloaded datasets, for thumbnails of test images.
+    """
+    tasks = list(TASKS.values())
+
+    def order(run: Record) -> tuple:
+        task = tasks.index(run.task) if run.task in tasks else len(tasks)
+        return bool(run.sweep), is_reference(run, place), task, run.config["dataset"]["name"]
+
+    runs = sorted(found.runs, key=order)
+    ids = {run.folder: i for i, run in enumerate(runs)}
+    configs = configurations(runs, place)
+    without_trials = [c for c in configs if not c.first.sweep]
+    test_sets = group_by((r for r in runs if r.metrics), lambda r: r.predictions.test_set)
+    test_set_ids = {same[0].predictions.test_set: i for i, same in enumerate(test_sets)}
+    compared = {some[0].predictions.test_set: some for some in select_models(configs, place)}
+    pairs = {key: compare_pairs(some) for key, some in compared.items()}
+    tunings = finetuning_groups(without_trials, place)
+    budget = [_PLOT_BYTES]
+    return {
+        "heading": "ViT Lab: report on all runs",
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "summary": sentences.summary(found, configs, list(pairs.values()), tunings, place),
+        "runs": [_run(i, run, test_set_ids, place) for i, run in enumerate(runs)],
+        "seeds": [_seeds(c, ids) for c in without_trials if len(c.runs) > 1],
+        "test_sets": [
+            _test_set(same[0], compared.get(key, []), pairs.get(key, []), ids, data_dir)
+            for key, same in zip(test_set_ids, test_sets, strict=True)
+        ],
+        "finetuning": [_tuning(group, ids) for group in tunings],
+        "efficiency": [_efficiency(lines, ids) for lines in efficiencies(without_trials, place)],
+        "sweeps": [_sweep(folder, record, budget) for folder, record in found.sweeps],
+        "attention": [
+            _attention(run, is_reference(run, place), budget) for run in found.attention_runs
+        ],
+        "left_out": [
+            {"folder": folder.as_posix(), "reason": reason} for folder, reason in found.left_out
+        ],
+    }
 
 
 def write_page(path: Path, content: dict[str, Any]) -> None:
-    """Writes a page that shows `content`, which lab/report/content.py describes and builds.
+    """Writes a page that shows `content`, as built by `build_content`.
 
-    Raises: ValueError, for NaN or infinity, naming the place; what is missing should be None.
+    Raises: ValueError that names the entry if it is NaN or infinite; missing values must be None.
     """
-    packed = _packed(content, "")
+    packed = _finite(content, "")
     for run in packed["runs"]:
-        run["curves"] = {name: _short(values) for name, values in run["curves"].items()}
+        run["curves"] = {name: _shortened(values) for name, values in run["curves"].items()}
     head = {name: packed.pop(name) for name in ("heading", "made", "summary")}
     parts = {
-        "style": (TEMPLATE / "page.css").read_text(encoding="utf-8"),
-        "script": "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "style": (_WEB / "page.css").read_text(encoding="utf-8"),
+        "script": "\n".join((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         "heading": html.escape(head["heading"]),
         "made": html.escape(head["made"]),
-        "summary": "\n".join(f"<li>{_unbroken(sentence)}</li>" for sentence in head["summary"]),
-        # no "<" in it, so nothing in it can end the script element that it stands in
+        "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in head["summary"]),
+        # Without "<", no text can end the script element that contains it.
         "data": json.dumps(packed, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    page = (TEMPLATE / "page.html").read_text(encoding="utf-8")
+    page = (_WEB / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
         page = page.replace(f"<!--{name}-->", part)
-    # a file name that is not UTF-8 comes as lone surrogates, which no encoding can write
-    written = page.encode("utf-8", errors="replace")
-    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(written))
+    # A file name that is not valid Unicode contains surrogates, which UTF-8 cannot encode.
+    encoded = page.encode("utf-8", errors="replace")
+    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(encoded))
 
 
-def _unbroken(sentence: str) -> str:
-    """A sentence as HTML, in which no line ends between a number and its unit."""
-    return html.escape(sentence).replace(" %", "&nbsp;%")
+def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict[str, Any]:
+    """One run, finished or not."""
+    config, metrics, predictions = run.config, run.metrics or {}, run.predictions
+    low, high = metrics.get("test_accuracy_95", (None, None))
+    hardware, versions = config.get("hardware", {}), config.get("versions", {})
+    history = _thinned(run.history)
+    confusion = calibration = None
+    if predictions:
+        cells, counts = np.unique(
+            np.stack([predictions.labels, predictions.predicted]), axis=1, return_counts=True
+        )
+        confusion = [[int(r), int(c), int(n)] for (r, c), n in zip(cells.T, counts, strict=True)]
+        bins = stats.reliability(predictions.confidence, predictions.correct)
+        calibration = [list(b) for b in bins]
+    return {
+        "id": i,
+        "name": run.folder.name,
+        "folder": run.folder.as_posix(),
+        "task": f"Sweep {run.sweep.name}" if run.sweep else run.task,
+        "reference": is_reference(run, place),
+        "state": "finished" if metrics else "stopped",
+        "dataset": config["dataset"]["name"] + f", {100 * run.share:g} %" * (run.share < 1),
+        "model": run.model,
+        "seed": run.constants.get("SEED"),
+        "test_set": test_set_ids[predictions.test_set] if predictions else None,
+        "accuracy": metrics.get("test_accuracy"),
+        "low": low,
+        "high": high,
+        "test_images": metrics.get("test_images"),
+        "val_accuracy": metrics.get("val_accuracy"),
+        "calibration_error": metrics.get("calibration_error"),
+        "parameters": config["model"]["parameters"],
+        "trained_parameters": config["model"]["trainable_parameters"],
+        "macs": config["model"]["macs"],
+        "seconds": metrics.get("training_seconds"),
+        "images_per_second": metrics.get("images_per_second"),
+        "memory_mb": metrics.get("peak_memory_mb"),
+        "epochs": metrics.get("epochs", len(run.history)),
+        "best_epoch": metrics.get("best_epoch"),
+        "curves": {key: [row[key] for row in history] for key in ("epoch", *CURVES)},
+        "confusion": confusion,
+        "calibration": calibration,
+        "command": config["command"],
+        "commit": config.get("commit"),
+        "uncommitted_changes": bool(config.get("uncommitted_changes")),
+        "started": config.get("started"),
+        "hardware": ", ".join(
+            f"{hardware[key]}{unit}" for key, unit in _UNITS.items() if hardware.get(key)
+        ),
+        "versions": ", ".join(
+            [f"Python {config.get('python')}", *(f"{k} {v}" for k, v in versions.items())]
+        ),
+        "notes": config["dataset"].get("remarks", [])
+        + config.get("pretrained", {}).get("notes", []),
+    }
 
 
-def _packed(value: Any, place: str) -> Any:
-    """A copy of `value`, all of whose numbers are finite; `place` is its name in an error."""
+def _thinned(history: list[dict]) -> list[dict]:
+    """At most _CURVE_POINTS evenly spaced epochs, including the first and the last one."""
+    if len(history) <= _CURVE_POINTS:
+        return history
+    indices = np.linspace(0, len(history) - 1, _CURVE_POINTS).round().astype(int)
+    return [history[i] for i in indices]
+
+
+def _seeds(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
+    return {
+        "name": c.name,
+        "task": c.first.task,
+        "dataset": c.first.config["dataset"]["name"],
+        "mean": c.mean,
+        "std": c.std,
+        "runs": [ids[run.folder] for run in c.runs],
+    }
+
+
+def _test_set(run: Record, compared: list[Record], pairs: list[Pair], ids: dict[Path, int],
+              data_dir: Path) -> dict[str, Any]:  # fmt: skip
+    """A set of test images, described by the records of `run`, and the models compared on it."""
+    predictions, classes = run.predictions, run.config["dataset"]["classes"]
+    hardest = []
+    for image in hardest_images(compared) if compared else []:
+        index = image["index"]
+        name = predictions.names[index]
+        answers = [
+            {
+                "run": ids[other.folder],
+                "prediction": classes[other.predictions.predicted[index]],
+                "confidence": float(other.predictions.confidence[index]),
+                "correct": bool(other.predictions.correct[index]),
+            }
+            for other in compared
+        ]
+        hardest.append({
+            "image": name,
+            "label": classes[predictions.labels[index]],
+            "thumbnail": images.thumbnail(run.constants["DATASET"], name, data_dir),
+            "wrong": image["wrong"],
+            "of": len(compared),
+            "answers": answers,
+        })  # fmt: skip
+    return {
+        "name": run.config["dataset"]["name"],
+        "images": len(predictions.names),
+        "classes": classes,
+        "pairs": [
+            {
+                "a": ids[pair.a.folder],
+                "b": ids[pair.b.folder],
+                "only_a": pair.only_a,
+                "only_b": pair.only_b,
+                "p": pair.p,
+                "p_holm": pair.p_holm,
+                "summary": pair.summary,
+            }
+            for pair in pairs
+        ],
+        "hardest": hardest,
+    }
+
+
+def _accuracy(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
+    """A configuration's accuracy with its interval, for a point in a chart."""
+    low, high = c.around
+    return {"run": ids[c.first.folder], "accuracy": c.mean, "low": low, "high": high,
+            "seeds": len(c.runs)}  # fmt: skip
+
+
+def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
+    first = group[0].first
+    test_images = sentences.plural(first.metrics["test_images"], "test image")
+    return {
+        "title": f"{first.pretrained} on {first.config['dataset']['name']} ({test_images})",
+        "points": [
+            {
+                **_accuracy(c, ids),
+                "label": c.first.mode,
+                "trained": c.first.config["model"]["trainable_parameters"],
+                "seconds": c.first.metrics["training_seconds"],
+                "memory_mb": c.first.metrics.get("peak_memory_mb"),
+            }
+            for c in group
+        ],
+    }
+
+
+def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[str, Any]:
+    return {
+        "title": lines[0][0].first.config["dataset"]["name"],
+        "series": [
+            {
+                "label": line[0].first.label,
+                "points": [
+                    {
+                        **_accuracy(c, ids),
+                        "fraction": c.first.share,
+                        "images": sentences.train_images(c),
+                    }
+                    for c in line
+                ],
+            }
+            for line in lines
+        ],
+        "summary": sentences.efficiency_sentence(lines),
+    }
+
+
+def _sweep(folder: Path, record: dict[str, Any], budget: list[int]) -> dict[str, Any]:
+    columns = list(dict.fromkeys(name for t in record["trials"] for name in t["params"]))
+    captions = {"parallel.png": f"Trials of the sweep {folder.name}, one line per trial"}
+    captions |= {f"{name.lower()}.png": f"Validation accuracy against {name}" for name in columns}
+    return {
+        "name": folder.name,
+        "summary": record["says"],
+        "folder": folder.as_posix(),
+        "best": record.get("best"),
+        "plots": _plots(folder, captions, budget),
+        "columns": columns,
+        "trials": [
+            {
+                "number": t["number"],
+                "state": t["state"],
+                "values": [t["params"].get(name) for name in columns],
+                "val_accuracy": t.get("val_accuracy"),
+                "epochs": t.get("epochs"),
+            }
+            for t in record["trials"]
+        ],
+    }
+
+
+def _attention(run: Run, reference: bool, budget: list[int]) -> dict[str, Any]:
+    """A run of attention_viz.py; without photos if it came with the project."""
+    metrics, dataset = run.metrics(), run.config()["dataset"]["name"]
+    title = metrics.get("title") or run.folder.name
+    photos = {
+        "overview.jpg": f"{title}: the map of each method over the images",
+        "heads.jpg": f"{title}: attention of the class token, by block and head",
+    }
+    captions = {
+        "distance.png": f"{title}: mean attention distance of each head, by block",
+        "score.png": f"{title}: scores of every map and of the baselines",
+    }
+    captions = captions if reference else photos | captions
+    return {
+        "title": title,
+        "folder": run.folder.as_posix(),
+        "summary": sentences.attention_sentence(metrics, dataset),
+        "plots": _plots(run.folder, captions, budget),
+    }
+
+
+def _plots(folder: Path, captions: dict[str, str], budget: list[int]) -> list[dict[str, str]]:
+    """The plots that exist in a folder, as long as the page's budget of bytes lasts."""
+    shown = []
+    for name, caption in captions.items():
+        source = images.plot(folder, name)
+        if source and len(source) <= budget[0]:
+            budget[0] -= len(source)
+            shown.append({"source": source, "caption": caption})
+    return shown
+
+
+def _sentence(text: str) -> str:
+    """A sentence as HTML, without line breaks between a number and its unit."""
+    return html.escape(text).replace(" %", "&nbsp;%")
+
+
+def _finite(value: Any, name: str) -> Any:
+    """A copy of `value`. Raises ValueError that names the first number that is not finite."""
     if isinstance(value, dict):
-        return {key: _packed(part, f"{place}.{key}".lstrip(".")) for key, part in value.items()}
+        return {key: _finite(part, f"{name}.{key}".lstrip(".")) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_packed(part, f"{place}[{index}]") for index, part in enumerate(value)]
+        return [_finite(part, f"{name}[{index}]") for index, part in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place} is {value}: JSON has no such number, None says what is missing")
+        raise ValueError(f"{name} is {value}, which JSON cannot store; use None for missing values")
     return value
 
 
-def _short(values: list[float | None]) -> list[float | None]:
-    """The values of a curve, without digits that nobody sees."""
+def _shortened(values: list[float | None]) -> list[float | None]:
+    """A curve with _CURVE_DIGITS significant digits."""
     return [
-        float(f"{value:.{CURVE_DIGITS}g}") if isinstance(value, float) else value
+        float(f"{value:.{_CURVE_DIGITS}g}") if isinstance(value, float) else value
         for value in values
     ]

@@ -1,109 +1,29 @@
-"""What the records of a run must hold to be believed; anybody may have edited a file.
+"""Reads and checks the records of every run below a folder.
 
-Every run below a folder, read and checked; what cannot be believed is left out, with the reason.
-
-A number in a report is only as good as the file that it comes from: records that contradict each
-other, or that another version of the lab wrote, are not shown as if nothing were wrong.
+A number in a report is only as trustworthy as the file it comes from, and anybody may have edited
+or damaged that file. Records that contradict each other, or that another version of the lab wrote,
+are left out of the report, and the reason is listed.
 """
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
+import reprlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab.attention.score_report import verdict
+from lab.attention.score_report import percent, verdict
 from lab.core import Run, runtime
 from lab.finetuning.modes import mode_label
-from lab.training.state import History
-
-
-class InvalidRecord(Exception):
-    """Why a folder cannot be shown, in words for its owner."""
-
-
-def count(value: Any) -> bool:
-    """A finite number that is not negative."""
-    usual = isinstance(value, int | float) and not isinstance(value, bool)
-    return usual and math.isfinite(value) and value >= 0
-
-
-def share(value: Any) -> bool:
-    return count(value) and value <= 1
-
-
-def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
-def text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-# A key with a question mark may be missing; [shape] is a list of such.
-LOOK = {"command": text, "dataset": {"name": text}}
-CONFIG = {
-    "command": text,
-    "constants": {"SEED?": count, "TRAIN_FRACTION?": share, "DATASET": text, "EPOCHS": count},
-    "dataset": {"name": text, "train": count, "train_images?": count, "classes": [text],
-                "remarks?": [text]},
-    "model": {"parameters": count, "trainable_parameters": count, "macs": count},
-    "pretrained?": {"notes?": [text]},
-    "twin_of?": {"model": text},
-    "hardware?": {},
-    "versions?": {},
-    "commit?": or_none(text),
-    "started?": text,
-}  # fmt: skip
-METRICS = {
-    "test_accuracy": share, "test_accuracy_95": [share], "val_accuracy": share,
-    "calibration_error": share, "test_images": count, "best_epoch": count, "epochs": count,
-    "training_seconds": count, "images_per_second": count, "peak_memory_mb?": or_none(count),
-}  # fmt: skip
-SWEEP = {
-    "says": text,
-    "trials": [{"number": count, "state": text, "params": {}, "val_accuracy?": or_none(share),
-                "epochs?": or_none(count), "folder?": or_none(text)}],
-}  # fmt: skip
-
-
-def check(value: Any, shape: Any, name: str) -> None:
-    """Raises: Broken, naming the first entry of the file `name` that cannot be."""
-    problem = misfit(value, shape, "")
-    if problem:
-        raise InvalidRecord(f"{name}: {problem}")
-
-
-def misfit(value: Any, shape: Any, where: str) -> str | None:
-    """The first entry that does not fit, in words; None if all do."""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return f"{where or 'it'} is no object"
-        for key, inner in shape.items():
-            name = key.removesuffix("?")
-            if name not in value:
-                if name == key:
-                    return f"{where}{name} is missing"
-                continue
-            if problem := misfit(value[name], inner, f"{where}{name}."):
-                return problem
-        return None
-    where = where.rstrip(".")
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return f"{where} is no list"
-        problems = (misfit(v, shape[0], f"{where}[{i}].") for i, v in enumerate(value))
-        return next(filter(None, problems), None)
-    return None if shape(value) else f"{where} is {value!r}, which cannot be"
-
 
 TASKS = {  # by script, in the order of the lab
     "train.py": "From scratch",
@@ -111,17 +31,24 @@ TASKS = {  # by script, in the order of the lab
     "finetune.py": "Fine-tuning",
     "finetune_swin.py": "Swin and other models",
 }
-# What a run of before a constant did; without them it would seem the twin of any later run.
-EARLIER = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0}
-MARKS = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+History = list[dict[str, float]]  # one dictionary per epoch: "epoch" and CURVES
+
+# The values of constants in records that are older than the constant.
+_OLD_DEFAULTS = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0}
+_RUN_FILES = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
+_WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".npz"}
+
+
+class InvalidRecord(Exception):
+    """The reason why a folder cannot be shown, written for its owner."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Every test image of a run; labels and predictions are indices into its classes, (N,)."""
+    """The prediction for every test image; labels and predictions are class indices, (N,)."""
 
-    test_set: str  # of images and labels: equal for runs that were tested on the same images
+    test_set: str  # hash of image names and labels: equal for runs tested on the same images
     names: list[str]
     labels: np.ndarray
     predicted: np.ndarray
@@ -134,211 +61,351 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Record:
-    """One run; without metrics and predictions as long as it is not finished."""
+    """One run. Metrics and predictions are None until the run is finished."""
 
     folder: Path
     config: dict[str, Any]
     history: History
     metrics: dict[str, Any] | None
     predictions: Predictions | None
-    sweep: Path | None  # the folder of the sweep whose trial it is
+    sweep: Path | None  # the folder of the sweep that the run is a trial of
 
     @cached_property
     def constants(self) -> dict[str, Any]:
-        return {**EARLIER, **self.config["constants"]}
+        return {**_OLD_DEFAULTS, **self.config["constants"]}
 
     @cached_property
     def script(self) -> str:
-        """The script that made it, such as "train.py"."""
-        return script_of(self.config)
+        """The script that started the run, such as "train.py"."""
+        return _script(self.config)
 
     @property
     def task(self) -> str:
         return TASKS.get(self.script, self.script)
 
     @cached_property
+    def pretrained(self) -> str:
+        """The pretrained model without its folder and file suffix; "" for other runs."""
+        path = Path(self.constants.get("PRETRAINED", ""))
+        return path.stem if path.suffix in _WEIGHT_SUFFIXES else path.name
+
+    @cached_property
+    def mode(self) -> str:
+        """Which part of the pretrained model was trained, such as "top 2"; "" for other runs."""
+        return mode_label(self.constants) if self.pretrained else ""
+
+    @cached_property
     def model(self) -> str:
         """What was trained, such as "vit_64x4" or "vit_128x6_cifar10, head"."""
-        c = self.constants
-        if "PRETRAINED" in c:
-            return f"{Path(c['PRETRAINED']).name.split('.')[0]}, {mode_label(c)}"
+        if self.pretrained:
+            return f"{self.pretrained}, {self.mode}"
         if "twin_of" in self.config:
             return f"CNN twin of {self.config['twin_of']['model']}"
-        return (
-            c["MODEL"] if c.get("MODEL", "vit") != "vit" else f"vit_{c['EMBED_DIM']}x{c['DEPTH']}"
-        )
+        c = self.constants
+        if c.get("MODEL", "vit") != "vit":
+            return c["MODEL"]
+        return f"vit_{c['EMBED_DIM']}x{c['DEPTH']}"
 
     @property
     def label(self) -> str:
         """Task and model, such as "From scratch: vit_64x4"."""
-        same = self.model.startswith(self.task)
-        return self.model if same else f"{self.task}: {self.model}"
+        return self.model if self.model.startswith(self.task) else f"{self.task}: {self.model}"
 
     @property
     def share(self) -> float:
-        """The share of the training images that it saw."""
+        """The fraction of the training images that was used."""
         return self.constants["TRAIN_FRACTION"]
 
-    def key(self, *without: str) -> str:
-        """The same for runs that differ in these constants alone."""
-        rest = {k: v for k, v in self.constants.items() if k not in without}
+    def key(self, *excluded: str) -> str:
+        """Equal for runs of one script on one dataset that differ only in excluded constants."""
+        rest = {k: v for k, v in self.constants.items() if k not in excluded}
         return json.dumps([self.script, self.config["dataset"]["name"], rest], sort_keys=True)
 
 
 @dataclass
 class Found:
-    """What lies below a folder."""
+    """Everything below a results folder."""
 
     runs: list[Record] = field(default_factory=list)
-    looks: list[Run] = field(default_factory=list)  # of attention_viz.py
+    attention_runs: list[Run] = field(default_factory=list)  # of attention_viz.py
     sweeps: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)  # folder and reason
 
 
 def read_runs(place: Path) -> Found:
-    """Reads all runs, by their folders' names; nothing that a folder holds makes it fail."""
+    """Reads all runs below a folder, sorted by folder name.
+
+    Damaged files never raise: their folder is listed in `left_out` with the reason.
+    """
     found = Found()
 
-    def unreadable(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         found.left_out.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
 
-    for root, inner, files in os.walk(place, onerror=unreadable):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+    for root, subfolders, files in os.walk(place, onerror=on_error):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         folder, names = Path(root), set(files)
         try:
-            if names & {"study.journal", "sweep.json"}:  # of sweep.py, with its trials' runs
-                found.sweeps.append((folder, read_sweep(folder / "sweep.json")))
+            if names & {"study.journal", "sweep.json"}:  # a sweep; its trials are runs below it
+                sweep = read_json(folder / "sweep.json")
+                _check(sweep, _SWEEP, "sweep.json")
+                found.sweeps.append((folder, sweep))
             elif "config.json" in names:
-                inner.clear()  # what lies in a run's folder is its own
-                read(folder, found)
-            elif held := sorted(names & MARKS):
-                inner.clear()
-                raise InvalidRecord(
-                    f"config.json is missing beside {held[0]}: nobody knows what this was"
-                )
-            elif not inner and folder != place:
-                held = ", ".join(sorted(names)[:3])
-                raise InvalidRecord(f"no run's records; it holds {held}" if held else "it is empty")
-        except InvalidRecord as why:
-            found.left_out.append((folder, str(why)))
+                subfolders.clear()
+                _read_run(folder, found)
+            elif run_files := sorted(names & _RUN_FILES):
+                subfolders.clear()
+                raise InvalidRecord(f"config.json is missing, but {run_files[0]} is there")
+            elif not subfolders and folder != place:
+                content = ", ".join(sorted(names)[:3])
+                raise InvalidRecord(f"contains no run, only {content}" if content else "is empty")
+        except InvalidRecord as reason:
+            found.left_out.append((folder, str(reason)))
     return found
 
 
-def read(folder: Path, found: Found) -> None:
-    """Adds the run in a folder. Raises: Broken."""
-    config = read_json(folder / "config.json")
-    if (schema := config.get("schema")) != runtime.SCHEMA:
-        raise InvalidRecord(
-            f"written by another version of the lab (schema {schema!r}, not {runtime.SCHEMA})"
-        )
-    check(config, LOOK, "config.json")
-    finished = (folder / "metrics.json").exists()
-    if script_of(config) == "attention_viz.py":
-        if not finished:
-            raise InvalidRecord(
-                "stopped before its pictures were done: the same command does it again"
-            )
-        check_look(read_json(folder / "metrics.json"))
-        found.looks.append(Run(folder))
-        return
-    check(config, CONFIG, "config.json")
-    history = read_history(folder)
-    metrics = predictions = None
-    if finished:
-        metrics = read_json(folder / "metrics.json")
-        check(metrics, METRICS, "metrics.json")
-        if len(metrics["test_accuracy_95"]) != 2:
-            raise InvalidRecord("metrics.json: test_accuracy_95 is no interval")
-        predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
-        right = float(predictions.correct.mean())
-        if abs(right - metrics["test_accuracy"]) > 1e-5:
-            raise InvalidRecord(
-                f"metrics.json says that {100 * metrics['test_accuracy']:.2f} % are right, and "
-                f"predictions.csv {100 * right:.2f} %: one of them was changed"
-            )
-    if metrics and not any(row["epoch"] == metrics["best_epoch"] for row in history):
-        raise InvalidRecord("history.csv lacks the best epoch of metrics.json")
-    sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
-    record = Record(folder, config, history, metrics, predictions, sweep)
-    try:
-        record.key(record.task, record.model)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidRecord(f"config.json does not say what was trained ({error!r})") from error
-    if not finished and not sweep:
-        total = config["constants"]["EPOCHS"]
-        found.left_out.append((folder, f"stopped after epoch {len(history)} of {total}; it goes on "
-                                       f"with: {config['command']}"))  # fmt: skip
-    if finished or history:
-        found.runs.append(record)
-
-
 def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object whose numbers are all finite. Raises: InvalidRecord."""
+    text = _read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_integer
+        )
+    except (ValueError, RecursionError) as error:
         raise InvalidRecord(f"{path.name} cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise InvalidRecord(f"{path.name} holds no object")
+        raise InvalidRecord(f"{path.name} does not contain an object")
     return content
 
 
-def script_of(config: dict[str, Any]) -> str:
-    """The script in a record's command, "train.py". Raises: Broken."""
-    try:
-        return Path(shlex.split(config["command"])[1]).name
-    except (ValueError, IndexError) as error:
-        raise InvalidRecord(
-            f"config.json: the command {config['command']!r} names no script"
-        ) from error
-
-
-def check_look(metrics: dict[str, Any]) -> None:
-    try:
-        if "animal_share" in metrics:  # of --score
-            verdict(metrics)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InvalidRecord(f"metrics.json is no record of scores ({error!r})") from error
-
-
-def read_history(folder: Path) -> History:
-    """The curves alone, of as many epochs as there are."""
-    path, keys = folder / "history.csv", ("epoch", *CURVES)
-    if not path.exists():
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [{key: float(row[key]) for key in keys} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InvalidRecord(f"history.csv cannot be read ({error!r})") from error
-    values = np.array([list(row.values()) for row in rows]).reshape(-1, len(keys))
-    top = [1 if "accuracy" in key else np.finfo(float).max for key in keys]
-    if not ((values >= 0) & (values <= top)).all():  # NaN is neither
-        raise InvalidRecord("history.csv has a value that cannot be")
-    return rows
-
-
 def read_predictions(path: Path, classes: list[str]) -> Predictions:
+    """Reads predictions.csv. Raises: InvalidRecord."""
     index = {name: i for i, name in enumerate(classes)}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
+        head, *rows = csv.reader(io.StringIO(_read_text(path), newline=""))
         if head != ["image", "label", "prediction", "confidence"]:
             raise InvalidRecord(f"predictions.csv has the columns {', '.join(head)}")
         names, labels, predicted, confidence = zip(*rows, strict=True)
-        sure = [float(text) for text in confidence]
-        check(sure, [share], "predictions.csv")
+        probabilities = np.array([float(text) for text in confidence])
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():  # also refuses NaN
+            raise InvalidRecord("predictions.csv has a confidence outside of 0 to 1")
         return Predictions(
             hashlib.blake2b("\0".join([*names, *labels]).encode(), digest_size=8).hexdigest(),
             list(names),
             np.array([index[name] for name in labels]),
             np.array([index[name] for name in predicted]),
-            np.array(sure),
+            probabilities,
         )
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise InvalidRecord(f"predictions.csv cannot be read ({error!r})") from error
+    except KeyError as error:
+        raise InvalidRecord(f"predictions.csv has the unknown class {error}") from error
+    except (ValueError, csv.Error) as error:
+        raise InvalidRecord(f"predictions.csv cannot be read ({error})") from error
 
 
-def read_sweep(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    check(content, SWEEP, path.name)
-    return content
+def _read_run(folder: Path, found: Found) -> None:
+    """Adds the run in a folder to `found`. Raises: InvalidRecord."""
+    config = read_json(folder / "config.json")
+    if (schema := config.get("schema")) != runtime.SCHEMA:
+        raise InvalidRecord(
+            f"was written by another version of the lab (schema {schema!r}, not {runtime.SCHEMA})"
+        )
+    _check(config, _ATTENTION_CONFIG, "config.json")
+    finished = (folder / "metrics.json").exists()
+    if _script(config) == "attention_viz.py":
+        _read_attention_run(folder, finished, found)
+        return
+    _check(config, _CONFIG, "config.json")
+    history = _read_history(folder / "history.csv")
+    metrics = predictions = None
+    if finished:
+        metrics = read_json(folder / "metrics.json")
+        _check(metrics, _METRICS, "metrics.json")
+        predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
+        _check_agreement(metrics, predictions, history)
+    sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
+    record = Record(folder, config, history, metrics, predictions, sweep)
+    try:
+        record.key(record.task)
+        known = isinstance(record.model, str)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidRecord(f"config.json does not say what was trained ({error!r})") from error
+    if not known:
+        raise InvalidRecord(f"config.json: MODEL is {_short(record.model)}, which is not text")
+    if not finished and not sweep:
+        epochs = f"{len(history)} of {config['constants']['EPOCHS']}"
+        reason = f"stopped after epoch {epochs}; resume it with: {config['command']}"
+        found.left_out.append((folder, reason))
+    if finished or history:
+        found.runs.append(record)
+
+
+def _read_attention_run(folder: Path, finished: bool, found: Found) -> None:
+    if not finished:
+        raise InvalidRecord("stopped before its figures were drawn; run the same command again")
+    metrics = read_json(folder / "metrics.json")
+    _check(metrics, {"title?": _TEXT}, "metrics.json")
+    if "animal_share" in metrics:  # of --score
+        _check(metrics, _SCORES, "metrics.json")
+        try:
+            verdict(metrics)
+            for scores in metrics["methods"].values():
+                percent(scores["trained"]["iou"]["mean"])
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise InvalidRecord(f"metrics.json does not contain scores ({error!r})") from error
+    found.attention_runs.append(Run(folder))
+
+
+def _check_agreement(metrics: dict, predictions: Predictions, history: History) -> None:
+    """Checks that the three records of a finished run agree. Raises: InvalidRecord."""
+    if len(metrics["test_accuracy_95"]) != 2:
+        raise InvalidRecord("metrics.json: test_accuracy_95 is not an interval")
+    accuracy = float(predictions.correct.mean())
+    if abs(accuracy - metrics["test_accuracy"]) > 1e-5:
+        raise InvalidRecord(
+            f"the test accuracy is {100 * metrics['test_accuracy']:.2f} % in metrics.json, but "
+            f"{100 * accuracy:.2f} % in predictions.csv: one of the files was changed"
+        )
+    if not any(row["epoch"] == metrics["best_epoch"] for row in history):
+        raise InvalidRecord("history.csv lacks the best epoch of metrics.json")
+
+
+def _read_history(path: Path) -> History:
+    """The curves of the epochs so far; an empty list before the first one."""
+    keys = ("epoch", *CURVES)
+    if not path.exists():
+        return []
+    try:
+        reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+        rows = [{key: float(row[key]) for key in keys} for row in reader]
+    except KeyError as error:
+        raise InvalidRecord(f"history.csv has no column {error}") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise InvalidRecord(f"history.csv cannot be read ({error})") from error
+    for row in rows:
+        for key, value in row.items():
+            largest = 1 if "accuracy" in key else np.finfo(float).max
+            if not 0 <= value <= largest:  # also refuses NaN
+                raise InvalidRecord(f"history.csv: {key} is {value} in epoch {row['epoch']:g}")
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    """The text of a regular file; a pipe or device would block. Raises: InvalidRecord."""
+    if not path.exists():
+        raise InvalidRecord(f"{path.name} is missing")
+    if not path.is_file():
+        raise InvalidRecord(f"{path.name} is not a regular file")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            text = file.read()
+    except OSError as error:
+        raise InvalidRecord(f"{path.name} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InvalidRecord(f"{path.name} is not UTF-8 text ({error})") from error
+    if "\0" in text:
+        raise InvalidRecord(f"{path.name} contains NUL bytes: the file is damaged")
+    return text
+
+
+def _script(config: dict[str, Any]) -> str:
+    """The script in a record's command, such as "train.py". Raises: InvalidRecord."""
+    try:
+        return Path(shlex.split(config["command"])[1]).name
+    except (ValueError, IndexError) as error:
+        raise InvalidRecord(
+            f"config.json: the command {_short(config['command'])} does not name a script"
+        ) from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
+
+
+def _finite_integer(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+# What the records must contain. A key that ends in a question mark is optional; [x] is a list of x.
+
+
+class _Kind(NamedTuple):
+    description: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _optional(kind: _Kind) -> _Kind:
+    return _Kind(f"{kind.description} or null", lambda v: v is None or kind.accepts(v))
+
+
+_NUMBER = _Kind("a non-negative number", _is_number)
+_COUNT = _Kind("a count", lambda v: _is_number(v) and isinstance(v, int) and v < 2**53)
+_FRACTION = _Kind("a number from 0 to 1", lambda v: _is_number(v) and v <= 1)
+_TEXT = _Kind("text", lambda v: isinstance(v, str))
+
+_ATTENTION_CONFIG = {"command": _TEXT, "dataset": {"name": _TEXT}}
+_CONFIG = {
+    "constants": {"SEED?": _NUMBER, "TRAIN_FRACTION?": _FRACTION, "DATASET": _TEXT,
+                  "EPOCHS": _COUNT, "PRETRAINED?": _TEXT},
+    "dataset": {"train": _COUNT, "train_images?": _COUNT, "classes": [_TEXT], "remarks?": [_TEXT]},
+    "model": {"parameters": _COUNT, "trainable_parameters": _COUNT, "macs": _NUMBER},
+    "pretrained?": {"notes?": [_TEXT]},
+    "twin_of?": {"model": _TEXT},
+    "hardware?": {},
+    "versions?": {},
+    "commit?": _optional(_TEXT),
+    "started?": _TEXT,
+}  # fmt: skip
+_METRICS = {
+    "test_accuracy": _FRACTION, "test_accuracy_95": [_FRACTION], "val_accuracy": _FRACTION,
+    "calibration_error": _FRACTION, "test_images": _COUNT, "best_epoch": _COUNT, "epochs": _COUNT,
+    "training_seconds": _NUMBER, "images_per_second": _NUMBER,
+    "peak_memory_mb?": _optional(_NUMBER),
+}  # fmt: skip
+_SWEEP = {
+    "says": _TEXT,
+    "trials": [{"number": _COUNT, "state": _TEXT, "params": {},
+                "val_accuracy?": _optional(_FRACTION), "epochs?": _optional(_COUNT)}],
+}  # fmt: skip
+_SCORES = {"title": _TEXT, "methods": {}}
+
+
+def _check(value: Any, shape: Any, name: str) -> None:
+    """Raises InvalidRecord that names the first entry of the file `name` that does not fit."""
+    if problem := _misfit(value, shape, ""):
+        raise InvalidRecord(f"{name}: {problem}")
+
+
+def _misfit(value: Any, shape: Any, where: str) -> str | None:
+    """A description of the first entry that does not fit; None if all entries fit."""
+    prefix = f"{where}." if where else ""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{where or 'the content'} is {_short(value)}, which is not an object"
+        for key, inner in shape.items():
+            name = key.removesuffix("?")
+            if name not in value:
+                if name == key:
+                    return f"{prefix}{name} is missing"
+            elif problem := _misfit(value[name], inner, prefix + name):
+                return problem
+        return None
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} is {_short(value)}, which is not a list"
+        problems = (_misfit(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))
+        return next(filter(None, problems), None)
+    if not shape.accepts(value):
+        return f"{where} is {_short(value)}, which is not {shape.description}"
+    return None

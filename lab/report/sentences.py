@@ -1,131 +1,154 @@
-"""What the runs say, in sentences made from their records."""
+"""Turns the results into sentences."""
 
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import ttest_ind
-
 from lab.attention.score_report import verdict
-from lab.report.comparisons import Configuration, Pair, groups, is_reference, setting, twins
+from lab.report.comparisons import (
+    Configuration,
+    Pair,
+    comparable_key,
+    group_by,
+    is_reference,
+    twins,
+)
 from lab.report.records import Found
 
 
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
+def percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its noun, such as "1 epoch" or "1,295 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def result(c: Configuration) -> str:
-    """Accuracy with what surrounds it: "98.8 % (97.2 to 99.6 %)", or over seeds "98.8 ± 0.3 %"."""
-    if c.deviation is None:
+    """Test accuracy with its 95 % interval, "98.8 % (97.2 to 99.6 %)", or over seeds with its
+    standard deviation, "98.8 ± 0.3 % over 5 seeds"."""
+    if c.std is None:
         low, high = c.around
         return f"{percent(c.mean)} ({100 * low:.1f} to {percent(high)})"
-    return f"{100 * c.mean:.1f} ± {percent(c.deviation)} over {len(c.runs)} seeds"
+    return f"{100 * c.mean:.1f} ± {percent(c.std)} over {len(c.runs)} seeds"
 
 
-def counted(found: Found) -> str:
-    """How many runs there are, and of what kind."""
+def train_images(c: Configuration) -> int:
+    """The number of training images that a run used."""
+    dataset = c.first.config["dataset"]
+    return int(dataset.get("train_images", dataset["train"]))
+
+
+def images(c: Configuration) -> str:
+    """The number of training images as text, "1,295"."""
+    return f"{train_images(c):,}"
+
+
+def efficiency_sentence(series: list[list[Configuration]]) -> str:
+    """How many training images each model needs to come close to its own best result."""
+    parts = []
+    for line in series:
+        least, most = line[0], line[-1]
+        close = next(c for c in line if c.mean >= most.mean - 0.05)
+        parts.append(
+            f"{most.first.model} improves from {percent(least.mean)} with "
+            f"{plural(train_images(least), 'image')} to {percent(most.mean)} with {images(most)}, "
+            f"and comes within 5 points of that with {images(close)}. "
+        )
+    return "".join(parts) + "All runs of a model took the same number of steps."
+
+
+def attention_sentence(metrics: dict[str, Any], dataset: str) -> str:
+    """The result of a run of attention_viz.py."""
+    if "animal_share" in metrics:  # of --score
+        return verdict(metrics)[-1]
+    return "Photos: Oxford-IIIT Pet, CC BY-SA 4.0." if dataset == "pets" else ""
+
+
+def summary(found: Found, configs: list[Configuration], pairs_by_test_set: list[list[Pair]],
+            tunings: list[list[Configuration]], place: Path) -> list[str]:  # fmt: skip
+    """The most important results, to be read within a minute."""
+    said = [_overview(found)]
+    main = [c for c in configs if not c.first.sweep and c.first.share == 1]
+    own = [c for c in main if not is_reference(c.first, place)]
+    pairs = [pair for pairs in pairs_by_test_set for pair in pairs]
+    if own and len(own) < len(main):
+        said.append("This summary is about your own runs; the page also shows the reference runs "
+                    "that come with the project.")  # fmt: skip
+        main, tunings = own, [t for t in tunings if not is_reference(t[0].first, place)]
+        pairs = [p for p in pairs if not (is_reference(p.a, place) and is_reference(p.b, place))]
+    sets = group_by(main, lambda c: comparable_key(c.first, place))
+    said += [_best_model(same) for same in sorted(sets, key=len, reverse=True)[:4]]
+    said += [_twin_sentence(*pair) for pair in twins(main, place)][:3]
+    said += [text for text in map(_tuning_sentence, tunings) if text][:2]
+    if pairs:
+        significant = sum(pair.p_holm < 0.05 for pair in pairs)
+        verb = "differs" if significant == 1 else "differ"
+        said.append(
+            f"Of {plural(len(pairs), 'pair')} of models on the same test images, {significant} "
+            f"{verb} significantly (McNemar's test with Holm's correction). For the others, the "
+            "order of the accuracies may be chance."
+        )
+    return said
+
+
+def _overview(found: Found) -> str:
     finished = sum(run.metrics is not None for run in found.runs)
-    parts = [f"{finished:,} finished run{'s' * (finished != 1)}"]
+    text = f"This report covers {plural(finished, 'finished run')}"
     if stopped := len(found.runs) - finished:
-        parts.append(f"{stopped:,} that stopped early")
-    if found.left_out:
-        parts.append(f"{len(found.left_out):,} folders with a remark, see the end")
-    return f"{', '.join(parts)}."
+        text += f" and {plural(stopped, 'unfinished run')}"
+    if left_out := len(found.left_out):
+        text += f"; the end of the page lists {plural(left_out, 'folder')} with problems"
+    return f"{text}."
 
 
-def best_on(configs: list[Configuration]) -> str:
-    """The best configuration by validation of those tested on the same images."""
-    best = max(configs, key=lambda c: c.validation)
+def _best_model(configs: list[Configuration]) -> str:
+    """The best configuration by validation accuracy among those with the same test images."""
+    best = max(configs, key=lambda c: c.validation_score)
     run = best.first
-    where = f"{run.config['dataset']['name']} ({run.metrics['test_images']:,} test images)"
     return (
-        f"{where}: validation chooses {run.model} ({run.task.lower()}), which has {result(best)} "
-        "of the test images right."
+        f"{run.config['dataset']['name']} ({plural(run.metrics['test_images'], 'test image')}): "
+        f"{run.model} ({run.task}) has the best validation accuracy; its test accuracy is "
+        f"{result(best)}."
     )
 
 
-def twin(equal: str, vit: Configuration, cnn: Configuration) -> str:
-    """A ViT and its CNN twin on an equal budget; over seeds by Welch's t-test."""
-    where, epochs = vit.first.config["dataset"]["name"], vit.first.constants["EPOCHS"]
-    budget = f"{epochs} epochs each" if equal == "epochs" else "as many seconds"
-    said = (
-        f"On {where}, {budget}, the ViT {vit.first.model} has {result(vit)}, its CNN twin "
-        f"{result(cnn)}: {100 * (vit.mean - cnn.mean):+.1f} points"
+def _twin_sentence(equal: str, vit: Configuration, cnn: Configuration) -> str:
+    """A ViT and its CNN twin on an equal budget; over seeds with Welch's t-test."""
+    epochs = [plural(c.first.constants["EPOCHS"], "epoch") for c in (vit, cnn)]
+    if equal == "epochs":
+        budget = f"After {epochs[0]}"
+    else:
+        budget = f"In the same training time ({epochs[0]} of the ViT, {epochs[1]} of the CNN)"
+    difference = 100 * (vit.mean - cnn.mean)
+    text = (
+        f"{budget} on {vit.first.config['dataset']['name']}, the ViT {vit.first.model} reaches "
+        f"{result(vit)} and its CNN twin {result(cnn)}, a difference of {difference:+.1f} points"
     )
-    if vit.deviation is None or cnn.deviation is None:
-        return f"{said}."
+    if vit.std is None or cnn.std is None or vit.std + cnn.std == 0:
+        return f"{text}."
+    from scipy.stats import ttest_ind  # slow to import
+
     p = ttest_ind(vit.accuracies, cnn.accuracies, equal_var=False).pvalue
-    told = "more than seeds explain" if p < 0.05 else "no more than seeds explain"
-    return f"{said}, {told} (Welch's t-test, p = {p:.2g})."
+    verdict = "significant" if p < 0.05 else "not significant"
+    return f"{text}, which is {verdict} over seeds (Welch's t-test, p = {p:.2g})."
 
 
-def tuning(group: list[Configuration]) -> str:
-    """The head alone beside all of the weights, of the same pretrained model."""
+def _tuning_sentence(group: list[Configuration]) -> str:
+    """Head-only and full fine-tuning of the same pretrained model; "" if one is missing."""
     by_mode = {c.first.constants["MODE"]: c for c in group}
     if not {"head", "full"} <= by_mode.keys():
         return ""
     head = by_mode["head"]
-    fulls = [c for c in group if c.first.constants["MODE"] == "full"]
-    full = max(fulls, key=lambda c: c.validation)
+    full = max((c for c in group if c.first.constants["MODE"] == "full"),
+               key=lambda c: c.validation_score)  # fmt: skip
     model = head.first.config["model"]
-    share = model["trainable_parameters"] / model["parameters"]
-    said = (
-        f"Fine-tuned on {head.first.config['dataset']['name']}, "
-        f"{head.first.model.partition(',')[0]} reaches {percent(full.mean)} in full and "
-        f"{percent(head.mean)} by the head alone, which is {percent(share, 2)} of its weights"
+    fraction = model["trainable_parameters"] / max(1, model["parameters"])
+    text = (
+        f"On {head.first.config['dataset']['name']}, full fine-tuning of {head.first.pretrained} "
+        f"reaches {percent(full.mean)}. Training only the head ({percent(fraction, 2)} of the "
+        f"parameters) reaches {percent(head.mean)}"
     )
     if "scratch" in by_mode:
-        said += f"; without pretraining it is {percent(by_mode['scratch'].mean)}"
-    return f"{said}."
-
-
-def efficiency(series: list[list[Configuration]]) -> str:
-    """Which model needs how few images: the smallest share that comes near its own best."""
-    said = []
-    for line in series:
-        least, most = line[0], line[-1]
-        near = next(c for c in line if c.mean >= most.mean - 0.05)
-        said.append(
-            f"{most.first.model} goes from {percent(least.mean)} "
-            f"({images(least)} images) to {percent(most.mean)} ({images(most)}) and is within 5 "
-            f"points of that from {images(near)} images on"
-        )
-    return "; ".join(said) + ". The runs of each model all took the same number of steps."
-
-
-def images(c: Configuration) -> str:
-    """Training images that the runs saw."""
-    data = c.first.config["dataset"]
-    return f"{data.get('train_images', data['train']):,}"
-
-
-def attention(metrics: dict[str, Any], dataset: str) -> str:
-    """What a folder of attention_viz.py shows."""
-    if "animal_share" in metrics:  # of --score
-        return verdict(metrics)[-1]
-    return "Photographs: Oxford-IIIT Pet, CC BY-SA 4.0." if dataset == "pets" else ""
-
-
-def summary(found: Found, configs: list[Configuration], tested_pairs: list[list[Pair]],
-            tunings: list[list[Configuration]], place: Path) -> list[str]:  # fmt: skip
-    """What a person can read in a minute."""
-    said = [counted(found)]
-    plain = [c for c in configs if not c.first.sweep and c.first.share == 1]
-    own = [c for c in plain if not is_reference(c.first, place)]
-    if own and len(own) < len(plain):
-        said[0] += " Of your own, and not those that come with the project:"
-        plain, tunings = own, [t for t in tunings if not is_reference(t[0].first, place)]
-    sets = groups(plain, lambda c: setting(c.first, place))
-    said += [best_on(same) for same in sorted(sets, key=len, reverse=True)[:4]]
-    said += [twin(*pair) for pair in twins(plain, place)][:3]
-    said += [text for text in map(tuning, tunings) if text][:2]
-    told = [pair for pairs in tested_pairs for pair in pairs]
-    if plain is own:
-        told = [p for p in told if not all(is_reference(r, place) for r in (p.one, p.other))]
-    if told:
-        sure = sum(pair.p_holm < 0.05 for pair in told)
-        said.append(
-            f"Of {len(told)} pairs of models compared on the same test images, {sure} differ by "
-            "more than chance explains; the order of the others' accuracies means nothing."
-        )
-    return said
+        text += f", and training from random weights {percent(by_mode['scratch'].mean)}"
+    return f"{text}."

@@ -1,12 +1,12 @@
-/* The chart: all charts of the page are drawn by it. A spec has
-   label     for those who do not see it
+/* Draws every chart of the page. A spec has
+   label     description for screen readers
    x, y      {name, unit, log, percent, whole, from, to}
    series    [{name, slot, hollow, line, marked, points: [{x, y, low, high, name, note, label}]}]
    diagonal  whether to draw the line y = x
-   bare      whether its legend stands elsewhere */
+   bare      whether the chart has no legend of its own */
 
-const colourOf = (slot) => `var(--c${slot % COLOURS})`;
-const patternOf = (slot, patterns) => patterns[(slot + Math.floor(slot / COLOURS)) % 4];
+const colorOf = (slot) => `var(--c${slot % COLORS})`;
+const patternOf = (slot, patterns) => patterns[(slot + Math.floor(slot / COLORS)) % 4];
 
 function niceStep(least) {
   const power = 10 ** Math.floor(Math.log10(least));
@@ -33,12 +33,12 @@ function logTicks(low, high, most) {
 
 const canShow = (axis, value) => value != null && (!axis.log || value > 0);
 
-/* From values to places between 0 and 1, and about `most` ticks. */
+/* Maps values to positions between 0 and 1, with about `most` ticks. */
 function scale(axis, values, most) {
   const known = values.filter((value) => canShow(axis, value));
   let low = axis.from ?? known.reduce((a, b) => Math.min(a, b), Infinity);
   let high = axis.to ?? known.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (low > high) [low, high] = axis.log ? [0.1, 1] : [0, 1];  // nothing to show
+  if (low > high) [low, high] = axis.log ? [0.1, 1] : [0, 1];  // no values
   if (axis.log) {
     const margin = low === high ? 0.3 : 0.02 + 0.04 * Math.log10(high / low);
     const [start, end] = [Math.log10(low) - margin, Math.log10(high) + margin];
@@ -56,9 +56,9 @@ function scale(axis, values, most) {
   return { place: (value) => (value - low) / (high - low), ticks: linearTicks(low, high, step) };
 }
 
-function titleOf({ name, unit, percent: isShare }) {
-  const written = isShare ? "%" : unit;
-  return written ? `${name} in ${written}` : name;
+function titleOf({ name, unit, percent: isPercent }) {
+  const shown = isPercent ? "%" : unit;
+  return shown ? `${name} in ${shown}` : name;
 }
 
 function valueOf(axis, value) {
@@ -68,16 +68,16 @@ function valueOf(axis, value) {
 }
 
 function symbol({ slot, hollow }, x, y) {
-  const fill = hollow ? "var(--paper)" : colourOf(slot);
+  const fill = hollow ? "var(--paper)" : colorOf(slot);
   return svg("path", {
     class: "point", d: patternOf(slot, SYMBOLS), transform: `translate(${x},${y})`,
-    style: `stroke: ${colourOf(slot)}; fill: ${fill}`,
+    style: `stroke: ${colorOf(slot)}; fill: ${fill}`,
   });
 }
 
 function line({ slot }, d) {
   const dashes = { "stroke-dasharray": patternOf(slot, DASHES) };
-  return svg("path", { class: "line", d, style: `stroke: ${colourOf(slot)}`, ...dashes });
+  return svg("path", { class: "line", d, style: `stroke: ${colorOf(slot)}`, ...dashes });
 }
 
 function legendOf(series) {
@@ -99,15 +99,15 @@ function drawSeries(series, spots) {
   for (const { x, y, ends: [low, high] } of spots) {
     if (low !== undefined) {
       const d = `M${x - 3},${low}h6M${x - 3},${high}h6M${x},${low}V${high}`;
-      drawn.push(svg("path", { class: "bar", d, style: `stroke: ${colourOf(series.slot)}` }));
+      drawn.push(svg("path", { class: "bar", d, style: `stroke: ${colorOf(series.slot)}` }));
     }
-    // a line of a hundred points needs no symbols, a line of a single one is nothing else
+    // a long line needs no symbols, but a single point is invisible without one
     if (!series.line || series.marked || spots.length === 1) drawn.push(symbol(series, x, y));
   }
   return drawn;
 }
 
-/* Labels stand beside their points, where nothing else stands yet; at worst, over error bars. */
+/* Places labels beside their points where there is room; if there is none, over error bars. */
 function drawLabels(spots, width) {
   const bars = spots.map(({ x, ends: [low, high] }) => [x - 4, high, x + 4, low]);
   const taken = spots.map(({ x, y }) => [x - 6, y - 6, x + 6, y + 6]);
@@ -128,12 +128,12 @@ function drawLabels(spots, width) {
 }
 
 function chart(spec) {
-  const picture = svg("svg", { tabindex: 0, role: "application", "aria-roledescription": "chart" });
+  const drawing = svg("svg", { tabindex: 0, role: "application", "aria-roledescription": "chart" });
   const reading = element("figcaption", { className: "reading", ariaLive: "polite" });
   const legend = box("");
-  const node = element("figure", { className: "chart" }, picture, legend, reading);
+  const node = element("figure", { className: "chart" }, drawing, legend, reading);
   const ring = svg("circle", { class: "ring", r: 8 });
-  let spots = [];  // every point that is drawn, series by series
+  let spots = [];  // all points drawn, series by series
   let current = -1;
 
   function draw(onPaper = false) {
@@ -178,9 +178,9 @@ function chart(spec) {
       one.points.filter((point) => canShow(x, point.x) && canShow(y, point.y)).map(spotOf(one)));
     drawn.push(...lists.flatMap((list, place) => drawSeries(series[place], list)));
     spots = lists.flat();
-    picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    picture.setAttribute("aria-label", `${spec.label}; the arrow keys read its points`);
-    picture.replaceChildren(...drawn, ...drawLabels(spots, width), ring);
+    drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    drawing.setAttribute("aria-label", `${spec.label}; use the arrow keys to read the points`);
+    drawing.replaceChildren(...drawn, ...drawLabels(spots, width), ring);
     legend.replaceChildren(...(spec.bare ? [] : [legendOf(series)]));
     choose(-1);
   }
@@ -189,7 +189,7 @@ function chart(spec) {
     current = index;
     const spot = spots[index];
     ring.setAttribute("visibility", spot ? "visible" : "hidden");
-    reading.textContent = spots.length > 0 ? "" : "There is nothing to draw.";
+    reading.textContent = spots.length > 0 ? "" : "There is no data to show.";
     if (!spot) return;
     ring.setAttribute("cx", spot.x);
     ring.setAttribute("cy", spot.y);
@@ -217,21 +217,21 @@ function chart(spec) {
     return other ? nearest(x, y, spots.filter((spot) => spot.series === other)) : current;
   }
 
-  picture.addEventListener("keydown", (event) => {
+  drawing.addEventListener("keydown", (event) => {
     const isArrow = /^Arrow(Left|Right|Up|Down)$/.test(event.key);
     if (!isArrow || event.altKey || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();  // the page stays where it is
+    event.preventDefault();  // do not scroll the page
     if (spots.length > 0) choose(next(event.key));
   });
   const point = (event) => {
-    const place = picture.getBoundingClientRect();
-    const zoom = picture.viewBox.baseVal.width / place.width;
+    const place = drawing.getBoundingClientRect();
+    const zoom = drawing.viewBox.baseVal.width / place.width;
     choose(nearest((event.clientX - place.left) * zoom, (event.clientY - place.top) * zoom, spots));
   };
-  picture.addEventListener("pointermove", point);
-  picture.addEventListener("pointerdown", point);
-  picture.addEventListener("pointerleave", () => choose(-1));
-  picture.addEventListener("blur", () => choose(-1));
+  drawing.addEventListener("pointermove", point);
+  drawing.addEventListener("pointerdown", point);
+  drawing.addEventListener("pointerleave", () => choose(-1));
+  drawing.addEventListener("blur", () => choose(-1));
   charts.push(draw);
   const show = (changed) => {
     spec = changed;

@@ -1,14 +1,14 @@
-/* Words, numbers, tables and choices: what every section of the page is made of */
-const MANY = 30;  // a longer table of runs is folded, a longer list of runs has a filter
-const FIRST_CURVES = 6;  // drawn before anybody chooses
+/* Text, numbers, tables and form fields, used by every section */
+const MANY = 30;  // longer tables are folded, and longer lists get a filter
+const FIRST_CURVES = 6;  // shown at first
 const FIRST_CALIBRATED = 3;
 const FIRST_HARDEST = 8;  // not folded
-const SMALL_PICTURE = 64;  // pixels; what is smaller shows its pixels, what is larger is smoothed
-const PAPER = [400, 600];  // pixels: charts beside each other, and alone, where they are printed
-const DASH = "–";  // where there is no value
-const COLOURS = 6;
+const SMALL_IMAGE = 64;  // pixels; smaller images are enlarged without smoothing
+const PAPER = [400, 600];  // pixels: width of a printed chart, side by side and single
+const DASH = "–";  // for missing values
+const COLORS = 6;
 const DASHES = ["none", "7 3", "2 3", "10 3 2 3"];
-const SYMBOLS = [  // about the origin
+const SYMBOLS = [  // centered on the origin
   "M-4,0a4,4 0 1 0 8,0a4,4 0 1 0 -8,0z", "M-3.6,-3.6h7.2v7.2h-7.2z",
   "M0,-5.2l5.2,5.2l-5.2,5.2l-5.2,-5.2z", "M0,-5l4.8,8.4h-9.6z",
 ];
@@ -19,10 +19,10 @@ const QUANTITIES = {
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
-const runs = [...data.runs].sort((a, b) => a.reference - b.reference);  // the reader's own first
+const runs = [...data.runs].sort((a, b) => a.reference - b.reference);  // the user's own runs first
 const finished = runs.filter((run) => run.state === "finished");
 const isSweep = (run) => run.task.startsWith("Sweep ");
-const charts = [];  // what draws each of them, once the page has its width
+const charts = [];  // functions that draw the charts, called when the page has its width
 
 function element(name, properties, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -42,8 +42,8 @@ const note = (...children) => element("p", { className: "quiet" }, ...children);
 const folded = (summary, ...children) =>
   element("details", {}, element("summary", {}, ...summary), ...children);
 
-/* Words of a user's: isolated, so that text from right to left leaves its neighbours alone;
-   names of runs and files may break after "_" and "/". */
+/* Text from a record, isolated so that right-to-left text does not affect its surroundings. Names
+   of runs and files may break after "_" and "/". */
 function words(text) {
   const made = element("bdi");
   String(text ?? DASH).split(/(?<=[_/])/).forEach((part, place) => {
@@ -64,7 +64,7 @@ function grouped(items, keyOf) {
   return groups;
 }
 
-/* Numbers as text */
+/* Formatting numbers */
 
 function number(value, digits = 3) {
   if (value == null) return DASH;
@@ -78,10 +78,10 @@ function compact(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: 3, notation: "compact" });
 }
 
-function percent(share, digits = 2) {
-  if (share == null) return DASH;
+function percent(fraction, digits = 2) {
+  if (fraction == null) return DASH;
   const exactly = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return (100 * share).toLocaleString("en", exactly);
+  return (100 * fraction).toLocaleString("en", exactly);
 }
 
 const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
@@ -89,7 +89,7 @@ const probability = (p) => (p !== 0 && p < 1e-3 ? p.toExponential(1) : number(p,
 const interval = ({ low, high }) =>
   low == null ? "" : ` (${percent(low, 1)} to ${percent(high, 1)})`;
 
-/* Runs by name */
+/* Names of runs */
 
 const plainName = (run) => (run.reference ? `${run.name} (reference)` : run.name);
 const setName = (run) =>
@@ -107,13 +107,13 @@ function runLink(id, name) {
   return element("span", {}, link, ...(name === undefined ? badges(data.runs[id]) : []));
 }
 
-/* Tables that sort. A column has a name, value(row) to sort by, show(row), and number: whether
-   it is one. */
+/* Sortable tables. A column has a name, value(row) to sort by, show(row) to display, and number:
+   whether its values are numbers. */
 
 const textColumn = (name, value, show = (row) => words(value(row))) => ({ name, value, show });
 const numberColumn = (name, key, format = (value) => number(value)) =>
   ({ name, value: (row) => row[key], show: (row) => format(row[key]), number: true });
-const percentColumn = (name, key) => numberColumn(name, key, (share) => percent(share));
+const percentColumn = (name, key) => numberColumn(name, key, (fraction) => percent(fraction));
 const accuracyColumn = {
   ...percentColumn("test accuracy in % (95 % interval)", "accuracy"),
   show: (row) => (row.accuracy == null ? DASH : percent(row.accuracy) + interval(row)),
@@ -160,10 +160,11 @@ function sortingTable(label, columns, rows) {
   return { node: plainTable(label, heads, items.map((item) => item.node)), items };
 }
 
-/* A field that hides the runs which lack one of its words. groups: {node, items: {node, row}}. */
+/* A field that hides the runs that lack one of the words typed.
+   groups: [{node, items: [{node, row}]}] */
 function filterField(label, groups) {
   const field = element("input", { type: "search", autocomplete: "off" });
-  const said = element("output", { className: "quiet" });
+  const status = element("output", { className: "quiet" });
   const all = groups.flatMap((group) => group.items);
   const texts = new Map(all.map((item) => {
     const { name, task, dataset, model } = item.row;
@@ -179,12 +180,12 @@ function filterField(label, groups) {
       if (wanted.length > 0 && node.localName === "details") node.open = true;
     }
     const left = all.filter((item) => !item.node.hidden).length;
-    said.textContent = wanted.length > 0 ? `${number(left)} of ${plural(all.length, "run")}` : "";
+    status.textContent = wanted.length > 0 ? `${number(left)} of ${plural(all.length, "run")}` : "";
   });
-  return element("p", { className: "choices screen" }, element("label", {}, label, field), said);
+  return element("p", { className: "choices screen" }, element("label", {}, label, field), status);
 }
 
-/* Runs under the name of their task; folded where they are many. */
+/* The runs of a task under a heading; many runs are folded. */
 function taskBox(task, count, ...children) {
   const heading = element("h3", {}, words(task));
   if (count <= MANY) return box("", heading, ...children);
@@ -192,7 +193,7 @@ function taskBox(task, count, ...children) {
   return folded([heading, size], ...children);
 }
 
-/* Choices */
+/* Form fields */
 
 const option = (value, name) => element("option", { value }, name);
 
@@ -202,7 +203,7 @@ function select(label, options, changed) {
   return element("label", {}, label, made);
 }
 
-/* Checkboxes for runs. A run keeps its slot, and so its colour, for as long as it is checked. */
+/* Checkboxes for runs. A run keeps its slot, and so its color, as long as it is checked. */
 function chooser(candidates, first, changed) {
   const slots = new Map();
   const take = (run) => {

@@ -1,4 +1,5 @@
-/* The sections: each a list of nodes, or null where there is nothing to show */
+/* The sections of the page: each function returns a list of nodes, or null if there is nothing to
+   show */
 
 const RUN_COLUMNS = [
   textColumn("run", (run) => run.name, (run) => runLink(run.id)),
@@ -7,11 +8,11 @@ const RUN_COLUMNS = [
   percentColumn("val. accuracy in %", "val_accuracy"),
   numberColumn("param\u00adeters", "parameters"),
   numberColumn("trained param\u00adeters", "trained_parameters"),
-  numberColumn("multiply-adds", "macs", compact),
+  numberColumn("MACs", "macs", compact),
   numberColumn("epochs", "epochs"),
-  numberColumn("seconds", "seconds"),
+  numberColumn("training seconds", "seconds"),
   numberColumn("images/s", "images_per_second"),
-  numberColumn("memory in MB", "memory_mb"),
+  numberColumn("peak memory in MB", "memory_mb"),
 ];
 
 function runsSection() {
@@ -20,14 +21,14 @@ function runsSection() {
     const { node, items } = sortingTable(`Runs: ${task}`, RUN_COLUMNS, members);
     return { node: taskBox(task, members.length, node), items };
   });
-  const filter = filterField("Filter the runs by name, task, dataset", groups);
+  const filter = filterField("Filter by name, task, dataset or model", groups);
   return [
-    note("Accuracy is that on the test images, with the weights of the epoch that was best on ",
-      "the validation images. Its 95 % interval (Wilson) says how far other test images of the ",
-      "same kind could move it; another seed moves it too. A run that was stopped has no test ",
-      "result. A click on a column’s name sorts, a second one turns the order round."),
+    note("Test accuracy uses the weights of the epoch with the best validation accuracy. Its 95 % ",
+      "interval (Wilson) covers the choice of test images, but not the choice of the seed. ",
+      "Unfinished runs have no test accuracy. MACs are multiply-accumulate operations per image. ",
+      "Click a column heading to sort the table; click it again to reverse the order."),
     ...(runs.length > MANY ? [filter] : []),
-    ...(data.seeds.length > 0 ? [element("h3", {}, "Over seeds"), seedsTable()] : []),
+    ...(data.seeds.length > 0 ? [element("h3", {}, "Repeated runs"), seedsTable()] : []),
     ...groups.map((group) => group.node),
   ];
 }
@@ -36,7 +37,7 @@ function seedsTable() {
   const name = (row) => plainName({
     name: row.name, reference: row.runs.every((id) => data.runs[id].reference),
   });
-  const single = (row) => element("span", {}, ...row.runs.flatMap((id, place) =>
+  const perSeed = (row) => element("span", {}, ...row.runs.flatMap((id, place) =>
     [place > 0 ? ", " : "", runLink(id, percent(data.runs[id].accuracy))]));
   const count = (row) => row.runs.length;
   const columns = [
@@ -44,11 +45,11 @@ function seedsTable() {
     textColumn("task", (row) => row.task),
     textColumn("dataset", (row) => row.dataset),
     percentColumn("mean test accuracy in %", "mean"),
-    percentColumn("standard deviation in points", "deviation"),
+    percentColumn("standard deviation in points", "std"),
     { name: "seeds", value: count, show: count, number: true },
-    textColumn("single runs in %", count, single),
+    textColumn("test accuracy per seed in %", count, perSeed),
   ];
-  return sortingTable("Configurations over seeds", columns, data.seeds).node;
+  return sortingTable("Repeated runs", columns, data.seeds).node;
 }
 
 function curvesSection() {
@@ -64,12 +65,12 @@ function curvesSection() {
     return { name: plainName(run), slot, line: true, points };
   };
   const spec = () => {
-    const isShare = quantity.endsWith("accuracy");
-    log.disabled = isShare;
+    const isPercent = quantity.endsWith("accuracy");
+    log.disabled = isPercent;
     return {
       label: `Learning curves: ${QUANTITIES[quantity]} by epoch`,
       x: { name: "epoch", whole: true },
-      y: { name: QUANTITIES[quantity], percent: isShare, log: !isShare && log.checked },
+      y: { name: QUANTITIES[quantity], percent: isPercent, log: !isPercent && log.checked },
       series: [...slots].map(curve),
     };
   };
@@ -81,9 +82,9 @@ function curvesSection() {
     quantity = key;
     show();
   });
-  const logField = element("label", { className: "screen" }, log, "logarithmic axis, for losses");
+  const logField = element("label", { className: "screen" }, log, "logarithmic axis (losses only)");
   return [
-    note("Point at a chart of this page, or focus it and use the arrow keys, to read its values."),
+    note("Hover over a chart to read its values, or focus it and use the arrow keys."),
     box("choices", field, logField), box("beside", made.node, node),
   ];
 }
@@ -93,12 +94,12 @@ const ACCURACY = { name: "test accuracy", percent: true };
 function costSection() {
   const measured = finished.filter((run) => run.accuracy != null);
   if (measured.length === 0) return null;
-  // figures on different test images do not compare, even where the datasets have one name
+  // accuracies on different test images cannot be compared, even if the datasets share a name
   const sets = [...grouped(measured, (run) => run.test_set ?? run.dataset).values()];
   const tasks = [...new Set(measured.map((run) => run.task))];
   const axes = [
     { key: "parameters", name: "parameters", log: true },
-    { key: "macs", name: "multiply-adds an image", log: true },
+    { key: "macs", name: "MACs per image", log: true },
     { key: "seconds", name: "training time", unit: "seconds", log: true },
   ];
   const seriesOf = (members, key) => {
@@ -123,17 +124,18 @@ function costSection() {
   const options = sets.map((members, place) => option(place, setName(members[0])));
   const field = select("Test images", options, (place) => show(sets[place]));
   return [
-    note("A point is a run; filled: your own, hollow: a reference. Bars: 95 % intervals. ",
-      "Seconds depend on the machine, see the details of each run."),
+    note("Each point is a run. Your own runs are filled, reference runs are hollow. Bars are 95 % ",
+      "intervals. Training time depends on the hardware, which is listed in each run’s details."),
     box("choices", field), box("panels", ...made.map((one) => one.node)), legend,
   ];
 }
 
 function finetuningSection() {
   const columns = [
-    textColumn("what is trained", (row) => row.label, (row) => runLink(row.run, row.label)),
+    textColumn("mode", (row) => row.label, (row) => runLink(row.run, row.label)),
     numberColumn("trained param\u00adeters", "trained"),
-    accuracyColumn, numberColumn("seconds", "seconds"), numberColumn("memory in MB", "memory_mb"),
+    accuracyColumn, numberColumn("training seconds", "seconds"),
+    numberColumn("peak memory in MB", "memory_mb"),
   ];
   const part = ({ title, points }) => {
     const pointOf = (one) => ({ ...one, x: one.trained, y: one.accuracy, name: one.label });
@@ -147,18 +149,18 @@ function finetuningSection() {
   };
   if (data.finetuning.length === 0) return null;
   return [
-    note("How much of a pretrained model must be trained? Bars: 95 % intervals."),
+    note("How much of a pretrained model needs to be trained? Bars are 95 % intervals."),
     ...data.finetuning.flatMap(part),
   ];
 }
 
 function efficiencySection() {
   const columns = [
-    textColumn("series", (row) => row.name, (row) => runLink(row.run, row.name)),
-    percentColumn("share in %", "fraction"), numberColumn("training images", "images"),
+    textColumn("model", (row) => row.name, (row) => runLink(row.run, row.name)),
+    percentColumn("fraction in %", "fraction"), numberColumn("training images", "images"),
     accuracyColumn, numberColumn("seeds", "seeds"),
   ];
-  const part = ({ title, series, says }) => {
+  const part = ({ title, series, summary }) => {
     const pointOf = (one) => ({
       ...one, x: one.fraction, y: one.accuracy,
       note: `${plural(one.images, "training image")}, ${plural(one.seeds, "seed")}`,
@@ -166,22 +168,22 @@ function efficiencySection() {
     const lines = series.map(({ label, points }, slot) =>
       ({ name: label, slot, line: true, marked: true, points: points.map(pointOf) }));
     const made = chart({
-      label: `Test accuracy against the share of training images: ${title}`,
-      x: { name: "share of the training images", log: true, percent: true }, y: ACCURACY,
+      label: `Test accuracy against the fraction of training images: ${title}`,
+      x: { name: "fraction of the training images", log: true, percent: true }, y: ACCURACY,
       series: lines,
     });
     const rows = series.flatMap(({ label, points }) =>
       points.map((one) => ({ ...one, name: label })));
     const numbers = sortingTable(`Data efficiency: ${title}`, columns, rows);
     return [
-      element("h3", {}, words(title)), ...sentences(says),
+      element("h3", {}, words(title)), ...sentences(summary),
       box("beside", made.node, numbers.node),
     ];
   };
   if (data.efficiency.length === 0) return null;
   return [
-    note("What a model learns from a share of the training images, on the same test images. ",
-      "Bars: 95 % intervals; over several seeds the standard deviation."),
+    note("How accuracy depends on the number of training images; the test images stay the same. ",
+      "Bars are 95 % intervals, or the standard deviation if there are several seeds."),
     ...data.efficiency.flatMap(part),
   ];
 }
@@ -197,35 +199,36 @@ function confusionSection() {
   const matrix = box("matrix");
   Object.assign(matrix, { tabIndex: 0, role: "region", ariaLabel: "Confusion matrix" });
   const reading = element("p", { className: "reading quiet", ariaLive: "polite" });
-  const mistakes = element("ol");
+  const errors = element("ol");
   const show = (run) => {
     const { classes } = data.test_sets[run.test_set];
     const counts = classes.map(() => classes.map(() => 0));
     run.confusion.forEach(([truth, guess, count]) => { counts[truth][guess] += count; });
     const totals = counts.map((row) => row.reduce((a, b) => a + b, 0));
-    const inWords = (truth, guess) => {
+    const describe = (truth, guess) => {
       const count = counts[truth][guess];
-      const share = count > 0 ? ` (${percent(count / totals[truth], 1)}\u00a0%)` : "";
-      return `true ${classes[truth]}, said ${classes[guess]}: ` +
-        `${number(count)} of ${number(totals[truth])}${share}`;
+      const fraction = count > 0 ? ` (${percent(count / totals[truth], 1)}\u00a0%)` : "";
+      return `true ${classes[truth]}, predicted ${classes[guess]}: ` +
+        `${number(count)} of ${number(totals[truth])}${fraction}`;
     };
     matrix.replaceChildren(matrixTable(classes, counts, totals, (...cell) => {
-      reading.textContent = inWords(...cell);
+      reading.textContent = describe(...cell);
     }));
     reading.textContent = "";
     const wrong = counts.flatMap((row, truth) => row.map((count, guess) => [truth, guess, count]))
       .filter(([truth, guess, count]) => truth !== guess && count > 0)
       .sort((a, b) => b[2] - a[2]).slice(0, 5);
-    const items = wrong.map(([truth, guess]) => element("li", {}, words(inWords(truth, guess))));
-    mistakes.replaceChildren(...(items.length > 0 ? items : [element("li", {}, "none")]));
+    const items = wrong.map(([truth, guess]) => element("li", {}, words(describe(truth, guess))));
+    errors.replaceChildren(...(items.length > 0 ? items : [element("li", {}, "none")]));
   };
-  show(groups[0][1][0]);  // what the field shows at first
+  show(groups[0][1][0]);  // the first option of the field
   return [
-    note("A row is a true class, a column what the model said; a cell counts test images. Colour ",
-      "is the share of the true class: blue where the model is right, orange where it is wrong."),
+    note("Rows are true classes, columns are predicted classes, and cells count test images. ",
+      "Correct predictions are blue, errors are orange; a darker cell holds a larger fraction of ",
+      "the true class."),
     box("choices", select("Run", options, (id) => show(data.runs[id]))),
     box("abreast", box("", matrix, reading),
-      box("", element("h3", {}, "Most frequent mistakes"), mistakes)),
+      box("", element("h3", {}, "Most frequent errors"), errors)),
   ];
 }
 
@@ -238,14 +241,14 @@ function matrixTable(classes, counts, totals, pointed) {
       const cell = element("td", {}, count || "");
       if (count > 0) {
         cell.className = guess === truth ? "hit" : "miss";
-        const share = 12 + (88 * count) / totals[truth];  // a single image shows too
+        const share = 12 + (88 * count) / totals[truth];  // so that a single image is visible
         cell.style.setProperty("--share", `${share.toFixed(1)}%`);
       }
       return cell;
     });
     return element("tr", {}, head(classes[truth], "row", ""), ...cells);
   });
-  const heads = ["true \\ said", ...classes].map((name, place) =>
+  const heads = ["true \\ predicted", ...classes].map((name, place) =>
     head(name, "col", place > 0 ? upright : ""));
   const top = element("thead", {}, element("tr", {}, ...heads));
   const body = element("tbody", {}, ...rows);
@@ -258,21 +261,22 @@ function matrixTable(classes, counts, totals, pointed) {
   return made;
 }
 
-const setHead = (set) => [
-  element("h3", {}, words(set.name), ` (${plural(set.images, "test image")})`),
-  ...sentences(set.compared_how),
-];
+const setHead = (set) =>
+  element("h3", {}, words(set.name), ` (${plural(set.images, "test image")})`);
+
+const SELECTION = "Each model is represented by the configuration with the best validation " +
+  "accuracy and by its first seed; the test images play no role in this choice.";
 
 function hardestSection() {
   const sets = data.test_sets.filter((set) => set.hardest.length > 0);
   if (sets.length === 0) return null;
   return [
-    note("The test images that most of the compared runs get wrong, with what each run said and ",
-      "how sure it was. Some are hard, some are labelled wrongly: look."),
+    note("The test images that most runs misclassify, with each run’s prediction and its ",
+      "confidence. Some of these images are ambiguous, and some labels may be wrong. ", SELECTION),
     ...sets.flatMap((set) => {
       const rest = set.hardest.slice(FIRST_HARDEST);
       return [
-        ...setHead(set), hardestTable(set, set.hardest.slice(0, FIRST_HARDEST)),
+        setHead(set), hardestTable(set, set.hardest.slice(0, FIRST_HARDEST)),
         ...(rest.length > 0 ? [folded([`${rest.length} more`], hardestTable(set, rest))] : []),
       ];
     }),
@@ -281,19 +285,19 @@ function hardestSection() {
 
 /* A row is an image, a column a run. */
 function hardestTable(set, images) {
-  const ids = [...new Set(images.flatMap((one) => one.said.map(({ run }) => run)))];
-  const answer = (one, id) => {
-    const said = one.said.find(({ run }) => run === id);
-    if (!said) return element("td", {}, DASH);
-    const className = said.right ? "right" : "wrong";
-    const mark = said.right ? "✓\u00a0" : "✗\u00a0";
-    return element("td", {}, element("div", { className }, mark, words(said.prediction)),
-      box("quiet", `${percent(said.confidence, 0)}\u00a0%`));
+  const ids = [...new Set(images.flatMap((one) => one.answers.map(({ run }) => run)))];
+  const answerOf = (one, id) => {
+    const answer = one.answers.find(({ run }) => run === id);
+    if (!answer) return element("td", {}, DASH);
+    const className = answer.correct ? "right" : "wrong";
+    const mark = answer.correct ? "✓\u00a0" : "✗\u00a0";
+    return element("td", {}, element("div", { className }, mark, words(answer.prediction)),
+      box("quiet", `${percent(answer.confidence, 0)}\u00a0%`));
   };
   const rows = images.map((one) => {
-    const head = element("th", { scope: "row", className: "pictured" }, pictureOf(one),
+    const head = element("th", { scope: "row", className: "with-thumbnail" }, thumbnailOf(one),
       element("strong", {}, words(one.label)), box("quiet", `${one.wrong} of ${one.of} wrong`));
-    return element("tr", {}, head, ...ids.map((id) => answer(one, id)));
+    return element("tr", {}, head, ...ids.map((id) => answerOf(one, id)));
   });
   const heads = ["image and true label", ...ids.map((id) => runLink(id))];
   const made = plainTable(`Hardest images of ${set.name}`,
@@ -302,12 +306,12 @@ function hardestTable(set, images) {
   return made;
 }
 
-function pictureOf({ image, label, picture }) {
-  if (picture === null) return box("quiet", words(image));
-  const alt = `test image ${image}, truly ${label}`;
-  const made = element("img", { alt, title: image, src: picture });
+function thumbnailOf({ image, label, thumbnail }) {
+  if (thumbnail === null) return box("quiet", words(image));
+  const alt = `test image ${image}, true class ${label}`;
+  const made = element("img", { alt, title: image, src: thumbnail });
   made.addEventListener("load", () => {
-    made.classList.toggle("pixels", made.naturalWidth < SMALL_PICTURE);
+    made.classList.toggle("pixels", made.naturalWidth < SMALL_IMAGE);
   });
   return made;
 }
@@ -318,28 +322,27 @@ function pairsSection() {
   const columns = [
     textColumn("run A", (pair) => data.runs[pair.a].name, (pair) => runLink(pair.a)),
     textColumn("run B", (pair) => data.runs[pair.b].name, (pair) => runLink(pair.b)),
-    numberColumn("only A right", "only_a"), numberColumn("only B right", "only_b"),
-    numberColumn("p", "p", probability), numberColumn("p after Holm", "p_holm", probability),
-    textColumn("in words", (pair) => pair.says),
+    numberColumn("only A correct", "only_a"), numberColumn("only B correct", "only_b"),
+    numberColumn("p", "p", probability), numberColumn("p (Holm)", "p_holm", probability),
+    textColumn("result", (pair) => pair.summary),
   ];
   return [
-    note("Both runs answered the same test images; only those that one of them gets right and ",
-      "the other wrong can tell them apart. Were both equally good, these images would fall to ",
-      "either side like coins: p is the probability of a split at least as uneven (McNemar’s ",
-      "exact test). Holm’s correction allows for the number of pairs; below 0.05 the ",
-      "difference is more than chance."),
+    note("Two models are compared on the images on which exactly one of them is correct. If both ",
+      "were equally good, each would win about half of these images; p is the probability of a ",
+      "split at least as uneven (McNemar’s exact test). Holm’s correction accounts for the number ",
+      "of pairs. A difference is significant if the corrected p is below 0.05. ", SELECTION),
     ...sets.flatMap((set) =>
-      [...setHead(set), sortingTable(`Pairs on ${set.name}`, columns, set.pairs).node]),
+      [setHead(set), sortingTable(`Pairs on ${set.name}`, columns, set.pairs).node]),
   ];
 }
 
-/* The 95 % interval of a share (Wilson 1927). */
-function wilson(share, count) {
+/* The 95 % interval of a fraction (Wilson 1927). */
+function wilson(fraction, count) {
   const z = 1.959964;
-  const centre = share + (z * z) / (2 * count);
-  const half = z * Math.sqrt((share * (1 - share)) / count + (z * z) / (4 * count * count));
+  const center = fraction + (z * z) / (2 * count);
+  const half = z * Math.sqrt((fraction * (1 - fraction)) / count + (z * z) / (4 * count * count));
   const whole = 1 + (z * z) / count;
-  return { low: Math.max(0, (centre - half) / whole), high: Math.min(1, (centre + half) / whole) };
+  return { low: Math.max(0, (center - half) / whole), high: Math.min(1, (center + half) / whole) };
 }
 
 function calibrationSection() {
@@ -349,19 +352,19 @@ function calibrationSection() {
   const { node, slots } = chooser(candidates, first, () => show());
   const seriesOf = (pointOf) => [...slots].map(([run, slot]) => {
     const total = run.calibration.reduce((sum, [, , images]) => sum + images, 0);
-    const points = run.calibration.map(([confidence, right, images]) => ({
-      x: confidence, note: plural(images, "image"), ...pointOf(right, images, total),
+    const points = run.calibration.map(([confidence, accuracy, images]) => ({
+      x: confidence, note: plural(images, "image"), ...pointOf(accuracy, images, total),
     }));
     return { name: plainName(run), slot, line: true, marked: true, points };
   });
   const confidence = { name: "mean confidence", percent: true, from: 0, to: 1 };
   const specs = () => [{
-    label: "Reliability: share of right answers against confidence", bare: true, diagonal: true,
-    x: confidence, y: { name: "right answers", percent: true, from: 0, to: 1 },
-    series: seriesOf((right, images) => ({ y: right, ...wilson(right, images) })),
+    label: "Reliability diagram: accuracy against confidence", bare: true, diagonal: true,
+    x: confidence, y: { name: "accuracy", percent: true, from: 0, to: 1 },
+    series: seriesOf((accuracy, images) => ({ y: accuracy, ...wilson(accuracy, images) })),
   }, {
-    label: "Share of the test images by confidence", bare: true,
-    x: confidence, y: { name: "share of test images", percent: true, from: 0 },
+    label: "Distribution of the confidence", bare: true,
+    x: confidence, y: { name: "fraction of test images", percent: true, from: 0 },
     series: seriesOf((_, images, total) => ({ y: images / total })),
   }];
   const columns = [
@@ -379,17 +382,17 @@ function calibrationSection() {
   };
   show();
   return [
-    note("When a model says that it is 80 % sure, is it right in 80 % of the cases? Then its ",
-      "points lie on the dashed line; below it, the model is too sure of itself. Bars: 95 % ",
-      "intervals, long where a bin has few images. The expected calibration error is the mean ",
-      "distance from the line, weighted by images."),
+    note("A model is well calibrated if predictions with a confidence of 80 % are correct in 80 % ",
+      "of the cases: its points then lie on the dashed line. Points below the line mean that the ",
+      "model is overconfident. Bars are 95 % intervals; they are long for bins with few images. ",
+      "The expected calibration error is the mean distance from the line, weighted by images."),
     box("panels", ...made.map((one) => one.node)), legend, box("beside", errors, node),
   ];
 }
 
-const gallery = (pictures) => box("pictures", ...pictures.map(({ source, alt }) =>
-  element("figure", {}, element("img", { src: source, alt }),
-    element("figcaption", { ariaHidden: "true" }, words(alt)))));
+const gallery = (plots) => box("plots", ...plots.map(({ source, caption }) =>
+  element("figure", {}, element("img", { src: source, alt: caption }),
+    element("figcaption", { ariaHidden: "true" }, words(caption)))));
 
 function sweepsSection() {
   const part = (sweep) => {
@@ -410,8 +413,8 @@ function sweepsSection() {
     const { node } = sortingTable(`Trials of ${sweep.name}`, columns, sweep.trials);
     const count = sweep.trials.length;
     return [
-      element("h3", {}, words(sweep.name)), ...sentences(sweep.says),
-      note(words(sweep.folder)), gallery(sweep.pictures),
+      element("h3", {}, words(sweep.name)), ...sentences(sweep.summary),
+      note(words(sweep.folder)), gallery(sweep.plots),
       count > MANY ? folded([plural(count, "trial")], node) : node,
     ];
   };
@@ -419,9 +422,9 @@ function sweepsSection() {
 }
 
 function attentionSection() {
-  const part = ({ title, folder, says, pictures }) => [
-    element("h3", {}, words(title)), ...sentences(says),
-    note(words(folder)), gallery(pictures),
+  const part = ({ title, folder, summary, plots }) => [
+    element("h3", {}, words(title)), ...sentences(summary),
+    note(words(folder)), gallery(plots),
   ];
   return data.attention.length > 0 ? data.attention.flatMap(part) : null;
 }
@@ -430,7 +433,10 @@ function leftOutSection() {
   if (data.left_out.length === 0) return null;
   const items = data.left_out.map(({ folder, reason }) =>
     element("li", {}, element("code", {}, words(folder)), ": ", words(reason)));
-  return [note("These folders hold no run that can be shown."), element("ul", {}, ...items)];
+  return [
+    note("Folders that are damaged, unfinished or unrelated, and the reason for each."),
+    element("ul", {}, ...items),
+  ];
 }
 
 function detailsSection() {
@@ -438,7 +444,7 @@ function detailsSection() {
   const items = runs.map((row) => ({ node: runDetails(row), row }));
   const node = box("", ...items.map((item) => item.node));
   return [
-    note("Where each run comes from, and the command that makes it again."),
+    note("How each run was made, and the command that repeats it."),
     ...(runs.length > MANY ? [filterField("Filter", [{ node, items }])] : []), node,
   ];
 }
@@ -466,7 +472,7 @@ function runDetails(run) {
 
 /* The page */
 
-const SECTIONS = [  // id, title, its short form in the navigation, what makes it
+const SECTIONS = [  // id, title, short title in the navigation, function
   ["runs", "Runs", "Runs", runsSection],
   ["curves", "Learning curves", "Curves", curvesSection],
   ["cost", "Accuracy against cost", "Cost", costSection],
@@ -478,7 +484,7 @@ const SECTIONS = [  // id, title, its short form in the navigation, what makes i
   ["calibration", "Calibration", "Calibration", calibrationSection],
   ["sweeps", "Sweeps", "Sweeps", sweepsSection],
   ["attention", "Attention", "Attention", attentionSection],
-  ["left-out", "Left out", "Left out", leftOutSection],
+  ["left-out", "Folders with problems", "Problems", leftOutSection],
   ["details", "Details of each run", "Details", detailsSection],
 ];
 
@@ -494,11 +500,12 @@ function build() {
   }
   byId("sections").hidden = byId("sections").children.length === 0;
   if (runs.length === 0) {
-    byId("content").prepend(element("p", {}, "There is no run to show yet: train a model first."));
+    const advice = "There are no runs yet. Train a model first, for example with python train.py.";
+    byId("content").prepend(element("p", {}, advice));
   }
 }
 
-/* A link to a run's details opens them. */
+/* Opens the details of a run when a link points to them. */
 function openTarget() {
   const target = byId(location.hash.slice(1));
   if (target?.localName === "details") target.open = true;
@@ -518,7 +525,7 @@ function lightOrDark() {
   show();
 }
 
-/* Paper gets the details of the reader's own runs. What is folded for its length stays so. */
+/* The printed page includes the details of the user's own runs. */
 function printing() {
   let opened = [];
   addEventListener("beforeprint", () => {
