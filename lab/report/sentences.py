@@ -108,8 +108,7 @@ def _best_model(configs: list[Configuration]) -> str:
     run = best.first
     return (
         f"{run.config['dataset']['name']} ({plural(run.metrics['test_images'], 'test image')}): "
-        f"{run.model} ({run.task}) has the best validation accuracy; its test accuracy is "
-        f"{result(best)}."
+        f"{run.model} has the best validation accuracy; its test accuracy is {result(best)}."
     )
 
 
@@ -119,7 +118,7 @@ def _twin_sentence(equal: str, vit: Configuration, cnn: Configuration) -> str:
     if equal == "epochs":
         budget = f"After {epochs[0]}"
     else:
-        budget = f"In the same training time ({epochs[0]} of the ViT, {epochs[1]} of the CNN)"
+        budget = f"In about the same training time ({epochs[0]} of the ViT, {epochs[1]} of the CNN)"
     difference = 100 * (vit.mean - cnn.mean)
     text = (
         f"{budget} on {vit.first.config['dataset']['name']}, the ViT {vit.first.model} reaches "
