@@ -1,16 +1,15 @@
-"""The README says what the records and the tree say."""
+"""README.md and results/official/README.md agree with the records."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import report
-from lab.report.records import read_runs
+from lab.report import read_runs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OFFICIAL = ROOT / "results" / "official"
-
-
 TABLES = (OFFICIAL / "README.md").read_text(encoding="utf-8")
 
 
@@ -25,7 +24,7 @@ def test_every_official_run_is_complete_and_listed():
     assert found.left_out == []
     listed = {OFFICIAL / target for target in re.findall(r"\]\(([\w./-]+)/\)", TABLES)}
     runs = {run.folder for run in found.runs if run.share == 1 and not run.sweep}
-    scores = {look.folder for look in found.looks if "methods" in look.metrics()}
+    scores = {run.folder for run in found.attention_runs if "methods" in run.metrics()}
     assert runs
     assert runs <= listed
     assert {folder for folder in scores if folder.name.endswith("-score")} <= listed
@@ -50,7 +49,27 @@ def test_readme_is_short_and_its_links_exist():
         assert [t for t in targets if not (path.parent / t).exists()] == []
 
 
-def test_records_name_no_machine_and_no_path_of_it():
+def test_official_results_are_small_and_git_ignores_other_runs():
+    """A clone stays small, and running the lab leaves `git status` clean."""
+    files = [path for path in OFFICIAL.rglob("*") if path.is_file()]
+    committed = [path for path in files if not _ignored(path)]
+    assert sum(path.stat().st_size for path in committed) <= 14e6
+    shown = [path.name for path in committed if path.suffix in (".png", ".jpg")]
+    assert {"curves.png", "confusion.png"}.isdisjoint(shown)
+    for name in ("report.html", "README.md", "lab.log", "train/run/config.json", "sweep/s/x.png"):
+        assert _ignored(ROOT / "results" / name)
+    for name in ("weights.safetensors", "last.pt", "curves.png", "tensorboard/events"):
+        assert _ignored(OFFICIAL / "train" / "run" / name)
+    assert not _ignored(OFFICIAL / "train" / "run" / "metrics.json")
+
+
+def _ignored(path):
+    """Whether git would ignore a file that is not tracked yet."""
+    command = ["git", "check-ignore", "--quiet", "--no-index", str(path)]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def test_official_records_contain_no_absolute_paths():
     for path in OFFICIAL.rglob("metrics.json"):
         text = (path.parent / "config.json").read_text(encoding="utf-8")
         assert not re.search(r'"/|/home/|/root/|/tmp/', text), path

@@ -1,4 +1,4 @@
-"""lab/report/page.py: the page shows the content it was given, offline, in a real browser too."""
+"""The page shows its content offline, also in a real browser."""
 
 import io
 import json
@@ -20,10 +20,10 @@ NASTY = (
 NASTY += "x" * 300
 TITLES = ["Runs", "Learning curves", "Accuracy against cost", "Fine-tuning", "Data efficiency"]
 TITLES += ["Confusion matrix", "Hardest test images", "Paired comparisons", "Calibration"]
-TITLES += ["Sweeps", "Attention", "Left out", "Details of each run"]
+TITLES += ["Sweeps", "Attention", "Folders with problems", "Details of each run"]
 CLASSES = ["cat", "dog", "European hedgehog"]
-TRUTH, SAID = (np.random.default_rng(seed).integers(0, 3, 90) for seed in (0, 1))
-COUNTS = confusion_matrix(TRUTH, SAID)
+TRUTH, PREDICTED = (np.random.default_rng(seed).integers(0, 3, 90) for seed in (0, 1))
+COUNTS = confusion_matrix(TRUTH, PREDICTED)
 RUN = """{
   "folder": "results/train/run", "task": "From scratch", "reference": false, "state": "finished",
   "dataset": "pets", "model": "vit", "seed": 0, "test_set": 0, "test_images": 90,
@@ -36,30 +36,30 @@ RUN = """{
 CONTENT = """{
   "heading": "Every run", "made": "2026-11-22 09:00 UTC", "summary": ["First sentence.", "Second."],
   "seeds": [{"name": "run", "task": "From scratch", "dataset": "pets", "mean": 0.672,
-    "deviation": 0.0079, "runs": [0, 1]}],
-  "test_sets": [{"name": "pets", "images": 90, "compared": [0, 1], "compared_how": "both",
+    "std": 0.0079, "runs": [0, 1]}],
+  "test_sets": [{"name": "pets", "images": 90, 
     "pairs": [{"a": 0, "b": 1, "only_a": 7, "only_b": 2, "p": 0.1796875, "p_holm": 0.54,
-      "says": "may be chance"}]}],
+      "summary": "may be chance"}]}],
   "finetuning": [{"title": "vit on pets", "points": [
     {"run": 0, "label": "head", "trained": 1290, "accuracy": 0.7, "low": 0.65, "high": 0.8,
       "seconds": 22, "memory_mb": 971},
     {"run": 1, "label": "full", "trained": 2e6, "accuracy": 0.9, "low": 0.85, "high": 0.95,
       "seconds": 99, "memory_mb": 971}]}],
-  "efficiency": [{"title": "pets", "says": "More helps.", "series": [{"label": "ViT", "points": [
+  "efficiency": [{"title": "pets", "summary": "More helps.", "series": [{"label": "ViT", "points": [
     {"run": 0, "fraction": 0.1, "images": 9, "accuracy": 0.5, "low": 0.4, "high": 0.6, "seeds": 1},
     {"run": 0, "fraction": 1, "images": 90, "accuracy": 0.9, "low": 0.8, "high": 1, "seeds": 1}
   ]}]}],
-  "sweeps": [{"name": "digits", "says": "A paragraph.", "folder": "results/sweep", "best": 0,
+  "sweeps": [{"name": "digits", "summary": "A paragraph.", "folder": "results/sweep", "best": 0,
     "columns": ["LEARNING_RATE", "AUTO_AUGMENT"], "trials": [
     {"number": 0, "state": "complete", "values": [1e-4, "none"], "val_accuracy": 1, "epochs": 9},
     {"number": 1, "state": "failed", "values": [null, "auto"], "val_accuracy": null, "epochs": 1}
   ]}],
-  "attention": [{"title": "looks", "folder": "results/look", "says": ""}],
+  "attention": [{"title": "looks", "folder": "results/look", "summary": "It works."}],
   "left_out": [{"folder": "results/broken", "reason": "no config.json"}]
 }"""
 
 
-def picture(side):
+def png(side):
     file = io.BytesIO()
     Image.new("L", (side, side)).save(file, format="png")
     return "data:image/png;base64," + b64encode(file.getvalue()).decode()
@@ -81,18 +81,20 @@ def content(runs=None, **changes):
     """Content with something in every section."""
     whole = json.loads(CONTENT)
     whole["runs"] = [run(0), run(1), run(2, reference=True)] if runs is None else runs
-    shown = [{"source": picture(40), "alt": "a picture"}]
-    whole["sweeps"][0]["pictures"] = whole["attention"][0]["pictures"] = shown
-    said = [{"run": i, "prediction": "dog", "confidence": 0.83, "right": False} for i in (0, 1)]
-    hardest = {"image": "7", "label": "cat", "picture": picture(8), "wrong": 2, "of": 2}
-    whole["test_sets"][0] |= {"classes": CLASSES, "hardest": [hardest | {"said": said}] * 9}
+    shown = [{"source": png(40), "caption": "a plot"}]
+    whole["sweeps"][0]["plots"] = whole["attention"][0]["plots"] = shown
+    answers = [
+        {"run": i, "prediction": "dog", "confidence": 0.83, "correct": False} for i in (0, 1)
+    ]
+    hardest = {"image": "7", "label": "cat", "thumbnail": png(8), "wrong": 2, "of": 2}
+    whole["test_sets"][0] |= {"classes": CLASSES, "hardest": [hardest | {"answers": answers}] * 9}
     return whole | changes
 
 
 def everything_named(value, name):
-    """The content with every string but pictures, states and tasks replaced."""
+    """The content with all texts replaced, except images, states and tasks."""
     if isinstance(value, dict):
-        kept = ("picture", "source", "state", "task")
+        kept = ("thumbnail", "source", "state", "task")
         return {k: v if k in kept else everything_named(v, name) for k, v in value.items()}
     if isinstance(value, list):
         return [everything_named(part, name) for part in value]
@@ -113,7 +115,7 @@ def data_in(path):
 # Without a browser
 
 
-def test_data_is_the_content_with_short_curves(tmp_path):
+def test_page_contains_the_content_with_shortened_curves(tmp_path):
     whole = content()
     packed = data_in(written(tmp_path, whole))
     for record, original in zip(packed["runs"], whole["runs"], strict=True):
@@ -132,15 +134,15 @@ def test_data_is_the_content_with_short_curves(tmp_path):
         ({"sweeps": [{"trials": [{"values": [-float("inf")]}]}]}, r"trials\[0\]\.values\[0\]"),
     ],
 )
-def test_number_that_is_not_finite_is_refused(tmp_path, changes, place):
+def test_numbers_that_are_not_finite_are_refused(tmp_path, changes, place):
     with pytest.raises(ValueError, match=place):
         written(tmp_path, content(**changes))
     assert not list(tmp_path.iterdir())
 
 
-def test_page_names_no_other_file_or_server(tmp_path):
+def test_page_refers_to_no_other_file_or_server(tmp_path):
     text = written(tmp_path, content()).read_text(encoding="utf-8")
-    text = text.replace('"http://www.w3.org/2000/svg"', "")  # a name, which nobody asks for
+    text = text.replace('"http://www.w3.org/2000/svg"', "")  # a namespace, which is not requested
     assert not re.search(r"https?:|@import|url\(|\beval\(|innerHTML|\bsrcset=", text)
     assert all(target == "data:," for target in re.findall(r'(?:href|src)="([^#"]+)"', text))
 
@@ -150,7 +152,7 @@ def test_page_names_no_other_file_or_server(tmp_path):
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Writes a page of content and opens it; at the end, that the browser had no complaint."""
+    """Opens a page in the browser, and checks at the end that the browser reported no problem."""
     opened, problems, asked = [], [], []
 
     def show(whole=None, width=1300, scheme="light"):
@@ -176,14 +178,14 @@ def column(page, place, table="#runs table >> nth=1"):
     return page.locator(table).locator(f"tbody tr > :nth-child({place + 1})").all_text_contents()
 
 
-def on_axis(picture, axis):
-    """From pixels of a chart to its values, by its ticks alone: (function, is logarithmic)."""
-    ticks = picture.locator(f".tick-{axis}")
+def on_axis(figure, axis):
+    """Reads an axis by its ticks: (function from pixels to values, whether it is logarithmic)."""
+    ticks = figure.locator(f".tick-{axis}")
     texts = [text.replace(",", "") for text in ticks.all_text_contents()]
     powers = {"K": 1e3, "M": 1e6, "B": 1e9}
     values = np.array([float(text.rstrip("KMB")) * powers.get(text[-1], 1) for text in texts])
     places = ticks.evaluate_all(f"all => all.map(one => +one.getAttribute('{axis}'))")
-    places = np.array(places) - (4 if axis == "y" else 0)  # text stands a little below its line
+    places = np.array(places) - (4 if axis == "y" else 0)  # text is drawn a little below its line
     assert len(values) >= 3
     for log in (False, True):
         with np.errstate(divide="ignore"):
@@ -204,7 +206,7 @@ def numbers(text):
     return np.array([float(one) for one in re.findall(r"-?[\d.]+", text)])
 
 
-def test_page_loads_with_every_section_and_asks_for_nothing(shown):
+def test_page_loads_every_section_without_requests(shown):
     page = shown()
     assert page.title() == page.locator("h1").text_content() == "Every run"
     assert page.locator(".summary li").all_text_contents() == ["First sentence.", "Second."]
@@ -217,16 +219,16 @@ def test_page_loads_with_every_section_and_asks_for_nothing(shown):
     assert page.locator("img:not([alt]), svg:not([aria-label], [aria-hidden])").count() == 0
 
 
-def test_empty_content_says_so(shown):
+def test_page_without_runs_gives_advice(shown):
     kept = ("heading", "made", "summary")
     page = shown({key: value if key in kept else [] for key, value in content().items()})
     assert page.locator("main > *").all_text_contents() == [
-        "There is no run to show yet: train a model first."
+        "There are no runs yet. Train a model first, for example with python train.py."
     ]
     assert page.locator("nav").is_hidden()
 
 
-def test_table_sorts_numbers_and_names_with_missing_ones_last(shown):
+def test_tables_sort_with_missing_values_last(shown):
     values = [0.5, None, 0.099, 0.97]
     names = ["run10", "run9", "Änne", "run1"]
     runs = [
@@ -256,26 +258,26 @@ def test_own_runs_come_first_and_references_are_marked(shown):
     assert page.locator("#run-1 dl").is_hidden()
 
 
-def test_many_runs_fold_and_filter(shown):
+def test_many_runs_are_folded_and_filtered(shown):
     runs = [run(i, task="Sweep a" if i < 31 else "Fine-tuning") for i in range(34)]
     page = shown(content(runs))
     assert page.locator("#runs details").count() == 1
     assert page.locator("#runs details table").is_hidden()
     checked = page.locator("#curves input:checked").locator("xpath=..").all_text_contents()
     assert checked == ["run31", "run32", "run33"]
-    page.get_by_label("Filter the runs").fill("sweep RUN3")
+    page.locator("#runs").get_by_label("Filter by name").fill("sweep RUN3")
     rows = page.locator("#runs tbody tr:visible th").all_text_contents()
     assert [name for name in rows if name != "run"] == ["run3", "run30"]
 
 
-def test_checkbox_hides_a_curve(shown):
+def test_checkboxes_hide_curves(shown):
     page = shown()
     curves = page.locator("#curves figure > svg .line")
     assert curves.count() == 3
     before = curves.nth(1).get_attribute("style")
     page.locator("#curves").get_by_label("run0").uncheck()
     assert curves.count() == 2
-    assert curves.nth(0).get_attribute("style") == before  # a run keeps its colour
+    assert curves.nth(0).get_attribute("style") == before  # a run keeps its color
     legend = page.locator("#curves .legend li").all_text_contents()
     assert legend == ["run1", "run2 (reference)"]
     page.locator("#curves").get_by_role("button", name="Uncheck all").click()
@@ -285,17 +287,17 @@ def test_checkbox_hides_a_curve(shown):
 @pytest.mark.parametrize(
     ("quantity", "log"), [("val_accuracy", False), ("val_loss", False), ("val_loss", True)]
 )
-def test_curve_stands_where_its_numbers_say(shown, quantity, log):
+def test_curves_are_drawn_at_their_values(shown, quantity, log):
     losses = {"epoch": [1, 2, 4, 9], "val_loss": [2.5, None, 0.011, 0.5]}
     one = run(0, curves=losses | {"val_accuracy": [0.25, 0.5, None, 0.9]})
     page = shown(content([one, run(1)]))
     page.get_by_label("Quantity").select_option(quantity)
     if log:
         page.get_by_label("logarithmic").check()
-    picture = page.locator("#curves figure > svg")
-    (to_x, x_log), (to_y, y_log) = on_axis(picture, "x"), on_axis(picture, "y")
+    figure = page.locator("#curves figure > svg")
+    (to_x, x_log), (to_y, y_log) = on_axis(figure, "x"), on_axis(figure, "y")
     assert (x_log, y_log) == (False, log)
-    drawn = numbers(picture.locator(".line").nth(0).get_attribute("d")).reshape(-1, 2)
+    drawn = numbers(figure.locator(".line").nth(0).get_attribute("d")).reshape(-1, 2)
     values = one["curves"][quantity]
     wanted = [(x, y) for x, y in zip(losses["epoch"], values, strict=True) if y is not None]
     assert to_x(drawn[:, 0]) == pytest.approx([x for x, _ in wanted], abs=0.02)
@@ -304,38 +306,38 @@ def test_curve_stands_where_its_numbers_say(shown, quantity, log):
     assert to_y(drawn[:, 1]) == pytest.approx(heights, **pixel)
 
 
-def test_points_and_their_bars_stand_where_their_numbers_say(shown):
+def test_points_and_error_bars_are_drawn_at_their_values(shown):
     page = shown()
-    picture = page.locator("#finetuning figure > svg")
-    (to_x, x_log), (to_y, y_log) = on_axis(picture, "x"), on_axis(picture, "y")
+    figure = page.locator("#finetuning figure > svg")
+    (to_x, x_log), (to_y, y_log) = on_axis(figure, "x"), on_axis(figure, "y")
     assert (x_log, y_log) == (True, False)
-    places = picture.locator(".point").evaluate_all("all => all.map(p => p.outerHTML)")
+    places = figure.locator(".point").evaluate_all("all => all.map(p => p.outerHTML)")
     points = np.array([numbers(re.search(r"translate\((.*?)\)", one)[1]) for one in places])
     assert to_x(points[:, 0]) == pytest.approx([1290, 2e6], rel=1e-6)
     assert to_y(points[:, 1]) == pytest.approx([70, 90])
-    _, low, _, _, high, *_ = numbers(picture.locator(".bar").nth(0).get_attribute("d"))
+    _, low, _, _, high, *_ = numbers(figure.locator(".bar").nth(0).get_attribute("d"))
     assert to_y([low, high]) == pytest.approx([65, 80])
-    assert picture.locator(".label").all_text_contents() == ["head", "full"]
+    assert figure.locator(".label").all_text_contents() == ["head", "full"]
 
 
-def test_reading_follows_keyboard_and_pointer(shown):
+def test_readout_follows_keyboard_and_pointer(shown):
     page = shown()
-    picture = page.locator("#calibration figure > svg").nth(0)
+    figure = page.locator("#calibration figure > svg").nth(0)
     reading = page.locator("#calibration .reading").nth(0)
-    picture.press("ArrowRight")
-    picture.press("ArrowRight")
+    figure.press("ArrowRight")
+    figure.press("ArrowRight")
     low, high = wilson_interval(60, 80)
-    said = f"right answers 75.00\u00a0% ({100 * low:.1f} to {100 * high:.1f})"
-    said += ", mean confidence 90.00\u00a0%, 80 images"
-    assert reading.text_content() == f"run0: {said}"
-    picture.press("ArrowDown")
-    assert reading.text_content() == f"run1: {said}"
-    page.locator("#calibration figure .point").nth(0).hover(force=True)  # others lie over it
+    readout = f"accuracy 75.00\u00a0% ({100 * low:.1f} to {100 * high:.1f})"
+    readout += ", mean confidence 90.00\u00a0%, 80 images"
+    assert reading.text_content() == f"run0: {readout}"
+    figure.press("ArrowDown")
+    assert reading.text_content() == f"run1: {readout}"
+    page.locator("#calibration figure .point").nth(0).hover(force=True)  # other points cover it
     assert "50.00" in reading.text_content()
     assert "10 images" in reading.text_content()
 
 
-def test_confusion_counts_are_those_of_scikit_learn(shown):
+def test_confusion_matrix_equals_scikit_learn(shown):
     page = shown(content([run(0, confusion=[[0, 0, 1]]), run(1)]))
     page.locator("#confusion select").select_option("run1")
     rows = page.locator("#confusion tbody tr")
@@ -344,23 +346,23 @@ def test_confusion_counts_are_those_of_scikit_learn(shown):
     assert page.locator("#confusion tbody th").all_text_contents() == CLASSES
     rows.nth(2).locator("td").nth(1).hover()
     count, total = COUNTS[2, 1], COUNTS[2].sum()
-    said = page.locator("#confusion .reading").text_content()
+    readout = page.locator("#confusion .reading").text_content()
     share = f"{100 * count / total:.1f}\u00a0%"
-    assert said == f"true European hedgehog, said dog: {count} of {total} ({share})"
+    assert readout == f"true European hedgehog, predicted dog: {count} of {total} ({share})"
 
 
-def test_pairs_and_hardest_images_say_what_they_were_given(shown):
+def test_pairs_and_hardest_images_show_their_content(shown):
     page = shown()
     row = page.locator("#pairs tbody tr > *").all_text_contents()
     assert row == ["run0", "run1", "7", "2", "0.18", "0.54", "may be chance"]
     first = page.locator("#hardest tbody tr").nth(0)
     assert first.locator("td").all_text_contents() == ["✗\u00a0dog83\u00a0%"] * 2
-    image = first.get_by_alt_text("test image 7, truly cat")
+    image = first.get_by_alt_text("test image 7, true class cat")
     assert image.evaluate("one => getComputedStyle(one).imageRendering") == "pixelated"
 
 
 @pytest.mark.parametrize("width", [320, 390])
-def test_hostile_text_shows_as_text_and_fits_a_phone(shown, width):
+def test_markup_in_records_is_shown_as_text_and_fits_a_phone(shown, width):
     lone = "\udce9"
     whole = everything_named(content(), NASTY + lone)
     page = shown(whole, width=width)
@@ -374,7 +376,7 @@ def test_hostile_text_shows_as_text_and_fits_a_phone(shown, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_colours_stand_out_in_both_schemes(shown, scheme):
+def test_text_and_colors_have_contrast_in_both_schemes(shown, scheme):
     page = shown(scheme=scheme)
     pairs = page.evaluate("""() => [...document.querySelectorAll("body *")].flatMap((one) => {
       const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
@@ -391,8 +393,8 @@ def test_text_and_colours_stand_out_in_both_schemes(shown, scheme):
     ground = "getComputedStyle(document.body).backgroundColor"
     paper = page.evaluate(ground)
 
-    def luminance(colour):
-        parts = numbers(colour)[-3:] / (1 if colour.startswith("color(") else 255)
+    def luminance(color):
+        parts = numbers(color)[-3:] / (1 if color.startswith("color(") else 255)
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return linear @ [0.2126, 0.7152, 0.0722]
 
@@ -408,12 +410,12 @@ def test_text_and_colours_stand_out_in_both_schemes(shown, scheme):
     assert (luminance(page.evaluate(ground)) < 0.1) == (scheme == "light")
 
 
-def test_pdf_has_every_section_and_how_the_runs_were_made(shown):
+def test_printed_page_has_every_section_and_the_details_of_own_runs(shown):
     page = shown(scheme="dark")
     file = page.pdf(prefer_css_page_size=True, tagged=True, outline=True)
     titles = [one.decode("latin-1") for one in re.findall(rb"/Title \((.*?)\)", file)]
     assert [title for title in titles if title in TITLES] == TITLES
-    page.locator("#scheme").click(click_count=2)  # dark by choice, not only by the system
+    page.locator("#scheme").click(click_count=2)  # dark chosen by the user, not by the system
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(33, 36, 42)"
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -428,7 +430,7 @@ def test_pdf_has_every_section_and_how_the_runs_were_made(shown):
     assert page.locator("#run-0 dl").is_hidden()
 
 
-def test_a_thousand_runs_stay_below_10_megabytes_and_open(shown, tmp_path):
+def test_a_thousand_runs_fit_in_10_megabytes(shown, tmp_path):
     page = shown(content([run(i, epochs=100, task=f"task {i % 5}") for i in range(1000)]))
     assert (tmp_path / "report.html").stat().st_size < 10e6
     assert page.locator("#runs tbody tr").count() == 1001

@@ -1,0 +1,44 @@
+"""A results folder with real runs of every kind that the report compares."""
+
+import shutil
+
+import pytest
+
+import cnn_baseline
+import finetune
+import train
+
+TINY = ("--embed-dim", "16", "--depth", "2", "--num-heads", "2", "--epochs", "2",
+        "--precision", "fp32")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """ViT and CNN twin with two seeds each, a ViT on 10 % of the images, and three modes of it."""
+    place = tmp_path_factory.mktemp("report") / "results"
+
+    def run(script, folder, *flags):
+        constants = {module: dict(vars(module)) for module in (train, cnn_baseline, finetune)}
+        with pytest.MonkeyPatch.context() as patch:
+            flags = ["--results-dir", str(place / folder), *flags]
+            patch.setattr("sys.argv", [f"{script.__name__}.py", *flags])
+            script.main()
+        for module, values in constants.items():
+            vars(module).update(values)
+
+    run(train, "train", *TINY, "--num-seeds", "2")
+    run(train, "official/train", *TINY)
+    run(train, "train", *TINY, "--train-fraction", "0.1")
+    run(cnn_baseline, "cnn_baseline", *TINY, "--num-seeds", "2")
+    vit = place / "train" / "digits-vit_16x2-s0"
+    for mode in ("head", "full", "scratch"):
+        run(finetune, "finetune", "--pretrained", str(vit), "--mode", mode, "--epochs", "1",
+            "--precision", "fp32", "--data-dir", str(place.parent / "data"))  # fmt: skip
+    return place
+
+
+@pytest.fixture
+def place(trained, tmp_path):
+    """A copy of the results that a test may change."""
+    shutil.copytree(trained, tmp_path / "results")
+    return tmp_path / "results"

@@ -1,0 +1,210 @@
+"""The numbers of the report equal those of independent implementations."""
+
+import io
+from base64 import b64decode
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, confusion_matrix
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from lab.core import UserError
+from lab.report import build_content, markdown, read_runs
+from lab.report.comparisons import (
+    compare_pairs,
+    configurations,
+    hardest_images,
+    select_models,
+    twins,
+)
+from lab.report.images import plot, thumbnail
+from lab.report.records import Record
+from tests.report.json_files import change_json
+
+
+def predictions(run):
+    with open(Path(run["folder"]) / "predictions.csv") as file:
+        rows = [line.rstrip("\n").split(",") for line in file][1:]
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def selected(place):
+    (runs,) = select_models(configurations(read_runs(place).runs, place), place)
+    return runs
+
+
+def test_numbers_equal_scikit_learn_on_the_predictions(place, tmp_path):
+    content = build_content(read_runs(place), place, tmp_path)
+    assert len(content["runs"]) == 9
+    assert content["left_out"] == []
+    for run in content["runs"]:
+        _, label, predicted, _ = predictions(run)
+        assert run["accuracy"] == pytest.approx(accuracy_score(label, predicted), abs=1e-6)
+        expected = confusion_matrix(label, predicted)
+        counts = np.zeros_like(expected)
+        for row, column, count in run["confusion"]:
+            counts[row, column] = count
+        assert (counts == expected).all()
+        bins = run["calibration"]
+        error = sum(n * abs(confidence - accuracy) for confidence, accuracy, n in bins)
+        # Confidences are rounded in predictions.csv.
+        assert error / len(label) == pytest.approx(run["calibration_error"], abs=2e-4)
+
+
+def test_seeds_are_grouped_without_official_runs(place, tmp_path):
+    content = build_content(read_runs(place), place, tmp_path)
+    groups = [(c["name"].partition("_")[0], c["task"], len(c["runs"])) for c in content["seeds"]]
+    assert groups == [("digits-vit", "From scratch", 2), ("digits-cnn", "CNN twin", 2)]
+    for group in content["seeds"]:
+        accuracies = [content["runs"][i]["accuracy"] for i in group["runs"]]
+        assert group["mean"] == pytest.approx(np.mean(accuracies))
+        assert group["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert [run["reference"] for run in content["runs"]].count(True) == 1
+
+
+def test_pairs_equal_statsmodels(place):
+    runs = selected(place)
+    assert len(runs) == 5  # ViT, CNN twin and three modes, but not the run on 10 % of the images
+    assert not any("official" in run.folder.parts for run in runs)
+    pairs = compare_pairs(runs)
+    correct = {r.folder: r.predictions.labels == r.predictions.predicted for r in runs}
+    for pair in pairs:
+        a, b = correct[pair.a.folder], correct[pair.b.folder]
+        table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+        assert pair.p == pytest.approx(mcnemar(table, exact=True).pvalue)
+        better = pair.a if pair.only_a > pair.only_b else pair.b
+        assert (f"{better.model} is significantly better" in pair.summary) == (pair.p_holm < 0.05)
+    expected = multipletests([pair.p for pair in pairs], method="holm")[1]
+    assert [pair.p_holm for pair in pairs] == pytest.approx(expected.tolist())
+
+
+def test_hardest_images_are_misclassified_by_most_runs(place):
+    runs = selected(place)
+    wrong = sum((r.predictions.labels != r.predictions.predicted).astype(int) for r in runs)
+    hardest = hardest_images(runs)
+    assert [image["wrong"] for image in hardest] == sorted(wrong, reverse=True)[: len(hardest)]
+    assert all(wrong[image["index"]] == image["wrong"] for image in hardest)
+
+
+def test_fractions_and_modes_are_sorted(place, tmp_path):
+    content = build_content(read_runs(place), place, tmp_path)
+    (efficiency,) = content["efficiency"]
+    (series,) = efficiency["series"]
+    points = [(p["fraction"], p["images"], p["seeds"]) for p in series["points"]]
+    assert points == [(0.1, 129, 1), (1.0, 1295, 2)]
+    (tuning,) = content["finetuning"]
+    assert {p["label"] for p in tuning["points"]} == {"head", "full", "scratch"}
+    assert tuning["points"][0]["label"] == "head"  # it trains the fewest parameters
+
+
+def test_twins_share_every_constant(place):
+    """A record that is older than the constant OPTIMIZER counts as trained by AdamW."""
+
+    def pairs():
+        return len(twins(configurations(read_runs(place).runs, place), place))
+
+    before = pairs()
+    assert before
+    for path in (place / "cnn_baseline").rglob("config.json"):
+        change_json(path, lambda record: record["constants"].pop("OPTIMIZER"))
+    assert pairs() == before
+    for path in (place / "train").rglob("config.json"):
+        change_json(path, lambda record: record["constants"].update(OPTIMIZER="muon"))
+    assert pairs() == 0
+
+
+def test_summary_consists_of_sentences(place, tmp_path):
+    summary = build_content(read_runs(place), place, tmp_path)["summary"]
+    assert summary[0] == "This report covers 9 finished runs."
+    assert summary[1].startswith("This summary is about your own runs")
+    assert any("has the best validation accuracy" in sentence for sentence in summary)
+    assert any("After 2 epochs" in text and "Welch's t-test" in text for text in summary)
+    assert all(text[-1] == "." and ".." not in text for text in summary)
+    assert len(set(summary)) == len(summary)
+
+
+def test_one_epoch_is_singular_and_budgets_name_both_epochs(place, tmp_path):
+    for path in (place / "cnn_baseline").rglob("config.json"):
+        change_json(path, lambda record: record["constants"].update(EPOCHS=1))
+    for path in [*(place / "cnn_baseline").rglob("metrics.json"),
+                 *(place / "train").rglob("metrics.json")]:  # fmt: skip
+        change_json(path, lambda record: record.update(training_seconds=10.0))
+    found = read_runs(place)
+    content = build_content(found, place, tmp_path)
+    page = markdown.results_page(content, found, place)
+    assert "(2 epochs of the ViT, 1 epoch of the CNN)" in "".join(content["summary"])
+    assert "2 epochs, 10 s" in page
+    assert "1 epoch, 10 s" in page
+    assert "1 epochs" not in page
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "name"),
+    [("weights/vit_128x6_cifar10.safetensors", "vit_128x6_cifar10"),
+     ("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k"),
+     ("results/finetune/digits-full-decay0.7-s0", "digits-full-decay0.7-s0")],
+)  # fmt: skip
+def test_model_names_keep_their_dots(pretrained, name):
+    config = {"constants": {"PRETRAINED": pretrained}}
+    assert Record(Path("run"), config, [], None, None, None).pretrained == name
+
+
+def test_markdown_escapes_text_from_records(place, tmp_path):
+    folder = place / "train" / "a|b [x] (y) `z`"
+    (place / "train" / "digits-vit_16x2-s0").rename(folder)
+    change_json(
+        folder / "config.json",
+        lambda record: record["dataset"].update(name="<b>*x*</b> ~~_y_~~ $z$ a_b"),
+    )
+    found = read_runs(place)
+    text = markdown.results_page(build_content(found, place, tmp_path), found, place)
+    (line,) = [row for row in text.splitlines() if row.startswith("| [a")]
+    assert line.replace("\\|", "").count("|") == 9
+    assert "](train/a%7Cb%20%5Bx%5D%20%28y%29%20%60z%60/)" in line
+    assert "\\<b\\>\\*x\\*\\</b\\> \\~\\~\\_y\\_\\~\\~ \\$z\\$ a_b" in text
+    assert "<b>" not in text
+
+
+def test_sweep_summaries_are_escaped(place):
+    sweep = place / "sweep" / "s"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.json").write_text('{"says": "![x](http://x) <img src=y>", "trials": []}')
+    tables = "<!-- results: sweeps -->\n<!-- end of results -->"
+    filled = markdown.fill(tables, read_runs(place), place, place)
+    assert "!\\[x\\](http://x) \\<img src=y\\>" in filled
+
+
+def test_markers_are_filled_and_unknown_ones_refused(place):
+    text = "before\n<!-- results: seeds -->\nold\n<!-- end of results -->\nafter\n"
+    found = read_runs(place)
+    filled = markdown.fill(text, found, place, place.parent)
+    assert filled.startswith("before\n<!-- results: seeds -->\n| model |")
+    assert filled.endswith("<!-- end of results -->\nafter\n")
+    assert "old" not in filled
+    assert markdown.fill(filled, found, place, place.parent) == filled
+    with pytest.raises(UserError, match="there is no table 'sed'"):
+        markdown.fill(text.replace("seeds", "sed"), found, place, place.parent)
+
+
+def decoded(uri):
+    return Image.open(io.BytesIO(b64decode(uri.partition(",")[2])))
+
+
+def test_thumbnails_show_the_image_and_open_no_other_file(tmp_path):
+    pixels = np.asarray(decoded(thumbnail("digits", "1713", tmp_path)))
+    assert (pixels == np.rint(load_digits().images[1713] * 255 / 16)).all()
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "secret.jpg")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    Image.new("RGB", (300, 200), "red").save(mine / "ok.jpg")
+    (mine / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    assert decoded(thumbnail(str(mine), "ok.jpg", tmp_path)).size == (96, 64)
+    for name in ("../secret.jpg", "link.jpg", "missing.jpg", "nul\0.jpg"):
+        assert thumbnail(str(mine), name, tmp_path) is None
+        assert plot(mine, name) is None
+    assert thumbnail("digits", "99999", tmp_path) is None
+    assert thumbnail("digits", "many", tmp_path) is None
