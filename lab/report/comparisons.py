@@ -170,22 +170,6 @@ class Pair:
     p: float
     p_holm: float  # corrected for all pairs on these images
 
-    @property
-    def summary(self) -> str:
-        count = self.only_a + self.only_b
-        if not count:
-            return "Both models are correct on exactly the same images."
-        better, worse = (self.b, self.a) if self.only_b > self.only_a else (self.a, self.b)
-        if self.p_holm < 0.05:
-            return (
-                f"{better.model} is significantly better than {worse.model}: exactly one of them "
-                f"is correct on {count} images, and in {max(self.only_a, self.only_b)} of these "
-                f"cases it is {better.model}."
-            )
-        if self.p < 0.05:
-            return "The difference is significant only without correction for the number of pairs."
-        return f"No significant difference: exactly one model is correct on {count} images."
-
 
 def select_models(found: list[Configuration], place: Path) -> list[list[Record]]:
     """The runs to compare, at least two per test set.

@@ -189,7 +189,7 @@ def _pairs_table(found: list[Configuration], place: Path) -> str:
     for runs in select_models(found, place):
         rows = [
             [escape(p.a.model), escape(p.b.model), str(p.only_a), str(p.only_b),
-             f"{p.p:.2g}", f"{p.p_holm:.2g}", escape(p.summary)]
+             f"{p.p:.2g}", f"{p.p_holm:.2g}", escape(sentences.pair_sentence(p))]
             for p in compare_pairs(runs)
         ]  # fmt: skip
         head = ["model A", "model B", "only A correct", "only B correct", "p", "p (Holm)", "result"]

@@ -223,7 +223,7 @@ def _test_set(run: Record, compared: list[Record], pairs: list[Pair], ids: dict[
                 "only_b": pair.only_b,
                 "p": pair.p,
                 "p_holm": pair.p_holm,
-                "summary": pair.summary,
+                "summary": sentences.pair_sentence(pair),
             }
             for pair in pairs
         ],
@@ -304,7 +304,7 @@ def _sweep(folder: Path, record: dict[str, Any], budget: list[int]) -> dict[str,
 def _attention(run: Run, reference: bool, budget: list[int]) -> dict[str, Any]:
     """A run of attention_viz.py; without photos if it came with the project."""
     metrics, dataset = run.metrics(), run.config()["dataset"]["name"]
-    title = metrics.get("title") or run.folder.name
+    title = run.folder.name
     photos = {
         "overview.jpg": f"{title}: the map of each method over the images",
         "heads.jpg": f"{title}: attention of the class token, by block and head",

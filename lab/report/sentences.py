@@ -51,11 +51,28 @@ def efficiency_sentence(series: list[list[Configuration]]) -> str:
         least, most = line[0], line[-1]
         close = next(c for c in line if c.mean >= most.mean - 0.05)
         parts.append(
-            f"{most.first.model} improves from {percent(least.mean)} with "
-            f"{plural(train_images(least), 'image')} to {percent(most.mean)} with {images(most)}, "
-            f"and comes within 5 points of that with {images(close)}. "
+            f"{most.first.model} reaches {percent(least.mean)} with "
+            f"{plural(train_images(least), 'image')} and {percent(most.mean)} with {images(most)}; "
+            f"with {images(close)} it is within 5 points of that. "
         )
     return "".join(parts) + "All runs of a model took the same number of steps."
+
+
+def pair_sentence(pair: Pair) -> str:
+    """The result of a paired test."""
+    count = pair.only_a + pair.only_b
+    if not count:
+        return "Both models are correct on exactly the same images."
+    undecided = f"exactly one of them is correct on {plural(count, 'image')}"
+    if pair.p_holm < 0.05:
+        better, worse = (pair.b, pair.a) if pair.only_b > pair.only_a else (pair.a, pair.b)
+        return (
+            f"{better.model} is significantly better than {worse.model}: {undecided}, and in "
+            f"{max(pair.only_a, pair.only_b):,} of these cases it is {better.model}."
+        )
+    if pair.p < 0.05:
+        return "The difference is significant only without correction for the number of pairs."
+    return f"The difference is not significant: {undecided}."
 
 
 def attention_sentence(metrics: dict[str, Any], dataset: str) -> str:
@@ -106,9 +123,11 @@ def _best_model(configs: list[Configuration]) -> str:
     """The best configuration by validation accuracy among those with the same test images."""
     best = max(configs, key=lambda c: c.validation_score)
     run = best.first
+    dataset, test_images = run.config["dataset"]["name"], run.metrics["test_images"]
+    model = f"{run.pretrained} ({run.mode})" if run.pretrained else run.model
     return (
-        f"{run.config['dataset']['name']} ({plural(run.metrics['test_images'], 'test image')}): "
-        f"{run.model} has the best validation accuracy; its test accuracy is {result(best)}."
+        f"On {dataset} ({plural(test_images, 'test image')}), {model} has the best validation "
+        f"accuracy; its test accuracy is {result(best)}."
     )
 
 

@@ -23,6 +23,7 @@ from lab.report.comparisons import (
 )
 from lab.report.images import plot, thumbnail
 from lab.report.records import Record
+from lab.report.sentences import pair_sentence
 from tests.report.json_files import change_json
 
 
@@ -77,7 +78,8 @@ def test_pairs_equal_statsmodels(place):
         table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
         assert pair.p == pytest.approx(mcnemar(table, exact=True).pvalue)
         better = pair.a if pair.only_a > pair.only_b else pair.b
-        assert (f"{better.model} is significantly better" in pair.summary) == (pair.p_holm < 0.05)
+        significant = f"{better.model} is significantly better" in pair_sentence(pair)
+        assert significant == (pair.p_holm < 0.05)
     expected = multipletests([pair.p for pair in pairs], method="holm")[1]
     assert [pair.p_holm for pair in pairs] == pytest.approx(expected.tolist())
 
