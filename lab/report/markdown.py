@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lab.attention.score_report import percent, points
-from lab.attention.scoring import CENTRE, RANDOM, candidates
+from lab.attention import score_report
 from lab.core import Run, UserError
 from lab.report import sentences
 from lab.report.comparisons import (
@@ -212,18 +211,20 @@ def _efficiency_table(series: list[list[Configuration]]) -> str:
 
 def _attention_table(runs: list[Run], link: _Link) -> str:
     """Scores by attention_viz.py --score: for each model, the map that is best on validation."""
+    percent, points = score_report.percent, score_report.points
     rows = []
     for run in runs:
         record = run.metrics()
-        if "animal_share" not in record or not candidates(record):
+        names = score_report.candidates(record) if "animal_share" in record else []
+        if not names:
             continue
-        methods = record["methods"]
-        name = max(candidates(record), key=lambda name: methods[name]["validation"])
-        scores = methods[name]["trained"]
+        name = max(names, key=lambda name: record["methods"][name]["validation"])
+        scores = record["methods"][name][score_report.TRAINED]
         precision = scores["average_precision"]
         rows.append([
             _linked(record["title"], run.folder, link), escape(name), percent(precision["mean"]),
-            points(precision[CENTRE]), points(precision[RANDOM]), percent(scores["iou"]["mean"]),
+            points(precision[score_report.CENTER]), points(precision[score_report.RANDOM]),
+            percent(scores["iou"]["mean"]),
         ])  # fmt: skip
     head = ["model", "best map on validation", "average precision (%)",
             "gain over a center Gaussian", "gain over random weights", "IoU (%)"]  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab.attention.score_report import percent, verdict
+from lab.attention import score_report
 from lab.core import Run, runtime
 from lab.finetuning.modes import mode_label
 
@@ -247,9 +247,9 @@ def _read_attention_run(folder: Path, finished: bool, found: Found) -> None:
     if "animal_share" in metrics:  # of --score
         _check(metrics, _SCORES, "metrics.json")
         try:
-            verdict(metrics)
+            score_report.verdict(metrics)
             for scores in metrics["methods"].values():
-                percent(scores["trained"]["iou"]["mean"])
+                score_report.percent(scores["trained"]["iou"]["mean"])
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise InvalidRecord(f"metrics.json does not contain scores ({error!r})") from error
     found.attention_runs.append(Run(folder))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lab.attention.score_report import verdict
+from lab.attention import score_report
 from lab.report.comparisons import (
     Configuration,
     Pair,
@@ -78,7 +78,7 @@ def pair_sentence(pair: Pair) -> str:
 def attention_sentence(metrics: dict[str, Any], dataset: str) -> str:
     """The result of a run of attention_viz.py."""
     if "animal_share" in metrics:  # of --score
-        return verdict(metrics)[-1]
+        return score_report.verdict(metrics)[-1]
     return "Photos: Oxford-IIIT Pet, CC BY-SA 4.0." if dataset == "pets" else ""
 
 
