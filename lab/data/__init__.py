@@ -18,5 +18,4 @@ __all__ = [
     "datasets",
     "images",
     "load_data",
-    "thumbnails",
 ]

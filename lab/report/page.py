@@ -7,7 +7,6 @@ JavaScript; everything else is stored as JSON and drawn by the scripts.
 
 import html
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -87,11 +86,15 @@ def build_content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
 def write_page(path: Path, content: dict[str, Any]) -> None:
     """Writes a page that shows `content`, as built by `build_content`.
 
-    Raises: ValueError that names the entry if it is NaN or infinite; missing values must be None.
+    Raises: ValueError for numbers that are NaN or infinite; missing values must be None.
     """
-    packed = _finite(content, "")
-    for run in packed["runs"]:
-        run["curves"] = {name: _shortened(values) for name, values in run["curves"].items()}
+    packed = {
+        **content,
+        "runs": [
+            {**run, "curves": {name: _shortened(curve) for name, curve in run["curves"].items()}}
+            for run in content["runs"]
+        ],
+    }
     head = {name: packed.pop(name) for name in ("heading", "made", "summary")}
     parts = {
         "style": (_WEB / "page.css").read_text(encoding="utf-8"),
@@ -100,7 +103,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
         "made": html.escape(head["made"]),
         "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in head["summary"]),
         # Without "<", no text can end the script element that contains it.
-        "data": json.dumps(packed, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(packed, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
     page = (_WEB / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
@@ -336,17 +339,6 @@ def _plots(folder: Path, captions: dict[str, str], budget: list[int]) -> list[di
 def _sentence(text: str) -> str:
     """A sentence as HTML, without line breaks between a number and its unit."""
     return html.escape(text).replace(" %", "&nbsp;%")
-
-
-def _finite(value: Any, name: str) -> Any:
-    """A copy of `value`. Raises ValueError that names the first number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(part, f"{name}.{key}".lstrip(".")) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part, f"{name}[{index}]") for index, part in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, which JSON cannot store; use None for missing values")
-    return value
 
 
 def _shortened(values: list[float | None]) -> list[float | None]:

@@ -127,15 +127,15 @@ def test_page_contains_the_content_with_shortened_curves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "place"),
+    "changes",
     [
-        ({"runs": [run(0), run(1, accuracy=float("nan"))]}, r"runs\[1\]\.accuracy is nan"),
-        ({"runs": [run(0, curves={"val_loss": [1.0, float("inf")]})]}, r"val_loss\[1\] is inf"),
-        ({"sweeps": [{"trials": [{"values": [-float("inf")]}]}]}, r"trials\[0\]\.values\[0\]"),
+        {"runs": [run(0), run(1, accuracy=float("nan"))]},
+        {"runs": [run(0, curves={"val_loss": [1.0, float("inf")]})]},
+        {"sweeps": [{"trials": [{"values": [-float("inf")]}]}]},
     ],
 )
-def test_numbers_that_are_not_finite_are_refused(tmp_path, changes, place):
-    with pytest.raises(ValueError, match=place):
+def test_numbers_that_are_not_finite_are_refused(tmp_path, changes):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         written(tmp_path, content(**changes))
     assert not list(tmp_path.iterdir())
 
