@@ -6,7 +6,7 @@
 Whole steps are timed: crop, flip, normalisation, forward, backward, clipping, AdamW, schedule.
 The photographs are random pixels, decoded and in memory for all, the weights are random.
 
-- ours: what finetune.py runs, lab.training.loop.Trainer.train_epoch on lab.data.loaders.Loaders.
+- ours: what finetune.py runs, lab.training.loop.train_one_epoch on lab.data.loaders.Loaders.
 - timm: its model, create_loader with the prefetcher, create_optimizer_v2, its scheduler and
   clipping under torch.autocast, put together as its train.py does (the wheel lacks that script).
 - transformers: ViTForImageClassification and Trainer, torchvision's transforms in a Dataset.
@@ -37,7 +37,7 @@ from lab.data.preprocess import Preprocess
 from lab.models.conversion import config_of
 from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
-from lab.training.loop import Trainer
+from lab.training.loop import Trainer, train_one_epoch
 from lab.training.optimizers import adamw
 from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
@@ -67,18 +67,18 @@ def ours(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None
         epochs=recipe.epochs, warmup_fraction=recipe.warmup, clip_grad=recipe.clip_grad,
         precision="bf16" if recipe.bf16 else "fp32", trial=True,
     )  # fmt: skip
-    trainer = Trainer(model, optimizer, loaders, how, Run(Path()))  # train_epoch writes nothing
+    trainer = Trainer(model, optimizer, loaders, how, Run(Path()))  # nothing is written
     for epoch in range(1, 1 + recipe.epochs):
         trainer.state = TrainState(epoch)
         turns.begin()
-        trainer.train_epoch([])
+        train_one_epoch(trainer)
         turns.end()
 
 
 def timms(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe) -> None:
     batches = timm.data.create_loader(
         Pictures(data.train.store, data.train.labels), (3, config.img_size, config.img_size),
-        recipe.batch_size, is_training=True, scale=(AUGMENT.resized_crop, 1.0), color_jitter=None,
+        recipe.batch_size, is_training=True, scale=(AUGMENT.rrc_min_area, 1.0), color_jitter=None,
         interpolation="bilinear", mean=data.mean, std=data.std, num_workers=recipe.workers,
         pin_memory=turns.device.type == "cuda", device=turns.device,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def transformers(turns: Turns, data: Dataset, config: ViTConfig, recipe: Recipe)
             turns.end()
 
     transform = v2.Compose([
-        v2.RandomResizedCrop(config.img_size, scale=(AUGMENT.resized_crop, 1)),
+        v2.RandomResizedCrop(config.img_size, scale=(AUGMENT.rrc_min_area, 1)),
         v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(data.mean, data.std),
     ])  # fmt: skip

@@ -32,7 +32,7 @@ from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
-from lab.training.loop import Trainer
+from lab.training.loop import Trainer, train_one_epoch
 from lab.training.optimizers import adamw
 from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
@@ -96,7 +96,7 @@ def work_of(quantity: str, value: int, steps: int) -> Work:
 
 
 def trainer_of(work: Work) -> Trainer:
-    """The engine, ready to step on synthetic images of these sizes."""
+    """The training loop's state, ready to train on synthetic images of these sizes."""
     torch.manual_seed(0)
     store = torch.randint(256, (work.images, 3, work.size, work.size), dtype=torch.uint8)
     split = full_split(store, torch.randint(CLASSES, (work.images,)), [""] * work.images)
@@ -117,12 +117,13 @@ def step_peer(name: str, values: dict[str, Any], line: Connection) -> None:
     else:
         work = work_of(quantity, int(value), values["STEPS"])
     trainer = trainer_of(work)
-    trainer.step(*next(trainer.loaders.train(1)))  # warm
+    trainer.state = TrainState(step=trainer.loaders.steps - 1)
+    train_one_epoch(trainer)  # a single step, to warm up
     turns = Turns(line, trainer.accelerator.device)
     while True:
         turns.begin()
         trainer.state = TrainState()
-        trainer.train_epoch([])
+        train_one_epoch(trainer)
         turns.end()
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.model_speed                                 # two CPU cores: see WORKS
     python -m benchmarks.model_speed --works "training, fp32" --libraries ours,timm
 
-A training step of ours is lab.training.loop.Trainer.step with lab.training.optimizers.adamw; of
+A training step of ours is lab.training.loop.train_one_epoch with lab.training.optimizers.adamw; of
 the others zero_grad, forward, cross-entropy, backward and a fused AdamW step. Inference is a
 forward pass without gradients. bf16 means autocast, compiled torch.compile. The images are random
 and stay where they are; `python -m benchmarks.data_feeding` is about those that do not.
@@ -32,7 +32,7 @@ from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from lab.models.profiling import profile_model
 from lab.training.config import FitConfig
-from lab.training.loop import Trainer
+from lab.training.loop import Trainer, train_one_epoch
 from lab.training.optimizers import adamw
 from lab.training.state import TrainState
 from model import VisionTransformer, ViTConfig
@@ -81,22 +81,23 @@ def built(library: str) -> nn.Module:
     return model
 
 
-def engine_step(images: Tensor, labels: Tensor, bf16: bool, compiled: bool) -> Callable[[], Any]:
-    """A training step of ours, as the scripts take it."""
+def loop_steps(images: Tensor, labels: Tensor, bf16: bool, compiled: bool) -> Callable[[], Any]:
+    """STEPS steps of our training loop, as the scripts take them, on the same batch."""
     split = Split(images, torch.arange(len(images)), labels, [""] * len(images))
     plain = [0.5] * images.shape[1]
     data = Dataset("random", [str(i) for i in range(CLASSES)], *[split] * 3, plain, plain, [])
     loaders = Loaders(data, Preprocess(IMG_SIZE, plain, plain), len(images), Augmentation())
     how = FitConfig(1, precision="bf16" if bf16 else "fp32", compile=compiled, trial=True)
+    loaders.steps = STEPS
     model = built(table.OURS)
     trainer = Trainer(model, adamw(model, 1e-4, 0.05), loaders, how, Run(Path()))  # writes nothing
-    trainer.model.train()
+    loaders.train = lambda epoch, first_step: [(images, labels)] * STEPS
 
-    def step() -> None:
-        trainer.state = TrainState(1)
-        trainer.step(images, labels)
+    def steps() -> None:
+        trainer.state = TrainState()
+        train_one_epoch(trainer)
 
-    return step
+    return steps
 
 
 def inference(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], object]:
@@ -120,7 +121,7 @@ def library_process(name: str, values: dict[str, Any], line: Connection) -> None
     images = torch.randn(BATCH_SIZE, 3, IMG_SIZE, IMG_SIZE, device=device)
     labels = torch.randint(CLASSES, (BATCH_SIZE,), device=device)
     if name == table.OURS and work.startswith("training"):
-        step = engine_step(images, labels, bf16, compiled)
+        turns.take(loop_steps(images, labels, bf16, compiled))
     else:
         model = built(name).to(device)
         if compiled:

@@ -102,7 +102,7 @@ class Runner:
         """One optimizer step; `done` is the share of the time that has passed."""
         if done < self.c.CUTMIX_UNTIL and torch.rand(()) < 0.5:
             images, labels = self.cutmix(images, labels)
-        self.schedule.set(self.optimizer, int(done * TICKS))
+        self.schedule.set_lr(self.optimizer, int(done * TICKS))
         self.loss(images, labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -63,15 +63,10 @@ def ours() -> None:
 
     def first_call(*given: Any, **named: Any) -> Any:  # main() begins with it
         reached(IMPORTED)
-        from lab.training.loop import Trainer
+        from lab.training.progress import Progress
 
-        step = Trainer.step
-
-        def first_step(*batch: Any) -> None:
-            step(*batch)
-            reached(STEPPED)
-
-        Trainer.step = first_step
+        # The loop calls it at the end of each step.
+        Progress.finish_step = lambda progress: reached(STEPPED)
         return override(*given, **named)
 
     constants.override = first_call

@@ -1,4 +1,4 @@
-"""How to train: what `lab.training.loop.fit` is asked for, checked before anything runs."""
+"""How to train: the settings of `lab.training.fit`, checked before anything runs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,54 +10,56 @@ from lab.training.tensorboard import check_installed
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train. Epochs are passes over the training images."""
+    """How to train.
 
-    epochs: int
-    warmup_fraction: float = 0.0  # share of the run in which the rate rises to its peak
-    lr_schedule: Literal["cosine", "linear", "none"] = "cosine"
-    clip_grad: float = 0.0  # largest norm of all gradients together; 0: no limit
-    accumulation_steps: int = 1  # parts that a batch is cut into to save memory
+    Raises: UserError, naming the constant whose value cannot work.
+    """
+
+    epochs: int  # passes over the training images
+    warmup_fraction: float = 0.0  # fraction of all steps in which the learning rate rises
+    lr_schedule: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
+    clip_grad: float = 0.0  # largest norm of the gradient of all parameters; 0: no limit
+    accumulation_steps: int = 1  # parts into which each batch is split to save memory
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of Zhang et al. 2018; 0: off
     cutmix: float = 0.0  # alpha of Yun et al. 2019; 0: off
-    mix_probability: float = 1.0  # share of the batches that are mixed
-    progressive_resize: float = 0.0  # of the epochs, the first ones, see smaller images
-    small_size: int = 0  # pixels, of those images
+    mix_probability: float = 1.0  # fraction of the batches that mixup or cutmix mixes
+    progressive_resize: float = 0.0  # fraction of the epochs, the first ones, on smaller images
+    small_size: int = 0  # side of those smaller images, in pixels
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = False
+    compile: bool = False  # torch.compile
     seed: int = 0
     tensorboard: bool = False
-    trial: bool = False  # one of a sweep: it says nothing and leaves the test split alone
+    trial: bool = False  # a trial of a sweep: prints nothing and never uses the test split
 
     def __post_init__(self) -> None:
         if self.progressive_resize and self.small_size < 1:
             raise UserError(
-                "PROGRESSIVE_RESIZE needs two patches or more to a side: lower PATCH_SIZE"
+                "PROGRESSIVE_RESIZE needs at least two patches per side: lower PATCH_SIZE"
             )
         if self.tensorboard:
             check_installed()
         for name in ("epochs", "accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must be at least 1")
-        for name, top in (
-            ("warmup_fraction", 1), ("label_smoothing", 1), ("mix_probability", 1.001),
-            ("progressive_resize", 1), ("ema_decay", 1),
-        ):  # fmt: skip
-            if not 0 <= (value := getattr(self, name)) < top:
-                raise UserError(f"{name.upper()}={value} must lie between 0 and 1")
+        for name in ("warmup_fraction", "label_smoothing", "progressive_resize", "ema_decay"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError(f"{name.upper()}={value} must lie in [0, 1)")
+        if not 0 <= self.mix_probability <= 1:
+            raise UserError(f"MIX_PROBABILITY={self.mix_probability} must lie in [0, 1]")
         for name in ("clip_grad", "mixup", "cutmix"):
             if (value := getattr(self, name)) < 0:
                 raise UserError(f"{name.upper()}={value} cannot be negative; 0 turns it off")
 
     @property
     def small_epochs(self) -> int:
-        """How many epochs, the first ones, see smaller images; never the last."""
+        """Number of epochs, the first ones, on smaller images; the last epoch is never small."""
         return min(round(self.progressive_resize * self.epochs), self.epochs - 1)
 
     @property
-    def mixed_precision(self) -> str:
-        """Accelerate's word for the precision; "auto" takes bf16 where the hardware has it."""
+    def mixed_precision(self) -> Literal["bf16", "no"]:
+        """The precision as Accelerate names it; "auto" selects bf16 if the hardware has it."""
         if self.precision == "auto":
             return "bf16" if has_bf16(runtime.process_state().device) else "no"
         return "bf16" if self.precision == "bf16" else "no"

@@ -1,4 +1,4 @@
-"""A model's outputs on a split, every image once, whatever the number of processes."""
+"""A model's outputs on a whole split, in one process or several."""
 
 import torch
 from accelerate import Accelerator
@@ -13,32 +13,36 @@ from lab.training.results import Predictions
 def predict(
     model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, view: int = 0
 ) -> Tensor:
-    """What the model gives for each image of a split, (N, ...) in the split's order, on the CPU.
+    """The model's output for each image of a split, (N, ...), in the split's order, on the CPU.
 
-    view: 0 for the images as evaluation sees them; 1, 2, ... for the augmented views of that
-        number, always the same ones.
+    Args:
+        model: maps images (B, C, H, W) to (B, ...); left in evaluation mode.
+        loaders: the batches, on the accelerator's device.
+        split: "train", "val" or "test".
+        accelerator: processes and precision.
+        view: 0 for the images as evaluation sees them; 1, 2, ... for fixed augmented views.
 
-    Raises: UserError, for fewer images than processes.
+    Raises: UserError, if there are fewer images than processes.
     """
     model.eval()
-    size, out = len(getattr(loaders.data, split)), None
+    size, outputs = len(getattr(loaders.data, split)), None
     if size < accelerator.num_processes:
         raise UserError(
-            f"{split} has {size} images for {accelerator.num_processes} processes: start at most "
-            f"{size}"
+            f"the {split} split has only {size} images for {accelerator.num_processes} processes: "
+            f"start at most {size}"
         )
     for index, images, _ in loaders.evaluation(split, view):
         with accelerator.autocast():
             values = model(images).float()
-        if out is None:
-            out = torch.zeros(size, *values.shape[1:], device=accelerator.device)
-        out[index.to(out.device)] = values
-    return accelerator.reduce(out).cpu()  # the other processes' rows are zero
+        if outputs is None:
+            outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)
+        outputs[index.to(outputs.device)] = values
+    return accelerator.reduce(outputs).cpu()  # a sum: each row is zero in all processes but one
 
 
 def evaluate(
     model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator
 ) -> Predictions:
-    """Logits and labels of every image of a split, each exactly once, in the split's order."""
+    """Logits and labels of each image of a split, exactly once, in the split's order."""
     logits = predict(model, loaders, split, accelerator)
     return Predictions(logits, getattr(loaders.data, split).labels)

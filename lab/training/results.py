@@ -1,10 +1,7 @@
-"""The end of a run: its test images, predicted once, become metrics, tables and pictures.
-
-The same run from several seeds: how much of a result is luck?
-"""
+"""The results of a run: metrics, predictions and figures; mean and deviation over several seeds."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,55 +15,66 @@ from lab.data.datasets import Dataset
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model on a split: logits (N, classes) and labels (N,) in the split's order, on the CPU."""
+    """Logits (N, classes) and labels (N,) of a split, in the split's order, on the CPU."""
 
     logits: Tensor
     labels: Tensor
 
     @property
     def loss(self) -> float:
+        """Mean cross-entropy, without label smoothing."""
         return torch.nn.functional.cross_entropy(self.logits, self.labels).item()
 
     @property
     def correct(self) -> Tensor:
+        """Whether each prediction is correct, (N,) bool."""
         return self.logits.argmax(1) == self.labels
 
     @property
     def accuracy(self) -> float:
+        """The fraction of correct predictions."""
         return self.correct.double().mean().item()
 
 
 def write_results(
     run: Run,
-    scores: Predictions,
+    test: Predictions,
     data: Dataset,
     history: list[dict],
     best_epoch: int,
     extra: dict | None = None,
 ) -> dict:
-    """Writes predictions.csv, the pictures and, last, metrics.json, which marks a finished run.
+    """Writes predictions.csv, the figures and, last, metrics.json, which marks a finished run.
 
-    extra: entries for metrics.json beside, or instead of, the usual ones.
+    Args:
+        run: the folder.
+        test: the predictions on the test split.
+        data: the dataset.
+        history: the rows of history.csv.
+        best_epoch: the epoch whose weights were tested.
+        extra: further entries of metrics.json; they replace entries of the same name.
+
+    Returns: the content of metrics.json.
     """
-    # Imported here, at the end: they take a third of the time that a script needs to start.
+    # Imported here because they take a third of a script's start-up time.
     from sklearn.metrics import confusion_matrix
 
     from lab.core import plots, stats
 
-    confidence, predicted = scores.logits.double().softmax(1).max(1)
-    labels, correct = scores.labels.numpy(), scores.correct.numpy()
+    confidence, predicted = test.logits.double().softmax(1).max(1)
+    labels, correct = test.labels.numpy(), test.correct.numpy()
     matrix = confusion_matrix(labels, predicted.numpy(), labels=range(len(data.classes)))
-    costs = run.config()["model"]
-    small = costs.get("small_images", {"epochs": 0})
+    profile = run.config()["model"]
+    small = profile.get("small_images", {"epochs": 0})
 
     rows: list[dict[str, Any]] = [
         {
             "image": name,
             "label": data.classes[label],
             "prediction": data.classes[guess],
-            "confidence": f"{sure:.4f}",
+            "confidence": f"{probability:.4f}",
         }
-        for name, label, guess, sure in zip(
+        for name, label, guess, probability in zip(
             data.test.names, labels, predicted.tolist(), confidence.tolist(), strict=True
         )
     ]
@@ -76,26 +84,24 @@ def write_results(
 
     low, high = stats.wilson_interval(correct.sum(), len(correct))
     best = next(row for row in history if row["epoch"] == best_epoch)
-    seconds = sum(row["seconds"] for row in history)
+    full_size = [row for row in history if row["epoch"] > small["epochs"]]
     per_class = {
         name: round(matrix[i, i] / matrix[i].sum(), 4) if matrix[i].sum() else None
         for i, name in enumerate(data.classes)
     }
     metrics = {
-        "test_accuracy": round(scores.accuracy, 6),
+        "test_accuracy": round(test.accuracy, 6),
         "test_accuracy_95": [round(low, 4), round(high, 4)],
         "test_images": len(correct),
-        "test_loss": round(scores.loss, 6),
+        "test_loss": round(test.loss, 6),
         "calibration_error": round(stats.calibration_error(confidence.numpy(), correct), 4),
         "best_epoch": best_epoch,
         "val_accuracy": best["val_accuracy"],
         "epochs": len(history),
-        "training_seconds": round(seconds, 1),
-        "images_per_second": round(
-            np.median([r["images_per_second"] for r in history if r["epoch"] > small["epochs"]])
-        ),
+        "training_seconds": round(sum(row["seconds"] for row in history), 1),
+        "images_per_second": round(np.median([row["images_per_second"] for row in full_size])),
         "training_flops": sum(
-            row["images"] * (costs if row["epoch"] > small["epochs"] else small)["training_flops"]
+            row["images"] * (profile if row in full_size else small)["training_flops"]
             for row in history
         ),
         "peak_memory_mb": history[-1]["peak_memory_mb"],
@@ -108,45 +114,44 @@ def write_results(
         run.folder / "confusion.png",
         matrix,
         data.classes,
-        f"{title}: {100 * scores.accuracy:.1f} % of {len(correct)} test images are right",
+        f"{title}: {100 * test.accuracy:.1f} % of {len(correct)} test images are correct",
     )
     checkpoints.write_json(run.folder / "metrics.json", metrics)
     return metrics
 
 
-def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run]) -> None:
-    """Makes NUM_SEEDS runs, from SEED on, and says what came out over all of them.
+def each_seed(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A script's constants for each of its NUM_SEEDS runs, whose seeds are SEED, SEED + 1, ...
 
-    Each is the run that its seed alone would give, in a folder of its own, so an interrupted series
-    goes on where it stopped.
+    Each run has its own folder and is the same run that its seed gives outside a series. An
+    interrupted series therefore resumes where it stopped.
 
-    Args:
-        values: a script's constants.
-        run_one: makes the run of such constants.
-
-    Raises: UserError, for less than one seed.
+    Raises: UserError, for fewer than one seed.
     """
     count, first, name = values["NUM_SEEDS"], values["SEED"], values["NAME"]
     if count < 1:
         raise UserError(f"NUM_SEEDS={count} must be at least 1, such as 5")
     if count == 1:
-        run_one(values)
+        yield values
         return
-    runs = []
     for seed in range(first, first + count):
         if runtime.process_state().is_main_process:
             print(f"\n--- seed {seed} ---", flush=True)
-        own = name and f"{name}-s{seed}"
-        runs.append(run_one({**values, "SEED": seed, "NAME": own}))
-    if runtime.process_state().is_main_process:
-        print(f"\n{spread([run.metrics()['test_accuracy'] for run in runs])}")
+        yield {**values, "SEED": seed, "NAME": name and f"{name}-s{seed}"}
 
 
-def spread(accuracies: list[float]) -> str:
-    """Mean and standard deviation of test accuracies (shares of 1) over seeds, in words."""
-    percent = [100 * accuracy for accuracy in accuracies]
-    single = ", ".join(f"{value:.2f}" for value in percent)
-    return (
-        f"test accuracy over {len(percent)} seeds: mean {statistics.mean(percent):.2f} %, standard "
-        f"deviation {statistics.stdev(percent):.2f} points ({single})"
+def summarize_seeds(runs: list[Run]) -> None:
+    """Prints mean and standard deviation of the test accuracy over runs that differ in the seed."""
+    if len(runs) < 2 or not runtime.process_state().is_main_process:
+        return
+    percent = [100 * run.metrics()["test_accuracy"] for run in runs]
+    print(
+        f"\ntest accuracy over {len(percent)} seeds: mean {statistics.mean(percent):.2f} %, "
+        f"standard deviation {statistics.stdev(percent):.2f} points "
+        f"({', '.join(f'{value:.2f}' for value in percent)})"
     )
+
+
+def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run]) -> None:
+    """Runs a script's function once per seed and summarizes the results."""
+    summarize_seeds([run_one(seed_values) for seed_values in each_seed(values)])

@@ -1,42 +1,66 @@
-"""Where a run stands between two steps, and how its epochs are told."""
+"""What changes while a run trains: its position, its history, and the average of its weights."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import nn
 
 History = list[dict[str, Any]]  # the rows of history.csv
 
 
 @dataclass
 class TrainState:
-    """Where a run stands; with weights and optimizer it is all that a resumed run needs."""
+    """The position of a run. With the weights and the optimizer, all that resuming needs."""
 
-    epoch: int = 1  # the running one
-    step: int = 0  # steps done of it
+    epoch: int = 1  # the current epoch, counted from 1
+    step: int = 0  # steps completed in it
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, images
-    seconds: float = 0.0  # spent on it
+    seconds: float = 0.0  # training time of the current epoch
     history: History = field(default_factory=list)
     best_epoch: int = 0
 
-    def close_epoch(self, row: dict[str, Any]) -> bool:
-        """Takes a finished epoch's row into the history; whether it is the best so far.
+    def finish_epoch(self, row: dict[str, Any]) -> bool:
+        """Adds the row of the current epoch to the history, and begins the next epoch.
 
-        Of epochs that are equal on the validation images the last counts: few images cannot tell
-        them apart, and later weights have seen the lower rates.
+        Returns: whether its validation accuracy is the best so far. If epochs tie, the last one
+            wins: a small validation split cannot separate them, and later weights were trained
+            at lower learning rates.
         """
-        better = all(row["val_accuracy"] >= other["val_accuracy"] for other in self.history)
+        is_best = all(row["val_accuracy"] >= other["val_accuracy"] for other in self.history)
         self.history.append(row)
-        if better:
+        if is_best:
             self.best_epoch = self.epoch
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.totals = [0.0, 0.0, 0.0]
-        return better
+        return is_best
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """A row of the history for the terminal."""
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}"
-        f"  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:5.1f} %"
-        f"  val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:5.1f} %"
-        f"  rate {row['learning_rate']:.1e}  {row['images_per_second']:,.0f} images/s"
-    )
+class EMA:
+    """An exponential moving average of a model's weights and buffers.
+
+    Equals timm's `ModelEmaV3(use_warmup=True)`: the decay rises over the first steps, so that the
+    average soon forgets the random weights.
+
+    Attributes:
+        model: the averaged copy, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Averages in the weights after optimizer step `step`, counted from 0."""
+        decay = min(1 - (1 + max(0, step - 1)) ** (-2 / 3), self.decay)
+        averages, values = [], []
+        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        for average, value in pairs:
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:  # a counter of batch norm
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, weight=1.0 - decay)

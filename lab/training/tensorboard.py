@@ -1,4 +1,4 @@
-"""TensorBoard files beside a run's records, for those who want to watch live."""
+"""Writes a run's history to TensorBoard files, to watch it live."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,30 +8,32 @@ from lab.core import UserError
 
 
 def check_installed() -> None:
-    """Raises: UserError, where TensorBoard is not installed; the lab itself does not need it."""
+    """Raises UserError if TensorBoard, which is optional, is not installed."""
     if find_spec("tensorboard") is None:
-        raise UserError("TENSORBOARD=True needs TensorBoard: pip install tensorboard, then "
-                        "tensorboard --logdir results")  # fmt: skip
+        raise UserError(
+            "TENSORBOARD=True needs TensorBoard, which is not installed: pip install tensorboard"
+        )
 
 
 class TensorBoardLogger:
-    """Scalars of a run by epoch, in `<run>/tensorboard/`.
+    """Writes the scalars of each epoch to `<run>/tensorboard/`.
 
     Args:
-        folder: the run's.
-        epoch: the first one to come; what an interrupted run has written from there on is void.
+        folder: the run's folder.
+        epoch: the next epoch. Points of this and later epochs, which an interrupted run may have
+            written, are discarded.
     """
 
     def __init__(self, folder: Path, epoch: int):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and seldom wanted
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
 
     def add(self, row: dict[str, Any]) -> None:
-        """A row of history.csv: `train_loss` and `val_loss` share the panel group `loss`."""
+        """Writes a row of history.csv; `train_loss` and `val_loss` share the group `loss`."""
         for name, value in row.items():
             part, _, rest = name.partition("_")
             tag = f"{rest}/{part}" if part in ("train", "val") else f"run/{name}"
             if value is not None and name != "epoch":
-                self.writer.add_scalar(tag, value, row["epoch"])
-        self.writer.flush()  # a kill must not lose what the epoch has written
+                self._writer.add_scalar(tag, value, row["epoch"])
+        self._writer.flush()  # so that a kill loses nothing

@@ -1,6 +1,6 @@
 """Runs one or more scripts in the processes of a single launch, which saves start-up time.
 
-    torchrun --nproc-per-node 2 tests/launched.py train.py --epochs 1 + cnn_baseline.py --epochs 1
+    torchrun --nproc-per-node 2 tests/training/launched.py train.py --epochs 1 + cnn_baseline.py --epochs 1
 
 HOLD=FILE stops training inside its second epoch until a process of this launch has received a
 signal, so that a test can interrupt a run at a known place without sleeping. FILE appears then.
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lab.core.runtime import process_state
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.core import runtime
 from lab.data import loaders
 
 HOLD_AT = (2, 4)  # epoch, step
@@ -46,7 +46,7 @@ def hold_training(signaled: Path) -> None:
 
 
 if __name__ == "__main__":
-    process_state()
+    runtime.process_state()
     if path := os.environ.get("HOLD"):
         hold_training(Path(path))
     destroy = torch.distributed.destroy_process_group

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
           "--auto-augment", "trivial", "--random-erasing", "0.3", "--ema-decay", "0.9",

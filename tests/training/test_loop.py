@@ -12,9 +12,7 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab.core import checkpoints
-from lab.core.errors import UserError
-from lab.core.runs import Run
+from lab.core import Run, UserError, checkpoints
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders, derive_seed
@@ -163,7 +161,7 @@ def test_groups_keep_their_share_of_the_rate():
     )
     schedule = Schedule(100, 10)
     for step in (0, 9, 50):
-        schedule.set(optimizer, step)
+        schedule.set_lr(optimizer, step)
         low, high = (group["lr"] for group in optimizer.param_groups)
         assert low == pytest.approx(0.1 * high)
         assert high == pytest.approx(1e-2 * schedule(step))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from lab.data.datasets import load_data
 from lab.models.registry import load_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LAUNCH = ["-m", "accelerate.commands.launch"]
 ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
@@ -202,9 +202,9 @@ def to_one_worker_again_and_again(process):
 def stopped(launcher, words, send, signaled, **environment):
     """Starts a run and interrupts it inside its second epoch; returns the command that resumes.
 
-    `signaled`: a path that the processes create when a signal arrives, see tests/launched.py.
+    `signaled`: a path that the processes create when a signal arrives, see tests/training/launched.py.
     """
-    words = ["tests/launched.py", *words]
+    words = ["tests/training/launched.py", *words]
     process = start(launcher, words, HOLD=str(signaled), **environment)
     for line in process.stdout:
         if line == "held\n":
@@ -223,8 +223,8 @@ def stopped(launcher, words, send, signaled, **environment):
 def test_a_run_of_two_processes_goes_on_with_one(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
     again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "signaled")
-    assert again == " ".join(["python", *TORCHRUN, "tests/launched.py", *words])
-    assert "going on at epoch 2, step" in alone(words)
+    assert again == " ".join(["python", *TORCHRUN, "tests/training/launched.py", *words])
+    assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
@@ -232,8 +232,8 @@ def test_a_run_of_one_process_goes_on_with_two(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
     again = stopped([], words, to_the_launcher, tmp_path / "signaled")
     assert again == " ".join(["python", *words])
-    out = launched([*TORCHRUN, "tests/launched.py"], words)
-    assert "going on at epoch 2, step" in out
+    out = launched([*TORCHRUN, "tests/training/launched.py"], words)
+    assert "resuming at epoch 2, step" in out
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
@@ -241,7 +241,7 @@ def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
     stopped(TORCHRUN, words, to_all, tmp_path / "signaled")
     load_model(only(tmp_path / "runs") / "best.safetensors")  # of the first epoch
-    assert "going on at epoch 2, step" in alone(words)
+    assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
@@ -271,7 +271,7 @@ def test_other_scripts_train_like_one_process(one, tmp_path):
 
     expected = "".join(alone(line) for line in words("one"))
     together = [word for line in words("two") for word in [*line, "+"]]
-    out = launched([*TORCHRUN, "tests/launched.py"], together)
+    out = launched([*TORCHRUN, "tests/training/launched.py"], together)
     for name in ("head", "full"):
         ours, theirs = (only(tmp_path / place / name) for place in ("two", "one"))
         if name == "head":  # its runs, one for each rate and decay, are kept beside the records

@@ -10,9 +10,7 @@ from safetensors.torch import load_file
 
 import finetune
 import train
-from lab.core import constants
-from lab.core.errors import UserError
-from lab.core.runs import Run
+from lab.core import Run, UserError, constants
 from lab.data.datasets import load_data, subsample
 from lab.finetuning.comparison import row_of
 from lab.training import tensorboard

@@ -12,13 +12,13 @@ import torch
 from timm.models.resnet import BasicBlock, downsample_avg
 from torch import nn
 
-from lab.core.errors import UserError
+from lab.core import UserError
 from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, matched_cnn
 from lab.models.pretrained import load_pretrained, reinitialized
 from lab.models.profiling import profile_model
 from model import ConfigError, VisionTransformer, ViTConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def mixed(module: nn.Module) -> nn.Module:

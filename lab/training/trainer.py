@@ -1,0 +1,269 @@
+"""What the training loop works with: model, optimizer, batches, checkpoints, and the processes."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lab.core import Run, UserError, checkpoints, runtime
+from lab.data.loaders import Loaders, derive_seed
+from lab.models.lora import merge
+from lab.models.profiling import peak_memory_mb
+from lab.models.registry import save_model
+from lab.training.config import FitConfig
+from lab.training.mixing import Mixing
+from lab.training.optimizers import Schedule
+from lab.training.results import Predictions
+from lab.training.state import EMA, TrainState
+from lab.training.tensorboard import TensorBoardLogger
+
+
+class Trainer:
+    """A run in training, in one process or in several that share each batch.
+
+    Everything random about a step follows from (seed, epoch, step). A run that is interrupted
+    anywhere and resumed therefore ends with the same weights as an uninterrupted run.
+
+    Attributes:
+        model: the model that is trained and saved.
+        train_model: `model` with Accelerate's wrappers for precision and processes.
+        eval_model: the model that is validated and tested: the EMA if there is one, else `model`.
+        optimizer: the optimizer of the model's parameters.
+        ema: the exponential moving average of the weights, or None.
+        schedule: the learning rate by step.
+        loaders: the batches of the dataset, on the device.
+        accelerator: devices, precision and processes.
+        state: the position in the run.
+        signals: numbers of the signals received, such as SIGINT after Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loaders: Loaders,
+        config: FitConfig,
+        run: Run,
+    ):
+        _refuse_sharding()
+        self.model, self.loaders, self.config, self.run = model, loaders, config, run
+        runtime.process_state()  # sets the timeout, which Accelerator() would not
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        device, world = self.accelerator.device, self.accelerator.num_processes
+        loaders.to(device, self.accelerator.process_index, world)
+        self.mixing = Mixing(config, len(loaders.data.classes), self.accelerator)
+        steps = config.epochs * loaders.steps
+        self.schedule = Schedule(steps, int(config.warmup_fraction * steps), config.lr_schedule)
+        self.state = TrainState()
+        self.signals: list[int] = []
+        self._tensorboard: TensorBoardLogger | None = None
+
+        model.to(device)
+        self.ema = EMA(model, config.ema_decay) if config.ema_decay else None
+        self.eval_model = self.ema.model if self.ema else model
+        if config.compile:
+            # Compile once per image size: a single program for both sizes slows the large one.
+            model.compile(dynamic=False if config.small_epochs else None)
+        if self.accelerator.distributed_type == DistributedType.NO:
+            # Accelerate's wrapper of the optimizer costs as much as the step of a small head.
+            self.train_model, self.optimizer = self.accelerator.prepare(model), optimizer
+        else:
+            self.train_model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    # --- Batches ---
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps completed since the start of the run."""
+        return (self.state.epoch - 1) * self.loaders.steps + self.state.step
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The remaining batches of the current epoch, as this process sees them.
+
+        Yields: augmented and normalized images (b, C, H, W) and their targets: labels (b,), or
+            class probabilities (b, classes) if mixup or cutmix mixed the batch.
+        """
+        state, config, rank = self.state, self.config, self.accelerator.process_index
+        for images, labels in self.loaders.train(state.epoch, state.step):
+            self._seed_step(0)  # the same in all processes: they mix their shares alike
+            images, targets = self.mixing(images, labels)
+            if state.epoch <= config.small_epochs:
+                images = F.adaptive_avg_pool2d(images, config.small_size)
+            if rank:
+                self._seed_step(rank)  # dropout differs between processes
+            yield images, targets
+
+    def _seed_step(self, rank: int) -> None:
+        """Seeds PyTorch for the current step."""
+        # torch.manual_seed looks for devices of all kinds: a quarter of the step of a small head.
+        generator = torch.default_generator if self.accelerator.device.type == "cpu" else torch
+        seed = derive_seed(self.config.seed, self.state.epoch, self.state.step, rank)
+        generator.manual_seed(seed)
+
+    def split_batch(
+        self, images: Tensor, targets: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Splits a batch into at most `accumulation_steps` parts.
+
+        Yields: images, targets, and the fraction of the batch that they are.
+        """
+        parts = min(self.config.accumulation_steps, len(images))
+        pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for i, (x, y) in enumerate(pairs, 1):
+            # Processes average their gradients once, during the last backward pass of a step.
+            last = i == parts
+            with nullcontext() if last else self.accelerator.no_sync(self.train_model):
+                yield x, y, len(x) / len(images)
+
+    # --- The end of an epoch, and of the run ---
+
+    def sync_buffers(self) -> None:
+        """Gives all processes the batch-norm statistics of the first, so that they agree."""
+        for buffer in self.eval_model.buffers():
+            broadcast(buffer)
+
+    def finish_epoch(self, val: Predictions) -> None:
+        """Records the epoch, saves its weights if they are the best, and saves the state.
+
+        Raises: Stopped, if a process was interrupted meanwhile and epochs remain.
+        """
+        state, (loss, correct, images) = self.state, self.state.totals
+        group = self.optimizer.param_groups[0]
+        row = {
+            "epoch": state.epoch,
+            "learning_rate": float(f"{group['lr'] / group.get('lr_scale', 1):.4g}"),
+            "train_loss": round(loss / images, 6),
+            "train_accuracy": round(correct / images, 6),
+            "val_loss": round(val.loss, 6),
+            "val_accuracy": round(val.accuracy, 6),
+            "seconds": round(state.seconds, 3),
+            "images_per_second": round(images / state.seconds, 1),
+            "peak_memory_mb": peak_memory_mb(self.accelerator.device),
+            "images": int(images),
+        }
+        is_best = state.finish_epoch(row)
+        # The state comes last: after a kill between two of these, the epoch is run again.
+        if is_best:
+            path, loaders = self.run.folder / "best.safetensors", self.loaders
+            save_model(path, self.eval_model, loaders.data.classes, loaders.preprocess, row)
+        if self.accelerator.is_main_process:
+            self.run.append_history(row)
+        if self._tensorboard:
+            self._tensorboard.add(row)
+        is_last = state.epoch > self.config.epochs
+        if is_last or not self.config.trial:  # trials are short: an interrupted one starts over
+            self.save()
+        self.log(_epoch_line(row, self.config.epochs))
+        if self.any_process(self.signals) and not is_last:
+            self.save_and_exit()
+
+    def load_best_weights(self) -> None:
+        """Loads the weights of the best validation epoch into `model`."""
+        path = self.run.folder / "best.safetensors"
+        self.accelerator.wait_for_everyone()
+        merge(self.model)
+        checkpoints.load_strict(self.model, checkpoints.load_weights(path)[0], path)
+
+    # --- Saving and resuming ---
+
+    def resume(self) -> None:
+        """Loads the state in the run's folder, if there is one, and prints what will be trained."""
+        self._log_header()
+        path = self.run.folder / "last.pt"
+        if path.exists():
+            saved = checkpoints.load_state(path)
+            checkpoints.load_strict(self.model, saved["model"], path)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.ema:
+                checkpoints.load_strict(self.ema.model, saved["ema"], path)
+            self.state = TrainState(**saved["state"])
+            at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
+            self.log(f"resuming at {at} of {self.loaders.steps}: {self.run.folder}")
+        if self.accelerator.is_main_process:
+            self.run.write_history(self.state.history)
+            if self.config.tensorboard:
+                self._tensorboard = TensorBoardLogger(self.run.folder, self.state.epoch)
+        self.accelerator.wait_for_everyone()
+        if self.any_process(not (self.run.folder / "history.csv").exists()):
+            raise UserError(
+                f"some processes cannot see the files in {self.run.folder}. On several machines, "
+                "RESULTS_DIR must be a folder that they share"
+            )
+
+    def save(self) -> None:
+        """Writes last.pt, from which `resume` continues."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "state": asdict(self.state),
+        }
+        checkpoints.save_state(self.run.folder / "last.pt", state)
+
+    def save_and_exit(self) -> None:
+        """Saves an interrupted run and raises Stopped."""
+        self.save()
+        at = f"epoch {self.state.epoch}, step {self.state.step}"
+        number = self.signals[0] if self.signals else signal.SIGTERM  # another process got it
+        raise runtime.Stopped(number, f"{at}: {self.run.folder}")
+
+    def any_process(self, condition: object) -> bool:
+        """Whether a condition holds in any process. All processes must ask at the same point."""
+        here = torch.tensor(float(bool(condition)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(here) > 0)
+
+    # --- Messages ---
+
+    @property
+    def memory_advice(self) -> str:
+        """What to change if memory runs out."""
+        return (
+            f"Raise ACCUMULATION_STEPS (now {self.config.accumulation_steps}), which does not "
+            f"change results, or lower BATCH_SIZE (now {self.loaders.batch_size}), IMG_SIZE (now "
+            f"{self.loaders.preprocess.img_size}) or the size of the model."
+        )
+
+    def _log_header(self) -> None:
+        kind = {"no": "fp32"}.get(precision := self.config.mixed_precision, precision)
+        count = sum(p.numel() for p in self.model.parameters())
+        where = f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {kind}"
+        self.log(f"{self.loaders.data.describe()}\n{count:,} parameters on {where}")
+        if self.config.small_epochs:
+            self.log(
+                f"epochs 1 to {self.config.small_epochs} train on images of "
+                f"{self.config.small_size} pixels; validation uses the full size"
+            )
+
+    def log(self, text: str) -> None:
+        """Prints text once, above the progress bar; trials of a sweep print nothing."""
+        if self.accelerator.is_main_process and not self.config.trial:
+            tqdm.write(text)
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """A row of the history for the terminal."""
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}"
+        f"  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:5.1f} %"
+        f"  val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:5.1f} %"
+        f"  lr {row['learning_rate']:.1e}  {row['images_per_second']:,.0f} images/s"
+    )
+
+
+def _refuse_sharding() -> None:
+    """Raises UserError if Accelerate is configured to split the model over processes."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise UserError(
+                f"only data-parallel training is supported, but Accelerate is configured for "
+                f"{name}. Launch with torchrun, or run `accelerate config` again without it"
+            )
