@@ -1,6 +1,6 @@
 """Runs one or more scripts in the processes of a single launch, which saves start-up time.
 
-    torchrun --nproc-per-node 2 tests/training/launched.py train.py --epochs 1 + cnn_baseline.py --epochs 1
+    torchrun --nproc-per-node 2 tests/training/launched.py train.py --epochs 1 + finetune.py
 
 HOLD=FILE stops training inside its second epoch until a process of this launch has received a
 signal, so that a test can interrupt a run at a known place without sleeping. FILE appears then.

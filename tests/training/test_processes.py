@@ -179,7 +179,7 @@ def test_machines_that_share_no_folder_are_told_so(tmp_path):
     nodes = [node(rank, tmp_path / str(rank), port) for rank in (0, 1)]
     for status, _, err in map(finished, nodes):
         assert status != 0
-        assert err.count("several machines need a RESULTS_DIR that they share") == 1, err
+        assert err.count("RESULTS_DIR must be a folder that they share") == 1, err
 
 
 def to_the_launcher(process):
@@ -202,7 +202,7 @@ def to_one_worker_again_and_again(process):
 def stopped(launcher, words, send, signaled, **environment):
     """Starts a run and interrupts it inside its second epoch; returns the command that resumes.
 
-    `signaled`: a path that the processes create when a signal arrives, see tests/training/launched.py.
+    `signaled`: a path that the processes create when a signal arrives, see launched.py.
     """
     words = ["tests/training/launched.py", *words]
     process = start(launcher, words, HOLD=str(signaled), **environment)
