@@ -33,17 +33,17 @@ MATCH: Literal["params", "macs"] = "params"  # what is equal: parameters, or mul
 # --- Run ---
 RESULTS_DIR: str = "results/cnn_baseline"  # each run gets a folder in it
 
-UNUSED = ("MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
+NOT_HERE = ("MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
 
 
 def main() -> None:
     values = constants.override(
-        sys.modules[__name__], base=train, without=UNUSED, recipes=train.RECIPES
+        sys.modules[__name__], base=train, without=NOT_HERE, recipes=train.RECIPES
     )
-    summarize_seeds([train.train(seed_values, build_model) for seed_values in each_seed(values)])
+    summarize_seeds([train.train(seed_values, build) for seed_values in each_seed(values)])
 
 
-def build_model(c: SimpleNamespace, data: Dataset) -> tuple[ResidualCNN, str, dict[str, Any]]:
+def build(c: SimpleNamespace, data: Dataset) -> tuple[ResidualCNN, str, dict[str, Any]]:
     """The CNN that matches the ViT; prints the size of both.
 
     Returns: the model, its name for the run's folder, and facts for config.json.

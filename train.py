@@ -119,15 +119,15 @@ RECIPES = {
 
 def main() -> None:
     values = constants.override(sys.modules[__name__], recipes=RECIPES)
-    summarize_seeds([train(seed_values, build_model) for seed_values in each_seed(values)])
+    summarize_seeds([train(seed_values, build) for seed_values in each_seed(values)])
 
 
-def train(values: dict[str, Any], build_model: Callable) -> Run:
+def train(values: dict[str, Any], build: Callable) -> Run:
     """Trains one model and writes its records.
 
     Args:
         values: the constants; None means the value of the recipe.
-        build_model: a function like the one below; cnn_baseline.py brings its own.
+        build: a function like the one below; cnn_baseline.py brings its own.
     """
     kind, native = dataset_kind(values["DATASET"]), native_size(values["DATASET"])
     recipe = {"IMG_SIZE": native, **RECIPES[kind]}
@@ -146,6 +146,9 @@ def train(values: dict[str, Any], build_model: Callable) -> Run:
         scale=c.SCALE, translate=c.TRANSLATE, auto_augment=c.AUTO_AUGMENT,
         random_erasing=c.RANDOM_ERASING,
     )  # fmt: skip
+
+    torch.manual_seed(c.SEED)
+    model, model_name, model_facts = build(c, data)
     config = FitConfig(
         epochs=c.EPOCHS, progressive_resize=c.PROGRESSIVE_RESIZE,
         small_size=c.IMG_SIZE // 2 // c.PATCH_SIZE * c.PATCH_SIZE,  # a multiple of PATCH_SIZE
@@ -155,9 +158,6 @@ def train(values: dict[str, Any], build_model: Callable) -> Run:
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE, seed=c.SEED,
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
-
-    torch.manual_seed(c.SEED)
-    model, model_name, model_facts = build_model(c, data)
     optimizer = OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
@@ -172,7 +172,7 @@ def train(values: dict[str, Any], build_model: Callable) -> Run:
     return run
 
 
-def build_model(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict]:
+def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict]:
     """The model that the constants describe, with random weights.
 
     Returns: the model, its name for the run's folder, and facts for config.json.

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 tests/training/launched.py train.py --epochs 1 + finetune.py
 
-HOLD=FILE stops training inside its second epoch until a process of this launch has received a
-signal, so that a test can interrupt a run at a known place without sleeping. FILE appears then.
+HOLD=FILE makes every process wait before step HOLD_AT (epoch,step; default 2,4) until a process of
+this launch has received a signal, and print "held". A test can then interrupt the run at a known
+place without sleeping. FILE appears when the signal arrives.
 """
 
 import os
@@ -20,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab.core import runtime
 from lab.data import loaders
 
-HOLD_AT = (2, 4)  # epoch, step
+HOLD_AT = tuple(map(int, os.environ.get("HOLD_AT", "2,4").split(",")))
 
 
 def hold_training(signaled: Path) -> None:
-    """Makes every process wait at HOLD_AT until `signaled` exists, and any signal create it."""
+    """Makes every process wait at HOLD_AT until `signaled` exists; any signal creates it."""
     batches, install = loaders.Loaders.train, signal.signal
 
     def held_batches(self, epoch, first_step=0):

@@ -1,4 +1,4 @@
-"""The CNN twin: its blocks against timm's, its size against the ViT's, its runs like train.py's."""
+"""cnn_baseline.py: its blocks equal timm's, its size matches the ViT's, its runs equal train.py's."""
 
 import json
 import os
@@ -123,7 +123,7 @@ def test_a_run_differs_from_train_py_in_the_model_alone(place):
     twin_of = config["twin_of"]
     assert twin_of["model"] == "vit_32x2"
     assert abs(config["model"]["parameters"] / twin_of["parameters"] - 1) < 0.01
-    assert f"{twin_of['parameters']:,} of the ViT" in done.stdout
+    assert f"parameters: ViT {twin_of['parameters']:,}, CNN " in done.stdout
     vit = subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, words)], cwd=place,
                          capture_output=True, text=True, check=True)  # fmt: skip
     assert vit.returncode == 0
@@ -156,5 +156,5 @@ def test_a_run_differs_from_train_py_in_the_model_alone(place):
 def test_a_twin_of_nothing_is_a_sentence(place):
     done = run(place, "--vit", "nowhere")
     assert done.returncode == 2
-    assert "VIT='nowhere' is no finished run" in done.stderr
+    assert "VIT='nowhere' is not a finished run" in done.stderr
     assert "Traceback" not in done.stderr
