@@ -2,8 +2,10 @@
 
     torchrun --nproc-per-node 2 tests/training/launched.py train.py --epochs 1 + finetune.py
 
-HOLD=FILE makes every process wait before step HOLD_AT (epoch,step; default 2,4) until a process of
-this launch has received a signal, and print "held". A test can then interrupt the run at a known
+"{rank}" in a word becomes the number of the process.
+
+HOLD=FILE makes every process print "held" and wait before step HOLD_AT (epoch,step; default 2,4)
+until a process of this launch receives a signal. A test can then interrupt the run at a known
 place without sleeping. FILE appears when the signal arrives.
 """
 
@@ -54,7 +56,7 @@ if __name__ == "__main__":
     torch.distributed.destroy_process_group = lambda: None  # the next script needs it
     for is_separator, words in groupby(sys.argv[1:], lambda word: word == "+"):
         if not is_separator:
-            sys.argv = list(words)
+            sys.argv = [word.format(rank=os.environ.get("RANK", 0)) for word in words]
             runpy.run_path(sys.argv[0], run_name="__main__")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the process that holds the store must not leave first

@@ -1,4 +1,4 @@
-"""cnn_baseline.py: its blocks equal timm's, its size matches the ViT's, its runs equal train.py's."""
+"""cnn_baseline.py: blocks equal timm's, the size matches the ViT's, runs equal train.py's."""
 
 import json
 import os

@@ -133,13 +133,6 @@ def one(tmp_path_factory):
     return sorted(place.iterdir()), out
 
 
-def test_torchrun_trains_like_one_process(one, tmp_path):
-    out = launched(TORCHRUN, [*TRAIN, "--results-dir", str(tmp_path)])
-    assert_same_run(only(tmp_path), one[0][0])
-    assert "on 2 x cpu" in out
-    assert_said_once(out, one[1].split("--- seed 0 ---\n")[1].split("\n\n--- seed 1")[0])
-
-
 def test_accelerate_launch_trains_like_one_process_seed_after_seed(one, tmp_path):
     out = launched(ACCELERATE, [*TRAIN, "--num-seeds", "2", "--results-dir", str(tmp_path)])
     folders = sorted(tmp_path.iterdir())
@@ -149,35 +142,30 @@ def test_accelerate_launch_trains_like_one_process_seed_after_seed(one, tmp_path
     assert_said_once(out, one[1])
 
 
-def node(rank, place, port):
-    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-                "--node-rank", str(rank), "--rdzv-backend", "c10d", "--rdzv-id", "lab",
-                "--rdzv-endpoint", f"127.0.0.1:{port}"]  # fmt: skip
-    return start(launcher, [*TRAIN, "--results-dir", str(place)])
-
-
 def free_port():
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return opened.getsockname()[1]
 
 
-def test_two_launchers_train_like_one_process(one, tmp_path):
-    """As on two machines, which here are one."""
+def test_two_machines_train_like_one_process_if_they_share_a_folder(one, tmp_path):
+    """Two launchers, each with its own process, on this machine."""
     port = free_port()
-    nodes = [node(rank, tmp_path, port) for rank in (0, 1)]
-    ends = [finished(process) for process in nodes]
-    assert [status for status, _, _ in ends] == [0, 0], ends
-    assert_same_run(only(tmp_path), one[0][0])
-    said = sorted((out for _, out, _ in ends), key=len)
-    assert said[0] == ""
-    assert said[1].count("epoch   1/2") == 1
 
+    def node(rank):
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+                    "--node-rank", str(rank), "--rdzv-backend", "c10d", "--rdzv-id", "lab",
+                    "--rdzv-endpoint", f"127.0.0.1:{port}"]  # fmt: skip
+        shared = [*TRAIN, "--results-dir", str(tmp_path / "shared")]
+        apart = [*TRAIN, "--results-dir", str(tmp_path / "machine-{rank}")]
+        return start(launcher, ["tests/training/launched.py", *shared, "+", *apart])
 
-def test_machines_that_share_no_folder_are_told_so(tmp_path):
-    port = free_port()
-    nodes = [node(rank, tmp_path / str(rank), port) for rank in (0, 1)]
-    for status, _, err in map(finished, nodes):
+    ends = [finished(process) for process in [node(0), node(1)]]
+    assert_same_run(only(tmp_path / "shared"), one[0][0])
+    outputs = sorted((out for _, out, _ in ends), key=len)
+    assert outputs[0] == ""
+    assert outputs[1].count("epoch   1/2") == 1
+    for status, _, err in ends:
         assert status != 0
         assert err.count("RESULTS_DIR must be a folder that they share") == 1, err
 
@@ -200,40 +188,29 @@ def to_one_worker_again_and_again(process):
 
 
 def stopped(launcher, words, send, signaled, **environment):
-    """Starts a run and interrupts it inside its second epoch; returns the command that resumes.
+    """Starts a run and interrupts it in its second epoch; returns the command that resumes it.
 
     `signaled`: a path that the processes create when a signal arrives, see launched.py.
     """
     words = ["tests/training/launched.py", *words]
     process = start(launcher, words, HOLD=str(signaled), **environment)
-    for line in process.stdout:
-        if line == "held\n":
-            break
+    assert "held\n" in iter(process.stdout.readline, "")
     send(process)
     status, out, err = finished(process)
     assert status != 0
     assert err.count("stopping after this step") == (send is not to_one_worker_again_and_again), err
-    (told,) = re.findall(r"stopped and saved at epoch (\d), step (\d+): .*\ngo on with: (.*)", err)
+    (told,) = re.findall(r"stopped and saved at epoch (\d), step (\d+): .*\n.*with: (.*)", err)
     assert not re.search(r"^epoch   2/", out, re.M), out
     assert told[0] == "2"
     assert 4 < int(told[1]) < 18
     return told[2]
 
 
-def test_a_run_of_two_processes_goes_on_with_one(one, tmp_path):
+def test_one_process_resumes_a_run_of_two(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
     again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "signaled")
     assert again == " ".join(["python", *TORCHRUN, "tests/training/launched.py", *words])
     assert "resuming at epoch 2, step" in alone(words)
-    assert_same_run(only(tmp_path / "runs"), one[0][0])
-
-
-def test_a_run_of_one_process_goes_on_with_two(one, tmp_path):
-    words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
-    again = stopped([], words, to_the_launcher, tmp_path / "signaled")
-    assert again == " ".join(["python", *words])
-    out = launched([*TORCHRUN, "tests/training/launched.py"], words)
-    assert "resuming at epoch 2, step" in out
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
@@ -257,33 +234,62 @@ def test_a_mistake_is_told_once(tmp_path, words, sentence):
     assert not list(tmp_path.glob("*/history.csv"))
 
 
-def test_other_scripts_train_like_one_process(one, tmp_path):
-    """Fine-tuning on cached features and in full; a CNN, as far as batch norm allows."""
+SCRIPTS = ("head", "full", "cnn")
 
-    def words(place):
-        data = ["--data-dir", str(tmp_path / place / "data"), "--precision", "fp32"]
+
+@pytest.fixture(scope="module")
+def two(one, tmp_path_factory):
+    """A folder, and what torchrun printed: it resumed train.py's run, then ran other scripts.
+
+    The folder has the results of one process in `one` and those of two in `two`. In `two`,
+    train.py was interrupted in one process.
+    """
+    place = tmp_path_factory.mktemp("scripts")
+
+    def commands(name):
+        data = ["--data-dir", str(place / name / "data"), "--precision", "fp32"]
         full = ["finetune.py", "--pretrained", str(one[0][0]), "--epochs", "2"]
         head = [*full, "--mode", "head", "--learning-rate", "0.01", "--weight-decay", "0"]
         cnn = ["cnn_baseline.py", *SMALL, "--epochs", "2", "--ema-decay", "0"]
-        where = {"head": head, "full": full, "cnn": cnn}
-        return [[*line, *data, "--results-dir", str(tmp_path / place / name)]
-                for name, line in where.items()]  # fmt: skip
+        return [[*words, *data, "--results-dir", str(place / name / script)]
+                for script, words in zip(SCRIPTS, (head, full, cnn), strict=True)]  # fmt: skip
 
-    expected = "".join(alone(line) for line in words("one"))
-    together = [word for line in words("two") for word in [*line, "+"]]
+    expected = "".join(alone(words) for words in commands("one"))
+    words = [*TRAIN, "--results-dir", str(place / "two" / "train")]
+    again = stopped([], words, to_the_launcher, place / "signaled")
+    assert again == " ".join(["python", *words])
+    together = [word for line in [words, *commands("two")] for word in [*line, "+"]]
     out = launched([*TORCHRUN, "tests/training/launched.py"], together)
-    for name in ("head", "full"):
-        ours, theirs = (only(tmp_path / place / name) for place in ("two", "one"))
-        if name == "head":  # its runs, one for each rate and decay, are kept beside the records
-            ours, theirs = copied(ours), copied(theirs)
-        assert_same_run(ours, theirs)
-    # Of the CNN's lines those before its first epoch: it is not trained alike, see below.
-    assert_said_once(*(text.rsplit("epoch   1/2", 1)[0] for text in (out, expected)))
-    assert out.count("epoch   1/2") == out.count("epoch   2/2") == 2
+    return place, out, expected
 
-    folder = only(tmp_path / "two" / "cnn")
+
+def test_two_processes_resume_a_run_of_one(one, two):
+    place, out, _ = two
+    assert "on 2 x cpu" in out
+    assert "resuming at epoch 2, step" in out
+    assert_same_run(only(place / "two" / "train"), one[0][0])
+
+
+@pytest.mark.parametrize("script", ["head", "full"])
+def test_two_processes_fine_tune_like_one(two, script):
+    ours, theirs = (only(two[0] / name / script) for name in ("two", "one"))
+    if script == "head":  # its runs, one per learning rate and decay, are beside the records
+        ours, theirs = copied(ours), copied(theirs)
+    assert_same_run(ours, theirs)
+
+
+def test_two_processes_print_once(two):
+    _, out, expected = two
+    (others,) = re.split(r"two/train/\S+/curves\.png\n", out)[1:]
+    # Compared up to the CNN's first epoch: the CNN does not train alike, see below.
+    assert_said_once(*(text.rsplit("epoch   1/2", 1)[0] for text in (others, expected)))
+
+
+def test_two_processes_train_a_cnn_and_agree_on_its_batch_norm(two):
+    place, _, _ = two
+    folder = only(place / "two" / "cnn")
     rows = rows_of(folder / "history.csv")
-    first, last = (rows_of(only(tmp_path / "one" / "cnn") / "history.csv")[i] for i in (0, 1))
+    first, last = rows_of(only(place / "one" / "cnn") / "history.csv")
     assert abs(float(rows[1]["val_loss"]) - float(last["val_loss"])) < abs(
         float(first["val_loss"]) - float(last["val_loss"])
     )
