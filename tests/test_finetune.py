@@ -42,9 +42,8 @@ from lab.models.lora import add_lora, merge, merged_state
 from lab.models.pretrained import classifier
 from lab.models.registry import TimmConfig, build_timm_model, load_model, model_header
 from lab.training.config import FitConfig
-from lab.training.loop import fit
+from lab.training.loop import fit, train_mode
 from lab.training.optimizers import adamw, layers
-from lab.training.trainee import train_mode
 from model import ConfigError, VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
