@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from lab.core import Run, constants, run_script, runtime
+from lab.core import Run, UserError, constants, run_script, runtime
 from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets, load_data
 from lab.models import profile_model, registry
 from lab.training import FitConfig, fit, optimizers, results
@@ -76,7 +76,7 @@ LABEL_SMOOTHING: float | None = None  # fraction of the target spread evenly ove
 # --- Run ---
 SEED: int = 0  # of weights, image order and augmentation; the validation split never changes
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
-PRECISION: Literal["auto", "bf16", "fp32"] | None = None  # auto: bf16 if the hardware supports it
+PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
 COMPILE: bool = False  # torch.compile: starts slowly, then runs faster; worthwhile on a GPU
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
@@ -144,7 +144,15 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     )  # fmt: skip
 
     torch.manual_seed(c.SEED)
-    model, model_name, model_facts = build(c, data)
+    with runtime.explain_out_of_memory("Lower the size of the model, such as EMBED_DIM or DEPTH."):
+        model, model_name, model_facts = build(c, data)
+    try:
+        profile = profile_model(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{model_name} cannot process images of {c.IMG_SIZE} x {c.IMG_SIZE} pixels: {error}. "
+            "Try another IMG_SIZE"
+        ) from error
     config = FitConfig(
         epochs=c.EPOCHS, progressive_resize=c.PROGRESSIVE_RESIZE,
         small_size=c.IMG_SIZE // 2 // c.PATCH_SIZE * c.PATCH_SIZE,  # a multiple of PATCH_SIZE
@@ -157,7 +165,6 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
-    profile = profile_model(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE))
     small_shape = (data.channels, config.small_size, config.small_size)
     profile |= results.profile_small_images(model, small_shape, config.small_epochs)
     facts = {"model": profile, "dataset": data.summary(), **model_facts}
@@ -174,12 +181,28 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
     Returns: the model, its name for the run's folder, and facts for config.json.
     """
     if c.MODEL == "vit":
+        if c.MODEL_ARGS:
+            raise UserError(
+                f"MODEL_ARGS={c.MODEL_ARGS!r} has no effect on MODEL=vit. Use the constants, such "
+                "as EMBED_DIM and DEPTH, or set MODEL to a timm architecture"
+            )
         return VisionTransformer(vit_config(c, data)), f"vit_{c.EMBED_DIM}x{c.DEPTH}", {}
     arguments = {"num_classes": len(data.classes), "in_chans": data.channels}
     if c.DROP_PATH_RATE:
         arguments["drop_path_rate"] = c.DROP_PATH_RATE
-    config = registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
-    return registry.build_timm_model(config), c.MODEL, {}
+    try:
+        model = registry.build_timm_model(
+            registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
+        )
+    except UserError:
+        if not arguments.pop("drop_path_rate", 0):
+            raise
+        model = registry.build_timm_model(
+            registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
+        )
+        print(f"{c.MODEL} has no stochastic depth: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
+        c.DROP_PATH_RATE = 0.0
+    return model, c.MODEL, {}
 
 
 def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:

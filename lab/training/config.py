@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lab.core import UserError, runtime
+from lab.core import UserError
+from lab.training.precision import mixed_precision
 from lab.training.tensorboard import check_installed
 
 
@@ -26,7 +27,7 @@ class FitConfig:
     progressive_resize: float = 0.0  # fraction of the epochs, the first ones, on smaller images
     small_size: int = 0  # side of those smaller images, in pixels
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # see precision.py
     compile: bool = False  # torch.compile
     tensorboard: bool = False
     trial: bool = False  # a trial of a sweep: prints nothing and never uses the test split
@@ -38,6 +39,7 @@ class FitConfig:
             )
         if self.tensorboard:
             check_installed()
+        mixed_precision(self.precision)  # raises for one that the hardware does not support
         for name in ("epochs", "accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must be at least 1")
@@ -56,8 +58,6 @@ class FitConfig:
         return min(round(self.progressive_resize * self.epochs), self.epochs - 1)
 
     @property
-    def mixed_precision(self) -> Literal["bf16", "no"]:
-        """The precision as Accelerate names it; "auto" selects bf16 if the hardware has it."""
-        if self.precision == "auto":
-            return "bf16" if runtime.has_bf16(runtime.process_state().device) else "no"
-        return "bf16" if self.precision == "bf16" else "no"
+    def mixed_precision(self) -> str:
+        """The precision as Accelerate names it: "bf16", "fp16" or "no"."""
+        return mixed_precision(self.precision)

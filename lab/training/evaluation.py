@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lab.core import UserError
 from lab.data import Loaders
+from lab.training.precision import allow_tf32
 from lab.training.results import Predictions
 
 
@@ -32,7 +33,7 @@ def predict(
             f"start at most {size}"
         )
     for index, images, _ in loaders.evaluation(split, view):
-        with accelerator.autocast():
+        with accelerator.autocast(), allow_tf32(accelerator.device):
             values = model(images).float()
         if outputs is None:
             outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)

@@ -9,14 +9,16 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lab.core import UserError
+from lab.core import UserError, runtime
+
+BETAS = (0.9, 0.999)  # AdamW's decay rates for the averages of the gradient and of its square
 
 
 def adamw(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: tuple[float, float] = BETAS,
     layer_decay: float = 1.0,
     head_lr_mult: float = 1.0,
 ) -> torch.optim.AdamW:
@@ -26,7 +28,7 @@ def adamw(
         model: its frozen parameters are left out.
         learning_rate: the peak learning rate.
         weight_decay: multiplied by the learning rate in each step.
-        betas: decay rates of the averages of the gradient and of its square.
+        betas: see BETAS.
         layer_decay: each layer's learning rate is this factor times that of the layer above
             (Clark et al. 2020, section 3.2; Bao et al. 2022, appendix).
         head_lr_mult: the head's learning rate is this factor times the peak learning rate.
@@ -61,14 +63,28 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.o
     in_blocks = {p for name, p in model.named_parameters() if layer_of[name] in blocks}
     matrices = [p for p in decayed["params"] if p in in_blocks]
     others = [p for p in decayed["params"] if p not in in_blocks]
-    adam = {"use_fallback": True, "nesterov": False}
+    # As in `adamw`, so that comparing the two optimizers compares only the blocks' matrices.
+    adam = {"use_fallback": True, "nesterov": False, "betas": BETAS, "eps": 1e-8}
     groups = [
         {**plain, **adam},
         {**decayed, "params": others, **adam},
         {**decayed, "params": matrices, "nesterov": True},
     ]
     groups = [group for group in groups if group["params"]]
-    return Muon(groups, lr=learning_rate, ns_coefficients="original")
+    optimizer = Muon(groups, lr=learning_rate, ns_coefficients="original")
+    optimizer.register_step_pre_hook(_set_muon_dtype)
+    return optimizer
+
+
+def _set_muon_dtype(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Makes timm's Muon compute in fp32 on hardware that only emulates bf16, which is slow."""
+    from timm.optim import muon as timm_muon
+
+    device = optimizer.param_groups[-1]["params"][0].device
+    dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float32
+    # timm has no option for it: this is the default of its last argument but one, `dtype`.
+    function = timm_muon.zeropower_via_newtonschulz
+    function.__defaults__ = (*function.__defaults__[:-2], dtype, function.__defaults__[-1])
 
 
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
@@ -104,11 +120,14 @@ def _weight_decay_groups(
 def layers(model: nn.Module) -> dict[str, int]:
     """The layer of each parameter by name: 0 is the patch embedding, the highest is the head.
 
-    The model's own `group_matcher` defines them, as in timm.
+    The model's own `group_matcher` defines them, as in timm, except that the norm after average
+    pooling, `fc_norm`, belongs to the last block, as the norm before a class token's head does.
     """
     from timm.models import group_parameters  # slow to import: loads all of timm
 
-    return group_parameters(model, model.group_matcher(), reverse=True)
+    layer_of = group_parameters(model, model.group_matcher(), reverse=True)
+    last_block = max(layer_of.values()) - 1
+    return {n: last_block if n.startswith("fc_norm.") else i for n, i in layer_of.items()}
 
 
 def _layer_groups(

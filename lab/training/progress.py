@@ -4,15 +4,12 @@ import math
 import time
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from lab.core import UserError
 from lab.training.trainer import Trainer
-
-# Steps between checks of the loss and of the signals that other processes received. A check makes
-# a GPU wait for the CPU. Launchers kill processes that do not stop within 30 seconds.
-CHECK_EVERY = {"one process": 50, "several processes": 10}
 
 
 class Progress:
@@ -22,9 +19,7 @@ class Progress:
         self._trainer = trainer
         state, accelerator = trainer.state, trainer.accelerator
         self._single = accelerator.num_processes == 1
-        self._check_every = CHECK_EVERY["one process" if self._single else "several processes"]
-        if accelerator.device.type == "cpu":
-            self._check_every = 1
+        self._check_every = _check_interval(accelerator)
         # A resumed epoch has totals of all processes already; one process continues them.
         before = state.totals if accelerator.is_main_process else [0.0, 0.0, 0.0]
         self._totals = torch.tensor(before, device=accelerator.device)
@@ -66,25 +61,42 @@ class Progress:
 
     def _check(self) -> bool:
         """Returns whether any process received a signal; raises UserError for a bad loss."""
-        losses, state = self._unchecked, self._trainer.state
+        losses = self._unchecked
         values = torch.stack([*losses, torch.full_like(losses[0], bool(self._trainer.signals))])
         if not self._single:
             values = self._trainer.accelerator.reduce(values)
         *values, signaled = values.tolist()
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is not None:
-            raise UserError(
-                f"the loss became {values[bad]} in epoch {state.epoch}, step "
-                f"{state.step - len(losses) + bad + 1}, at learning rate "
-                f"{self._trainer.optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE, or "
-                "raise WARMUP_FRACTION, or set CLIP_GRAD to 1."
-            )
+            raise UserError(f"the loss became {values[bad]} {self._where(len(losses) - bad - 1)}")
         losses.clear()
         return signaled > 0
 
+    def _where(self, steps_ago: int) -> str:
+        state, optimizer = self._trainer.state, self._trainer.optimizer
+        return (
+            f"in epoch {state.epoch}, step {state.step - steps_ago}, at learning rate "
+            f"{optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE, or raise "
+            "WARMUP_FRACTION, or set CLIP_GRAD to 1."
+        )
+
     def close(self) -> None:
-        """Stores the totals of all processes and the time in the run's state."""
+        """Stores the totals of all processes and the time in the run's state.
+
+        Raises: UserError, if weights are not finite, which the loss of the last step cannot show.
+        """
         self._bar.close()
+        finite = [p.detach().isfinite().all() for p in self._trainer.model.parameters()]
+        if not torch.stack(finite).all():
+            raise UserError(f"weights became NaN or infinite {self._where(0)}")
         state = self._trainer.state
         state.totals = self._trainer.accelerator.reduce(self._totals).tolist()
         state.seconds = time.perf_counter() - self._started
+
+
+def _check_interval(accelerator: Accelerator) -> int:
+    """Steps between checks of the loss and of the signals that other processes received."""
+    if accelerator.device.type == "cpu":
+        return 1
+    # A check makes a GPU wait for the CPU. But launchers kill processes within 30 s of a signal.
+    return 50 if accelerator.num_processes == 1 else 10

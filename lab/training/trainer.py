@@ -20,6 +20,7 @@ from lab.models import lora, save_model
 from lab.training.config import FitConfig
 from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
+from lab.training.precision import allow_tf32
 from lab.training.results import Predictions
 from lab.training.state import EMA, TrainState
 from lab.training.tensorboard import TensorBoardLogger
@@ -71,11 +72,12 @@ class Trainer:
         if config.compile:
             # Compile once per image size: a single program for both sizes slows the large one.
             model.compile(dynamic=False if config.small_epochs else None)
-        if self.accelerator.distributed_type == DistributedType.NO:
-            # Accelerate's wrapper of the optimizer costs as much as the step of a small head.
-            self.train_model, self.optimizer = self.accelerator.prepare(model), optimizer
-        else:
-            self.train_model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.train_model, self.optimizer = self.accelerator.prepare(model), optimizer
+        single = self.accelerator.distributed_type == DistributedType.NO
+        if not single or self.accelerator.scaler:
+            # Not otherwise, because this wrapper costs as much as the step of a small head. It
+            # divides the gradients by the loss scale of fp16, and skips steps that overflow.
+            self.optimizer = self.accelerator.prepare(optimizer)
 
     # --- Batches ---
 
@@ -114,12 +116,14 @@ class Trainer:
 
         Yields: images, targets, and the fraction of the batch that they are.
         """
+        device = self.accelerator.device
         parts = min(self.config.accumulation_steps, len(images))
         pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
         for i, (x, y) in enumerate(pairs, 1):
             # Processes average their gradients once, during the last backward pass of a step.
             last = i == parts
-            with nullcontext() if last else self.accelerator.no_sync(self.train_model):
+            sync = nullcontext() if last else self.accelerator.no_sync(self.train_model)
+            with sync, allow_tf32(device):
                 yield x, y, len(x) / len(images)
 
     # --- The end of an epoch, and of the run ---
@@ -183,6 +187,8 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.ema:
                 checkpoints.load_strict(self.ema.model, saved["ema"], path)
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
             self.state = TrainState(**saved["state"])
             at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
             self.log(f"resuming at {at} of {self.loaders.steps}: {self.run.folder}")
@@ -199,10 +205,12 @@ class Trainer:
 
     def save(self) -> None:
         """Writes last.pt, from which `resume` continues."""
+        scaler = self.accelerator.scaler
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
+            "scaler": scaler.state_dict() if scaler else None,
             "state": asdict(self.state),
         }
         checkpoints.save_state(self.run.folder / "last.pt", state)

@@ -13,7 +13,7 @@ import pytest
 from sample_data import noise_image, says, two_classes
 
 from lab.core import UserError
-from lab.data import Preprocess, datasets, images, load_data, thumbnails
+from lab.data import Preprocess, datasets, images, load_data
 from lab.data.images import Reading, read_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,9 +53,6 @@ def test_postscript_named_jpg_is_refused_without_calling_ghostscript(tmp_path, g
     with pytest.raises(UserError, match=r"x\.jpg is not an image"):
         datasets.load_images(str(path), "data", Preprocess(8, [0.5], [0.5]))
     assert datasets.native_size(str(root)) == 12
-    assert thumbnails.thumbnail(str(root), "train/cat/x.jpg", tmp_path) is None
-    with pytest.raises(OSError, match="cannot identify"):
-        thumbnails.plot(path)
     assert not ghostscript.exists()
 
 
@@ -113,7 +110,6 @@ def test_files_that_are_not_regular_are_named_and_never_read(tmp_path, kind, mon
         datasets.load_images(str(root / "train" / "cat"), "data", preprocess)
     with pytest.raises(UserError, match="IMAGES"):
         datasets.load_images(str(path), "data", preprocess)
-    assert thumbnails.thumbnail(str(root), "train/cat/x.jpg", tmp_path) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
@@ -149,7 +145,6 @@ def test_an_image_of_30000_x_30000_pixels_is_refused_with_a_sentence(tmp_path):
     says(error, "1 of 9", "huge.png: more than 178,956,970 pixels: make the image smaller")
     with pytest.raises(UserError, match="make the image smaller"):
         datasets.load_images(str(path), "data", Preprocess(8, [0.5], [0.5]))
-    assert thumbnails.thumbnail(str(root), "train/cat/huge.png", tmp_path) is None
     with pytest.raises(ValueError, match="make the image smaller"):
         read_image(path, Reading(8))
 

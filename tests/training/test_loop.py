@@ -12,7 +12,7 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab.core import Run, UserError, checkpoints
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders, derive_seed
@@ -22,8 +22,9 @@ from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import load_model, model_header
 from lab.training.config import FitConfig
 from lab.training.loop import fit
-from lab.training.optimizers import Schedule, adamw, muon
+from lab.training.optimizers import Schedule, adamw, layers, muon
 from lab.training.results import Predictions
+from lab.training.state import EMA
 from model import VisionTransformer, ViTConfig
 
 CONFIG = ViTConfig(
@@ -177,7 +178,7 @@ def test_no_decay_on_norms_biases_tokens_positions():
 
 
 def test_muon_takes_the_steps_of_torchs_muon_and_adamw():
-    """Muon on the blocks' matrices alone; each of the others as torch's AdamW with their betas."""
+    """Muon for the matrices of the blocks; for all others the steps of torch's AdamW."""
     torch.manual_seed(0)
     ours = VisionTransformer(CONFIG)
     theirs = copy.deepcopy(ours)
@@ -191,7 +192,7 @@ def test_muon_takes_the_steps_of_torchs_muon_and_adamw():
         torch.optim.AdamW([
             {"params": [named[n] for n in others if n in plain], "weight_decay": 0.0},
             {"params": [named[n] for n in others if n not in plain], "weight_decay": 0.05},
-        ], 3e-3, (0.9, 0.95)),
+        ], 3e-3),
     ]  # fmt: skip
     before = copy.deepcopy(ours.state_dict())
     for _ in range(5):
@@ -202,7 +203,7 @@ def test_muon_takes_the_steps_of_torchs_muon_and_adamw():
             optimizer.step()
     for name, parameter in ours.named_parameters():
         assert not parameter.equal(before[name]), name
-        # Both round the orthogonal matrix to bf16, in another order of operations.
+        # torch computes the orthogonal matrix in bf16, and so does ours if the hardware does.
         close = {"atol": 2e-4, "rtol": 0.02} if name in inner else {"atol": 1e-6, "rtol": 1e-5}
         torch.testing.assert_close(parameter, named[name], **close, msg=name)
 
@@ -225,6 +226,57 @@ def test_muon_leaves_the_first_layer_and_the_head_to_adamw(model):
     inside = [n for n, p in model.named_parameters() if n.startswith(("blocks", "layers"))
               and p.ndim > 1]  # fmt: skip
     assert of_matrices == set(inside)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_muon_computes_in_bf16_only_where_hardware_does(has_bf16, monkeypatch):
+    monkeypatch.setattr(runtime, "has_bf16", lambda device: has_bf16)
+    dtypes = set()
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda a, *args, **kwargs: (
+        dtypes.add(a.dtype), addmm(a, *args, **kwargs))[1])  # fmt: skip
+    model = VisionTransformer(CONFIG)
+    optimizer = muon(model, 1e-3, 0.05)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert dtypes == {torch.bfloat16 if has_bf16 else torch.float32}
+
+
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_weight_decay_0_decays_nothing(optimizer):
+    model = VisionTransformer(CONFIG)
+    groups = optimizer(model, 1e-3, 0.0).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("model", [
+    VisionTransformer(dataclasses.replace(CONFIG, global_pool="avg", class_token=False)),
+    timm.create_model("test_vit", global_pool="avg"),
+], ids=["ours", "timm"])  # fmt: skip
+def test_the_norm_after_pooling_belongs_to_the_last_block(model):
+    layer_of = layers(model)
+    head, fc_norm = layer_of["head.weight"], layer_of["fc_norm.weight"]
+    last = f"blocks.{len(model.blocks) - 1}.norm1.weight"
+    assert (layer_of["fc_norm.bias"], fc_norm, layer_of[last]) == (head - 1,) * 3
+    groups = adamw(model, 1e-3, 0.05, head_lr_mult=10).param_groups
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert (scale[id(model.fc_norm.weight)], scale[id(model.head.weight)]) == (1, 10)
+
+
+def test_ema_equals_timms():
+    torch.manual_seed(0)
+    model = ResidualCNN(CNNConfig())  # batch norm has buffers, one of them an integer
+    ours, theirs = EMA(model, 0.9), timm.utils.ModelEmaV3(model, decay=0.9, use_warmup=True)
+    for step in range(40):
+        for value in model.state_dict().values():
+            value.add_(torch.ones_like(value) if not value.is_floating_point()
+                       else torch.randn_like(value))  # fmt: skip
+        ours.update(model, step)
+        theirs.update(model, step=step)
+        for name, value in theirs.module.state_dict().items():
+            assert ours.model.state_dict()[name].equal(value), (step, name)
 
 
 def test_scores_match_torchmetrics():

@@ -11,11 +11,15 @@ import runpy
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+import train
+from lab.core import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
@@ -172,6 +176,12 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
         (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup-fraction", "0",
           "--weight-decay", "1e9"],
          r"the loss became (nan|inf) in epoch \d+, step \d+, at learning rate"),
+        (["--weight-decay", "-1"], "WEIGHT_DECAY=-1.0 must be 0 or larger"),
+        (["--seed", "-3"], "-3 is negative"),
+        (["--model-args", "depth=3"], "MODEL_ARGS='depth=3' has no effect on MODEL=vit"),
+        (["--model", "vgg11"], "vgg11 cannot process images of 8 x 8 pixels"),
+        (["--precision", "fp16"], "PRECISION=fp16 needs a CUDA GPU"),
+        (["--embed-dim", "10000000", "--num-heads", "1"], "not enough memory. Lower the size"),
         (["--lerning-rate", "1"], "did you mean --learning-rate"),
     ],
 )  # fmt: skip
@@ -191,3 +201,30 @@ def test_a_damaged_state_is_named(tmp_path):
     assert status == 2
     assert "last.pt cannot be read" in err
     assert "--overwrite" in err
+
+
+def test_importing_train_loads_only_what_it_needs():
+    """Slow or unrelated packages are loaded when they are used."""
+    code = "import sys, train; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "lab.training.loop" in loaded
+    packages = ("finetuning", "attention", "sweep", "report", "exercise")
+    unwanted = {f"lab.{package}" for package in packages} | {"lab.models.conversion", "sklearn",
+                "matplotlib", "optuna", "scipy"}  # fmt: skip
+    assert not loaded & unwanted
+
+
+def test_drop_path_is_left_out_for_models_without_it(monkeypatch, capsys):
+    def build_vgg(config):
+        if "drop_path_rate" in config.arguments:
+            raise UserError("unexpected keyword argument 'drop_path_rate'")
+        return config
+
+    monkeypatch.setattr(train, "build_timm_model", build_vgg)
+    c = types.SimpleNamespace(MODEL="vgg11", IMG_SIZE=32, MODEL_ARGS="", DROP_PATH_RATE=0.1)
+    data = types.SimpleNamespace(classes=["a", "b"], channels=3)
+    config, name, _ = train.build(c, data)
+    assert (name, config.arguments) == ("vgg11", {"num_classes": 2, "in_chans": 3})
+    assert c.DROP_PATH_RATE == 0
+    assert "DROP_PATH_RATE=0.1 is not used" in capsys.readouterr().out

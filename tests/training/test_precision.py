@@ -1,0 +1,161 @@
+"""Number formats, loss scaling, and weights that are not finite, as far as a CPU can show them."""
+
+import dataclasses
+import signal
+
+import pytest
+import torch
+
+from lab.core import Run, UserError, runtime
+from lab.data.augment import Augmentation
+from lab.data.datasets import load_data
+from lab.data.loaders import Loaders
+from lab.data.preprocess import Preprocess
+from lab.models import profiling
+from lab.training import FitConfig, fit, loop, precision, progress, trainer
+from lab.training.optimizers import adamw
+from model import VisionTransformer, ViTConfig
+
+CONFIG = ViTConfig(
+    img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=1, num_heads=2
+)
+FP32 = FitConfig(epochs=2, warmup_fraction=0.2, clip_grad=1.0, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits")
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    """A function that trains a small model in the folder of that name; returns its last.pt."""
+
+    def train(name, config=FP32, learning_rate=3e-3):
+        torch.manual_seed(0)
+        model = VisionTransformer(CONFIG)
+        facts = {"model": profiling.profile_model(model, (1, 8, 8)), "dataset": data.summary()}
+        run = Run.open(tmp_path / name, "run", dataclasses.asdict(config), facts, False)
+        loaders = Loaders(data, Preprocess(8, data.mean, data.std), 100, Augmentation())
+        fit(model, adamw(model, learning_rate, 0.05), loaders, config, run)
+        return torch.load(run.folder / "last.pt", weights_only=True)
+
+    return train
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A function that makes the device look like a GPU with or without bf16."""
+
+    def pretend(has_bf16):
+        state = type("State", (), {"device": torch.device("cuda")})
+        monkeypatch.setattr(runtime, "process_state", lambda: state)
+        monkeypatch.setattr(runtime, "has_bf16", lambda device: has_bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+    return pretend
+
+
+def test_auto_selects_what_the_gpu_supports(cuda):
+    cuda(has_bf16=True)
+    chosen = [precision.mixed_precision(p) for p in ("auto", "bf16", "fp16", "fp32")]
+    assert chosen == ["bf16", "bf16", "fp16", "no"]
+    cuda(has_bf16=False)
+    assert precision.mixed_precision("auto") == "fp16"
+
+
+def test_emulated_bf16_and_fp16_on_a_cpu_are_refused(cuda):
+    with pytest.raises(UserError, match="PRECISION=fp16 needs a CUDA GPU"):
+        FitConfig(1, precision="fp16")
+    cuda(has_bf16=False)
+    with pytest.raises(UserError, match="Tesla T4 has no bf16 hardware"):
+        FitConfig(1, precision="bf16")
+
+
+class ScalingAccelerator(trainer.Accelerator):
+    """Scales the loss as Accelerate does for fp16, which it allows only on a GPU."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=10)
+
+    def unscale_gradients(self, optimizer=None):  # Accelerate's does nothing unless in fp16
+        for prepared in self._optimizers:
+            self.scaler.unscale_(prepared.optimizer)
+
+
+def test_a_scaled_loss_gives_the_same_weights_and_resumes(train, monkeypatch):
+    plain = train("plain")
+    monkeypatch.setattr(trainer, "Accelerator", ScalingAccelerator)
+    scaled = train("scaled")
+    for name, value in plain["model"].items():
+        if not name.endswith("qkv.bias"):  # the keys' bias has no gradient: Adam scales noise
+            torch.testing.assert_close(scaled["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert scaled["scaler"]["scale"] == 2.0**18, "it doubled after steps 10 and 20 of 24"
+
+    finish_step = progress.Progress.finish_step
+
+    def stop_at_step_15(self):
+        if self._trainer.global_step == 15 and not self._trainer.signals:
+            self._trainer.signals.append(signal.SIGINT)
+        return finish_step(self)
+
+    monkeypatch.setattr(progress.Progress, "finish_step", stop_at_step_15)
+    with pytest.raises(runtime.Stopped):
+        train("stopped")
+    monkeypatch.setattr(progress.Progress, "finish_step", finish_step)
+    resumed = train("stopped")
+    assert resumed["scaler"] == scaled["scaler"]
+    assert all(resumed["model"][name].equal(value) for name, value in scaled["model"].items())
+
+
+@pytest.mark.parametrize("bad", ["loss", "weights"])
+def test_an_interrupted_run_never_saves_weights_that_are_not_finite(
+    bad, train, tmp_path, monkeypatch
+):
+    """As on a GPU, where the loss is checked every 50 steps; the signal comes in between."""
+    batches = trainer.Trainer.batches
+
+    def broken_batches(self):
+        for images, labels in batches(self):
+            if self.state.step == 3:
+                self.signals.append(signal.SIGTERM)
+                if bad == "loss":
+                    images = images * float("nan")
+                else:  # a finite loss, after which the update overflows
+                    self.optimizer.param_groups[0]["peak_lr"] = float("inf")
+            yield images, labels
+
+    monkeypatch.setattr(progress, "_check_interval", lambda accelerator: 50)
+    monkeypatch.setattr(trainer.Trainer, "batches", broken_batches)
+    message = "loss became nan" if bad == "loss" else "weights became NaN or infinite"
+    with pytest.raises(UserError, match=rf"{message} in epoch 1, step 4"):
+        train("run")
+    assert not (tmp_path / "run" / "run" / "last.pt").exists()
+
+
+def test_tf32_is_for_the_model_only(monkeypatch):
+    """Inside the steps of the model, not while batches are augmented."""
+    assert torch.get_float32_matmul_precision() == "highest"
+    with precision.allow_tf32(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
+    with precision.allow_tf32(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_training_is_refused(name, train, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=f"only data-parallel training.*{name}"):
+        train("run")
+
+
+def test_frozen_modules_stay_in_evaluation_mode():
+    model = VisionTransformer(CONFIG)
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    loop.train_mode(model)
+    assert model.training
+    assert model.head.training
+    assert not model.blocks[0].attn.training
