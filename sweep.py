@@ -58,7 +58,8 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / ".lock"):  # two terminals may start at the same time
         facts = {"dataset": {"fingerprint": None}}  # each trial has its own
-        run = Run.open(place, name, {**asked, "CODE": script.code}, facts, c.OVERWRITE)
+        asked["CODE"] = script.code
+        run = Run.open(place, name, asked, facts, c.OVERWRITE, shared=True)
         sweep = Sweep(run.folder, script, space, config)
     record = sweep.run()
     print(f"\n{record['says']}\n{sweep.folder / 'sweep.md'}")

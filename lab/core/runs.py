@@ -51,9 +51,15 @@ class Run:
 
     @classmethod
     def open(
-        cls, place: Path, name: str, constants: dict[str, Any], facts: dict[str, Any], fresh: bool
+        cls,
+        place: Path,
+        name: str,
+        constants: dict[str, Any],
+        facts: dict[str, Any],
+        fresh: bool,
+        shared: bool = False,
     ) -> "Run":
-        """Finds the folder of this run, or creates it; locks it until the run is finished.
+        """Finds the folder of this run, or creates it, and locks it for this process.
 
         Args:
             place: `results/<script>`.
@@ -62,6 +68,7 @@ class Run:
             facts: what else belongs in config.json: model, dataset, ...; the dataset's fingerprint
                 is part of the identity.
             fresh: start over, replacing the records of the same run.
+            shared: several processes may work in the folder, so it is not locked.
 
         Raises: UserError, for a name that is not a folder's, a run that another process is training
             right now, or a folder that cannot be written.
@@ -88,13 +95,13 @@ class Run:
             others = _runs_called(place, name)
             same = next((f for f, there in others.items() if _equal(there, identity)), None)
             if same and not (fresh and main):
-                if main and not (same / "metrics.json").exists():
+                if main and not shared and not (same / "metrics.json").exists():
                     _lock(same)
                     for leftover in same.glob(f"*{PARTIAL}"):
                         leftover.unlink(missing_ok=True)
                 break
             if same:
-                if not (same / "metrics.json").exists():
+                if not shared and not (same / "metrics.json").exists():
                     _lock(same)  # no other process may be training it
                 print(f"{same}: starting over, its earlier records are replaced")
                 _unlock(same)
@@ -103,7 +110,7 @@ class Run:
             # A name that the user did not choose shows how the run differs.
             folder = same or _free_folder(place, name, others, {} if own else asked)
             content = {"name": name, **identity, **facts, **provenance()}
-            if _create(folder, content, main):
+            if _create(folder, content, main and not shared):
                 if main and others and not same:
                     print(_compared(others, identity, folder))
                 same = folder
@@ -324,7 +331,8 @@ def _free_folder(
         return first
     if constants and first in others:
         keys = _different(others[first]["constants"], constants)
-        if 0 < len(keys) <= 3 and "SEED" not in keys:
+        short = all(re.fullmatch(r"[\w.+-]{1,15}", str(constants.get(key))) for key in keys)
+        if 0 < len(keys) <= 3 and short and "SEED" not in keys:
             words = "-".join(_abbreviated(key, constants.get(key)) for key in keys)
             stem, seed = re.fullmatch(r"(.*?)(-s\d+)?", name).groups()
             first = place / f"{stem}-{words}{seed or ''}"[:200]
@@ -341,8 +349,7 @@ def _abbreviated(name: str, value: Any) -> str:
     word = _SHORT.get(name) or name.lower().replace("_", "-")
     if isinstance(value, bool):
         return word if value else f"no-{word}"
-    text = f"{value:g}" if isinstance(value, float) else str(value).lower()
-    return word + re.sub(r"[^a-z0-9.]+", "-", text)[:30].strip("-.")
+    return word + (f"{value:g}" if isinstance(value, float) else str(value).lower())
 
 
 def _is_free(folder: Path) -> bool:

@@ -104,6 +104,7 @@ def test_default_names_show_what_differs_in_one_line(place, capsys):
     assert opened(place, LEARNING_RATE=0.003, BATCH_SIZE=32) == "digits-vit-lr0.003-b32-s0"
     assert opened(place, data="other") == "digits-vit-s0-2"
     assert opened(place, A=1, B=2, C=3, D=4) == "digits-vit-s0-3"
+    assert opened(place, FIXED="--epochs 3 --flip") == "digits-vit-s0-4"
 
 
 def test_the_fourteenth_run_prints_one_line(place, capsys):
@@ -234,7 +235,7 @@ import sys
 from pathlib import Path
 from lab.core import Run, runs
 runs.code_hashes = lambda: {CODE!r}
-Run.open(Path(sys.argv[1]), "digits-vit-s0", {CONSTANTS!r}, {FACTS!r}, False)
+Run.open(Path(sys.argv[1]), "digits-vit-s0", {CONSTANTS!r}, {FACTS!r}, False, *sys.argv[2:])
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -259,6 +260,17 @@ def test_a_run_belongs_to_one_process_until_that_ends(place, kill):
     assert opened(place) == "digits-vit-s0"
     runs._unlock_all()
     assert not (place / "digits-vit-s0" / ".lock").exists()
+
+
+def test_a_shared_folder_is_open_to_several_processes(place):
+    command = [sys.executable, "-c", HOLDER, str(place), "shared"]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == "open\n"
+        assert Run.open(place, "digits-vit-s0", CONSTANTS, FACTS, False, shared=True).folder == (
+            place / "digits-vit-s0"
+        )
 
 
 def test_a_kill_while_the_folder_is_created_leaves_its_name_free(place, monkeypatch):
