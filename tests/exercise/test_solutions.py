@@ -1,5 +1,6 @@
 """Correct solutions that are written differently pass: the skeleton scores 0, the solution all."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lab.exercise.parts import PARTS
 from tests.exercise.conftest import HERE, ROOT, STUDENT, definitions, pasted
 
 SOLUTIONS = sorted((HERE / "solutions").glob("*.py"))
+README = ROOT / "exercise" / "README.md"
 FULL = {part: sum(checks.values()) for part, checks in POINTS.items()}
 
 
@@ -59,3 +61,8 @@ def test_the_solution_has_full_points_for_every_seed(check, seed):
     for part in PARTS:
         result = check(steps if PARTS[part].is_function else model, part, seed)
         assert points(result) == pytest.approx(FULL[part]), result.says
+
+
+def test_the_readme_has_the_points_of_the_script():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", README.read_text(encoding="utf-8"), re.M)
+    assert {part: float(points) for part, points in rows} == pytest.approx(FULL)
