@@ -1,0 +1,20 @@
+"""Models by name: our ViT, a CNN of the same size, timm's models, and their pretrained weights.
+
+Open `registry.py` first: it builds a model and rebuilds it from the header of its weights.
+`pretrained.py` loads weights from a run, a file, a folder, the Hugging Face hub or timm.
+"""
+
+from lab.models.pretrained import Pretrained, load_pretrained
+from lab.models.profiling import profile_model
+from lab.models.registry import load_model, save_model
+
+__all__ = [
+    "Pretrained",
+    "cnn",
+    "load_model",
+    "load_pretrained",
+    "lora",
+    "profile_model",
+    "registry",
+    "save_model",
+]
