@@ -1,9 +1,9 @@
 """A residual CNN to compare a ViT with, and the search for one of the same size.
 
-    images -> stem -> stages of residual blocks, each stage at half the resolution -> mean -> head
+    images -> stem -> stages of residual blocks, each at half the resolution -> mean -> head
 
-Source: He et al. 2016 (basic blocks); He et al. 2019, "Bag of tricks" (average pooling in the
-shortcut, last normalisation starts at zero). Names follow timm's ResNets.
+Sources: He et al. 2016 (basic blocks); He et al. 2019, "Bag of tricks" (average pooling in the
+shortcut, last batch norm starts at zero). Names follow timm's ResNets.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lab.core import UserError
 from model import ConfigError, DropPath, ViTConfig
 
-SMALL = 64  # pixels: up to here the stem keeps the resolution
-CLOSE = 0.01  # how far the size of a twin may be from the ViT's
+_SMALL = 64  # pixels: up to this image size the stem keeps the resolution
+TOLERANCE = 0.01  # largest relative difference in size between a matched CNN and the ViT
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class CNNConfig:
     in_chans: int = 3
     num_classes: int = 1000
     dims: tuple[int, ...] = (64, 128, 256)  # channels of each stage
-    blocks: int = 2  # residual blocks of a stage
-    stem_stride: int = 1  # pixels a step of the first convolution: 1 for small images, else 4
-    drop_rate: float = 0.0  # dropout in front of the head
-    drop_path_rate: float = 0.0  # of the last block; block i of n drops i / (n - 1) of it
+    blocks: int = 2  # residual blocks per stage
+    stem_stride: int = 1  # stride in pixels of the first convolution: 1 for small images, else 4
+    drop_rate: float = 0.0  # dropout before the head
+    drop_path_rate: float = 0.0  # rate in the last block; earlier blocks: linearly from 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))  # JSON gives a list
@@ -40,7 +40,7 @@ class CNNConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.dims or min(self.dims) < 1:
-            raise ConfigError(f"dims={self.dims} must be channels of one stage or more")
+            raise ConfigError(f"dims={self.dims} must be at least one number of channels")
 
 
 class ResidualBlock(nn.Module):
@@ -67,13 +67,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """The whole model: images (B, C, H, W), normalised, to logits (B, num_classes)."""
+    """The whole model: normalized images (B, C, H, W) to logits (B, num_classes)."""
 
     def __init__(self, config: CNNConfig):
         super().__init__()
         self.config = config
         step = config.stem_stride
-        kernel, pad = (3, 1) if step == 1 else (step, 0)  # a stride over all pixels, or patches
+        kernel, pad = (3, 1) if step == 1 else (step, 0)  # full resolution, or patches
         self.stem = nn.Sequential(
             nn.Conv2d(config.in_chans, config.dims[0], kernel, step, pad, bias=False),
             nn.BatchNorm2d(config.dims[0]),
@@ -95,7 +95,7 @@ class ResidualCNN(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Convolutions as He et al. 2015; each block starts as its shortcut."""
+        """Initializes convolutions as He et al. 2015 do; each block starts as its shortcut."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -105,16 +105,17 @@ class ResidualCNN(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Its layers in timm's language: the stem, every block, the head."""
+        """Patterns that sort parameters into layers, as in timm; the head is the last layer."""
         return {"stem": r"^stem", "blocks": r"^layers\.(\d+)\.(\d+)"}
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last feature map (B, D, rows, columns)."""
         return self.layers(self.stem(x))
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """A feature map to logits (B, num_classes), by its mean over places."""
-        return self.head(self.head_drop(features.mean((2, 3))))
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """A feature map to logits (B, num_classes), or with `pre_logits` to features (B, D)."""
+        features = self.head_drop(x.mean((2, 3)))
+        return features if pre_logits else self.head(features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -123,22 +124,28 @@ class ResidualCNN(nn.Module):
 def matched_cnn(
     vit: ViTConfig, target: int, match: Literal["params", "macs"]
 ) -> tuple[CNNConfig, int]:
-    """A CNN with a ViT's number of parameters, or multiply-adds, within 1 %, and that number.
+    """A CNN that has the parameters or multiply-adds of a ViT, within 1 %.
 
-    Stages are twice as wide as the one before, as far as whole numbers of channels allow: the
-    width is found by bisection, then the stages, widest first, grow as far as the target allows.
+    Each stage is about twice as wide as the one before. Bisection finds the width of the first;
+    then the stages, widest first, grow channel by channel as far as the target allows.
 
-    Raises: UserError, if there is none.
+    Args:
+        vit: gives image size, channels, classes and drop rates.
+        target: the number to match.
+        match: what it counts.
+
+    Returns: the config, and the number that its model has.
+    Raises: UserError, if no CNN comes close enough.
     """
-    small = vit.img_size <= SMALL
+    small = vit.img_size <= _SMALL
     ratio = (1, 2, 4) if small else (1, 2, 4, 8)
     shape = {
         "in_chans": vit.in_chans, "num_classes": vit.num_classes, "stem_stride": 1 if small else 4,
         "drop_rate": vit.drop_rate, "drop_path_rate": vit.drop_path_rate,
     }  # fmt: skip
 
-    def size(dims: Sequence[int]) -> int:
-        with torch.device("meta"):  # counted without memory or arithmetic
+    def count(dims: Sequence[int]) -> int:
+        with torch.device("meta"):  # needs no memory and no arithmetic
             model = ResidualCNN(CNNConfig(dims=tuple(dims), **shape)).eval()
             if match == "params":
                 return sum(p.numel() for p in model.parameters())
@@ -146,33 +153,34 @@ def matched_cnn(
                 model(torch.zeros(1, vit.in_chans, vit.img_size, vit.img_size))
         return counter.get_total_flops() // 2
 
-    width = bisect(lambda w: size([w * r for r in ratio]) <= target)
+    width = _bisect(lambda w: count([w * r for r in ratio]) <= target)
     dims = [width * r for r in ratio]
     for i in reversed(range(len(dims))):
-        while dims[i] < (width + 1) * ratio[i] and size(wider(dims, i)) <= target:
-            dims = wider(dims, i)
-    # Narrow stages grow in coarse steps: if that is not close enough, all are tried together, the
-    # least changed widths first.
-    around = product(*(range(max(1, dim - 2), dim + 3) for dim in dims))
+        while dims[i] < (width + 1) * ratio[i] and count(_wider(dims, i)) <= target:
+            dims = _wider(dims, i)
+    # A channel of a narrow stage can be a large step. Try all widths nearby, closest first.
+    nearby = product(*(range(max(1, dim - 2), dim + 3) for dim in dims))
 
     def change(widths: tuple[int, ...]) -> float:
         return sum(abs(w - d) / r for w, d, r in zip(widths, dims, ratio, strict=True))
 
-    for widths in sorted(around, key=change):
-        found = size(widths)
-        if abs(found / target - 1) <= CLOSE:
+    for widths in sorted(nearby, key=change):
+        found = count(widths)
+        if abs(found / target - 1) <= TOLERANCE:
             return CNNConfig(dims=widths, **shape), found
-    raise UserError(f"no CNN of this kind comes within 1 % of {target:,} {match}: near it, the "
-                    "whole channels of its stages are too coarse. Take a larger ViT")  # fmt: skip
+    raise UserError(
+        f"no CNN of this kind has {target:,} {match} within 1 %, because one channel more or less "
+        "changes a model of this size too much. Use a larger ViT"
+    )
 
 
-def wider(dims: list[int], stage: int) -> list[int]:
-    """The same widths with one more channel in a stage."""
+def _wider(dims: list[int], stage: int) -> list[int]:
+    """The same widths with one more channel in one stage."""
     return [dim + (i == stage) for i, dim in enumerate(dims)]
 
 
-def bisect(fits: Callable[[int], bool]) -> int:
-    """The largest whole number of at least 1 that fits; 1 if none does."""
+def _bisect(fits: Callable[[int], bool]) -> int:
+    """The largest whole number that fits; 1 if none does."""
     low, high = 1, 2
     while fits(high):
         low, high = high, 2 * high

@@ -1,7 +1,7 @@
-"""Weights of other libraries for model.py: their names, their shapes, and what it does not cover.
+"""Converts weights of other libraries to model.py, and says what model.py does not cover.
 
-The field's names are timm's; transformers and Google's original JAX code have their own. What is
-converted here gives the original's logits: tests/test_weights.py.
+model.py has timm's parameter names; transformers and Google's original JAX code have others. The
+tests in tests/models check that converted weights give the logits of their own library.
 """
 
 import math
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from lab.core import UserError
 from model import ViTConfig
 
-State = dict[str, Tensor]
+_State = dict[str, Tensor]
 
-TRANSFORMERS = {  # transformers' ViT, part by part, without the prefix "vit."
+_TRANSFORMERS = {  # parts of transformers' names, without the prefix "vit."
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "encoder.layer.": "blocks.",
-    "layers.": "blocks.",  # the names since version 5, which save_pretrained changes back
+    "layers.": "blocks.",  # as of version 5 in memory; save_pretrained writes the old name
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
     "attention.attention.query": "attn.q_proj",
@@ -41,49 +41,50 @@ TRANSFORMERS = {  # transformers' ViT, part by part, without the prefix "vit."
     "layernorm.": "norm.",
     "classifier.": "head.",
 }
-UNUSED = ("pooler.", "decoder.", "embeddings.mask_token")  # of transformers' other heads
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # ViT-Ti, S, B, L; wider ones do not share a rule
+_UNUSED = ("pooler.", "decoder.", "embeddings.mask_token")  # of other heads of transformers
+_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # of ViT-Ti, S, B and L; wider ViTs differ
 
 
-def from_transformers(state: State, config: dict[str, Any]) -> tuple[State, ViTConfig, list[str]]:
-    """A `ViTModel` or `ViTForImageClassification` and its config.json, in timm's names.
+def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, ViTConfig, list[str]]:
+    """Converts a `ViTModel` or `ViTForImageClassification` of transformers, given its config.json.
 
-    Returns: the weights, their config, and the names that a classifier has no use for.
-    Raises: UserError, for a model of transformers that is no plain ViT.
+    Returns: the weights in timm's names, their config, and the names that a classifier does not
+        use.
+    Raises: UserError, for a model that is not a plain ViT.
     """
     if config.get("model_type") != "vit" or config.get("hidden_act", "gelu") != "gelu":
         kind = f"{config.get('model_type')!r} with {config.get('hidden_act', 'gelu')!r}"
         raise UserError(
-            f"its config.json is of a model of transformers ({kind}); of its models only 'vit' "
-            "with 'gelu' can be loaded. Most others are in timm, under a name of its own."
+            f"its config.json describes the transformers model {kind}; only 'vit' with 'gelu' can "
+            "be loaded. timm has most other models, under its own names."
         )
-    named: State = {}
+    named: _State = {}
     left = []
     for full, value in state.items():
         name = full.removeprefix("vit.")
-        if name.startswith(UNUSED):
+        if name.startswith(_UNUSED):
             left.append(full)
             continue
-        for theirs, ours in TRANSFORMERS.items():
+        for theirs, ours in _TRANSFORMERS.items():
             name = name.replace(theirs, ours)
         named[name] = value
     for first in [name for name in named if "attn.q_proj" in name]:
         parts = [named.pop(first.replace("q_proj", f"{part}_proj"), None) for part in "qkv"]
         if any(part is None for part in parts):
-            raise UserError(f"the weights lack a part of {first.replace('q_proj', 'qkv')}")
+            raise UserError(f"a part of {first.replace('q_proj', 'qkv')} is missing")
         named[first.replace("q_proj", "qkv")] = torch.cat(parts)
     heads, eps = config.get("num_attention_heads", 12), config.get("layer_norm_eps", 1e-12)
     return named, config_of(named, heads, eps), left
 
 
 def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
-    """transformers' preprocessor_config.json in timm's words; {} for none."""
+    """Converts transformers' preprocessor_config.json to timm's names; {} for none."""
     if not processor:
         return {}
     normalized = processor.get("do_normalize", True)
     mean = processor.get("image_mean", [0.5] * 3) if normalized else [0.0] * 3
     std = processor.get("image_std", [0.5] * 3) if normalized else [1.0] * 3
-    # Theirs are of what rescaling leaves, ours of pixels counted in [0, 1].
+    # transformers normalizes after rescaling by this factor, we after scaling pixels to [0, 1].
     scale = (
         255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", 1) else 255
     )
@@ -91,7 +92,7 @@ def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
     edge = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
     cut = crop if isinstance(crop, int) else crop.get("height")
     square = isinstance(size, int) or "height" in size
-    resample = processor.get("resample", 2)  # PIL's numbers
+    resample = processor.get("resample", 2)  # a number that Pillow defines
     return {
         "mean": [value / scale for value in mean],
         "std": [value / scale for value in std],
@@ -101,31 +102,34 @@ def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_google(arrays: dict[str, np.ndarray]) -> tuple[State, ViTConfig, list[str]]:
-    """Google's `.npz` of a ViT (github.com/google-research/vision_transformer), in timm's names.
+def from_google(arrays: dict[str, np.ndarray]) -> tuple[_State, ViTConfig, list[str]]:
+    """Converts a ViT of github.com/google-research/vision_transformer (.npz).
 
-    Returns: the weights, their config, and the names that model.py has no place for.
+    Returns: the weights in timm's names, their config, and the names that model.py has no place
+        for.
     Raises: UserError, for arrays of another layout.
     """
-    if any(name.startswith("opt/target/") for name in arrays):  # beside it: the optimizer's
+    if any(name.startswith("opt/target/") for name in arrays):  # next to the optimizer's
         target = {n: array for n, array in arrays.items() if n.startswith("opt/target/")}
         arrays = {name.removeprefix("opt/target/"): array for name, array in target.items()}
     layout = "the layout of google-research/vision_transformer"
     try:
         tensors = {n: torch.from_numpy(np.asarray(a, np.float32)) for n, a in arrays.items()}
-        state, num_heads = google_names(tensors)
+        state, num_heads = _google_names(tensors)
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
         some = ", ".join(sorted(arrays)[:3])
-        raise UserError(f"these arrays ({some} ...) have not {layout}: {error}") from error
+        raise UserError(f"the arrays ({some} ...) do not have {layout}: {error}") from error
     left = sorted(name for name in tensors if name.startswith(("pre_logits/", "head/")))
     if strange := sorted(tensors.keys() - set(left)):
-        some = f"{len(strange)} others, such as {', '.join(strange[:3])}"
-        raise UserError(f"these arrays are no plain ViT: besides one's there are {some}")
+        some = ", ".join(strange[:3])
+        raise UserError(
+            f"the arrays are not a plain ViT: {len(strange)} do not belong to one, such as {some}"
+        )
     return state, config_of(state, num_heads), left
 
 
-def google_names(tensors: State) -> tuple[State, int]:
-    """Takes what it knows out of `tensors`; returns it in timm's names, and the number of heads."""
+def _google_names(tensors: _State) -> tuple[_State, int]:
+    """Moves a ViT's arrays out of `tensors`: returns them in timm's names, and the heads."""
     take = tensors.pop
     state = {
         "cls_token": take("cls"),
@@ -135,7 +139,7 @@ def google_names(tensors: State) -> tuple[State, int]:
         "norm.weight": take("Transformer/encoder_norm/scale"),
         "norm.bias": take("Transformer/encoder_norm/bias"),
     }
-    if "head/kernel" in tensors and "pre_logits/kernel" not in tensors:  # that layer is not ours
+    if "head/kernel" in tensors and "pre_logits/kernel" not in tensors:  # not in model.py
         state |= {"head.weight": take("head/kernel").T, "head.bias": take("head/bias")}
     depth = len({name.split("/")[1] for name in tensors if "/encoderblock_" in name})
     for layer in range(depth):
@@ -163,67 +167,78 @@ def google_names(tensors: State) -> tuple[State, int]:
     return state, num_heads
 
 
-def config_of(state: State, num_heads: int | None = None, norm_eps: float = 1e-6) -> ViTConfig:
-    """The config that weights in timm's names have, by their shapes.
+def config_of(state: _State, num_heads: int | None = None, norm_eps: float = 1e-6) -> ViTConfig:
+    """The config of weights in timm's names, from their shapes.
 
-    num_heads: not to be seen in the weights; None: as ViT-Ti, S, B and L of this width have it.
-    Raises: UserError, for weights that are no plain ViT.
+    Args:
+        state: the weights.
+        num_heads: shapes do not reveal it; None: what ViT-Ti, S, B or L of this width has.
+        norm_eps: shapes do not reveal it, either.
+
+    Raises: UserError, for weights that are not a plain ViT.
     """
     try:
         dim, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
-        tokens = state["pos_embed"].shape[1]
+        _, tokens, _ = state["pos_embed"].shape
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"these weights are no plain ViT in timm's names: no {error}") from error
-    if num_heads is None and dim not in HEADS:
+    except KeyError as error:
+        raise UserError(f"the weights are not a plain ViT in timm's names: no {error}") from error
+    except (ValueError, IndexError) as error:
         raise UserError(
-            f"the number of heads cannot be told from {dim} channels: name the file after its "
-            "timm architecture, or put its config.json beside it and give the folder"
+            "the patch embedding, the positions or the MLP have the wrong number of axes for a ViT"
+        ) from error
+    if num_heads is None and dim not in _HEADS:
+        raise UserError(
+            f"the number of heads is unknown for {dim} channels: name the file after its timm "
+            "architecture, or put its config.json next to it and give the folder"
         )
-    classed = "cls_token" in state
-    # The class token has a position, or not (DeiT III): only one of the two leaves a square.
-    grids = {extra: round((tokens - extra) ** 0.5) for extra in range(classed + 1)}
+    has_token = "cls_token" in state
+    # The class token has a position, or not (DeiT III); without it the positions form a square.
+    grids = {extra: round((tokens - extra) ** 0.5) for extra in range(has_token + 1)}
     squares = [extra for extra, grid in grids.items() if grid and grid**2 == tokens - extra]
     if not squares:
-        raise UserError(f"{tokens} positions are not those of a square grid and a class token")
+        raise UserError(f"{tokens} positions are not a square grid, with or without a class token")
+    blocks = {int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
+    if blocks != set(range(len(blocks))):
+        raise UserError(f"its {len(blocks)} blocks are not numbered from 0 to {len(blocks) - 1}")
     head = state.get("head.weight")
     ratio = hidden / dim
     return ViTConfig(
         img_size=grids[squares[0]] * patch, patch_size=patch, in_chans=in_chans, embed_dim=dim,
-        num_classes=0 if head is None else len(head),
-        depth=1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))),
-        num_heads=num_heads or HEADS[dim],
+        num_classes=0 if head is None else len(head), depth=len(blocks),
+        num_heads=num_heads or _HEADS[dim],
+        # Rounding can make dim * (hidden / dim) slightly less than hidden.
         mlp_ratio=ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf),
         qkv_bias="blocks.0.attn.qkv.bias" in state,
         init_values=1e-5 if "blocks.0.ls1.gamma" in state else None,
-        global_pool="avg" if "fc_norm.weight" in state or not classed else "token",
-        class_token=classed, no_embed_class=classed and squares[0] == 0, norm_eps=norm_eps,
+        global_pool="avg" if "fc_norm.weight" in state or not has_token else "token",
+        class_token=has_token, no_embed_class=has_token and squares[0] == 0, norm_eps=norm_eps,
     )  # fmt: skip
 
 
 def is_vit(model: nn.Module) -> bool:
-    """Whether a model of timm's is some ViT, plain or not: equal blocks in a row."""
+    """Whether a timm model is a ViT, plain or not: it has a sequence of blocks with attention."""
     blocks = getattr(model, "blocks", None)
     known = isinstance(model, timm_vit.VisionTransformer)
     return known or (bool(blocks) and hasattr(blocks[0], "attn"))
 
 
 def differences(model: nn.Module) -> list[str]:
-    """What a ViT of timm's has that model.py has not, in words; empty for a plain ViT."""
+    """What a timm ViT has and model.py does not, in words; empty for a plain ViT."""
     block = model.blocks[0]
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
     patches, pool = getattr(model, "patch_embed", None), getattr(model, "global_pool", None)
-    averaged = pool == "avg"
-    last = getattr(model, "fc_norm" if averaged else "norm", None)
-    late = averaged and isinstance(getattr(model, "norm", None), nn.LayerNorm)
+    is_avg = pool == "avg"
+    last_norm = getattr(model, "fc_norm" if is_avg else "norm", None)
+    pools_late = is_avg and isinstance(getattr(model, "norm", None), nn.LayerNorm)
 
     def kind(module: nn.Module | None) -> str:
         return f"{type(module).__module__.split('.')[-1]}.{type(module).__name__}"
 
-    def normed(module: nn.Module | None, name: str) -> bool:
+    def has_norm(module: nn.Module | None, name: str) -> bool:
         return not isinstance(getattr(module, name, None), nn.Identity | None)
 
-    def uneven(*names: str) -> bool:
+    def not_square(*names: str) -> bool:
         return any(len(set(getattr(patches, name) or ())) > 1 for name in names)
 
     probe = torch.linspace(-4, 4, 65)
@@ -233,22 +248,22 @@ def differences(model: nn.Module) -> list[str]:
         "register tokens": bool(getattr(model, "num_reg_tokens", 0)),
         "a distillation token": hasattr(model, "dist_token"),
         "attention pooling": getattr(model, "attn_pool", None) is not None,
-        "a norm before the blocks (pre-norm)": normed(model, "norm_pre"),
+        "a norm before the blocks (pre-norm)": has_norm(model, "norm_pre"),
         "relative positions": hasattr(model, "rel_pos_bias") or hasattr(attention, "rel_pos"),
-        "norms of queries and keys": normed(attention, "q_norm"),
-        "norms inside attention and MLP": normed(attention, "norm") or normed(mlp, "norm"),
-        f"an MLP of the kind {kind(mlp)}": type(mlp) not in (Mlp, type(None)),
-        f"attention of the kind {kind(attention)}": type(attention) not in (Attention, type(None)),
-        f"blocks of the kind {kind(block)}": type(block) is not timm_vit.Block,
+        "norms of queries and keys": has_norm(attention, "q_norm"),
+        "norms inside attention and MLP": has_norm(attention, "norm") or has_norm(mlp, "norm"),
+        f"an MLP of class {kind(mlp)}": type(mlp) not in (Mlp, type(None)),
+        f"attention of class {kind(attention)}": type(attention) not in (Attention, type(None)),
+        f"blocks of class {kind(block)}": type(block) is not timm_vit.Block,
         f"the activation {getattr(mlp, 'act', None)}":
             type(mlp) is Mlp and not torch.allclose(mlp.act(probe), F.gelu(probe), atol=1e-6),
-        "patches cut in another way": type(patches) is not PatchEmbed or normed(patches, "norm"),
+        "another patch embedding": type(patches) is not PatchEmbed or has_norm(patches, "norm"),
         "images or patches that are not square":
-            type(patches) is PatchEmbed and uneven("grid_size", "patch_size"),
-        "the mean taken after the norm": late,
-        "no LayerNorm in front of the head": not late and not isinstance(last, nn.LayerNorm),
-        "a mean over the class token too":
-            averaged and getattr(model, "pool_include_prefix", False),
-        f"pooling of the kind {pool!r}": pool not in ("token", "avg"),
+            type(patches) is PatchEmbed and not_square("grid_size", "patch_size"),
+        "pooling after the final norm": pools_late,
+        "no LayerNorm before the head": not pools_late and not isinstance(last_norm, nn.LayerNorm),
+        "a mean that includes the class token":
+            is_avg and getattr(model, "pool_include_prefix", False),
+        f"the pooling {pool!r}": pool not in ("token", "avg"),
     }  # fmt: skip
-    return [name for name, there in found.items() if there]
+    return [name for name, present in found.items() if present]

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022): beside a frozen weight, a product of two thin trained matrices."""
+"""LoRA (Hu et al. 2022): a trained product of two thin matrices, added to a frozen weight."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,11 @@ from torch.nn.utils import parametrize
 from lab.core import UserError
 
 
-class LowRank(nn.Module):
-    """W -> W + B A / sqrt(r) for a weight (out, in): A (r, in) random, B (out, r) zero at first.
+class _LowRank(nn.Module):
+    """W -> W + B A / sqrt(r) for a weight (out, in); A (r, in) starts random, B (out, r) at zero.
 
-    The scale is that of rank-stabilised LoRA (Kalajdzievski 2023): one rate serves all ranks.
+    The scale is that of rank-stabilized LoRA (Kalajdzievski 2023), so that one learning rate fits
+    all ranks.
     """
 
     def __init__(self, weight: Tensor, rank: int):
@@ -25,35 +26,37 @@ class LowRank(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, names: tuple[str, ...] = ("qkv", "proj")) -> None:
-    """Freezes the model but for new low-rank parts on its attention layers of these names.
+    """Freezes the model and adds trainable low-rank matrices to attention layers of these names.
 
-    Raises: UserError, if there are none or the rank does not fit them.
+    Raises: UserError, if there are no such layers or the rank does not fit them.
     """
-    found = [
+    targets = [
         layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and name.split(".")[-1] in names and ".attn." in name
     ]
-    if not found:
-        raise UserError("this model has no attention layers qkv and proj for LoRA; take MODE=top-k")
-    least = min(min(layer.weight.shape) for layer in found)
-    if not 1 <= rank <= least:
-        raise UserError(f"LORA_RANK={rank} must lie between 1 and {least}, the width")
+    if not targets:
+        raise UserError(
+            "this model has no attention layers named qkv or proj, which LoRA needs; use MODE=top-k"
+        )
+    width = min(min(layer.weight.shape) for layer in targets)
+    if not 1 <= rank <= width:
+        raise UserError(f"LORA_RANK={rank} must lie between 1 and {width}, the layers' width")
     for parameter in model.parameters():
         parameter.requires_grad = False
-    for layer in found:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    for layer in targets:
+        parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank))
 
 
 def merge(model: nn.Module) -> None:
-    """Adds the low-rank parts into the weights, in place; without them nothing happens."""
+    """Adds the low-rank matrices to the weights, in place; a model without them is unchanged."""
     for layer in list(model.modules()):
         if parametrize.is_parametrized(layer):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state that the model has after `merge`; the model stays as it is."""
+    """The state that the model would have after `merge`; the model does not change."""
     state = {n: v for n, v in model.state_dict().items() if ".parametrizations." not in n}
     for name, layer in model.named_modules():
         if parametrize.is_parametrized(layer):

@@ -1,84 +1,225 @@
-"""Models by name: built, described in the header of their weights, and rebuilt from it."""
+"""Models by name: built, described in the header of their weights, and rebuilt from it.
 
+A header is data from a file, possibly somebody else's. Its values are checked before a model is
+built from them: see `_check_arguments` and `build_and_load`.
+"""
+
+import math
+import re
+import warnings
 from ast import literal_eval
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lab.core import UserError, checkpoints
 from lab.data.preprocess import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.lora import merged_state
-from model import VisionTransformer, ViTConfig
+from model import ConfigError, VisionTransformer, ViTConfig
 
+_ROOT = Path(__file__).resolve().parents[2]
 OURS = {  # by the name in a header
     "VisionTransformer": (VisionTransformer, ViTConfig),
     "ResidualCNN": (ResidualCNN, CNNConfig),
 }
 
+# The arguments of timm's models that may be set: those that describe a shape. Any other could have
+# a side effect; `checkpoint_path`, for one, makes timm unpickle another file.
+_COUNTS = {  # the largest value of an argument that is a whole number, or a list of them
+    "img_size": 4096, "num_classes": 1_000_000, "depth": 1000, "depths": 1000, "layers": 1000,
+    "blocks": 1000,
+    **dict.fromkeys(
+        ("patch_size", "in_chans", "embed_dim", "embed_dims", "num_heads", "reg_tokens",
+         "window_size", "dims", "channels", "widths", "heads", "head_dim", "head_hidden_size",
+         "kernel_size", "kernel_sizes", "output_stride", "stem_width", "stem_stride", "base_width",
+         "cardinality", "num_features"),
+        16_384,
+    ),
+}  # fmt: skip
+_NUMBERS = (
+    "mlp_ratio", "mlp_ratios", "expand_ratio", "attn_ratio", "init_values", "ls_init_value",
+    "layer_scale_init_value", "head_init_scale", "norm_eps", "drop_rate", "pos_drop_rate",
+    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+)  # fmt: skip
+_FLAGS = (
+    "qkv_bias", "qk_norm", "proj_bias", "conv_bias", "class_token", "no_embed_class", "pre_norm",
+    "final_norm", "fc_norm", "pool_include_prefix", "head_norm_first", "dynamic_img_size",
+    "dynamic_img_pad", "strict_img_size", "always_partition", "scale_attn_norm", "scale_mlp_norm",
+)  # fmt: skip
+_WORDS = ("global_pool", "pos_embed", "act_layer", "norm_layer", "stem_type", "stem_act")
+
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """What rebuilds a model of timm's: its architecture and what `timm.create_model` is given."""
+    """What rebuilds a timm model: its architecture and arguments for `timm.create_model`.
+
+    Raises UserError for an argument that does not describe a shape, or is not sane.
+    """
 
     architecture: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.architecture, str) or not isinstance(self.arguments, dict):
+            raise UserError(
+                f"{self.architecture!r} with {self.arguments!r} is not the name of a timm "
+                "architecture and its arguments"
+            )
+        _check_arguments(self.arguments, self.architecture)
+
     @property
     def keywords(self) -> dict[str, Any]:
-        """The arguments as timm wants them: JSON, where they may come from, has no tuples."""
+        """The arguments as timm expects them: with tuples, which JSON does not have."""
         return {k: tuple(v) if isinstance(v, list) else v for k, v in self.arguments.items()}
 
     @classmethod
     def parse(cls, architecture: str, img_size: int, text: str, **arguments: Any) -> "TimmConfig":
-        """From words such as "embed_dim=48 depths=(2,2,2)", which precede `arguments`.
+        """Reads MODEL_ARGS such as "embed_dim=48 depths=(2,2,2)"; they override `arguments`.
 
-        Raises: UserError, for an architecture that timm has not, or words that are no such pairs.
+        Raises: UserError, if timm does not have the architecture, or the text cannot be read.
         """
+        import timm
+
         if not timm.is_model(architecture):
             raise UserError(unknown_architecture(architecture))
         if timm.get_pretrained_cfg(architecture).fixed_input_size:
             arguments["img_size"] = img_size
         try:
             pairs = [word.split("=", 1) for word in text.split()]
-            return cls(architecture, {**arguments, **{k: literal_eval(v) for k, v in pairs}})
+            given = {name: literal_eval(value) for name, value in pairs}
         except (ValueError, SyntaxError) as error:
             raise UserError(
                 f"MODEL_ARGS={text!r} must be pairs such as embed_dim=48 depths=(2,2,2), without "
-                "blanks inside"
+                "spaces inside a pair"
             ) from error
+        return cls(architecture, {**arguments, **given})
+
+
+def _check_arguments(arguments: dict[str, Any], owner: str) -> None:
+    """Checks names, types and sizes of a model's arguments, which may come from anybody's file.
+
+    Raises: UserError, for an argument that does not describe a shape, has another type than it
+        should, or is too large to be meant.
+    """
+    for name, value in arguments.items():
+        if not (expected := _expected(name)):
+            raise UserError(
+                f"{owner}: the argument {str(name)[:80]!r} is refused, because it does not "
+                "describe the shape of a model"
+            )
+        if value is not None and not _is_sane(name, value):
+            raise UserError(f"{owner}: {name}={str(value)[:80]} must be {expected}")
+
+
+def _expected(name: Any) -> str:
+    """What an argument's value must be, in words; empty for an argument that is not accepted."""
+    if name in _COUNTS:
+        return f"a whole number between 0 and {_COUNTS[name]:,}, or a list of them"
+    kinds = ((_NUMBERS, "a number"), (_FLAGS, "true or false"), (_WORDS, "a word"))
+    return next((expected for names, expected in kinds if name in names), "")
+
+
+def _is_sane(name: str, value: Any) -> bool:
+    if name in _FLAGS:
+        return isinstance(value, bool)
+    if name in _WORDS:
+        return isinstance(value, str) and re.fullmatch(r"\w{0,40}", value) is not None
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) > 64:
+        return False
+    if name in _COUNTS:
+        return all(type(v) is int and 0 <= v <= _COUNTS[name] for v in values)
+    return all(type(v) in (int, float) and math.isfinite(v) and abs(v) <= 1e4 for v in values)
 
 
 def build_timm_model(config: TimmConfig) -> nn.Module:
-    """A model of timm's with random weights; `model.config` says what it is.
+    """A timm model with random weights; its attribute `config` says what it is.
 
-    Raises: UserError, for an architecture that timm has not, or arguments that it does not take.
+    Raises: UserError, for an architecture or arguments that timm does not know.
     """
+    import timm
+
     if not timm.is_model(config.architecture):
         raise UserError(unknown_architecture(config.architecture))
     try:
         model = timm.create_model(config.architecture, pretrained=False, **config.keywords)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"timm cannot build {config.architecture} so: {error}") from error
+    except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"timm cannot build {config.architecture} with {config.arguments}: {error}"
+        ) from error
     model.config = config
     return model
 
 
 def unknown_architecture(name: str) -> str:
-    """The sentence for a name that timm does not know, with names that it does."""
+    """An error message for a name that timm does not know, with similar names that it does."""
     import difflib
 
+    import timm
+
     close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
-    hint = f": perhaps {', '.join(close)}" if close else ""
-    return f"timm has no model {name!r}{hint}. All names: timm.list_models()"
+    hint = f". Did you mean {', '.join(close)}?" if close else "."
+    return f"timm has no model {name!r}{hint} timm.list_models() lists all names"
+
+
+def build(config: ViTConfig | CNNConfig | TimmConfig) -> nn.Module:
+    """A model with random weights."""
+    if isinstance(config, TimmConfig):
+        return build_timm_model(config)
+    return next(model for model, kind in OURS.values() if isinstance(config, kind))(config)
+
+
+def meta_model(config: ViTConfig | CNNConfig | TimmConfig) -> nn.Module:
+    """A model without memory for its weights, if its code allows that."""
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except RuntimeError:
+        return build(config)
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The output layer, without the norm before it; a distilled DeiT has two of them."""
+    head = model.get_classifier() if hasattr(model, "get_classifier") else model.head
+    return nn.ModuleList(head) if isinstance(head, tuple) else head
+
+
+@torch.no_grad()
+def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
+    """The input of the output layer: images (B, C, H, W) to features (B, D)."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def find_path(source: str) -> Path | None:
+    """The file or folder that a source of weights names, if it names one.
+
+    It may be relative to the working directory or to this project, which has its own weights.
+    """
+    try:
+        path = Path(source).expanduser()
+        return next((place for place in (path, _ROOT / path) if place.exists()), None)
+    except (OSError, RuntimeError, ValueError):  # too long, a user that does not exist, a NUL
+        return None
+
+
+def short_name(source: str) -> str:
+    """What weights are called in the name of a run."""
+    path = find_path(source)
+    if path and path.is_dir():
+        return path.resolve().name
+    return Path(source).stem if path or "/" in source else source.split(".")[0]
+
+
+# --- Headers ---
 
 
 def model_header(model: nn.Module, classes: list[str], preprocess: Preprocess) -> dict[str, Any]:
-    """The header of a model's weights: what rebuilds it, and what it needs to predict."""
-    config = getattr(model, "config", None)  # a head alone has none
+    """The header of a model's weights: what is needed to rebuild the model and to predict."""
+    config = getattr(model, "config", None)  # a linear probe has none
     return {
         "model": "timm" if isinstance(config, TimmConfig) else type(model).__name__,
         "config": asdict(config) if config else {},
@@ -91,25 +232,95 @@ def save_model(
     path: Path, model: nn.Module, classes: list[str], preprocess: Preprocess, row: dict[str, Any]
 ) -> None:
     """Writes a model as it was after the epoch of a row of history.csv; `load_model` reads it."""
-    judged = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+    scores = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
     checkpoints.save_weights(
-        path, merged_state(model), {**model_header(model, classes, preprocess), **judged}
+        path, merged_state(model), {**model_header(model, classes, preprocess), **scores}
     )
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in a run's `best.safetensors`, in eval mode, and the header beside it.
+    """The model in a run's `best.safetensors`, in eval mode, and the header of that file.
 
-    Raises: UserError, for a file that holds no model of ours, or another one than its header says.
+    Raises: UserError, for a file that does not contain a model, or not the one in its header.
     """
     state, header = checkpoints.load_weights(path)
+    config = config_from_header(header, path)
+    return build_and_load(config, state, path).eval(), header
+
+
+def config_from_header(header: Any, origin: Path | str) -> ViTConfig | CNNConfig | TimmConfig:
+    """The config in the header of a file that this project wrote.
+
+    Raises: UserError, for a header that lacks an entry, or a config that cannot work.
+    """
+    wanted = ("model", "config", "classes", "preprocess")
+    if not isinstance(header, dict):
+        raise UserError(f"{origin} has a damaged header: it is not a JSON object")
+    if missing := [name for name in wanted if name not in header]:
+        raise UserError(
+            f"{origin} comes from an earlier version of this lab: its header lacks "
+            f"{', '.join(missing)}. Train it again with --overwrite"
+        )
+    model, values, classes, preprocess = (header[name] for name in wanted)
+    types = ((model, str), (values, dict), (classes, list), (preprocess, dict))
+    if not all(isinstance(value, kind) for value, kind in types) or not all(
+        isinstance(name, str) for name in classes
+    ):
+        raise UserError(f"{origin} has a damaged header: an entry has the wrong type")
     try:
-        if header["model"] == "timm":
-            model = build_timm_model(TimmConfig(**header["config"]))
-        else:
-            kind, config = OURS[header["model"]]
-            model = kind(config(**header["config"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} holds {header.get('model')!r}, which is no model here") from error
-    checkpoints.load_strict(model, {k: v.float() for k, v in state.items()}, path)
-    return model.eval(), header
+        if model == "timm":
+            return TimmConfig(**values)
+        if model not in OURS:
+            raise UserError(f"it contains a {str(model)[:80]}, which cannot be loaded as a model")
+        known = {name: value for name, value in values.items() if _expected(name)}
+        _check_arguments(known, str(model))
+        return OURS[model][1](**values)
+    except (UserError, ConfigError) as error:
+        raise UserError(f"{origin}: {error}") from error
+    except TypeError as error:  # the config has other fields
+        raise UserError(_another_version(origin, model, str(error))) from error
+
+
+def build_and_load(
+    config: ViTConfig | CNNConfig | TimmConfig, state: dict[str, Tensor], origin: Path | str
+) -> nn.Module:
+    """The model of a config with weights that must fit exactly.
+
+    They are compared before memory is allocated, so a config cannot ask for more than its weights
+    have.
+
+    Raises: UserError, for weights that do not fit, or are not finite.
+    """
+    state = {name: value.float() for name, value in state.items()}
+    check_finite(state, origin)
+    try:
+        with warnings.catch_warnings():  # loading weights into a meta model does nothing
+            warnings.simplefilter("ignore")
+            checkpoints.load_strict(meta_model(config), state, origin)
+    except UserError as error:
+        if isinstance(config, TimmConfig):
+            raise
+        kind = type(config).__name__.removesuffix("Config")
+        raise UserError(_another_version(origin, kind, str(error))) from error
+    model = build(config)
+    checkpoints.load_strict(model, state, origin)
+    return model
+
+
+def check_finite(state: dict[str, Tensor], origin: Path | str) -> None:
+    """Raises UserError for weights that contain NaN or infinity."""
+    bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise UserError(
+            f"{origin} has NaN or infinite values in {len(bad)} tensors, such as {bad[0]}: its "
+            "training diverged or the file is damaged"
+        )
+
+
+def _another_version(origin: Path | str, model: str, reason: str) -> str:
+    file = "lab/models/cnn.py" if "CNN" in model else "model.py"
+    return (
+        f"{origin} does not fit the model in {file}: {reason}\nIf you have changed {file} since "
+        "these weights were saved, undo the change to load them, or train new weights. Otherwise "
+        "the file is damaged."
+    )
