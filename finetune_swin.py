@@ -1,4 +1,4 @@
-r"""Fine-tune a pretrained Swin, in full or the head only; or any other architecture of timm's.
+r"""Fine-tune a pretrained Swin, all of it or only the head; or any other timm architecture.
 
     python finetune_swin.py                            # our own small Swin on digits, offline
     python finetune_swin.py --mode head
@@ -6,8 +6,9 @@ r"""Fine-tune a pretrained Swin, in full or the head only; or any other architec
         --model swinv2_base_window12to16_192to256.ms_in22k_ft_in1k   # hand-in
     python finetune_swin.py --dataset pets --model convnext_tiny.fb_in22k      # or efficientnet_b0
 
-All is as in finetune.py, whose constants are constants here too; this file holds what is Swin's
-own: weights, window and image size. Plots and records go to results/finetune_swin/<run>/.
+It does the same as finetune.py and has all its constants except PRETRAINED. This file adds what a
+Swin needs: weights, and an image size that fits its windows. Records and figures go to
+results/finetune_swin/<run>/.
 """
 
 import sys
@@ -16,14 +17,14 @@ from torch import nn
 
 import finetune
 from lab.core import UserError, constants, run_script
-from lab.models.pretrained import load_pretrained
+from lab.models import load_pretrained
 
 # --- Weights ---
 MODEL: str = "weights/swin_48x222_cifar10.safetensors"  # timm name, owner/repository, file, run
-IMG_SIZE: int | None = None  # pixels, such that the windows tile every stage; none: of the weights
+IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights were trained
 
 # --- Run ---
-RESULTS_DIR: str = "results/finetune_swin"  # one folder a run
+RESULTS_DIR: str = "results/finetune_swin"  # one folder per run
 
 
 def main() -> None:
@@ -32,11 +33,11 @@ def main() -> None:
         model = load_pretrained(values["MODEL"]).model
         if windows(model):
             check_size(values["IMG_SIZE"], *windows(model))
-    finetune.run_all_or_one({**values, "PRETRAINED": values["MODEL"]}, plain_only=False)
+    finetune.run_modes({**values, "PRETRAINED": values["MODEL"]}, plain_only=False)
 
 
 def windows(model: nn.Module) -> tuple[int, int, int] | None:
-    """Patch size, window size and number of stages of a Swin of timm's; None for others."""
+    """Patch size, window size and number of stages of a timm Swin; None for other models."""
     if not type(model).__name__.startswith("SwinTransformer"):
         return None
     window = model.layers[0].blocks[0].window_size
@@ -44,11 +45,11 @@ def windows(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def check_size(img_size: int, patch: int, window: int, stages: int) -> None:
-    """Refuses an image size whose grid of patches the windows do not tile in every stage.
+    """Checks that the windows tile the grid of patches in every stage.
 
-    Each stage halves the grid. A grid smaller than the window is one window.
+    Each stage halves the grid. A grid smaller than a window is one window.
 
-    Raises: UserError, with the nearest sizes that work.
+    Raises: UserError, with the nearest image sizes that work.
     """
 
     def tiles(size: int) -> bool:
@@ -60,9 +61,9 @@ def check_size(img_size: int, patch: int, window: int, stages: int) -> None:
         sizes = [size for size in range(step, 2 * img_size + step * window, step) if tiles(size)]
         near = sorted(sorted(sizes, key=lambda size: abs(size - img_size))[:3])
         raise UserError(
-            f"IMG_SIZE={img_size}: windows of {window} x {window} patches of {patch} pixels do not "
-            f"tile it in all {stages} stages. The nearest sizes that work: "
-            + ", ".join(map(str, near))
+            f"IMG_SIZE={img_size} does not fit: windows of {window} x {window} patches, {patch} "
+            f"pixels each, do not tile the image in all {stages} stages. The nearest sizes that "
+            f"work: {', '.join(map(str, near))}"
         )
 
 

@@ -1,61 +1,98 @@
-"""Every mode of fine-tuning, one process after another, then a picture and a table of all."""
+"""Runs every mode of fine-tuning in its own process, and compares them in a figure and a table."""
 
+import os
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
-from lab.core import Run, checkpoints, plots, runtime
+from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.finetuning.modes import mode_label
 
 
-def compare_modes(modes: list[list[str]], place: Path) -> None:
-    """Runs this script once a mode and compares what came out.
+def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, place: Path) -> None:
+    """Runs this script once per mode and compares the results.
 
-    Each mode has a process of its own: peak memory is that of the process, and what one mode
-    leaves in memory must not count for the next.
+    Each mode has its own process, because peak memory is measured per process and must not depend
+    on the modes before it. After an interruption, the same command resumes.
 
     Args:
-        modes: for each, the words behind `--mode`.
-        place: where the comparison goes, beside the runs' folders.
+        modes: for each, by a short name for its run's folder, the constants that it sets.
+        name: the first part of the names of the runs; None: as the script names them.
+        place: the folder of the runs, where the comparison goes, too.
 
-    Raises: SystemExit with the status of a mode that failed or was stopped; the same command goes
-        on there.
+    Raises: Stopped, after Ctrl-C or SIGTERM; SystemExit with the status of a mode that failed;
+        UserError, under a launcher.
     """
     if runtime.process_state().num_processes > 1:
-        raise SystemExit("--mode all starts processes of its own: run it with python")
-    rows, names = [], []
-    for words in modes:
-        command = [sys.executable, *sys.argv, "--mode", *words]
-        print(f"\n--- {' '.join(words)} ---", flush=True)
-        runs = []  # one a seed
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                for line in process.stdout:
-                    print(line, end="", flush=True)
-                    if line.endswith("curves.png\n"):
-                        runs.append(Run(Path(line.strip()).parent))
-            except KeyboardInterrupt:  # the process got it too, and saves itself
-                process.wait()
-        if process.returncode:
-            raise SystemExit(process.returncode)
+        raise UserError("--mode all starts its own processes: run it with python, not a launcher")
+    rows, folders = [], []
+    for number, (mode, values) in enumerate(modes.items(), 1):
+        print(f"\n--- {mode} ({number} of {len(modes)}) ---", flush=True)
+        flags = constants.as_flags({**values, "NAME": name and f"{name}-{mode}"})
+        runs = _run_mode(flags, f"mode {mode}, {number} of {len(modes)}")
         rows.append(row_of(runs))
-        names.append(runs[0].folder.name)
-    title = names[0].replace(f"-{rows[0]['mode']}", "")
-    picture = place / f"{title}-modes.png"
-    draw(picture, rows, title)
-    lines = table(rows)
-    checkpoints.write_atomically(
-        picture.with_suffix(".md"), lambda scratch: scratch.write_text(lines)
-    )
-    print(f"\n{lines}\n{picture.with_suffix('.md')}\n{picture}")
+        folders.append(runs[0].folder.name)
+    title = folders[0].replace(f"-{next(iter(modes))}", "", 1)
+    figure = place / f"{title}-modes.png"
+    _draw(figure, rows, title)
+    table = _table(rows)
+    checkpoints.write_atomically(figure.with_suffix(".md"), lambda path: path.write_text(table))
+    print(f"\n{table}\n{figure.with_suffix('.md')}\n{figure}")
+
+
+def _run_mode(flags: list[str], where: str) -> list[Run]:
+    """Runs this script with more flags in another process; returns its runs, one per seed."""
+    with tempfile.TemporaryDirectory() as scratch, _forwarded_signals() as (process, stopped):
+        folders = Path(scratch, "folders")
+        # In a session of its own it gets signals only from here, and no second one from a terminal.
+        process.append(
+            subprocess.Popen(
+                [sys.executable, *sys.argv, *flags],
+                env={**os.environ, Run.FOLDERS_VARIABLE: str(folders)},
+                start_new_session=True,
+            )
+        )
+        if stopped:  # before it was there
+            process[0].terminate()
+        status = process[0].wait()
+        if stopped:
+            raise runtime.Stopped(stopped[0], where)
+        if status:
+            raise SystemExit(status)
+        return [Run(Path(line)) for line in folders.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def _forwarded_signals() -> Iterator[tuple[list[subprocess.Popen], list[int]]]:
+    """Passes Ctrl-C and SIGTERM on to a process, which saves its state and ends.
+
+    Yields: a list for the process, and the numbers of the signals that have arrived.
+    """
+    process: list[subprocess.Popen] = []
+    stopped: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        stopped.append(number)
+        for running in process:
+            running.terminate()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, forward) for number in numbers]
+    try:
+        yield process, stopped
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def row_of(runs: list[Run]) -> dict[str, Any]:
-    """What the finished runs of a mode, one a seed, say of it."""
+    """The results of a mode's finished runs, one per seed."""
     metrics = [run.metrics() for run in runs]
     config = runs[0].config()
     accuracies = [m["test_accuracy"] for m in metrics]
@@ -79,7 +116,7 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
         f"| mode | trainable parameters | test accuracy ({rows[0]['around']}) | seconds "
@@ -94,25 +131,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """The fine-tuning curve: one line of the picture a mode, one panel a quantity."""
-    figure, axes = plt.subplots(
+def _draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
+    """Draws accuracy, trainable parameters, time and memory side by side, one line per mode."""
+    from lab.core import plots  # loads matplotlib
+
+    figure, axes = plots.plt.subplots(
         1, 4, figsize=(15, 1.6 + 0.42 * len(rows)), sharey=True, layout="constrained"
     )
     places = range(len(rows))
     accuracy = [row["accuracy"] for row in rows]
-    around = [[r["accuracy"] - r["low"] for r in rows], [r["high"] - r["accuracy"] for r in rows]]
-    axes[0].errorbar(
-        accuracy, places, xerr=around, fmt="o", color=plots.VAL_COLOR, capsize=3, lw=1.6
-    )
+    errors = [[r["accuracy"] - r["low"] for r in rows], [r["high"] - r["accuracy"] for r in rows]]
+    color = plots.VAL_COLOR
+    axes[0].errorbar(accuracy, places, xerr=errors, fmt="o", color=color, capsize=3, lw=1.6)
     for place, value in zip(places, accuracy, strict=True):
         axes[0].annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points",
                          ha="center", fontsize=9)  # fmt: skip
     axes[0].set_yticks(places, [row["mode"] for row in rows])
     axes[0].set_xlabel(f"test accuracy (%), {rows[0]['around']}\n{rows[0]['images']:,} test images")
     for axis, key, label in (
-        (axes[1], "trainable", "trainable parameters (logarithmic)"),
-        (axes[2], "seconds", "training (seconds)"),
+        (axes[1], "trainable", "trainable parameters (log scale)"),
+        (axes[2], "seconds", "training time (s)"),
         (axes[3], "memory", "peak memory of the process (MB)"),
     ):
         values = [row[key] for row in rows]
@@ -126,5 +164,5 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         axis.grid(axis="x", alpha=0.25)
     axes[0].invert_yaxis()  # the first mode on top; the panels share the axis
     axes[0].margins(y=0.08)
-    figure.suptitle(f"How much must be trained? {title}")
+    figure.suptitle(f"How much of the model must be trained? {title}")
     plots.save_figure(figure, path)

@@ -1,6 +1,7 @@
-"""Features of a frozen backbone, computed once and kept; a head trains on them in seconds.
+"""A linear probe: only the output layer is trained, on features of the frozen rest.
 
-Only the output layer is trained: on cached features, with a sweep over rate and weight decay.
+The features are computed once and cached, so that a head takes seconds to train and several
+learning rates and weight decays can be tried.
 """
 
 import copy
@@ -17,23 +18,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lab.core import Run, UserError, checkpoints, runtime
-from lab.data.augment import BatchRNG
-from lab.data.loaders import Loaders, derive_seed
-from lab.models.pretrained import classifier, pooled_features
-from lab.models.profiling import profile_model
-from lab.models.registry import save_model
-from lab.training.config import FitConfig
-from lab.training.evaluation import predict
-from lab.training.loop import fit
-from lab.training.optimizers import adamw
-from lab.training.results import Predictions, write_results
+from lab.data import Loaders
+from lab.models import profile_model, save_model
+from lab.models.registry import classifier, pooled_features
+from lab.training import FitConfig, Predictions, fit, optimizers, predict, results
 
 
 class FeatureLoaders(Loaders):
-    """Loaders whose batches are features (b, D), of the images that `loaders` would give.
+    """Batches of features (b, D) instead of images, in the order of `loaders`.
 
     Args:
-        loaders: of the images; order and seeds are theirs.
+        loaders: the loaders of the images, which also give seeds and batch size.
         features: `train` (views, N, D), `val` and `test` (N, D).
     """
 
@@ -49,22 +44,23 @@ class FeatureLoaders(Loaders):
         self.labels = {s: getattr(self.data, s).labels.to(device) for s in self.features}
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's batches; each image shows one of its views, drawn anew every epoch."""
+        """The batches of an epoch; each image shows a random one of its views."""
         views = len(self.features["train"])
-        for step, index in enumerate(self.order(epoch, first_step), first_step):
-            seed = derive_seed(self.seed, epoch, step)
-            draw = BatchRNG(seed, len(index), self.device, self.rank, self.world)
-            index = index.to(self.device)
-            yield self.features["train"][draw.integers(views), index], self.labels["train"][index]
+        order = self.order(epoch, first_step)
+        if order:  # one copy to the device per epoch, because each makes a GPU wait
+            order = torch.stack(order).to(self.device)
+        for step, index in enumerate(order, first_step):
+            view = self.batch_rng(epoch, step, len(index)).integers(views)
+            yield self.features["train"][view, index], self.labels["train"][index]
 
     def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        mine = torch.arange(self.rank, len(self.labels[split]), self.world)
-        for index in mine.split(8192):
+        own = torch.arange(self.rank, len(self.labels[split]), self.world)
+        for index in own.split(8192):
             yield index, self.features[split][index], self.labels[split][index]
 
 
 class Backbone(nn.Module):
-    """A model up to what its output layer reads."""
+    """A model without its output layer: images (B, C, H, W) to features (B, D)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -77,48 +73,60 @@ class Backbone(nn.Module):
 def cached_features(
     model: nn.Module, weights: str, loaders: Loaders, views: int, place: Path, precision: str
 ) -> tuple[FeatureLoaders, float]:
-    """The features of all splits, from `place` where they were computed before.
+    """The features of all splits, computed or read from the cache.
+
+    The key of the cache is everything that determines the features, including the code.
 
     Args:
-        model: on the CPU; its output layer plays no part.
+        model: on the CPU; its output layer does not matter.
         weights: fingerprint of the model's weights.
-        loaders: the images, their transform and augmentation.
-        views: augmented views of each training image; 0: one view, as evaluation sees it.
-        place: a folder for the cache.
-        precision: accelerate's word for it.
+        loaders: the images, their preprocessing and augmentation.
+        views: augmented views per training image; 0: one view without augmentation.
+        place: the folder of the cache.
+        precision: as Accelerate calls it.
 
-    Returns: loaders of features, and the seconds that computing them took.
-    Raises: UserError, for a number of views that cannot be.
+    Returns: loaders of the features, and the seconds that it took to compute them.
+    Raises: UserError, for a negative number of views, or too little memory.
     """
     if views < 0:
         raise UserError(f"AUGMENT_VIEWS={views} must be 0 (no augmentation) or the number of views")
     accelerator = Accelerator(mixed_precision=precision)
     device, world = accelerator.device, accelerator.num_processes
-    seen = {
+    key = {
+        "code": runtime.code_hashes(Path(__file__)),
         "weights": weights,
         "data": loaders.data.fingerprint,
         "preprocess": asdict(loaders.preprocess),
-        "views": [views, asdict(loaders.augmentation), loaders.seed, world] if views else 0,
+        # The random numbers of a view depend on the batches.
+        "views": [views, asdict(loaders.augmentation), loaders.seed, loaders.batch_size, world]
+        if views
+        else 0,
         "precision": [precision, device.type],
     }
-    digest = hashlib.blake2b(json.dumps(seen, sort_keys=True).encode(), digest_size=8)
+    digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8)
     path = place / f"features-{digest.hexdigest()}.safetensors"
-    if path.exists():
+    if is_cached := path.exists():
         features, header = checkpoints.load_weights(path)
-        return FeatureLoaders(loaders, features), header["seconds"]
-
-    started = time.perf_counter()
-    loaders.to(device, accelerator.process_index, world)
-    backbone = Backbone(model.to(device))
-    features = {s: predict(backbone, loaders, s, accelerator) for s in ("val", "test")}
-    passes = range(1, views + 1) if views else [0]
-    train = [predict(backbone, loaders, "train", accelerator, view) for view in passes]
-    features["train"] = torch.stack(train)
-    model.to("cpu")
-    seconds = time.perf_counter() - started
+        seconds = header["seconds"]
+    else:
+        started = time.perf_counter()
+        advice = f"Lower BATCH_SIZE (now {loaders.batch_size}) or use a smaller model."
+        with runtime.explain_out_of_memory(advice):
+            loaders.to(device, accelerator.process_index, world)
+            backbone = Backbone(model.to(device))
+            features = {s: predict(backbone, loaders, s, accelerator) for s in ("val", "test")}
+            passes = range(1, views + 1) if views else [0]
+            train = [predict(backbone, loaders, "train", accelerator, view) for view in passes]
+            features["train"] = torch.stack(train)
+        model.to("cpu")
+        seconds = time.perf_counter() - started
+        if accelerator.is_main_process:
+            place.mkdir(parents=True, exist_ok=True)
+            checkpoints.save_weights(path, features, {**key, "seconds": seconds})
     if accelerator.is_main_process:
-        place.mkdir(parents=True, exist_ok=True)
-        checkpoints.save_weights(path, features, {**seen, "seconds": seconds})
+        width = features["val"].shape[1]
+        how = f"read from the cache {path}" if is_cached else f"computed in {seconds:.1f} s"
+        print(f"{loaders.data.describe()}\n{width} features per image, {how}")
     return FeatureLoaders(loaders, features), seconds
 
 
@@ -130,63 +138,68 @@ def train_linear_probe(
     sweep: tuple[list[float], list[float]],
     feature_seconds: float,
 ) -> None:
-    """Trains one head for each rate and weight decay; validation chooses, the test split judges.
+    """Trains a head for each learning rate and weight decay; tests the best on validation.
 
     Args:
-        model: on the CPU, with the head to start from; in the end it has the chosen one.
+        model: on the CPU, with the head to start from; it ends up with the best head.
         loaders: features of the frozen rest, and their labels.
-        config: how each head is trained.
-        run: the folder for the records; one that was stopped goes on with the heads left to do.
-        sweep: rates, and weight decays.
-        feature_seconds: what computing the features took, for the records.
+        config: how to train each head.
+        run: the folder for the records; a run that was stopped resumes with the remaining heads.
+        sweep: learning rates, and weight decays.
+        feature_seconds: the time it took to compute the features, for the records.
+
+    Raises: UserError, for a head that is not linear.
     """
     data, start = loaders.data, classifier(model)
     if not isinstance(start, nn.Linear):
-        raise UserError(f"the head is {type(start).__name__}, not linear: take MODE=top-k, TOP_K=1")
-    main = runtime.process_state().is_main_process
-    if main:
-        width = start.in_features
-        print(f"{data.describe()}\nfeatures of {width} numbers, {feature_seconds:.1f} s to compute")
+        raise UserError(
+            f"MODE=head needs a linear head, but this model has {type(start).__name__}; use "
+            "MODE=top-k with TOP_K=1"
+        )
+    is_main_process = runtime.process_state().is_main_process
     trials = []
     for rate, decay in itertools.product(*sweep):
         trial = Run(run.folder / "sweep" / f"rate{rate:g}-decay{decay:g}")
         trial.folder.mkdir(parents=True, exist_ok=True)
         head = copy.deepcopy(start)
-        optimizer = adamw(head, rate, decay)
+        optimizer = optimizers.adamw(head, rate, decay)
         rows = fit(head, optimizer, loaders, replace(config, trial=True), trial)
         best = max(rows, key=lambda row: (row["val_accuracy"], row["epoch"]))
         trials.append((best["val_accuracy"], -best["val_loss"], trial, rows, best))
-        if main:
-            accuracy = 100 * best["val_accuracy"]
-            print(f"rate {rate:g}, weight decay {decay:g}: validation {accuracy:.1f} %")
+        if is_main_process:
+            print(
+                f"learning rate {rate:g}, weight decay {decay:g}: validation accuracy "
+                f"{100 * best['val_accuracy']:.1f} %"
+            )
     *_, trial, rows, best = max(trials, key=lambda entry: entry[:2])
     path = trial.folder / "best.safetensors"
     checkpoints.load_strict(start, checkpoints.load_weights(path)[0], path)
-    if not main:
+    if not is_main_process:
         return
     logits = start(loaders.features["test"].cpu()).detach()
     save_model(run.folder / "best.safetensors", model, data.classes, loaders.preprocess, best)
     run.write_history(rows)
-    extra = costs(model, loaders, [rows for *_, rows, _ in trials], feature_seconds)
+    extra = _costs(model, loaders, [rows for *_, rows, _ in trials], feature_seconds)
     extra["chosen"] = trial.folder.name
     extra["sweep"] = {t.folder.name: accuracy for accuracy, _, t, *_ in trials}
-    write_results(run, Predictions(logits, data.test.labels), data, rows, best["epoch"], extra)
+    predictions = Predictions(logits, data.test.labels)
+    results.write_results(run, predictions, data, rows, best["epoch"], extra)
     print(run.summary())
 
 
-def costs(
-    model: nn.Module, loaders: FeatureLoaders, histories: list[list[dict]], seconds: float
+def _costs(
+    model: nn.Module, loaders: FeatureLoaders, histories: list[list[dict]], feature_seconds: float
 ) -> dict:
-    """Seconds and FLOPs of the features and all heads of the sweep together."""
+    """Seconds and operations of the features and of all heads together."""
     views, count, width = loaders.features["train"].shape
     head = profile_model(classifier(model), (width,))
     size = loaders.preprocess.img_size
     whole = profile_model(model, (len(loaders.preprocess.mean), size, size))
-    seen = sum(row["images"] for rows in histories for row in rows)
-    trained = sum(row["seconds"] for rows in histories for row in rows)
+    images = sum(row["images"] for rows in histories for row in rows)
+    seconds = sum(row["seconds"] for rows in histories for row in rows)
     return {
-        "feature_seconds": round(seconds, 1),
-        "sweep_seconds": round(trained, 1),
-        "training_seconds": round(seconds + trained, 1),
-        "training_flops": 2 * whole["macs"] * views * count + head["training_flops"] * seen,
+        "feature_seconds": round(feature_seconds, 1),
+        "sweep_seconds": round(seconds, 1),
+        "training_seconds": round(feature_seconds + seconds, 1),
+        "training_flops": 2 * whole["macs"] * views * count + head["training_flops"] * images,
     }

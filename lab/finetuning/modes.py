@@ -1,23 +1,25 @@
-"""Modes of fine-tuning: what is trained, what is frozen, and which rate is right for it."""
+"""Modes of fine-tuning: what is trained, what is frozen, and which learning rate fits."""
 
 from typing import Any
 
 from torch import nn
 
 from lab.core import UserError
-from lab.models.lora import add_lora
-from lab.models.pretrained import classifier
-from lab.training.optimizers import layers
+from lab.models import lora
+from lab.models.registry import classifier
+from lab.training import optimizers
 
-# Peak rates for a model 768 wide, as ViT-B is; a narrower one takes more in proportion (Yang et al.
-# 2022). A rate good for training from scratch destroys what a pretrained model knows, when all of
-# it is trained; a warning is given beyond RATE_RANGE times the rate here.
-RATES = {"scratch": 3e-4, "full": 3e-5, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4}
-RATE_RANGE = (0.01, 5.0)
+# Peak learning rates for a model of width 768, such as ViT-B. A narrower model gets a higher one in
+# proportion (Yang et al. 2022). A learning rate that suits training from scratch destroys what a
+# pretrained model has learned if all of it is trained.
+_LEARNING_RATES = {
+    "scratch": 3e-4, "full": 3e-5, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4,
+}  # fmt: skip
+_USUAL_RANGE = (0.01, 5.0)  # times the learning rate above; outside of it there is a warning
 
 
 def mode_label(constants: dict[str, Any]) -> str:
-    """What a run's constants say is trained, for tables and pictures."""
+    """What is trained in a run with these constants, for tables and figures."""
     labels = {
         "top-k": f"top {constants['TOP_K']}",
         "lora": f"LoRA {constants['LORA_RANK']}",
@@ -28,51 +30,57 @@ def mode_label(constants: dict[str, Any]) -> str:
 
 
 def set_trainable(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> None:
-    """Freezes what the mode does not train. Raises UserError, for more than the model has."""
-    if mode == "head":
-        train_only_top(model, 0)
-    elif mode == "top-k":
-        if top_k < 1:
-            raise UserError(f"TOP_K={top_k} must be at least 1; MODE=head trains the head alone")
-        train_only_top(model, top_k)
-    elif mode == "lora":
-        add_lora(model, lora_rank)
-        classifier(model).requires_grad_(True)
+    """Freezes what a mode does not train.
 
+    Args:
+        model: with the head to train.
+        mode: "head" trains the output layer, "top-k" also the last blocks and the final norm,
+            "lora" the output layer and low-rank additions, any other mode everything.
+        top_k: number of blocks for "top-k".
+        lora_rank: rank for "lora".
 
-def train_only_top(model: nn.Module, blocks: int) -> None:
-    """Freezes all but the head and, with the final norm, the last `blocks` blocks.
-
-    0 leaves the head alone. Raises: UserError, for more blocks than there are.
+    Raises: UserError, for more blocks or a higher rank than the model has.
     """
-    layer_of = layers(model)
-    top = max(layer_of.values())  # the head; 0 is the patch embedding
-    if not 0 <= blocks < top:
-        raise UserError(f"TOP_K={blocks} must lie between 1 and {top - 1}, the model's blocks")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = layer_of[name] >= top - blocks
+    if mode == "lora":
+        lora.add_lora(model, lora_rank)
+    elif mode == "head":
+        model.requires_grad_(False)
+    elif mode == "top-k":
+        layer_of = optimizers.layers(model)
+        head = max(layer_of.values())  # 0 is the patch embedding
+        if not 1 <= top_k < head:
+            raise UserError(
+                f"TOP_K={top_k} must lie between 1 and {head - 1}, the number of blocks; MODE=head "
+                "trains none of them"
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = layer_of[name] >= head - top_k
+    classifier(model).requires_grad_(True)
 
 
 def variant_of(model: nn.Module, mode: str, top_k: int, layer_decay: float) -> str:
-    """Which of RATES a mode takes: training most of the blocks is like training all of them."""
+    """The variant of a mode that determines its default learning rate.
+
+    Training most of the blocks is like training all of them, and layer decay allows a higher rate.
+    """
     if mode == "full" and layer_decay < 1:
         return "layer-decay"
-    depth = max(layers(model).values()) - 1
+    depth = max(optimizers.layers(model).values()) - 1
     return "full" if mode == "top-k" and 2 * top_k > depth else mode
 
 
 def default_learning_rate(model: nn.Module, variant: str) -> float:
-    """The peak rate for a mode and this model's width, which is what its output layer reads."""
+    """The peak learning rate for a variant and the model's width, the input size of its head."""
     width = next(p for p in classifier(model).parameters() if p.ndim > 1).shape[1]
-    return RATES[variant] * 768 / width
+    return _LEARNING_RATES[variant] * 768 / width
 
 
-def learning_rate_warning(model: nn.Module, variant: str, rate: float) -> str | None:
-    """A sentence if a rate is far from the usual ones."""
-    least, most = (share * default_learning_rate(model, variant) for share in RATE_RANGE)
-    if least <= rate <= most:
+def learning_rate_warning(model: nn.Module, variant: str, learning_rate: float) -> str | None:
+    """A warning if a learning rate is far from the usual ones."""
+    low, high = (factor * default_learning_rate(model, variant) for factor in _USUAL_RANGE)
+    if low <= learning_rate <= high:
         return None
     return (
-        f"warning: LEARNING_RATE={rate:g} is unusual for {variant} on this model: rates between "
-        f"{least:.0e} and {most:.0e} are sane"
+        f"warning: LEARNING_RATE={learning_rate:g} is unusual for {variant} on this model; usual "
+        f"are {low:.0e} to {high:.0e}"
     )
