@@ -155,7 +155,8 @@ def _load_timm(
     cfg = timm.get_pretrained_cfg(config.architecture)
     arguments = {**config.arguments, "num_classes": _num_outputs(found, cfg.classifier)}
     model = meta_model(TimmConfig(config.architecture, arguments))
-    _check_size(model, found)
+    if config.arguments:  # which come from a file
+        _check_size(model, found)
     gaps = differences(model) if is_vit(model) else []
     if plain_only and gaps:
         raise UserError(
@@ -257,7 +258,7 @@ def _preprocess(found: Found, img_size: int, in_chans: int) -> Preprocess:
     try:
         mean = [float(value) for value in given.get("mean") or _IMAGENET_MEAN]
         std = [float(value) for value in given.get("std") or _IMAGENET_STD]
-        crop = float(given.get("crop_pct") or 1.0)
+        crop = 1.0 if given.get("crop_pct") is None else float(given["crop_pct"])
         if len(mean) != in_chans:
             mean, std = [sum(mean) / len(mean)] * in_chans, [sum(std) / len(std)] * in_chans
     except (TypeError, ValueError, ZeroDivisionError) as error:
