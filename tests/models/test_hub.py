@@ -87,7 +87,6 @@ def client(hub, tmp_path, monkeypatch):
     """This process asks that server, and caches in an empty folder; `offline()` ends that."""
     folder, address, asked, stop = hub
     where = {"cache_dir": str(tmp_path / "cache")}
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", where["cache_dir"])
     look = partial(huggingface_hub.try_to_load_from_cache, **where)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look)

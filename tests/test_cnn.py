@@ -1,4 +1,4 @@
-"""The CNN: blocks like timm's, the size of the ViT, and runs like those of train.py."""
+"""The CNN twin: its blocks against timm's, its size against the ViT's, its runs like train.py's."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from lab.models import load_pretrained, profile_model
 from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, matched_cnn
 from model import ConfigError, VisionTransformer, ViTConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def mixed(module: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ def mixed(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("in_dim", "dim", "stride"), [(5, 5, 1), (5, 8, 2), (4, 7, 1)])
-def test_block_equals_timms_basic_block(in_dim, dim, stride, training):
+def test_block_is_timms_basic_block(in_dim, dim, stride, training):
     ours = mixed(ResidualBlock(in_dim, dim, stride, 0.0)).train(training)
     shortcut = None
     if stride > 1 or in_dim != dim:
@@ -42,7 +42,7 @@ def test_block_equals_timms_basic_block(in_dim, dim, stride, training):
         torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_new_block_equals_its_shortcut():
+def test_a_new_block_is_its_shortcut():
     model = ResidualCNN(CNNConfig(3, 5, (6, 12)))
     block = model.layers[0][0].eval()
     x = torch.rand(2, 6, 8, 8)
@@ -78,7 +78,7 @@ def some_vits() -> list[ViTConfig]:
 
 @pytest.mark.parametrize("match", ["params", "macs"])
 @pytest.mark.parametrize("vit", some_vits(), ids=lambda v: f"{v.embed_dim}x{v.depth}@{v.img_size}")
-def test_matched_cnn_is_within_one_percent(vit, match):
+def test_twin_is_within_one_per_cent(vit, match):
     key = "parameters" if match == "params" else "macs"
     image = (vit.in_chans, vit.img_size, vit.img_size)
     target = profile_model(VisionTransformer(vit), image)[key]
@@ -91,12 +91,12 @@ def test_matched_cnn_is_within_one_percent(vit, match):
     assert np.allclose(ratios, [1, 2, 4], rtol=0.5)  # the narrowest are 2 or 3 channels wide
 
 
-def test_vit_that_is_too_small_to_match_is_refused():
+def test_a_vit_too_small_for_a_twin_is_refused():
     with pytest.raises(UserError, match=r"400 params within 1 %.*larger ViT"):
         matched_cnn(ViTConfig(img_size=8, patch_size=4, num_classes=2, in_chans=1), 400, "params")
 
 
-def test_impossible_shapes_are_refused():
+def test_shapes_that_cannot_be_are_refused():
     for words in ({"dims": ()}, {"dims": (4, 0)}, {"blocks": 0}, {"num_classes": 0}):
         with pytest.raises(ConfigError, match=next(iter(words))):
             CNNConfig(**words)
@@ -113,7 +113,7 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("twin runs")
 
 
-def test_run_differs_from_train_py_only_in_the_model(place):
+def test_a_run_differs_from_train_py_in_the_model_alone(place):
     words = ("--epochs", 1, "--embed-dim", 32, "--depth", 2)
     done = run(place, *words)
     assert done.returncode == 0, done.stderr
@@ -152,7 +152,7 @@ def test_run_differs_from_train_py_only_in_the_model(place):
         load_pretrained(str(folder), plain_only=True)
 
 
-def test_missing_vit_run_is_a_user_error(place):
+def test_a_twin_of_nothing_is_a_sentence(place):
     done = run(place, "--vit", "nowhere")
     assert done.returncode == 2
     assert "VIT='nowhere' is no finished run" in done.stderr
