@@ -1,0 +1,129 @@
+"""Comparing modes: one process each, results through files, and interruptions between modes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = '''
+"""A script with the modes of finetune.py and nothing to train."""
+import sys, time
+from pathlib import Path
+from typing import Literal
+
+MODE: Literal["a", "b", "c", "all"] = "all"
+TOP_K: int = 2
+NAME: str | None = None
+SEED: int = 0
+HOLD: Literal["import", "training", "no"] = "no"
+
+if "--mode=b" in sys.argv and "--hold=import" in sys.argv:
+    print("held", flush=True)
+    time.sleep(600)
+
+from lab.core import Run, checkpoints, constants, run_script, runtime
+from lab.finetuning import compare_modes
+
+def main():
+    values = constants.override(sys.modules[__name__])
+    if MODE == "all":
+        modes = {"a": {"MODE": "a"}, "b1": {"MODE": "b", "TOP_K": 1}, "c": {"MODE": "c"}}
+        compare_modes(modes, NAME, Path("results"))
+        return
+    facts = {"dataset": {"fingerprint": "x"}, "model": {"trainable_parameters": 7}}
+    name = NAME or f"data-{MODE}{TOP_K if MODE == 'b' else ''}-s0"
+    identity = {**values, "HOLD": "no", "LAYER_DECAY": 1.0, "LORA_RANK": 8}
+    run = Run.open(Path("results"), name, identity, facts, False)
+    print("some output that looks like results/x/curves.png")
+    if run.finished:
+        print("already finished")
+        return
+    if MODE == "b" and HOLD == "training":
+        with runtime.handle_signals() as stop:
+            print("held", flush=True)
+            while not stop:
+                time.sleep(0.01)
+        raise runtime.Stopped(stop[0], "epoch 1")
+    checkpoints.write_json(run.folder / "metrics.json", {
+        "test_accuracy": 0.5, "test_accuracy_95": [0.4, 0.6], "training_seconds": 1.0,
+        "peak_memory_mb": 3, "test_images": 10, "best_epoch": 1, "epochs": 1})
+
+if __name__ == "__main__":
+    run_script(main)
+'''
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the script above in an empty folder."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    started = []
+
+    def start(*words):
+        command = [sys.executable, "script.py", *words]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def test_modes_have_names_and_commands_of_their_own(start, tmp_path):
+    out, err = start("--name", "mine").communicate()
+    assert err == ""
+    results = tmp_path / "results"
+    assert {path.name for path in results.iterdir()} == {
+        "mine-a", "mine-b1", "mine-c", "mine-modes.md", "mine-modes.png",
+    }  # fmt: skip
+    table = (results / "mine-modes.md").read_text()
+    assert len(re.findall(r"\| 7 \| 50.0 % \(40.0 to 60.0\) \| 1 s \| 3 MB \|", table)) == 3
+    assert table in out
+    assert out.splitlines()[-1] == "results/mine-modes.png"
+    command = json.loads((results / "mine-b1" / "config.json").read_text())["command"]
+    assert "--mode=b --top-k=1 --name=mine-b1" in command
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("hold", ["import", "training"])
+def test_interrupted_comparison_ends_without_traceback_and_resumes(hold, number, start, tmp_path):
+    process = start(f"--hold={hold}")
+    while process.stdout.readline() != "held\n":
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    *_, stopped, advice = err.splitlines()
+    assert stopped == "stopped and saved at mode b1, 2 of 3"
+    assert advice.endswith(f": python script.py --hold={hold}")
+    first = tmp_path / "results" / "data-a-s0" / "metrics.json"
+    assert first.exists()
+    assert not (tmp_path / "results" / "data-c-s0").exists()
+    before = first.stat().st_mtime_ns
+    out, err = start("--hold=no").communicate()
+    assert err == ""
+    assert "already finished" in out
+    assert first.stat().st_mtime_ns == before
+    assert out.splitlines()[-1] == "results/data-s0-modes.png"
+
+
+def test_mode_that_fails_ends_the_comparison_with_its_status(start, tmp_path):
+    (tmp_path / "results").mkdir()
+    text = SCRIPT.replace("    if run.finished:", "    raise SystemExit(3)\n    if run.finished:")
+    (tmp_path / "script.py").write_text(text)
+    process = start()
+    out, err = process.communicate()
+    assert process.returncode == 3
+    assert "Traceback" not in err
+    assert "2 of 3" not in out

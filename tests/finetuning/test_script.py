@@ -1,0 +1,162 @@
+"""finetune.py and finetune_swin.py from the command line."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import finetune
+import finetune_swin
+from lab.core import UserError, constants
+from lab.core.checkpoints import save_weights
+from lab.data import Preprocess
+from lab.models import load_model, load_pretrained, registry
+from lab.models.registry import TimmConfig, build_timm_model, model_header
+from model import ConfigError
+from tests.finetuning.small import CONFIG, vit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_image_size_is_accepted_if_windows_tile_every_stage():
+    for patch, window, stages in ((4, 7, 4), (4, 16, 4), (2, 4, 3), (4, 8, 4)):
+        for size in range(8, 600, 4):
+            fine = True
+            for stage in range(stages):
+                patches, rest = divmod(size, patch * 2**stage)
+                fine &= rest == 0 and (patches % window == 0 or patches < window)
+            if fine:
+                finetune_swin.check_size(size, patch, window, stages)
+            else:
+                with pytest.raises(UserError, match=r"nearest sizes that work: \d") as error:
+                    finetune_swin.check_size(size, patch, window, stages)
+                for near in re.findall(r"\d+", str(error.value).split("work:")[1]):
+                    finetune_swin.check_size(int(near), patch, window, stages)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("swin_tiny_patch4_window7_224", (4, 7, 4)), ("swinv2_tiny_window8_256", (4, 8, 4)),
+    ("resnet18", None),
+])  # fmt: skip
+def test_window_size_is_read_from_the_model(name, expected):
+    assert finetune_swin.windows(timm.create_model(name)) == expected
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Untrained weights: what is tested is the machinery."""
+    place = tmp_path_factory.mktemp("weights")
+    classes = [f"class {i}" for i in range(10)]
+    tall = dataclasses.replace(CONFIG, img_size=16)
+    header = model_header(vit(config=tall), classes, Preprocess(16, [0.5] * 3, [0.5] * 3))
+    save_weights(place / "vit.safetensors", vit(config=tall).state_dict(), header)
+    return place / "vit.safetensors"
+
+
+def run_script(script, place, *words):
+    command = [sys.executable, script, "--data-dir", str(place / "data"), "--results-dir",
+               str(place / "results"), "--epochs", "2", "--precision", "fp32", *words]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_all_modes_run_and_are_compared(weights, tmp_path):
+    words = ("--pretrained", str(weights), "--mode", "all", "--name", "mine")
+    status, out, err = run_script("finetune.py", tmp_path, *words)
+    assert status == 0, err
+    figure = Path(out.splitlines()[-1])
+    assert figure.name == "mine-modes.png"
+    assert figure.stat().st_size > 20_000
+    table = figure.with_suffix(".md").read_text()
+    modes = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, decay 0.7", "full"]
+    records = {}
+    for path in (tmp_path / "results").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        metrics = json.loads(path.with_name("metrics.json").read_text())
+        assert f"{config['model']['trainable_parameters']:,} | " in table
+        assert f"{100 * metrics['test_accuracy']:.1f} % (" in table
+        assert config["pretrained"]["notes"]
+        records[path.parent.name] = config
+    names = ["scratch", "head", "top1", "top2", "lora8", "full-decay0.7", "full"]
+    assert records.keys() == {f"mine-{name}" for name in names}
+    assert records["mine-head"]["model"]["trainable_parameters"] == 330
+    kept = tmp_path / "results" / "mine-head" / "best.safetensors"
+    before = kept.stat().st_mtime_ns
+    status, out, _ = run_script("finetune.py", tmp_path, *words[:2], "--mode", "head", "--name",
+                                "mine-head")  # fmt: skip
+    assert status == 0
+    assert "this run is finished" in out
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_run_is_fine_tuned_further_and_keeps_its_head(weights, tmp_path):
+    words = ("--pretrained", str(weights), "--mode", "top-k", "--top-k", "1")
+    status, _, err = run_script("finetune.py", tmp_path, *words)
+    assert status == 0, err
+    (folder,) = (tmp_path / "results").iterdir()
+    status, out, err = run_script("finetune.py", tmp_path, "--pretrained", str(folder),
+                                  "--learning-rate", "0.5")  # fmt: skip
+    assert status == 0, err
+    assert "is kept: it was trained for these 10 classes" in out
+    assert "warning: LEARNING_RATE=0.5 is unusual for full" in out
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--mode", "top-k", "--top-k", "9"), "TOP_K=9 must lie between 1 and 3"),
+    (("--mode", "lora", "--lora-rank", "0"), "LORA_RANK=0 must lie between 1 and 32"),
+    (("--mode", "head", "--augment-views", "-1"), "AUGMENT_VIEWS=-1"),
+    (("--layer-decay", "0"), r"LAYER_DECAY=0.0 must lie in (0, 1]"),
+    (("--img-size", "18"), "patch_size=4 must divide img_size=18"),
+    (("--head-lr-mult", "0"), "HEAD_LR_MULT=0.0"),
+    (("--mode", "half"), "invalid choice: 'half'"),
+])  # fmt: skip
+def test_mistakes_are_user_errors(words, said, weights, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("finetune_again", ROOT / "finetune.py")
+    script = importlib.util.module_from_spec(spec)  # a copy: flags change its constants
+    spec.loader.exec_module(script)
+    places = ["--data-dir", str(tmp_path), "--results-dir", str(tmp_path / "r")]
+    argv = ["--pretrained", str(weights), "--epochs", "1", "--precision", "fp32", *places, *words]
+    with pytest.raises((UserError, ConfigError, SystemExit)) as error:
+        script.finetune(constants.override(script, argv), plain_only=True)
+    assert said in f"{error.value}{capsys.readouterr().err}"
+
+
+def test_finetune_swin_trains_timm_models_and_suggests_sizes(tmp_path):
+    torch.manual_seed(0)
+    arguments = {"img_size": 64, "patch_size": 2, "window_size": 4, "embed_dim": 8,
+                 "depths": [1, 1], "num_heads": [1, 2], "num_classes": 3}  # fmt: skip
+    model = build_timm_model(TimmConfig("swin_tiny_patch4_window7_224", arguments))
+    path = tmp_path / "swin.safetensors"
+    header = model_header(model, ["a", "b", "c"], Preprocess(64, [0.5] * 3, [0.5] * 3))
+    save_weights(path, model.state_dict(), header)
+    status, _, err = run_script("finetune_swin.py", tmp_path, "--model", str(path),
+                                "--img-size", "36")  # fmt: skip
+    assert status == 2
+    assert "IMG_SIZE=36 does not fit: windows of 4 x 4" in err
+    status, out, err = run_script("finetune_swin.py", tmp_path, "--model", str(path),
+                                  "--img-size", "32", "--mode", "head")  # fmt: skip
+    assert status == 0, err
+    assert "(head.fc.weight, head.fc.bias) replaces the 3 released outputs" in out
+    kept, header = load_model(next((tmp_path / "results").glob("*/best.safetensors")))
+    assert type(kept).__name__ == "SwinTransformer"
+    assert header["preprocess"]["img_size"] == 32
+    assert "--pretrained" not in run_script("finetune_swin.py", tmp_path, "--help")[1]
+
+
+def test_default_weights_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for script in (finetune, finetune_swin):
+        source = getattr(script, "PRETRAINED", None) or script.MODEL
+        assert load_pretrained(source).classes[3] == "cat"
+        assert registry.short_name(source) == Path(source).stem
+        assert load_pretrained(source).origin == source
