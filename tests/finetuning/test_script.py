@@ -15,9 +15,10 @@ import torch
 
 import finetune
 import finetune_swin
-from lab.core import UserError
+from lab.core import Run, UserError
 from lab.core.checkpoints import save_weights
 from lab.data import Preprocess
+from lab.finetuning import comparison
 from lab.models import load_model, load_pretrained, registry
 from lab.models.registry import TimmConfig, build_timm_model, model_header
 from tests.finetuning.small import CONFIG, vit
@@ -74,8 +75,18 @@ def run_script(script, place, *words):
     return status, out.getvalue(), err.getvalue()
 
 
-def test_all_modes_run_and_are_compared(weights, tmp_path):
+def test_all_modes_run_and_are_compared(weights, tmp_path, monkeypatch):
     words = ("--pretrained", str(weights), "--mode", "all", "--name", "mine")
+
+    def run_mode_here(flags, where):  # test_comparison.py starts processes
+        monkeypatch.setenv(Run.FOLDERS_VARIABLE, str(tmp_path / "folders"))
+        (tmp_path / "folders").unlink(missing_ok=True)
+        status, _, err = run_script("finetune.py", tmp_path, *words, *flags)
+        assert status == 0, err
+        monkeypatch.delenv(Run.FOLDERS_VARIABLE)
+        return [Run(Path(line)) for line in (tmp_path / "folders").read_text().splitlines()]
+
+    monkeypatch.setattr(comparison, "_run_mode", run_mode_here)
     status, out, err = run_script("finetune.py", tmp_path, *words)
     assert status == 0, err
     figure = Path(out.splitlines()[-1])
