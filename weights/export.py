@@ -1,4 +1,4 @@
-"""Make a small checkpoint of a finished run, with its card: fp16 weights and how they came about.
+"""Export a finished run: its weights in fp16, with a model card that says how they were trained.
 
 python weights/export.py results/official/train/<run> weights/<name>.safetensors
 """
@@ -6,50 +6,50 @@ python weights/export.py results/official/train/<run> weights/<name>.safetensors
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.core import Run, UserError, checkpoints, run_script
 
-MOST_MB = 8  # a checkpoint that everybody downloads with the code stays small
+LIMIT_MB = 8  # weights in the repository are downloaded together with the code
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        raise UserError("usage: python weights/export.py <run's folder> <file>.safetensors")
+    if len(sys.argv) != 3 or Path(sys.argv[2]).suffix != ".safetensors":
+        raise UserError("usage: python weights/export.py <folder of a run> <file>.safetensors")
     run, target = Run(Path(sys.argv[1])), Path(sys.argv[2])
     if not run.finished:
-        raise UserError(f"{run.folder} is no finished run: it has no metrics.json")
+        raise UserError(f"{run.folder} is not a finished run: it has no metrics.json")
     state, header = checkpoints.load_weights(run.folder / "best.safetensors")
     checkpoints.save_weights(target, {name: value.half() for name, value in state.items()}, header)
-    size = target.stat().st_size / 1e6
-    if size > MOST_MB:
+    if target.stat().st_size > LIMIT_MB * 1e6:
+        size = target.stat().st_size / 1e6
         target.unlink()
-        raise UserError(f"{size:.1f} MB are more than {MOST_MB}: train a smaller model")
-    text = card(target.stem, run, header, size)
+        raise UserError(f"{target} would have {size:.1f} MB; the limit is {LIMIT_MB} MB")
+    text = card(target, run, header)
     checkpoints.write_atomically(
         target.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8")
     )
     print(target.with_suffix(".md"))
 
 
-def card(name: str, run: Run, header: dict, size: float) -> str:
-    """What somebody needs to trust the weights, or to make them again."""
+def card(target: Path, run: Run, header: dict[str, Any]) -> str:
+    """The model card: what somebody needs to trust the weights, or to train them again."""
     config, metrics = run.config(), run.metrics()
-    data, asked, hardware = config["dataset"], config["constants"], config["hardware"]
-    low, high = (100 * share for share in metrics["test_accuracy_95"])
-    recipe = {
-        name: value for name, value in asked.items() if value not in (None, "", 0, False, "none")
-    }
-    return f"""# {name}
+    data, constants, hardware = config["dataset"], config["constants"], config["hardware"]
+    low, high = (100 * bound for bound in metrics["test_accuracy_95"])
+    off = (None, "", 0, False, "none")
+    recipe = {name: value for name, value in constants.items() if value not in off}
+    return f"""# {target.stem}
 
-{config["model"]["class"]}, {config["model"]["parameters"]:,} parameters, {size:.1f} MB in fp16.
-Trained from scratch by train.py on these images alone.
+{config["model"]["class"]}, {config["model"]["parameters"]:,} parameters, {target.stat().st_size / 1e6:.1f} MB in fp16.
+{origin(config)}
 
 | | |
 |---|---|
 | data | {data["name"]}: {data["train"]:,} training, {data["val"]:,} validation, {data["test"]:,} test images; {", ".join(data["classes"])} |
-| test accuracy | {100 * metrics["test_accuracy"]:.2f} % (95 % interval {low:.1f} to {high:.1f}), epoch {metrics["best_epoch"]} of {metrics["epochs"]}, in the precision that it was trained in |
+| test accuracy | {100 * metrics["test_accuracy"]:.2f} % (95 % interval {low:.1f} to {high:.1f}), epoch {metrics["best_epoch"]} of {metrics["epochs"]}, in the precision used for training |
 | training | {metrics["training_seconds"]:,.0f} s on {hardware["threads"]} of {hardware["cores"]} cores of {hardware["cpu"]}{", " + hardware["gpu"] if "gpu" in hardware else ""} |
 | input | {json.dumps(header.get("preprocess"))} |
 | model | `{json.dumps(header["config"])}` |
@@ -60,6 +60,18 @@ Trained from scratch by train.py on these images alone.
 
     {config["command"]}
 """  # noqa: E501
+
+
+def origin(config: dict[str, Any]) -> str:
+    """A sentence on what the run started from."""
+    mode = config["constants"].get("MODE", "scratch")
+    if mode == "scratch":
+        return "Trained from scratch, on these images only."
+    pretrained = config["pretrained"]
+    return (
+        f"Fine-tuned (mode {mode}) from {pretrained['origin']}, "
+        f"whose weights have the fingerprint {pretrained['weights']}."
+    )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.core import (
-    runtime,  # noqa: F401
-)
+from lab.core import UserError
 
 
 def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:

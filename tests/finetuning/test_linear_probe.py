@@ -135,6 +135,8 @@ def test_views_depend_on_the_batch_size(data, tmp_path):
 
 def test_too_little_memory_ends_with_advice(data, tmp_path):
     class Large(nn.Module):
+        forward_head = None
+
         def forward_features(self, images):
             raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -1,0 +1,85 @@
+"""Exported weights and their model cards say what the records say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lab.core import Run, UserError
+from lab.core.checkpoints import load_weights, save_weights
+from lab.data import Preprocess
+from lab.models import load_pretrained
+from lab.models.registry import model_header
+from model import VisionTransformer, ViTConfig
+from tests.models.reference import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def export():
+    spec = importlib.util.spec_from_file_location("export", ROOT / "weights" / "export.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with a small ViT and the records of another one."""
+    config = {
+        "constants": {"EPOCHS": 2, "COMPILE": False}, "command": "python train.py", "commit": "c0",
+        "model": {"class": "VisionTransformer", "parameters": 7}, "uncommitted_changes": False,
+        "dataset": {"name": "x", "train": 1, "val": 2, "test": 3, "classes": ["a", "b", "c"]},
+        "hardware": {"cpu": "y", "cores": 2, "threads": 1}, "versions": {}, "python": "3",
+    }  # fmt: skip
+    metrics = {"test_accuracy": 0.5, "test_accuracy_95": [0.4, 0.6], "training_seconds": 1.0,
+               "best_epoch": 1, "epochs": 2}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    model = VisionTransformer(ViTConfig(**SMALL, num_classes=3))
+    header = model_header(model, ["a", "b", "c"], Preprocess(32, [0.5] * 3, [0.5] * 3))
+    save_weights(tmp_path / "best.safetensors", model.state_dict(), header)
+    return Run(tmp_path)
+
+
+def test_exported_weights_are_the_run_in_half_precision(export, run, tmp_path, monkeypatch):
+    target = tmp_path / "mine.safetensors"
+    monkeypatch.setattr(sys, "argv", ["export.py", str(run.folder), str(target)])
+    export.main()
+    before, after = load_file(run.folder / "best.safetensors"), load_file(target)
+    assert all(after[name].equal(value.half()) for name, value in before.items())
+    assert load_pretrained(str(target)).classes == ["a", "b", "c"]
+    text = target.with_suffix(".md").read_text()
+    assert text.startswith("# mine\n\nVisionTransformer, 7 parameters")
+    assert "Trained from scratch" in text
+    assert '`{"EPOCHS": 2}`' in text
+    monkeypatch.setattr(export, "LIMIT_MB", 0.01)
+    with pytest.raises(UserError, match=r"the limit is 0\.01 MB"):
+        export.main()
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("mode", ["full", "head", "lora"])
+def test_fine_tuned_run_is_not_called_trained_from_scratch(mode, export, run):
+    config = run.config()
+    config["constants"]["MODE"] = mode
+    config["pretrained"] = {"origin": "vit_base", "weights": "c0ffee"}
+    (run.folder / "config.json").write_text(json.dumps(config))
+    text = export.card(run.folder / "best.safetensors", run, {"config": {}})
+    assert f"Fine-tuned (mode {mode}) from vit_base" in text
+    assert "scratch" not in text
+
+
+@pytest.mark.parametrize("kind", ["vit_128x6", "swin_48x222"])
+def test_cards_of_the_bundled_weights_match_the_records(kind, export, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = Path("weights") / f"{kind}_cifar10.safetensors"
+    run = Run(Path("results/official/train") / f"cifar10-jpeg-{kind}-pretraining")
+    state, header = load_weights(path)
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert path.with_suffix(".md").read_text() == export.card(path, run, header)
