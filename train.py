@@ -26,7 +26,7 @@ from lab.models.profiling import profile_model, profile_small_images
 from lab.models.registry import TimmConfig, build_timm_model
 from lab.training import FitConfig, fit
 from lab.training.optimizers import OPTIMIZERS
-from lab.training.results import each_seed, summarize_seeds
+from lab.training.results import each_seed, explain_more_epochs, summarize_seeds
 from model import VisionTransformer, ViTConfig
 
 # A constant that is None takes its value from RECIPES below, depending on the dataset. Set it here
@@ -175,6 +175,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     name = c.NAME or f"{data.label}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.OVERWRITE)
+    if not run.finished and (message := explain_more_epochs(run)):
+        print(message)
     fit(model, optimizer, loaders, config, run)
     return run
 
