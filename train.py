@@ -171,6 +171,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     name = c.NAME or f"{data.label}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
         run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.OVERWRITE)
+    if not run.finished and (message := results.explain_more_epochs(run)):
+        print(message)
     fit(model, optimizer, loaders, config, run)
     return run
 

@@ -1,7 +1,9 @@
-"""One run against the clock: a plain ViT whose schedule follows the time that is left.
+"""Trains a plain ViT for a fixed time, with a learning-rate schedule that follows the clock.
 
-The loop is its own, not lab.training.loop's, which counts epochs and keeps records that would
-be timed too. In the first part of the time the images have half their size.
+This loop cannot be lab.training.loop. That one counts epochs, while a race has none: here both the
+learning rate and the image size depend on the seconds left. That one also saves, validates and
+writes records as part of training; here the clock must stop during validation. The batches, the
+optimizers, the formula of the schedule and the predictions are those of lab.training.
 """
 
 import itertools

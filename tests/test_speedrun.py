@@ -130,7 +130,7 @@ def test_a_race_leaves_records_a_table_and_a_picture(monkeypatch, capsys, folder
 
     command(monkeypatch, folder, tmp_path, "--variants", "chosen,moving average,usual")
     assert "images right" not in capsys.readouterr().out  # nothing was run again
-    with pytest.raises(UserError, match=r"DEPTH 1 there, 2 here.*--overwrite"):
+    with pytest.raises(UserError, match=r"different constants \(DEPTH\).*--overwrite"):
         command(monkeypatch, folder, tmp_path, "--depth", "2")
     with pytest.raises(UserError, match="'quick' is none of all, chosen"):
         command(monkeypatch, folder, tmp_path, "--variants", "quick")

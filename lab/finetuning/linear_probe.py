@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from lab.core import Run, UserError, checkpoints, runtime
 from lab.data import Loaders
-from lab.models import profile_model, save_model
-from lab.models import registry
+from lab.models import profile_model, registry, save_model
 from lab.training import FitConfig, Predictions, fit, optimizers, predict, results
 
 

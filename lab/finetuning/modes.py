@@ -5,8 +5,7 @@ from typing import Any
 from torch import nn
 
 from lab.core import UserError
-from lab.models import lora
-from lab.models import registry
+from lab.models import lora, registry
 from lab.training import optimizers
 
 # Peak learning rates for a model of width 768, such as ViT-B. A narrower model gets a higher one in

@@ -7,8 +7,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.core import UserError
-
 
 def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Counts a model's parameters, and its operations in matrix products and convolutions.

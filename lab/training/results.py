@@ -121,6 +121,30 @@ def write_results(
     return metrics
 
 
+def explain_more_epochs(run: Run) -> str | None:
+    """A message for a new run that differs from a finished one only in EPOCHS; else None."""
+    ours = run.config()
+    for path in sorted(run.folder.parent.glob("*/metrics.json")):
+        try:
+            theirs = Run(path.parent).config()
+            epochs = theirs["constants"]["EPOCHS"]
+            same = ours["constants"] == {
+                **theirs["constants"],
+                "EPOCHS": ours["constants"]["EPOCHS"],
+            }
+            same = same and ours["data"] == theirs["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged record
+        if same and path.parent != run.folder:
+            return (
+                f"{path.parent} is the same run with EPOCHS={epochs}, and finished. This one starts"
+                " from random weights, because the number of epochs changes the learning rate of "
+                "every step. To train the finished model further instead: python finetune.py "
+                f"--pretrained {path.parent}"
+            )
+    return None
+
+
 def each_seed(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A script's constants for each of its NUM_SEEDS runs, whose seeds are SEED, SEED + 1, ...
 

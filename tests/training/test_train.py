@@ -150,8 +150,20 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "3e-3", "--epochs", "1")
     assert status == 0, err
     assert "LEARNING_RATE 0.002 there, 0.003 here" in out
+    assert "is the same run with" not in out
     assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}-2"}
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
+    assert run(tmp_path, "--epochs", "1")[0] == 0
+    status, out, err = run(tmp_path, "--epochs", "2")
+    assert status == 0, err
+    first, second = sorted(tmp_path.iterdir())
+    assert f"{first} is the same run with EPOCHS=1, and finished. This one starts from" in out
+    assert f"python finetune.py --pretrained {first}\n" in out
+    assert len(history(second)) == 2
+    assert "is the same run with" not in run(tmp_path, "--epochs", "2")[1]
 
 
 @pytest.mark.parametrize(
