@@ -27,7 +27,7 @@ from model import VisionTransformer, ViTConfig
 # or on the command line to override the recipe.
 
 # --- Data ---
-DATASET: str = "digits"  # also: mnist-5k, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
+DATASET: str = "digits"  # mnist-5k, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
 TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays
