@@ -37,7 +37,7 @@ PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/re
 IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights were trained
 
 # --- Data ---
-DATASET: str = "digits"  # digits, cifar10, cifar100, fashion-mnist, pets, or a folder
+DATASET: str = "digits"  # mnist-5k, digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
 DATA_DIR: str = "data"  # folder for downloads and cached features
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
 TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays
@@ -67,7 +67,7 @@ LABEL_SMOOTHING: float = 0.0  # fraction of the target spread over all classes
 # --- Run ---
 SEED: int = 0  # for the new head, the order and the augmentation; not for the validation split
 NUM_SEEDS: int = 1  # number of runs, with seeds SEED, SEED + 1, ...; reports mean and deviation
-PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 if the hardware has it
+PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: the fastest of the hardware
 COMPILE: bool = False  # torch.compile: starts slowly, then faster; worth it on a GPU
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/finetune"  # one folder per run
@@ -76,6 +76,7 @@ OVERWRITE: bool = False  # start over, replacing the records of the same run
 
 HEAD_LEARNING_RATES, HEAD_WEIGHT_DECAYS = [1e-3, 3e-3, 1e-2, 3e-2], [0.0, 0.5]  # head tries all
 AUGMENTATIONS = {  # by kind of dataset: see lab/data/augment.py
+    "mnist-5k": Augmentation(rotate=10, scale=0.1, translate=2),
     "digits": Augmentation(rotate=10, scale=0.1, translate=0.5),
     "small": Augmentation(crop_padding=4, flip=True),
     "photographs": Augmentation(rrc_min_area=0.4, flip=True),

@@ -8,7 +8,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab.core import UserError
-from lab.core.runtime import has_bf16, peak_memory_mb  # noqa: F401
 
 
 def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
