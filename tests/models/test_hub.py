@@ -197,7 +197,7 @@ def test_timm_name_repository_and_folder_give_the_same_model(client, tmp_path):
 
 
 def test_missing_files_are_remembered_offline(client):
-    """A repository with only a pickle and no processor: the cache knows that two files are missing."""
+    """A repository with only a pickle and no processor: the cache knows what is missing."""
     folder, asked, offline = client
     place = folder / "someone" / "old"
     publish_vit(place)
