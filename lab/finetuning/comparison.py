@@ -24,7 +24,7 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, place: Pat
     Args:
         modes: for each, by a short name for its run's folder, the constants that it sets.
         name: the first part of the names of the runs; None: as the script names them.
-        place: the folder of the runs, where the comparison goes, too.
+        place: the folder of the runs; the comparison is written there, too.
 
     Raises: Stopped, after Ctrl-C or SIGTERM; SystemExit with the status of a mode that failed;
         UserError, under a launcher.

@@ -27,7 +27,7 @@ OURS = {  # by the name in a header
     "ResidualCNN": (ResidualCNN, CNNConfig),
 }
 
-# The arguments of timm's models that may be set: those that describe a shape. Any other could have
+# Only arguments of timm models that describe a shape may be set. Any other could have
 # a side effect; `checkpoint_path`, for one, makes timm unpickle another file.
 _COUNTS = {  # the largest value of an argument that is a whole number, or a list of them
     "img_size": 4096, "num_classes": 1_000_000, "depth": 1000, "depths": 1000, "layers": 1000,

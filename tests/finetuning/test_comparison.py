@@ -94,8 +94,9 @@ def test_modes_have_names_and_commands_of_their_own(start, tmp_path):
     assert "--mode=b --top-k=1 --name=mine-b1" in command
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("hold", ["import", "training"])
+@pytest.mark.parametrize(("hold", "number"), [
+    ("import", signal.SIGINT), ("training", signal.SIGINT), ("training", signal.SIGTERM),
+])  # fmt: skip
 def test_interrupted_comparison_ends_without_traceback_and_resumes(hold, number, start, tmp_path):
     process = start(f"--hold={hold}")
     while process.stdout.readline() != "held\n":

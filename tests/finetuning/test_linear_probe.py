@@ -59,7 +59,7 @@ def test_sweep_tests_only_the_head_that_is_best_on_validation(data, tmp_path):
     assert not list(run.folder.rglob("sweep/*/metrics.json"))
     assert not list(run.folder.rglob("sweep/*/predictions.csv"))
     assert metrics["training_seconds"] >= 7.0
-    # The checkpoint alone predicts what was recorded.
+    # The checkpoint by itself gives the recorded accuracy.
     kept, header = load_model(run.folder / "best.safetensors")
     images = data.test.images(slice(None)).float().expand(-1, 3, -1, -1) / 255
     mean, std = (torch.tensor(header["preprocess"][k])[:, None, None] for k in ("mean", "std"))

@@ -55,7 +55,7 @@ def assert_same_logits(pretrained, reference, size, channels=3, atol=1e-5):
     generator = torch.Generator().manual_seed(7)
     images = torch.randn(2 if size > 100 else 8, channels, size, size, generator=generator)
     expected = reference(images)
-    assert expected.std() > 1e-3  # logits that say something
+    assert expected.std() > 1e-3  # the logits differ
     assert not pretrained.model.training
     torch.testing.assert_close(pretrained.model(images), expected, atol=atol, rtol=1e-5)
 

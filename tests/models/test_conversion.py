@@ -59,7 +59,7 @@ def random_transformers(seed):
 
 
 class Logits(nn.Module):
-    """A model of transformers as a function of images alone."""
+    """A transformers model as a function of images only."""
 
     def __init__(self, model, of=lambda output: output.logits):
         super().__init__()

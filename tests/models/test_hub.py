@@ -197,7 +197,7 @@ def test_timm_name_repository_and_folder_give_the_same_model(client, tmp_path):
 
 
 def test_missing_files_are_remembered_offline(client):
-    """A repository with a pickle alone and no processor: two files are known not to exist."""
+    """A repository with only a pickle and no processor: the cache knows what is missing."""
     folder, asked, offline = client
     place = folder / "someone" / "old"
     publish_vit(place)
@@ -213,7 +213,7 @@ def test_missing_files_are_remembered_offline(client):
 
 
 def test_unknown_processor_is_reported_offline(client, tmp_path):
-    """Without it the images would be normalised wrongly, and nobody would know."""
+    """Without it images would be normalized wrongly, without any sign of it."""
     folder, _, offline = client
     publish_vit(folder / "google" / "vit")
     load_pretrained("google/vit")
@@ -233,7 +233,7 @@ def test_unknown_processor_is_reported_offline(client, tmp_path):
         ("some/configured", "neither model.safetensors nor pytorch_model.bin"),
     ],
 )
-def test_unusable_repositories_are_told_apart(source, said, client):
+def test_unusable_repositories_have_different_messages(source, said, client):
     folder, *_ = client
     (folder / "some" / "empty").mkdir(parents=True)
     (folder / "some" / "configured").mkdir()

@@ -69,7 +69,7 @@ def test_run_keeps_its_head_and_preprocessing(kind, tmp_path):
     assert_same_logits(load_pretrained(again), expected, 128)
 
 
-def test_linear_probe_alone_is_refused(tmp_path):
+def test_file_with_only_a_head_is_refused(tmp_path):
     run = save_run(tmp_path / "head", nn.Linear(3, 2), ["a", "b"], Preprocess(8, [0.5], [0.5]))
     with pytest.raises(UserError, match="contains a Linear, which cannot be loaded as a model"):
         load_pretrained(run)
@@ -91,14 +91,14 @@ def test_new_head_is_zero_and_the_rest_stays(kind, tmp_path):
     pretrained = load_pretrained(folder)
     size = pretrained.preprocess.img_size
     before = {k: v.clone() for k, v in pretrained.model.state_dict().items()}
-    said = pretrained.reset_classifier(DIGITS)  # as many, but nobody knows of what
-    assert "replaces the 10 released outputs" in said
+    message = pretrained.reset_classifier(DIGITS)  # the same number, but unknown classes
+    assert "replaces the 10 released outputs" in message
     heads = [k for k in before if k.startswith("head") and "norm" not in k]
     heads = [k for k in heads if len(before[k]) == 10]
     assert heads
     for key, value in pretrained.model.state_dict().items():
         if key in heads:
-            assert key in said
+            assert key in message
             assert not value.any()
         else:
             assert torch.equal(value, before[key])

@@ -62,7 +62,7 @@ def test_plain_timm_vits_run_in_model_py(name, options, tmp_path):
 
 
 def random_vit(seed):
-    """Arguments of a plain ViT of timm's."""
+    """Arguments of a plain timm ViT."""
     rng = random.Random(seed)
     heads, token = rng.choice([1, 2, 4, 7]), rng.random() < 0.5
     patch, grid = rng.choice([4, 5, 8]), rng.choice([1, 2, 4])
@@ -149,7 +149,7 @@ def test_dinov2_files_load_at_their_own_size(tmp_path):
     state = {**reference.state_dict(), "mask_token": torch.ones(1, 64)}
     save_file(state, tmp_path / "dino" / "model.safetensors")
     config = json.loads((tmp_path / "dino" / "config.json").read_text())
-    config["model_args"].pop("img_size", None)  # which only some of timm's versions write
+    config["model_args"].pop("img_size", None)  # only some versions of timm write it
     (tmp_path / "dino" / "config.json").write_text(json.dumps(config))
     pretrained = load_pretrained(folder)
     assert type(pretrained.model) is VisionTransformer
