@@ -85,7 +85,7 @@ def trained_on(folder: Path) -> str:
     """The dataset of a run folder; the embedded digits for weights without a run folder."""
     try:
         return Run(folder).config()["constants"]["DATASET"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         print(f"{folder} does not say what it was trained on; showing digits (see --images)")
         return "digits"
 

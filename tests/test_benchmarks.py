@@ -105,7 +105,8 @@ def test_our_step_and_the_usual_step_do_the_same(monkeypatch):
     models = []
     build = model_speed.built
     monkeypatch.setattr(model_speed, "built", lambda name: models.append(build(name)) or models[-1])
-    step = model_speed.engine_step(images, labels, bf16=False, compiled=False)
+    monkeypatch.setattr(model_speed, "STEPS", 1)
+    step = model_speed.loop_steps(images, labels, bf16=False, compiled=False)
     (ours,) = models
     usual = VisionTransformer(model_speed.config())
     usual.load_state_dict(ours.state_dict())

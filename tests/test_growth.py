@@ -34,6 +34,7 @@ UNDER_LIMIT = """
 import os, re, resource, sys
 import numpy as np
 import matplotlib.pyplot, scipy.stats, sklearn.metrics  # libraries that records need at the end
+import timm.optim, torch._dynamo, torchvision.transforms.v2  # and those that training needs
 import train
 taken = 1024 * int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1])
 limit = taken + 150 * 10**6 + 10**7 * os.cpu_count()

@@ -1,7 +1,7 @@
 """The results of a run: metrics, predictions and figures; mean and deviation over several seeds."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,11 +175,6 @@ def summarize_seeds(runs: list[Run]) -> None:
         f"standard deviation {statistics.stdev(percent):.2f} points "
         f"({', '.join(f'{value:.2f}' for value in percent)})"
     )
-
-
-def over_seeds(values: dict[str, Any], run_one: Callable[[dict[str, Any]], Run]) -> None:
-    """Runs a script's function once per seed and summarizes the results."""
-    summarize_seeds([run_one(seed_values) for seed_values in each_seed(values)])
 
 
 def profile_small_images(

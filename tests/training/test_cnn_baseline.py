@@ -13,9 +13,8 @@ from timm.models.resnet import BasicBlock, downsample_avg
 from torch import nn
 
 from lab.core import UserError
+from lab.models import load_pretrained, profile_model
 from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, matched_cnn
-from lab.models.pretrained import load_pretrained, reinitialized
-from lab.models.profiling import profile_model
 from model import ConfigError, VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +146,7 @@ def test_a_run_differs_from_train_py_in_the_model_alone(place):
     assert loaded.classes == [str(i) for i in range(10)]
     images = torch.randn(2, 1, 8, 8)
     assert loaded.model(images).shape == (2, 10)
-    other_weights = reinitialized(loaded.model)
+    other_weights = loaded.reinitialized()
     assert other_weights.config == loaded.model.config
     with pytest.raises(UserError, match="is a CNN"):
         load_pretrained(str(folder), plain_only=True)

@@ -299,7 +299,7 @@ def test_costs_are_those_of_the_formula():
     assert facts["training_flops"] == 6 * macs - 2 * patches * D * 3 * 4 * 4
 
     flexible = VisionTransformer(dataclasses.replace(config, dynamic_img_size=True))
-    small = profiling.profile_small_images(flexible, (3, 16, 16), 5)["small_images"]
+    small = results.profile_small_images(flexible, (3, 16, 16), 5)["small_images"]
     of_its_own = VisionTransformer(dataclasses.replace(config, img_size=16))
     expected = profiling.profile_model(of_its_own, (3, 16, 16))["training_flops"]
     assert small == {"epochs": 5, "img_size": 16, "training_flops": expected}
@@ -375,7 +375,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_key(data, tmp_path):
     with pytest.raises(UserError, match=r"another architecture \(12 keys\):\n  missing blocks.1"):
         load_model(path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         load_model(path)
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path / "none.safetensors")

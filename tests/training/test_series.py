@@ -2,7 +2,6 @@
 
 import random
 import statistics
-from functools import partial
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from lab.core import Run, UserError, constants
 from lab.data.datasets import load_data, subsample
 from lab.finetuning.comparison import row_of
 from lab.training import tensorboard
-from lab.training.results import over_seeds
+from lab.training.results import each_seed, summarize_seeds
 
 SMALL = ["--embed-dim", "16", "--depth", "1", "--num-heads", "1", "--epochs", "2"]
 
@@ -31,11 +30,10 @@ def run(place, *words, script=train):
     """What the command line would do, in this process; the runs' folders by name."""
     argv = ["--results-dir", str(place), *words]
     if script is train:
-        over_seeds(
-            constants.override(train, [*SMALL, *argv]), partial(train.train, build=train.build)
-        )
+        values = constants.override(train, [*SMALL, *argv])
+        summarize_seeds([train.train(again, train.build) for again in each_seed(values)])
     else:
-        finetune.run_all_or_one(constants.override(finetune, argv), plain_only=True)
+        finetune.run_modes(constants.override(finetune, argv), plain_only=True)
     return {folder.name: Run(folder) for folder in place.iterdir() if folder.is_dir()}
 
 

@@ -113,7 +113,7 @@ def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
 
 def test_a_run_leaves_its_records(uninterrupted):
     folder, out = uninterrupted
-    names = {p.name for p in folder.iterdir()}
+    names = {p.name for p in folder.iterdir()} - {".lock"}
     assert names == {
         "config.json", "history.csv", "metrics.json", "predictions.csv", "curves.png",
         "confusion.png", "best.safetensors", "last.pt",
@@ -151,7 +151,10 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     assert status == 0, err
     assert "LEARNING_RATE 0.002 there, 0.003 here" in out
     assert "is the same run with" not in out
-    assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}-2"}
+    assert {p.name for p in folder.parent.iterdir()} == {
+        folder.name,
+        "digits-vit_32x2-e1-lr0.003-s0",
+    }
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -159,7 +162,7 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
     assert run(tmp_path, "--epochs", "1")[0] == 0
     status, out, err = run(tmp_path, "--epochs", "2")
     assert status == 0, err
-    first, second = sorted(tmp_path.iterdir())
+    first, second = tmp_path / "digits-vit_32x2-s0", tmp_path / "digits-vit_32x2-e2-s0"
     assert f"{first} is the same run with EPOCHS=1, and finished. This one starts from" in out
     assert f"python finetune.py --pretrained {first}\n" in out
     assert len(history(second)) == 2
@@ -169,7 +172,7 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of digits, cifar10"),
+        (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of mnist-5k, digits"),
         (["--patch-size", "0"], "patch_size=0 must be at least 1"),
         (["--patch-size", "3"], r"patch_size=3 must divide img_size=8"),
         (["--num-heads", "5"], r"num_heads=5 must divide embed_dim=32"),
@@ -178,7 +181,7 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
         (["--batch-size", "0"], "BATCH_SIZE=0 must be at least 1"),
         (["--batch-size", "many"], "argument --batch-size: 'many' is not an integer or None"),
         (["--warmup-fraction", "1"], r"WARMUP_FRACTION=1.0 must lie in \[0, 1\)"),
-        (["--val-fraction", "2"], "VAL_FRACTION=2.0 must lie between 0 and 1"),
+        (["--val-fraction", "2"], "VAL_FRACTION=2.0 must be between 0 and 1"),
         (["--label-smoothing", "-1"], "LABEL_SMOOTHING=-1.0"),
         (["--progressive-resize", "1"], r"PROGRESSIVE_RESIZE=1.0 must lie in \[0, 1\)"),
         (["--progressive-resize", "0.5", "--patch-size", "8"],
@@ -233,7 +236,7 @@ def test_drop_path_is_left_out_for_models_without_it(monkeypatch, capsys):
             raise UserError("unexpected keyword argument 'drop_path_rate'")
         return config
 
-    monkeypatch.setattr(train, "build_timm_model", build_vgg)
+    monkeypatch.setattr(train.registry, "build_timm_model", build_vgg)
     c = types.SimpleNamespace(MODEL="vgg11", IMG_SIZE=32, MODEL_ARGS="", DROP_PATH_RATE=0.1)
     data = types.SimpleNamespace(classes=["a", "b"], channels=3)
     config, name, _ = train.build(c, data)
