@@ -61,7 +61,7 @@ def place(tmp_path_factory) -> Path:
 
 def test_default_is_the_newest_run_of_train_py(place):
     message = viz(place).stderr
-    assert "results/train contains no finished run" in message
+    assert "there is no finished run in results/train" in message
     assert "python train.py" in message
     assert run(place, "train.py", "--epochs", 2, "--patch-size", 2).returncode == 0
     assert viz(place).returncode == 0
@@ -146,7 +146,7 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     [
         (("--layer", 7), "LAYER=7: this model has blocks 1 to 6"),
         (("--head", 5), "HEAD=5: block 6 has heads 1 to 4"),
-        (("--images", "nowhere"), "'nowhere' is no file, no folder and none of digits"),
+        (("--images", "nowhere"), "'nowhere' is not a file, a folder or one of mnist-5k, digits"),
         (("--method", "grad-cam"), "Use METHOD=gradient-rollout"),
         (("--target-class", "frgo"), "is not one of the model's 10 classes, such as frog"),
         (("--score",), "digits has no outlines"),
@@ -175,7 +175,7 @@ def test_out_of_memory_recommends_a_smaller_batch(place, monkeypatch):
 def test_unreadable_image_is_named(tmp_path):
     preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
     (tmp_path / "broken.jpg").write_text("hello")
-    with pytest.raises(UserError, match=r"broken\.jpg is no image"):
+    with pytest.raises(UserError, match=r"broken\.jpg is not an image"):
         load_images(str(tmp_path / "broken.jpg"), "data", preprocess)
     Image.new("RGB", (9, 9)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:40])

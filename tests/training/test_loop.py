@@ -20,6 +20,7 @@ from lab.data.preprocess import Preprocess
 from lab.models import profiling
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import load_model, model_header
+from lab.training import results
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import Schedule, adamw, layers, muon

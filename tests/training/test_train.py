@@ -187,7 +187,7 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
         (["--progressive-resize", "0.5", "--patch-size", "8"],
          "PROGRESSIVE_RESIZE needs at least two patches per side: lower PATCH_SIZE"),
         (["--progressive-resize", "0.5", "--model", "vit_tiny_patch16_224", "--model-args",
-          "img_size=8 patch_size=4"], 'takes them with MODEL_ARGS="dynamic_img_size=True"'),
+          "img_size=8 patch_size=4"], 'accepts them with MODEL_ARGS="dynamic_img_size=True"'),
         (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup-fraction", "0",
           "--weight-decay", "1e9"],
          r"the loss became (nan|inf) in epoch \d+, step \d+, at learning rate"),
