@@ -82,7 +82,12 @@ class Trial:
         try:
             return self.module(self.inputs.clone() if inputs is None else inputs, **keywords)
         except (Exception, SystemExit) as error:
-            raise self.submission.explain(error) from error
+            failure = self.submission.explain(error)
+            if failure.line is None:  # it failed in PyTorch, such as a call with a wrong argument
+                line = self.submission.line_of(self.part.name, "forward")
+                place = where(self.submission.module_of(self.part), line)
+                failure = Failure(f"{place}: {failure}", line, error, failure.unwritten)
+            raise failure from error
 
     def output(self) -> Tensor:
         """The output as a finite tensor. Raises Failure."""
