@@ -1,6 +1,7 @@
 """Train a Vision Transformer from scratch.
 
-    python train.py                                    # digits, about a minute on two CPU cores
+    python train.py                                    # mnist-5k, about a minute on two CPU cores
+    python train.py --dataset digits --epochs 10       # tiny images: a first look in ten seconds
     python train.py --dataset cifar10                  # one GPU; README.md has expected accuracies
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
 
@@ -27,7 +28,7 @@ from model import VisionTransformer, ViTConfig
 # or on the command line to override the recipe.
 
 # --- Data ---
-DATASET: str = "digits"  # mnist-5k, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
+DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
 TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays

@@ -64,7 +64,8 @@ def weights(tmp_path_factory):
 def run_script(script, place, *words):
     """Runs a script in this process, because starting one takes seconds."""
     argv = [str(ROOT / script), "--data-dir", str(place / "data"), "--results-dir",
-            str(place / "results"), "--epochs", "2", "--precision", "fp32", *words]  # fmt: skip
+            str(place / "results"), "--epochs", "2", "--precision", "fp32",
+            "--dataset", "digits", *words]  # fmt: skip
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", argv)

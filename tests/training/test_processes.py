@@ -27,7 +27,7 @@ LAUNCH = ["-m", "accelerate.commands.launch"]
 ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0"]  # fmt: skip
-SMALL = ["--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
+SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
 # All that is drawn at random for an image, but for what the model drops. Of 257 validation images
 # the first process has 129, two batches, the second 128, which is one.
 TRAIN = ["train.py", *SMALL, "--epochs", "2", "--auto-augment", "trivial",
