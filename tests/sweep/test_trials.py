@@ -242,7 +242,8 @@ def test_linear_probe_can_be_swept(tmp_path, run_sweep, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     status, record = run_sweep(
         "--script", "finetune.py", "--trials", "1", "--space", "LEARNING_RATE=1e-2,1e-3",
-        "--fixed", f"--dataset digits --mode head --epochs 1 --weight-decay 0 --data-dir {tmp_path}",
+        "--fixed",
+        f"--dataset digits --mode head --epochs 1 --weight-decay 0 --data-dir {tmp_path}",
         "--results-dir", str(tmp_path), place=tmp_path,
     )  # fmt: skip
     assert status == 0, capsys.readouterr()
