@@ -113,6 +113,6 @@ def occurrences(text: str, pattern: re.Pattern) -> list[re.Match]:
 def _places(text: str, phrase: str) -> list[tuple[int, int]]:
     """Where a phrase occurs, with any line breaks in it, and not as a part of a longer number."""
     words = r"\s+".join(re.escape(word) for word in phrase.split())
-    before = r"(?<![\w.,+−-])" if phrase[0].isdigit() else ""
+    before = r"(?<![\w.,+\u2212-])" if phrase[0].isdigit() else ""
     after = r"(?!\w|[.,]\d)" if phrase[-1].isalnum() else ""
     return [match.span() for match in re.finditer(before + words + after, text)]

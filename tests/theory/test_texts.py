@@ -1,4 +1,4 @@
-"""Every number in the texts of theory/ is computed, and a changed number or comparison is caught."""
+"""The texts of theory/ say what is computed; a changed number or comparison is caught."""
 
 import _mutations
 import _text
