@@ -26,6 +26,7 @@ MODEL: str | None = None  # a run folder, timm model or weight file; none: the n
 IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or mnist-5k
 DATA_DIR: str = "data"  # folder of downloaded datasets
 IMG_SIZE: int | None = None  # pixels; none: the size the model was trained at
+MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 
 # --- Maps ---
 METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"

@@ -36,6 +36,7 @@ SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of st
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
 # --- Model ---
+MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 MODEL: str = "vit"  # vit: model.py with the sizes below; else a timm architecture, from scratch
 MODEL_ARGS: str = ""  # arguments of the timm model: "img_size=32 embed_dim=48 depths=(2,2,2)"
 PATCH_SIZE: int | None = None  # side of a patch in pixels; halving it makes four times the tokens

@@ -4,9 +4,13 @@ Open `registry.py` first: it builds a model and rebuilds it from the header of i
 `pretrained.py` loads weights from a run, a file, a folder, the Hugging Face hub or timm.
 """
 
-from lab.models.pretrained import Pretrained, load_pretrained
-from lab.models.profiling import profile_model
-from lab.models.registry import load_model, save_model
+from lab.core import runtime
+
+runtime.import_model()  # before the imports below, which import it: model.py, or MODEL_FILE
+
+from lab.models.pretrained import Pretrained, load_pretrained  # noqa: E402
+from lab.models.profiling import profile_model  # noqa: E402
+from lab.models.registry import load_model, save_model  # noqa: E402
 
 __all__ = [
     "Pretrained",
