@@ -132,9 +132,12 @@ def _model_file() -> Path:
 def _parsed(source: bytes, left_out: frozenset[str]) -> tuple[str, frozenset[str]]:
     """The hash of a file without the named assignments, and the modules that it imports."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # cannot be imported either
+        return _hash_and_imports(ast.parse(source), left_out)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # cannot be imported either
         return hashlib.blake2b(source, digest_size=8).hexdigest(), frozenset()
+
+
+def _hash_and_imports(tree: ast.Module, left_out: frozenset[str]) -> tuple[str, frozenset[str]]:
     imports: set[str] = set()
     for node in ast.walk(tree):  # also inside functions
         if isinstance(node, ast.Import):
