@@ -48,7 +48,7 @@ class Views:
 
     def __init__(self, pretrained: Pretrained, loaders: Loaders, config: ViewConfig):
         self.model, self.loaders, self.config = pretrained.model, loaders, config
-        self.class_names = class_names(pretrained)
+        self.class_names = pretrained.class_names
         self.target = class_index(config.target_class, self.class_names)
         self.first_image = loaders.normalize(loaders.data.test.images(slice(0, 1)))
         reasons = saliency.unavailable_methods(self.model, self.first_image)
@@ -204,20 +204,6 @@ class Views:
             "raised the logit of one class. A bright patch does not prove that the model uses it; "
             "SCORE = True in attention_viz.py measures whether it does.",
         ]
-
-
-def class_names(pretrained: Pretrained) -> list[str]:
-    """Names of the model's classes: its own, ImageNet's, or numbers; [] without a head."""
-    count = saliency.count_classes(pretrained.model)
-    if pretrained.classes or not count:
-        return pretrained.classes or []
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset(pretrained.model)
-    if subset:
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(i) for i in range(count)]
-    return [f"class {i}" for i in range(count)]
 
 
 def class_index(name: str | None, names: list[str]) -> int | None:

@@ -96,13 +96,18 @@ def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
     Raises: what `open_image` raises, and what Pillow raises for truncated files.
     """
     with open_image(path) as image:
-        image.load()  # decodes all pixels, so a truncated file fails here
         tiny = f"{image.width}x{image.height} pixels" if min(image.size) < TINY else None
-        with suppress(Exception):  # a broken EXIF block does not affect the pixels
-            ImageOps.exif_transpose(image, in_place=True)
-        image = _to_rgb(image)
+        return image_to_array(image, reading), tiny
+
+
+def image_to_array(image: Image.Image, reading: Reading) -> np.ndarray:
+    """What `read_image` does with an opened image. Returns: uint8 (3, size, size)."""
+    image.load()  # decodes all pixels, so a truncated file fails here
+    with suppress(Exception):  # a broken EXIF block does not affect the pixels
+        image = ImageOps.exif_transpose(image)
+    image = _to_rgb(image)
     image = square(image, reading.size, Image.Resampling[reading.interpolation.upper()])
-    return np.asarray(image).transpose(2, 0, 1), tiny
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:

@@ -159,9 +159,9 @@ def test_finetune_swin_trains_timm_models_and_suggests_sizes(tmp_path):
                                   "--img-size", "32", "--mode", "head")  # fmt: skip
     assert status == 0, err
     assert "(head.fc.weight, head.fc.bias) replaces the 3 released outputs" in out
-    kept, header = load_model(next((tmp_path / "results").glob("*/best.safetensors")))
+    kept, preprocess, _ = load_model(next((tmp_path / "results").glob("*/best.safetensors")))
     assert type(kept).__name__ == "SwinTransformer"
-    assert header["preprocess"]["img_size"] == 32
+    assert preprocess.img_size == 32
     assert "--pretrained" not in run_script("finetune_swin.py", tmp_path, "--help")[1]
 
 
