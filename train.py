@@ -80,6 +80,7 @@ SEED: int = 0  # of weights, image order and augmentation; the validation split 
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
 COMPILE: bool = False  # torch.compile: starts slowly, then runs faster; worthwhile on a GPU
+SNAPSHOTS: int | None = None  # copies of the weights, to replay training in attention.html; 0: none
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
 NAME: str | None = None  # name of the run's folder; by default from dataset, model and seed
@@ -171,7 +172,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE,
-        tensorboard=c.TENSORBOARD,
+        tensorboard=c.TENSORBOARD, snapshots=c.SNAPSHOTS,
     )  # fmt: skip
     optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)

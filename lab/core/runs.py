@@ -43,7 +43,7 @@ class Run:
     folder: Path
     SCHEMA: ClassVar[int] = SCHEMA
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = (  # constants that do not change the result
-        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD",
+        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD", "SNAPSHOTS",
     )  # fmt: skip
     # A program that starts scripts names a file in this environment variable; `open` appends the
     # path of the run's folder to it, so the program need not parse what the scripts print.
