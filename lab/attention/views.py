@@ -93,6 +93,7 @@ self.trained_by = trained_by
             "skipped": self.skipped,
         }  # fmt: skip
         plots.plot_overview(run.folder / "overview.jpg", examples, title)
+        plots.plot_example(run.folder / "example.png", first)
         if first.raw:
             heads_title = f"{first.title}: attention of {query} in every block and head"
             plots.plot_heads(run.folder / "heads.jpg", first, heads_title)

@@ -95,7 +95,7 @@ def test_all_modes_run_and_are_compared(weights, tmp_path, monkeypatch):
     assert figure.stat().st_size > 20_000
     table = figure.with_suffix(".md").read_text()
     modes = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, decay 0.7", "full"]
+    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, layer decay 0.7", "full"]
     records = {}
     for path in (tmp_path / "results").glob("*/config.json"):
         config = json.loads(path.read_text())
