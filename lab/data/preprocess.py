@@ -61,6 +61,3 @@ class Preprocess:
         start = round((side - self.img_size) / 2)  # as in torchvision's center_crop
         x = x[..., start : start + self.img_size, start : start + self.img_size]
         return x if x.is_floating_point() else x.float() / 255
-
-
-resized = Preprocess.resized_size  # old name, until all callers are converted
