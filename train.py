@@ -85,6 +85,7 @@ TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir 
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
 NAME: str | None = None  # name of the run's folder; by default from dataset, model and seed
 OVERWRITE: bool = False  # repeat a finished run and replace its records
+RESUME_CHANGED_CODE: bool = False  # resume a stopped run even if the code has changed since
 
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; for two CPU cores
@@ -142,18 +143,19 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     c = constants.resolve(values, recipe)
     print(constants.header(values, c, kind))
 
-    # Photographs are stored larger than the model's input, which leaves room for random crops.
-    crop_pct = 1.0 if native else 0.875
-    stored_size = Preprocess.resized_size(c.IMG_SIZE, crop_pct)
-    with runtime.process_state().main_process_first():  # one process prepares the data for all
-        data = load_data(c.DATASET, c.DATA_DIR, stored_size, c.VAL_FRACTION, c.SKIP_UNREADABLE)
-        data = datasets.subsample(data, c.TRAIN_FRACTION)
-    preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
     augmentation = Augmentation(
         crop_padding=c.CROP_PADDING, rrc_min_area=c.RRC_MIN_AREA, flip=c.FLIP, rotate=c.ROTATE,
         scale=c.SCALE, translate=c.TRANSLATE, auto_augment=c.AUTO_AUGMENT,
         random_erasing=c.RANDOM_ERASING,
     )  # fmt: skip
+    # Photographs are stored larger than the model's input, which leaves room for crops.
+    crop_pct = 1.0 if native else 0.875
+    stored_size = Preprocess.resized_size(c.IMG_SIZE, crop_pct)
+    with runtime.process_state().main_process_first():  # one process prepares the data for all
+        data = load_data(c.DATASET, c.DATA_DIR, stored_size, c.VAL_FRACTION, c.SKIP_UNREADABLE,
+                         crop_size=augmentation.crop_size(c.IMG_SIZE))  # fmt: skip
+        data = datasets.subsample(data, c.TRAIN_FRACTION)
+    preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
 
     torch.manual_seed(c.SEED)
     with runtime.explain_out_of_memory("Lower the size of the model, such as EMBED_DIM or DEPTH."):
@@ -182,7 +184,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     facts = {"model": profile, "dataset": data.summary(), **model_facts}
     name = c.NAME or f"{data.label}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
-        run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.OVERWRITE)
+        place = Path(c.RESULTS_DIR)
+        run = Run.open(place, name, vars(c), facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)
     if not run.finished and (message := results.explain_more_epochs(run)):
         print(message)
     fit(model, optimizer, loaders, config, run)

@@ -56,7 +56,7 @@ class Views:
         trained_by: Run | None = None,
     ):
         self.model, self.loaders, self.config = pretrained.model, loaders, config
-self.trained_by = trained_by
+        self.trained_by = trained_by
         self.class_names = pretrained.class_names
         self.target = class_index(config.target_class, self.class_names)
         self.first_image = loaders.normalize(loaders.data.test.images(slice(0, 1)))
