@@ -216,7 +216,7 @@ def test_muon_takes_the_steps_of_torchs_muon_and_adamw():
 def test_muon_leaves_the_first_layer_and_the_head_to_adamw(model):
     *fallback, inner = muon(model, 1e-3, 0.05).param_groups
     assert all(group["use_fallback"] for group in fallback)
-    assert not inner.get("use_fallback")
+    assert not inner["use_fallback"]
     groups = [p for group in (*fallback, inner) for p in group["params"]]
     assert {id(p) for p in groups} == {id(p) for p in model.parameters()}
     assert len(groups) == len(list(model.parameters()))
@@ -234,9 +234,9 @@ def test_muon_leaves_the_first_layer_and_the_head_to_adamw(model):
 def test_muon_computes_in_bf16_only_where_hardware_does(has_bf16, monkeypatch):
     monkeypatch.setattr(runtime, "has_bf16", lambda device: has_bf16)
     dtypes = set()
-    addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda a, *args, **kwargs: (
-        dtypes.add(a.dtype), addmm(a, *args, **kwargs))[1])  # fmt: skip
+    baddbmm = torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda a, *args, **kwargs: (
+        dtypes.add(a.dtype), baddbmm(a, *args, **kwargs))[1])  # fmt: skip
     model = VisionTransformer(CONFIG)
     optimizer = muon(model, 1e-3, 0.05)
     for parameter in model.parameters():
