@@ -1,5 +1,6 @@
 """Drills on what a user or an attacker passes in: constants, weights, names, images, records."""
 
+import ast
 import io
 import json
 import os
@@ -28,7 +29,8 @@ SCRIPTS = ("train", "cnn_baseline", "finetune", "finetune_swin", "sweep", "atten
 TEXTS = (
     "", " ", "none", "nan", "inf", "-inf", "1e400", "0", "-1", "0.5", "1e-3,", "(1, 2)", "True",
     "x" * 300, "x" * 5000, "é", "\ud800", "a\0b", "\x1b[2J", "a\nb", "..", "../..", "/", "no",
-    "/dev/zero", "/dev/null", "~", "~nobody/x", "-", "--", "--help", "%s%n", "{0}", "'", '"', "C:\\x", "a/b/c",
+    "/dev/zero", "/dev/null", "~", "~nobody/x", "-", "--", "--help", "%s%n", "{0}",
+    "'", '"', "C:\\x", "a/b/c",
     "owner/model", "hf-hub:owner/model", "vit_tiny_patch16_224", "vgg11", "digits", "None",
 )  # fmt: skip
 NUMBERS = (0, 1, -1, 2, 3, 7, 10**6, 10**9, 2**31, 2**63, 10**400, -(10**400))
@@ -62,9 +64,14 @@ def _stop_after_a_step(self) -> None:
 def fuzzed_constants(attempt: Attempt) -> None:
     """One to three constants of a script, edited or as flags, with values of any kind."""
     draw = attempt.random
+    reference()  # before the process is forked
     script = draw.choice(SCRIPTS)
-    names = [name for name in _constants(script) if name not in ("RESULTS_DIR", "DATA_DIR")]
-    chosen = {name: any_value(draw) for name in draw.sample(names, draw.choice((1, 1, 2, 3)))}
+    own = ("RESULTS_DIR", "DATA_DIR")
+    names = [name for name in _constants(script) if name not in own]
+    chosen = {
+        name: any_value(draw)
+        for name in draw.sample(names, min(len(names), draw.choice((1, 1, 2, 3))))
+    }
     flags = [] if draw.random() < 0.5 else constants.as_flags(chosen)
 
     def start() -> None:
@@ -93,8 +100,8 @@ def _prepare(module: ModuleType, folder: Path) -> None:
 
 
 def _constants(script: str) -> list[str]:
-    found = constants._assigned((ROOT / f"{script}.py").read_text())
-    return [name for name in found if name.isupper() and not name.startswith("_")]
+    tree = ast.parse((ROOT / f"{script}.py").read_text())
+    return [node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)]
 
 
 # --- Weights and names ---

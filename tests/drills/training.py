@@ -14,9 +14,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  the profiler imports it; processes forked later share it
 from safetensors.torch import load_file
 
-from lab.core import checkpoints, plots
+from lab.core import checkpoints, plots, runtime
 from lab.data import Loaders
 from tests.drills.harness import Attempt, Ended, Lost, Process, event
 
@@ -82,6 +83,7 @@ def result(run: Path) -> tuple:
 @cache
 def reference() -> tuple[tuple, int, Path]:
     """The result of a run that nothing disturbs, the number of its events, and its folder."""
+    runtime.code_hashes(ROOT / "train.py")  # what is cached here, forked processes need not repeat
     folder = Path(tempfile.mkdtemp(prefix="drills-"))
     process, events = train(folder), 0
     while process.next_event():
