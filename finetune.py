@@ -35,6 +35,7 @@ from lab.training import FitConfig, fit, optimizers, results
 # --- Weights ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
 IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights were trained
+MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 
 # --- Data ---
 DATASET: str = "digits"  # mnist-5k, digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder

@@ -1,6 +1,7 @@
 """Train a Vision Transformer from scratch.
 
-    python train.py                                    # digits, about a minute on two CPU cores
+    python train.py                                    # mnist-5k, about a minute on two CPU cores
+    python train.py --dataset digits --epochs 10       # tiny images: a first look in ten seconds
     python train.py --dataset cifar10                  # one GPU; README.md has expected accuracies
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
 
@@ -27,7 +28,7 @@ from model import VisionTransformer, ViTConfig
 # or on the command line to override the recipe.
 
 # --- Data ---
-DATASET: str = "digits"  # mnist-5k, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
+DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
 TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays
@@ -35,6 +36,7 @@ SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of st
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
 # --- Model ---
+MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 MODEL: str = "vit"  # vit: model.py with the sizes below; else a timm architecture, from scratch
 MODEL_ARGS: str = ""  # arguments of the timm model: "img_size=32 embed_dim=48 depths=(2,2,2)"
 PATCH_SIZE: int | None = None  # side of a patch in pixels; halving it makes four times the tokens
@@ -78,6 +80,7 @@ SEED: int = 0  # of weights, image order and augmentation; the validation split 
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
 COMPILE: bool = False  # torch.compile: starts slowly, then runs faster; worthwhile on a GPU
+SNAPSHOTS: int | None = None  # copies of the weights, to replay training in attention.html; 0: none
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
 NAME: str | None = None  # name of the run's folder; by default from dataset, model and seed
@@ -171,7 +174,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE,
-        tensorboard=c.TENSORBOARD,
+        tensorboard=c.TENSORBOARD, snapshots=c.SNAPSHOTS,
     )  # fmt: skip
     optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)

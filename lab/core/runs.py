@@ -49,7 +49,7 @@ class Run:
     folder: Path
     SCHEMA: ClassVar[int] = SCHEMA
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = (  # constants that do not change the result
-        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD",
+        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD", "SNAPSHOTS",
         "RESUME_CHANGED_CODE",
     )  # fmt: skip
     FOLDERS_VARIABLE: ClassVar[str] = RUN_FOLDERS_VARIABLE  # `open` writes to the file it names

@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 
 from lab.core import constants
-from lab.core.code import code_hashes
+from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "handle_signals",
     "hardware",
     "has_bf16",
+    "import_model",
     "is_launched",
     "is_main_process",
     "original_command",
@@ -38,6 +39,8 @@ __all__ = [
     "process_state",
     "provenance",
     "run_script",
+    "source_hash",
+    "uses_model",
 ]
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.

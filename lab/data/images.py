@@ -99,10 +99,18 @@ def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, tuple[int, int
     Raises: what `open_image` raises, and what Pillow raises for truncated files.
     """
     with open_image(path) as image:
-        image.load()  # decodes all pixels, so a truncated file fails here
-        with suppress(Exception):  # a broken EXIF block does not affect the pixels
-            ImageOps.exif_transpose(image, in_place=True)
-        image = _to_rgb(image)
+        return image_to_array(image, reading)
+
+
+def image_to_array(image: Image.Image, reading: Reading) -> tuple[np.ndarray, tuple[int, int]]:
+    """What `read_image` does with an opened image, which may be the content of no file.
+
+    Returns: uint8 (3, size, size), and the width and height of the upright image.
+    """
+    image.load()  # decodes all pixels, so a truncated file fails here
+    with suppress(Exception):  # a broken EXIF block does not affect the pixels
+        image = ImageOps.exif_transpose(image)
+    image = _to_rgb(image)
     original, size = image.size, reading.size
     method = Image.Resampling[reading.interpolation.upper()]
     image = image.resize((size, size), method) if reading.whole else square(image, size, method)

@@ -34,7 +34,7 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),  # other trials are running
 }
-SET_BY_SWEEP = {"NUM_SEEDS": 1, "OVERWRITE": False}  # where they exist
+SET_BY_SWEEP = {"NUM_SEEDS": 1, "OVERWRITE": False, "SNAPSHOTS": 0}  # where they exist
 NOT_SWEPT = {
     **dict.fromkeys(("NAME", "RESULTS_DIR", *SET_BY_SWEEP), "the sweep sets it for each trial"),
     **dict.fromkeys(("DATA_DIR", "TENSORBOARD"), "it does not change the result"),
