@@ -38,8 +38,12 @@ FLOATS = (0.0, -0.0, 0.5, 1.0, -1.0, 1e-300, 1e300, float("nan"), float("inf"), 
 OTHERS = (None, True, False, (), (1,), (0, 1), [], {}, b"x", "64", "1e-3", 1.5, "False")
 
 
-def any_value(draw: random.Random) -> object:
-    return draw.choice(draw.choice((TEXTS, NUMBERS, FLOATS, OTHERS)))
+def any_value(draw: random.Random, annotation: str) -> object:
+    """A value for a constant, mostly of its own type."""
+    own = [values for kind, values in (("int", NUMBERS), ("float", FLOATS + NUMBERS[:7]),
+                                       ("bool", (True, False)), ("str", TEXTS))
+           if kind in annotation]  # fmt: skip
+    return draw.choice(draw.choice((*own * 4, TEXTS, NUMBERS, FLOATS, OTHERS)))
 
 
 class _Code:
@@ -67,9 +71,10 @@ def fuzzed_constants(attempt: Attempt) -> None:
     reference()  # before the process is forked
     script = draw.choice(SCRIPTS)
     own = ("RESULTS_DIR", "DATA_DIR")
-    names = [name for name in _constants(script) if name not in own]
+    types = _constants(script)
+    names = [name for name in types if name not in own]
     chosen = {
-        name: any_value(draw)
+        name: any_value(draw, types[name])
         for name in draw.sample(names, min(len(names), draw.choice((1, 1, 2, 3))))
     }
     flags = [] if draw.random() < 0.5 else constants.as_flags(chosen)
@@ -99,9 +104,11 @@ def _prepare(module: ModuleType, folder: Path) -> None:
         module.MODEL = str(next((reference()[2] / "runs").iterdir()))
 
 
-def _constants(script: str) -> list[str]:
+def _constants(script: str) -> dict[str, str]:
+    """The constants of a script, with their types as text."""
     tree = ast.parse((ROOT / f"{script}.py").read_text())
-    return [node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)]
+    nodes = [node for node in tree.body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: ast.unparse(node.annotation) for node in nodes}
 
 
 # --- Weights and names ---
