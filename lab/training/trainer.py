@@ -1,7 +1,9 @@
 """What the training loop works with: model, optimizer, batches, checkpoints, and the processes."""
 
+import copy
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -24,6 +26,11 @@ from lab.training.precision import allow_tf32
 from lab.training.results import Predictions
 from lab.training.state import EMA, TrainState
 from lab.training.tensorboard import TensorBoardLogger
+
+# Seconds between two saves. The state of ViT-B takes 1.4 GB, and writing it can take longer than an
+# epoch on a GPU. A kill loses the current epoch and at most this much before it; Ctrl-C and SIGTERM
+# save first and lose nothing.
+SAVE_INTERVAL = 60.0
 
 
 class Trainer:
@@ -65,6 +72,9 @@ class Trainer:
         self.state = TrainState()
         self.signals: list[int] = []
         self._tensorboard: TensorBoardLogger | None = None
+        self._saved_at = time.monotonic()
+        # The best model and its row of the history, until both are written with the state.
+        self._unsaved_best: tuple[nn.Module, dict[str, Any]] | None = None
 
         model.to(device)
         self.ema = EMA(model, config.ema_decay) if config.ema_decay else None
@@ -134,7 +144,7 @@ class Trainer:
             broadcast(buffer)
 
     def finish_epoch(self, val: Predictions) -> None:
-        """Records the epoch, saves its weights if they are the best, and saves the state.
+        """Records the epoch, and saves the state if a minute has passed or the run is complete.
 
         Raises: Stopped, if a process was interrupted meanwhile and epochs remain.
         """
@@ -153,16 +163,20 @@ class Trainer:
             "images": int(images),
         }
         is_best = state.finish_epoch(row)
-        # The state comes last: after a kill between two of these, the epoch is run again.
-        if is_best:
-            path, loaders = self.run.folder / "best.safetensors", self.loaders
-            save_model(path, self.eval_model, loaders.data.classes, loaders.preprocess, row)
         if self.accelerator.is_main_process:
             self.run.append_history(row)
         if self._tensorboard:
             self._tensorboard.add(row)
         is_last = state.epoch > self.config.epochs
-        if is_last or not self.config.trial:  # trials are short: an interrupted one starts over
+        # Trials are short: an interrupted one starts over.
+        is_due = not self.config.trial and time.monotonic() - self._saved_at >= SAVE_INTERVAL
+        if is_best:
+            keeps_changing = not (is_last or is_due)
+            self._unsaved_best = (
+                copy.deepcopy(self.eval_model) if keeps_changing else self.eval_model,
+                row,
+            )
+        if is_last or is_due:
             self.save()
         self.log(_epoch_line(row, self.config.epochs))
         if self.any_process(self.signals) and not is_last:
@@ -204,7 +218,15 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Writes last.pt, from which `resume` continues."""
+        """Writes the best weights so far, and last.pt, from which `resume` continues.
+
+        The state comes last: after a kill between the two, the epoch is trained again.
+        """
+        if self._unsaved_best:
+            (model, row), loaders = self._unsaved_best, self.loaders
+            path = self.run.folder / "best.safetensors"
+            save_model(path, model, loaders.data.classes, loaders.preprocess, row)
+            self._unsaved_best = None
         scaler = self.accelerator.scaler
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
@@ -214,6 +236,7 @@ class Trainer:
             "state": asdict(self.state),
         }
         checkpoints.save_state(self.run.folder / "last.pt", state)
+        self._saved_at = time.monotonic()
 
     def save_and_exit(self) -> None:
         """Saves an interrupted run and raises Stopped."""
