@@ -32,7 +32,7 @@ MATCH: Literal["params", "macs"] = "params"  # what is equal: parameters, or mul
 # --- Run ---
 RESULTS_DIR: str = "results/cnn_baseline"  # each run gets a folder in it
 
-NOT_HERE = ("MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
+NOT_HERE = ("MODEL_FILE", "MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
 
 
 def main() -> None:

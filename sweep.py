@@ -51,15 +51,16 @@ def main() -> None:
     script = Script.load(c.SCRIPT, c.FIXED)
     space = parse_space(c.SPACE, script, c.SAMPLER)
 
-    asked = {key: vars(c)[key] for key in ("SCRIPT", "SPACE", "FIXED", "SAMPLER", "SEED")}
+    names = ("SCRIPT", "SPACE", "FIXED", "SAMPLER", "SEED", "NAME")
+    asked = {key: vars(c)[key] for key in names}
     dataset = Path(str(script.values.get("DATASET", "data"))).name
     name = c.NAME or "-".join([dataset, script.path.stem, *map(str.lower, space)])[:100]
     place = Path(c.RESULTS_DIR)
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / ".lock"):  # two terminals may start at the same time
         facts = {"dataset": {"fingerprint": None}}  # each trial has its own
-        asked["CODE"] = script.code
-        run = Run.open(place, name, asked, facts, c.OVERWRITE, shared=True)
+        scripts = (script.path,)
+        run = Run.open(place, name, asked, facts, c.OVERWRITE, shared=True, scripts=scripts)
         sweep = Sweep(run.folder, script, space, config)
     record = sweep.run()
     print(f"\n{record['says']}\n{sweep.folder / 'sweep.md'}")

@@ -24,6 +24,7 @@ from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
 from lab.training.precision import allow_tf32
 from lab.training.results import Predictions
+from lab.training.snapshots import resolve_count, save_snapshot, snapshot_epochs
 from lab.training.state import EMA, TrainState
 from lab.training.tensorboard import TensorBoardLogger
 
@@ -71,12 +72,17 @@ class Trainer:
         self.schedule = Schedule(steps, int(config.warmup_fraction * steps), config.lr_schedule)
         self.state = TrainState()
         self.signals: list[int] = []
+        count = resolve_count(config.snapshots, model)
+        self._snapshot_epochs = snapshot_epochs(config.epochs, count)
         self._tensorboard: TensorBoardLogger | None = None
         self._saved_at = time.monotonic()
         # The best model and its row of the history, until both are written with the state.
         self._unsaved_best: tuple[nn.Module, dict[str, Any]] | None = None
 
         model.to(device)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # worthwhile because shapes do not change
+            model.to(memory_format=torch.channels_last)  # the faster layout for convolutions
         self.ema = EMA(model, config.ema_decay) if config.ema_decay else None
         self.eval_model = self.ema.model if self.ema else model
         if config.compile:
@@ -163,6 +169,8 @@ class Trainer:
             "images": int(images),
         }
         is_best = state.finish_epoch(row)
+        if row["epoch"] in self._snapshot_epochs:
+            save_snapshot(self.run.folder, self.eval_model, row["epoch"], row["val_accuracy"])
         if self.accelerator.is_main_process:
             self.run.append_history(row)
         if self._tensorboard:
@@ -206,6 +214,8 @@ class Trainer:
             self.state = TrainState(**saved["state"])
             at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
             self.log(f"resuming at {at} of {self.loaders.steps}: {self.run.folder}")
+        elif 0 in self._snapshot_epochs:
+            save_snapshot(self.run.folder, self.eval_model, epoch=0)
         if self.accelerator.is_main_process:
             self.run.write_history(self.state.history)
             if self.config.tensorboard:

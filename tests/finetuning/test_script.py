@@ -95,7 +95,7 @@ def test_all_modes_run_and_are_compared(weights, tmp_path, monkeypatch):
     assert figure.stat().st_size > 20_000
     table = figure.with_suffix(".md").read_text()
     modes = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, decay 0.7", "full"]
+    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, layer decay 0.7", "full"]
     records = {}
     for path in (tmp_path / "results").glob("*/config.json"):
         config = json.loads(path.read_text())
@@ -159,9 +159,9 @@ def test_finetune_swin_trains_timm_models_and_suggests_sizes(tmp_path):
                                   "--img-size", "32", "--mode", "head")  # fmt: skip
     assert status == 0, err
     assert "(head.fc.weight, head.fc.bias) replaces the 3 released outputs" in out
-    kept, header = load_model(next((tmp_path / "results").glob("*/best.safetensors")))
+    kept, preprocess, _ = load_model(next((tmp_path / "results").glob("*/best.safetensors")))
     assert type(kept).__name__ == "SwinTransformer"
-    assert header["preprocess"]["img_size"] == 32
+    assert preprocess.img_size == 32
     assert "--pretrained" not in run_script("finetune_swin.py", tmp_path, "--help")[1]
 
 
