@@ -79,7 +79,7 @@ LABEL_SMOOTHING: float | None = None  # fraction of the target spread evenly ove
 SEED: int = 0  # of weights, image order and augmentation; the validation split never changes
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
-COMPILE: bool = False  # torch.compile: starts slowly, then runs faster; worthwhile on a GPU
+COMPILE: bool | None = None  # torch.compile; none: on a GPU, except for digits and mnist-5k
 SNAPSHOTS: int | None = None  # copies of the weights, to replay training in attention.html; 0: none
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
@@ -139,7 +139,11 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     """
     kind = datasets.dataset_kind(values["DATASET"])
     native = datasets.native_size(values["DATASET"])
-    recipe = {"IMG_SIZE": native, **RECIPES[kind]}
+    # Compiling takes about a minute, which pays off in long runs on a GPU.
+    compile_it = RECIPES[kind]["PRECISION"] == "auto" and runtime.can_compile(
+        runtime.process_state().device
+    )
+    recipe = {"IMG_SIZE": native, "COMPILE": compile_it, **RECIPES[kind]}
     c = constants.resolve(values, recipe)
     print(constants.header(values, c, kind))
 
