@@ -163,7 +163,9 @@ def counted() -> dict[str, str]:
     )
     larger = next(m for m, cost in attend_at.items() if cost >= 9 * m * 768**2)
     assert (equal, larger) == (2 * 768, 2.5 * 768)
-    said["equal to a 3 x 3 convolution"] = f"as much as a 3 x 3 convolution at N = 2.5D = {larger:,}"
+    said["equal to a 3 x 3 convolution"] = (
+        f"as much as a 3 x 3 convolution at N = 2.5D = {larger:,}"
+    )
     said["attention weights"] = (
         f"12 x 197 x 197 = {12 * 197**2:,} attention weights per image, "
         f"{12 * 197**2 / (197 * 768):.1f} times as many numbers as its tokens"

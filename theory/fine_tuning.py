@@ -80,8 +80,10 @@ def layer_decay_said() -> dict[str, str]:
     optimizer = optimizers.adamw(model, 1e-3, 0.05, layer_decay=0.7, head_lr_mult=10)
     scale = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups
              for p in group["params"]}  # fmt: skip
-    top, bottom, patches = (scale[f"{name}.weight"] for name in
-                            ("blocks.11.attn.qkv", "blocks.0.attn.qkv", "patch_embed.proj"))
+    top, bottom, patches = (
+        scale[f"{name}.weight"]
+        for name in ("blocks.11.attn.qkv", "blocks.0.attn.qkv", "patch_embed.proj")
+    )
     return {
         "layer decay": f"block 12 of a ViT-B gets {top:.1f} of the peak learning rate, block 1 "
                        f"gets {bottom:.3f} and the patch embedding {patches:.4f}",
@@ -167,7 +169,9 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
                        f"| three breeds ({counts[2]}) |",
     }  # fmt: skip
     for label, by_data in rows.items():
-        said[f"records, {label}"] = f"| {label} | {' | '.join(map(percent_range, by_data.values()))} |"
+        said[f"records, {label}"] = (
+            f"| {label} | {' | '.join(map(percent_range, by_data.values()))} |"
+        )
     head, top, full, decay, scratch = rows.values()
 
     def p(one: Record, other: Record) -> tuple[int, int, float]:
@@ -194,8 +198,10 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
     assert overlap(head[BREEDS], full[BREEDS])
     assert overlap(head[BREEDS], decay[BREEDS])
     assert full[BREEDS].metrics["test_accuracy"] < head[BREEDS].metrics["test_accuracy"]
-    value, (only_head, only_decay, better) = p(head[BREEDS], full[BREEDS])[2], p(head[BREEDS],
-                                                                              decay[BREEDS])
+    value, (only_head, only_decay, better) = (
+        p(head[BREEDS], full[BREEDS])[2],
+        p(head[BREEDS], decay[BREEDS]),
+    )
     assert value > 0.05 > better and only_decay > only_head
     said["three breeds"] = (
         f"head and full **overlap** (p = {value:.2f}), and plain full is lower. With layer decay, "

@@ -58,7 +58,9 @@ def images_said() -> dict[str, str]:
     for name, (formula, center, scale) in steps.items():
         value, black, white = ((x - center) / scale for x in (red, 0, 1))
         digits_shown = 2 if "standardize" in name else 3
-        said[name] = f"| {name} | ${formula}$ | {value:.{digits_shown}f} | {black:.2f} to {white:.2f} |"
+        said[name] = (
+            f"| {name} | ${formula}$ | {value:.{digits_shown}f} | {black:.2f} to {white:.2f} |"
+        )
     return said | {
         "CIFAR-10, published": f"| {row(PUBLISHED[0])} | {row(PUBLISHED[1])} | as commonly",
         "CIFAR-10, JPEG copy": f"| {row(mean, 4)} | {row(std, 4)} | record of our run",
@@ -128,9 +130,9 @@ def training_said() -> dict[str, str]:
     assert steps[1] < steps[0]
     return {
         "one direction": f"holds {shares[0]:.0f} % of the sum of squares; after "
-                         f"normalization it is {shares[1]:.0f} %",
+        f"normalization it is {shares[1]:.0f} %",
         "steps": f"95 % of the training digits correctly after {steps[0]} steps without "
-                 f"normalization and after {steps[1]} with it",
+        f"normalization and after {steps[1]} with it",
     }
 
 
@@ -245,12 +247,12 @@ def layers_said() -> dict[str, str]:
         "BatchNorm": f"The tokens become [{row(batch[0], 0)}] and [{row(batch[1], 0)}]",
         "equal to torch": "equal torch's modules within 1e-12",
         "variances": f"values {x[0, 0]:.0f} and {x[1, 0]:.0f}: biased variance "
-                     f"{x[:, 0].var(correction=0):.0f}, unbiased variance {x[:, 0].var():.0f}",
+        f"{x[:, 0].var(correction=0):.0f}, unbiased variance {x[:, 0].var():.0f}",
         "running": f"With momentum {norm.momentum} the running variance goes from 1 to "
-                   f"0.9 · 1 + 0.1 · 2 = {norm.running_var[0]:.1f}, and the running mean from 0 "
-                   f"to {norm.running_mean[0]:.1f}",
+        f"0.9 · 1 + 0.1 · 2 = {norm.running_var[0]:.1f}, and the running mean from 0 "
+        f"to {norm.running_mean[0]:.1f}",
         "LayerNorms of our ViT": f"{len(norms)} LayerNorms hold {held:,} of "
-                                 f"{sum(p.numel() for p in ours.parameters()):,} parameters",
+        f"{sum(p.numel() for p in ours.parameters()):,} parameters",
         **company_said(),
     }
 

@@ -211,7 +211,9 @@ def records_said() -> dict[str, str]:
                          "multiply-adds",
     }  # fmt: skip
     for name, (vit, swin) in rows.items():
-        said[f"records, {name}"] = f"| {name} | {sentences.result(vit)} | {sentences.result(swin)} |"
+        said[f"records, {name}"] = (
+            f"| {name} | {sentences.result(vit)} | {sentences.result(swin)} |"
+        )
     # What the text concludes.
     assert overlap(*rows["full, layer decay 0.7"])
     assert overlap(*rows["head only"])
