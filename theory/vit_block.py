@@ -84,8 +84,8 @@ def cost_said() -> dict[str, str]:
                  f"{100 * costs[0] / sum(costs):.1f} % and the MLP "
                  f"{100 * costs[1] / sum(costs):.1f} %",
         "quadratic": f"is only {100 * 2 * n**2 * dim / sum(costs):.1f} % of the block",
-        "equal": f"at $N = 6 D$ = {equal:,} tokens, an image of {16 * math.sqrt(equal):,.0f} pixels "
-                 "with patches of 16",
+        "equal": f"at $N = 6 D$ = {equal:,} tokens, an image of {16 * math.sqrt(equal):,.0f} "
+                 "pixels with patches of 16",
     }  # fmt: skip
 
 
