@@ -293,7 +293,8 @@ def numbers() -> dict[str, str]:
     assert again > accuracies[0] - 0.05
     half_width = 1.96 * max(math.sqrt(p * (1 - p) / TEST) for p in (*accuracies, again, 0.5))
     said["uncertainty"] = (
-        f"With {TEST} test images, each accuracy is uncertain by up to {100 * half_width:.0f} points"
+        f"With {TEST} test images, each accuracy is uncertain by up to "
+        f"{100 * half_width:.0f} points"
     )
     said["fitted and judged on"] = f"head on {TRAIN} digits with the ViT's own"
     said["judged on"] = f"classified {TEST} other digits"
