@@ -189,7 +189,14 @@ function readPalette() {
   const names = ["attention", "broken", "predict", "learn", "ink", "quiet", "paper"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
-dark.addEventListener("change", () => { palette = readPalette(); update(); });
+dark.addEventListener("change", recolor);
+for (const name of ["beforeprint", "afterprint"]) addEventListener(name, recolor);
+function recolor() {  // on paper as in the light theme
+  palette = readPalette();
+  showLook();
+  showBreak();
+  showFilm();
+}
 
 /* Maps */
 
