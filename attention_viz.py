@@ -1,7 +1,7 @@
 """Show where a model looks; with --score, measure whether that is where the animal is.
 
     python attention_viz.py                            # the newest run of train.py
-    python attention_viz.py --model weights/vit_128x6_cifar10.safetensors --images digits
+    python attention_viz.py --model weights/vit_128x6_cifar10.safetensors --images mnist-5k
     python attention_viz.py --model results/finetune/<run> --images "cat.jpg dog.jpg"
     python attention_viz.py --model results/finetune/<run> --images pets --score
 
@@ -25,9 +25,10 @@ from lab.models import load_pretrained, registry
 
 # --- Model and images ---
 MODEL: str | None = None  # a run folder, timm model or weight file; none: the newest train.py run
-IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or digits
+IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or mnist-5k
 DATA_DIR: str = "data"  # folder of downloaded datasets
 IMG_SIZE: int | None = None  # pixels; none: the size the model was trained at
+MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 
 # --- Maps ---
 METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"
@@ -86,12 +87,12 @@ def main() -> None:
 
 
 def trained_on(folder: Path) -> str:
-    """The dataset of a run folder; the embedded digits for weights without a run folder."""
+    """The dataset of a run folder; mnist-5k for weights without a run folder."""
     try:
         return Run(folder).config()["constants"]["DATASET"]
     except (UserError, KeyError, TypeError):
-        print(f"{folder} does not say what it was trained on; showing digits (see --images)")
-        return "digits"
+        print(f"{folder} does not say what it was trained on; showing mnist-5k (see --images)")
+        return "mnist-5k"
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Views:
     ):
         self.model, self.loaders, self.config = pretrained.model, loaders, config
         self.trained_by = trained_by
-        self.class_names = class_names(pretrained)
+        self.class_names = pretrained.class_names
         self.target = class_index(config.target_class, self.class_names)
         self.first_image = loaders.normalize(loaders.data.test.images(slice(0, 1)))
         reasons = saliency.unavailable_methods(self.model, self.first_image)
@@ -93,6 +93,7 @@ class Views:
             "skipped": self.skipped,
         }  # fmt: skip
         plots.plot_overview(run.folder / "overview.jpg", examples, title)
+        plots.plot_example(run.folder / "example.png", first)
         if first.raw:
             heads_title = f"{first.title}: attention of {query} in every block and head"
             plots.plot_heads(run.folder / "heads.jpg", first, heads_title)
@@ -263,20 +264,6 @@ class Views:
             "raised the logit of one class. A bright patch does not prove that the model uses it; "
             "SCORE = True in attention_viz.py measures whether it does.",
         ]
-
-
-def class_names(pretrained: Pretrained) -> list[str]:
-    """Names of the model's classes: its own, ImageNet's, or numbers; [] without a head."""
-    count = saliency.count_classes(pretrained.model)
-    if pretrained.classes or not count:
-        return pretrained.classes or []
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset(pretrained.model)
-    if subset:
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(i) for i in range(count)]
-    return [f"class {i}" for i in range(count)]
 
 
 def class_index(name: str | None, names: list[str]) -> int | None:
