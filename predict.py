@@ -81,9 +81,7 @@ def predict(
         maps = AttentionMaps(pretrained) if c.ATTENTION else None
         top_k = min(c.TOP_K, pretrained.num_classes)
         path = run.folder / "predictions.csv"
-        summary = predictions.predict(
-            pretrained, source, path, top_k, c.BATCH_SIZE, device, maps
-        )
+        summary = predictions.predict(pretrained, source, path, top_k, c.BATCH_SIZE, device, maps)
     for remark in pretrained.remarks:
         print(f"note: {remark}")
     print(predictions.table(summary))

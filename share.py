@@ -40,7 +40,9 @@ RESULTS_DIR: str = "results/share"  # one folder per model
 NAME: str | None = None  # name of that folder; none: the name of the run
 OVERWRITE: bool = False  # replace another model, in the folder and in the repository
 
-_NUM_COMPARED = 64  # test images for which the formats must give the same logits
+NUM_COMPARED = 64  # test images for which the formats must give the same logits
+DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py",
+             "cifar100": "cifar-100-python", "pets": "oxford-iiit-pet"}  # fmt: skip
 
 
 def main() -> None:
@@ -56,12 +58,13 @@ def main() -> None:
     name = c.NAME or registry.short_name(c.MODEL)
     folder = Path(c.RESULTS_DIR, name)
     check_folder(folder, pretrained, c.OVERWRITE)
-    loaders, images = example_images(pretrained, records, c.DATA_DIR)
-    if c.INT8 and not (records and images.startswith("test images of")):
+    loaders, dataset = example_images(pretrained, records, c.DATA_DIR)
+    if c.INT8 and dataset is None:
         raise UserError(
             "INT8 needs the test images of the model's dataset, to measure its accuracy: share a "
             "run whose dataset is on this computer"
         )
+    images = f"test images of {dataset}" if dataset else "embedded MNIST images"
     release = card.Release(name, c.REPOSITORY, pretrained, records, license, images)
     write_folder(folder, release, loaders, c.INT8)
     if c.REPOSITORY:
@@ -74,7 +77,7 @@ def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bo
     """Writes everything that others need; the folder is complete or as it was before."""
     pretrained = release.pretrained
     _, images, _ = next(loaders.evaluation("test"))
-    images = images[:_NUM_COMPARED]
+    images = images[:NUM_COMPARED]
     with checkpoints.explain_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
@@ -125,11 +128,9 @@ def add_page(folder: Path, release: card.Release) -> None:
 
 def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:
     """Raises: UserError, if a folder contains anything but an earlier version of this model."""
-    if overwrite or not folder.exists() or not folder.is_dir():
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file: choose another --name")
-        return
-    if not any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --name")
+    if overwrite or not folder.exists() or not any(folder.iterdir()):
         return
     try:
         same = load_pretrained(str(folder)).fingerprint() == pretrained.fingerprint()
@@ -144,23 +145,22 @@ def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:
 
 def example_images(
     pretrained: Pretrained, records: card.Records | None, data_dir: str
-) -> tuple[Loaders, str]:
-    """Real images to compare formats on: of the model's test split, or embedded ones.
+) -> tuple[Loaders, str | None]:
+    """Real images to compare formats on: of the model's test split if it is on this computer.
 
-    Returns: their batches, and a description.
+    Returns: their batches, and the name of the dataset; embedded images and None without it.
     """
     preprocess = pretrained.preprocess
-    dataset = records.config["constants"].get("DATASET") if records else None
-    if dataset and (dataset in ("digits", "mnist-5k") or is_here(dataset, data_dir)):
+    dataset = records.config["constants"].get("DATASET", "") if records else ""
+    folder = Path(data_dir, DOWNLOADS[dataset]) if dataset in DOWNLOADS else Path(dataset)
+    is_here = dataset in ("digits", "mnist-5k") or (dataset and folder.expanduser().is_dir())
+    if is_here:
         data = datasets.load_data(dataset, data_dir, preprocess.resized, skip_unreadable=True,
                                   interpolation=preprocess.interpolation)  # fmt: skip
-        text = f"test images of {data.name}"
     else:
         data = datasets.load_data("mnist-5k")
-        text = "embedded MNIST images, because the model's test images are not on this computer"
-    loaders = Loaders(data, preprocess, _NUM_COMPARED, Augmentation())
-    count = min(_NUM_COMPARED, len(data.test))
-    return loaders, text if text.startswith("embedded") else f"{text}: {count} of them"
+    loaders = Loaders(data, preprocess, NUM_COMPARED, Augmentation())
+    return loaders, data.name if is_here else None
 
 
 if __name__ == "__main__":

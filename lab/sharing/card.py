@@ -55,7 +55,9 @@ class Records:
     def command(self) -> str:
         """The command of the run; the user's home folder is not named."""
         home = str(Path.home())
-        return self.config["command"].replace(home, "~") if len(home) > 1 else self.config["command"]
+        return (
+            self.config["command"].replace(home, "~") if len(home) > 1 else self.config["command"]
+        )
 
 
 @dataclass
@@ -121,7 +123,9 @@ def _license_of_weights(source: str, depth: int = 0) -> str | None:
     records = Records.find(source)
     if records is None or depth > 10:
         return None
-    return _PROJECT_LICENSE if records.base is None else _license_of_weights(records.base, depth + 1)
+    return (
+        _PROJECT_LICENSE if records.base is None else _license_of_weights(records.base, depth + 1)
+    )
 
 
 def _license_in_card(card: str | Path) -> str | None:
@@ -208,7 +212,7 @@ def _body(folder: Path, release: Release) -> str:
         f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), crop "
         f"the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
         f"{_rounded(preprocess.mean)} and divide by the standard deviation "
-        f"{_rounded(preprocess.std)}, per channel. All formats below store these values.",
+        f"{_rounded(preprocess.std)}, per channel. All formats except ONNX load them with the model.",
         "## Limitations",
         _limitations(records, names),
         "## License",
@@ -296,7 +300,10 @@ def _training(records: Records) -> str:
     recipe = {k: v for k, v in config["constants"].items() if v not in off and k not in hidden}
     changed = ", with uncommitted changes" if config.get("uncommitted_changes") else ""
     start = f"fine-tuned from {_public(records.base)}" if records.base else "trained from scratch"
-    machine = hardware.get("gpu") or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"  # noqa: E501
+    machine = (
+        hardware.get("gpu")
+        or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
+    )  # noqa: E501
     rows = {
         "data": f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and "
                 f"{data['test']:,} test images",
@@ -329,11 +336,16 @@ def _confusion(folder: Path, records: Records) -> str:
             f"| {_cell(label)} | {' | '.join(str(pairs[label, guess]) for guess in names)} |"
             for label in names
         ]
-        text = "Test images by label (rows) and prediction (columns):\n\n" + "\n".join([head, *rows])
+        text = "Test images by label (rows) and prediction (columns):\n\n" + "\n".join(
+            [head, *rows]
+        )
     else:
         wrong = [(pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]][:10]
         rows = [f"| {_cell(a)} | {_cell(b)} | {n} |" for (a, b), n in wrong]
-        text = "The most frequent errors on the test images:\n\n| label | prediction | images |\n|---|---|---|\n" + "\n".join(rows)  # noqa: E501
+        text = (
+            "The most frequent errors on the test images:\n\n| label | prediction | images |\n|---|---|---|\n"
+            + "\n".join(rows)
+        )  # noqa: E501
     if (folder / "confusion.png").is_file():
         text += "\n\n![Confusion matrix of the test images](confusion.png)"
     return text

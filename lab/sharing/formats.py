@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -180,8 +181,9 @@ def write_transformers(folder: Path, pretrained: Pretrained, images: Tensor) -> 
     place = folder / "transformers"
     place.mkdir(exist_ok=True)
     names, preprocess = pretrained.class_names, pretrained.preprocess
-    checkpoints.save_weights(
-        place / "model.safetensors", to_transformers(model.state_dict(), config), {}
+    state = {k: v.contiguous() for k, v in to_transformers(model.state_dict(), config).items()}
+    checkpoints.write_atomically(
+        place / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"})
     )
     content = {
         "architectures": ["ViTForImageClassification"],
