@@ -22,7 +22,9 @@ def run_folder(tmp_path):
     torch.manual_seed(0)
     config = ViTConfig(img_size=8, patch_size=4, num_classes=3, embed_dim=16, depth=1, num_heads=2)
     model = shaken(VisionTransformer(config))
-    return save_run(tmp_path / "a run", model, ["cat", "dog", "$x$"], Preprocess(8, [0.5] * 3, [0.5] * 3))  # noqa: E501
+    return save_run(
+        tmp_path / "a run", model, ["cat", "dog", "$x$"], Preprocess(8, [0.5] * 3, [0.5] * 3)
+    )  # noqa: E501
 
 
 @pytest.fixture
@@ -77,11 +79,13 @@ def test_predictions_and_accuracy_equal_load_model(script, run_folder, photos, t
         "--batch-size", 5, "--attention").out  # fmt: skip
 
 
-def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder, photos, tmp_path):  # noqa: F811, E501
+def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder, photos, tmp_path):  # noqa: F811
     (photos / "cat" / "broken.jpg").write_bytes(b"no image")
     whole = (photos / "cat" / "01.jpg").read_bytes()
     (photos / "cat" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    done = script("predict.py", "--model", run_folder, "--images", "photos/cat/*.jpg photos/dog/00.jpg")  # noqa: E501
+    done = script(
+        "predict.py", "--model", run_folder, "--images", "photos/cat/*.jpg photos/dog/00.jpg"
+    )  # noqa: E501
     assert "2 of 9 files could not be read" in str(done.code)
     assert "broken.jpg (not an image)" in done.out
     assert "truncated.jpg (" in done.out
@@ -112,7 +116,9 @@ def test_dataset_split_gives_the_accuracy_of_its_labels(script, tmp_path):  # no
     config = ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16,
                        depth=1, num_heads=2)  # fmt: skip
     model = shaken(VisionTransformer(config))
-    run = save_run(tmp_path / "gray", model, [str(i) for i in range(10)], Preprocess(8, [0.3], [0.4]))  # noqa: E501
+    run = save_run(
+        tmp_path / "gray", model, [str(i) for i in range(10)], Preprocess(8, [0.3], [0.4])
+    )  # noqa: E501
     done = script("predict.py", "--model", run, "--images", "digits")
     assert done.code == 0, done.err
     rows = rows_of(tmp_path / "out" / "gray-digits-test")

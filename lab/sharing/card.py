@@ -303,7 +303,7 @@ def _training(records: Records) -> str:
     machine = (
         hardware.get("gpu")
         or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
-    )  # noqa: E501
+    )
     rows = {
         "data": f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and "
                 f"{data['test']:,} test images",
@@ -345,7 +345,7 @@ def _confusion(folder: Path, records: Records) -> str:
         text = (
             "The most frequent errors on the test images:\n\n| label | prediction | images |\n|---|---|---|\n"
             + "\n".join(rows)
-        )  # noqa: E501
+        )
     if (folder / "confusion.png").is_file():
         text += "\n\n![Confusion matrix of the test images](confusion.png)"
     return text

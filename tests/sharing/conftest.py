@@ -13,8 +13,8 @@ from lab.data import Preprocess
 from lab.models.registry import save_model
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import DIGITS, ROOT
-from tests.sharing.hub_server import GOOD, Hub
 from tests.shaken import shaken
+from tests.sharing.hub_server import GOOD, Hub
 
 CONFIG = ViTConfig(
     img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=1, num_heads=2
@@ -36,7 +36,10 @@ def save_run(folder, model, preprocess, classes=DIGITS, **constants):
                "best_epoch": 1, "epochs": 1, "training_seconds": 1.0}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    rows = ["image,label,prediction,confidence", *(f"{i},{c},{c},0.9" for i, c in enumerate("0123"))]
+    rows = [
+        "image,label,prediction,confidence",
+        *(f"{i},{c},{c},0.9" for i, c in enumerate("0123")),
+    ]
     (folder / "predictions.csv").write_text("\n".join([*rows, "4,3,8,0.5"]))
     return folder
 

@@ -17,9 +17,8 @@ from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
 from lab.data.loaders import Loaders, derive_seed
 from lab.data.preprocess import Preprocess
-from lab.models import profiling
+from lab.models import load_model, profiling
 from lab.models.cnn import CNNConfig, ResidualCNN
-from lab.models import load_model
 from lab.models.registry import model_header
 from lab.training import results
 from lab.training.config import FitConfig

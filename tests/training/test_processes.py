@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lab.data.datasets import load_data
 from lab.core.checkpoints import load_weights
+from lab.data.datasets import load_data
 from lab.models import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
