@@ -24,7 +24,7 @@ def run_folder(tmp_path):
     model = shaken(VisionTransformer(config))
     return save_run(
         tmp_path / "a run", model, ["cat", "dog", "$x$"], Preprocess(8, [0.5] * 3, [0.5] * 3)
-    )  # noqa: E501
+    )
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     (photos / "cat" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     done = script(
         "predict.py", "--model", run_folder, "--images", "photos/cat/*.jpg photos/dog/00.jpg"
-    )  # noqa: E501
+    )
     assert "2 of 9 files could not be read" in str(done.code)
     assert "broken.jpg (not an image)" in done.out
     assert "truncated.jpg (" in done.out
@@ -118,7 +118,7 @@ def test_dataset_split_gives_the_accuracy_of_its_labels(script, tmp_path):  # no
     model = shaken(VisionTransformer(config))
     run = save_run(
         tmp_path / "gray", model, [str(i) for i in range(10)], Preprocess(8, [0.3], [0.4])
-    )  # noqa: E501
+    )
     done = script("predict.py", "--model", run, "--images", "digits")
     assert done.code == 0, done.err
     rows = rows_of(tmp_path / "out" / "gray-digits-test")

@@ -205,14 +205,14 @@ def _body(folder: Path, release: Release) -> str:
     if records:
         parts += ["## Training", _training(records), "## Errors", _confusion(folder, records)]
     else:
-        parts += ["## Training", f"The weights come from `{pretrained.origin}`. No records of their "
-                  "training were available, so their accuracy is not stated here."]  # fmt: skip
+        parts += ["## Training", f"The weights come from `{pretrained.origin}`. No records of "
+                  "their training were available, so their accuracy is not stated here."]  # fmt: skip
     parts += [
         "## Preprocessing",
-        f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), crop "
-        f"the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
+        f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), "
+        f"crop the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
         f"{_rounded(preprocess.mean)} and divide by the standard deviation "
-        f"{_rounded(preprocess.std)}, per channel. All formats except ONNX load them with the model.",
+        f"{_rounded(preprocess.std)}, per channel. All formats but ONNX store this.",
         "## Limitations",
         _limitations(records, names),
         "## License",
@@ -256,8 +256,9 @@ def _usage(release: Release) -> str:
         )  # fmt: skip
     if "onnx" in release.formats:
         path = "path" if repository else f'"{folder}/model.onnx"'
-        download = ("from huggingface_hub import hf_hub_download\n\n"
-                    f'path = hf_hub_download("{repository}", "model.onnx")\n') if repository else ""  # fmt: skip
+        download = f'path = hf_hub_download("{repository}", "model.onnx")\n' if repository else ""
+        if repository:
+            download = f"from huggingface_hub import hf_hub_download\n\n{download}"
         blocks.append(
             ("With ONNX Runtime; `images` is a float32 array (batch, channels, height, width), "
              "normalized as described below",
@@ -308,7 +309,8 @@ def _training(records: Records) -> str:
         "data": f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and "
                 f"{data['test']:,} test images",
         "start": start,
-        "duration": f"{metrics['epochs']} epochs, {metrics['training_seconds']:,.0f} s on {machine}",
+        "duration": f"{metrics['epochs']} epochs, {metrics['training_seconds']:,.0f} s on "
+                    f"{machine}",
         "selection": f"epoch {metrics['best_epoch']}, which had the best validation accuracy",
         "command": f"`{records.command}`",
         "constants": f"`{json.dumps(recipe)}`",
@@ -343,8 +345,8 @@ def _confusion(folder: Path, records: Records) -> str:
         wrong = [(pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]][:10]
         rows = [f"| {_cell(a)} | {_cell(b)} | {n} |" for (a, b), n in wrong]
         text = (
-            "The most frequent errors on the test images:\n\n| label | prediction | images |\n|---|---|---|\n"
-            + "\n".join(rows)
+            "The most frequent errors on the test images:\n\n"
+            "| label | prediction | images |\n|---|---|---|\n" + "\n".join(rows)
         )
     if (folder / "confusion.png").is_file():
         text += "\n\n![Confusion matrix of the test images](confusion.png)"

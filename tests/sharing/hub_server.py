@@ -1,7 +1,7 @@
 """A Hugging Face hub on localhost: repositories, commits, tags, and LFS uploads, in memory.
 
-It answers what huggingface_hub asks for while it creates, uploads, tags and downloads. Real names of
-the hub's endpoints; no authentication but the two token names below.
+It answers what huggingface_hub asks for while it creates, uploads, tags and downloads. It
+knows two tokens: one that may write, and one that may only read.
 """
 
 import base64
@@ -98,8 +98,10 @@ def _handler(hub):
                 return self.reply({"branches": [], "converts": [], "tags": tags})
             if rest[0] == "tree":
                 _, files = hub.files(repository)
-                return self.reply([{"type": "file", "path": name, "size": len(content),
-                                    "oid": git_oid(content)} for name, content in files.items()])  # fmt: skip
+                return self.reply([
+                    {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
+                    for name, content in files.items()
+                ])  # fmt: skip
             if rest[0] == "preupload":
                 return self.preupload(repository, json.loads(body))
             if rest[0] == "commit":

@@ -70,7 +70,8 @@ def check_card(folder, out):
     assert data.eval_results[0].metric_args == {"confidence_interval_95": [0.7, 0.8]}
     text = (folder / "README.md").read_text(encoding="utf-8")
     for said in ("75.00 % (95 % interval 70.0 to 80.0, 4 images)", "`python train.py`", "c0ffee",
-                 "| 3 | 0 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 0 |", "test images of digits"):  # fmt: skip
+                 "| 3 | 0 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 0 |",
+                 "test images of digits"):  # fmt: skip
         assert said in text
     int8, fp32 = text.split("test accuracy ")[1].split(" % in fp32")[0].split(" %, instead of ")
     assert f"fp32 {fp32} %, int8 {int8} %" in out
@@ -161,5 +162,7 @@ def test_license_is_inherited_and_asked_for_if_unknown(vit_run, tmp_path):
     with pytest.raises(UserError, match=r"unknown.*--license"):
         license_of(origin="gone/best.safetensors")
     assert license_of("mit", origin="gone/best.safetensors") == "mit"
-    with pytest.raises(UserError, match="has the license 'cc-by-nc-4.0', which the model inherits"):
+    with pytest.raises(
+        UserError, match=r"has the license 'cc-by-nc-4.0', which the model inherits"
+    ):
         license_of("mit", origin="vit_base_patch16_224.mae")

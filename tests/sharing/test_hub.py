@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -136,7 +137,7 @@ def test_refusals_are_one_sentence_each(hub, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     refused("there is no Hugging Face token", "hf auth login")
     monkeypatch.setenv("HF_TOKEN", GOOD)
-    hub.stop()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # closed port
     refused("cannot be reached", "same command")
 
 
