@@ -150,6 +150,8 @@ def read_runs(place: Path) -> Found:
                 sweep = read_json(folder / "sweep.json")
                 _check(sweep, _SWEEP, "sweep.json")
                 found.sweeps.append((folder, sweep))
+            elif {"config.json", "model.safetensors", "README.md"} <= names:
+                subfolders.clear()  # a model that share.py has written: no run
             elif "config.json" in names:
                 subfolders.clear()
                 _read_run(folder, found)
@@ -211,6 +213,8 @@ def _read_run(folder: Path, found: Found) -> None:
         )
     _check(config, _ATTENTION_CONFIG, "config.json")
     finished = (folder / "metrics.json").exists()
+    if _script(config) == "predict.py":
+        return  # predictions of images that need not have labels
     if _script(config) == "attention_viz.py":
         _read_attention_run(folder, finished, found)
         return
