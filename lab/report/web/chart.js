@@ -109,23 +109,23 @@ function drawSeries(series, spots) {
   return drawn;
 }
 
-/* Places labels beside their points where there is room; if there is none, over error bars. */
+/* Places labels next to their points where there is room. The readout names the other points. */
 function drawLabels(spots, width) {
   const bars = spots.map(({ x, ends: [low, high] }) => [x - 4, high, x + 4, low]);
   const taken = spots.map(({ x, y }) => [x - 6, y - 6, x + 6, y + 6]);
   const apart = (a, b) => a[2] < b[0] || a[0] > b[2] || a[3] < b[1] || a[1] > b[3];
   const isFree = (place, others) =>
     place[0] > 0 && place[2] < width && others.every((other) => apart(place, other));
-  return spots.filter(({ point }) => point.label).map(({ x, y, point }) => {
+  return spots.filter(({ point }) => point.label).flatMap(({ x, y, point }) => {
     const text = point.label.length > 24 ? `${point.label.slice(0, 23)}…` : point.label;
     const long = 6.8 * text.length;
-    const places = [0, 14, -14, 28, -28, 42, -42].flatMap((down) =>
+    const places = [0, 14, -14].flatMap((down) =>
       [x + 9, x - 9 - long, x - long / 2].map((left) =>
         [left, y + down - 6, left + long, y + down + 6]));
-    const place = places.find((one) => isFree(one, [...taken, ...bars])) ??
-      places.find((one) => isFree(one, taken)) ?? places[1];
+    const place = places.find((one) => isFree(one, [...taken, ...bars]));
+    if (!place) return [];
     taken.push(place);
-    return svg("text", { x: place[0], y: place[3] - 2, class: "label" }, text);
+    return [svg("text", { x: place[0], y: place[3] - 2, class: "label" }, text)];
   });
 }
 

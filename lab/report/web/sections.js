@@ -114,10 +114,10 @@ function costSection() {
     { key: "seconds", name: "training time", unit: "seconds", log: true },
   ];
   const seriesOf = (members, key) => {
-    const groups = grouped(members, ({ kind, task, reference }) =>
-      plainName({ name: `${kind}, ${task === "CNN twin" ? "from scratch" : task.toLowerCase()}`, reference }));
+    const groups = grouped(members, ({ kind, reference }) => plainName({ name: kind, reference }));
     const pointOf = (run) => ({
-      ...run, x: run[key], y: run.accuracy, name: plainName(run), note: run.recipe, label: run.model,
+      ...run, x: run[key], y: run.accuracy, name: plainName(run), note: run.recipe,
+      label: run.model.split(", ").at(-1),  // of a fine-tuned model, what was trained
     });
     return [...groups].map(([name, group]) => ({
       name, slot: KINDS[group[0].kind], color: kindColor(group[0].kind), hollow: group[0].reference,
