@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 
 from lab.core import constants
-from lab.core.code import code_hashes
+from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "handle_signals",
     "hardware",
     "has_bf16",
+    "import_model",
     "is_launched",
     "is_main_process",
     "original_command",
@@ -38,6 +39,8 @@ __all__ = [
     "process_state",
     "provenance",
     "run_script",
+    "source_hash",
+    "uses_model",
 ]
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
@@ -45,6 +48,9 @@ _TIMEOUT = timedelta(hours=2)
 # How long the other processes wait to be ended by the launcher, which does so when one fails.
 _LAUNCHER_GRACE_SECONDS = 20
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+# A program that starts scripts names a file in this environment variable. Scripts append the paths
+# of their run folders to it, so the program need not parse what they print.
+RUN_FOLDERS_VARIABLE = "VIT_LAB_RUN_FOLDERS"
 SCHEMA = 1  # version of the record format; readers refuse other versions
 
 
@@ -119,15 +125,11 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(2)
     except Stopped as stopped:
         if is_main_process():
-            print(f"{stopped}\ngo on with: {_resume_command()}", file=sys.stderr)
+            print(f"{stopped}{_resume_line()}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         if is_main_process():
-            print(
-                "\ninterrupted; this command starts again, from the last saved state if there is "
-                f"one: {_resume_command()}",
-                file=sys.stderr,
-            )
+            print(f"\ninterrupted; what was saved is intact{_resume_line()}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (Exception, SystemExit):
         _wait_for_launcher()
@@ -144,8 +146,12 @@ def _config_errors() -> tuple[type[Exception], ...]:
     return (found,) if found else ()
 
 
-def _resume_command() -> str:
-    return shlex.join(word for word in original_command() if word != "--overwrite")
+def _resume_line() -> str:
+    """How to resume; nothing if another program started this one, since it then says so itself."""
+    if RUN_FOLDERS_VARIABLE in os.environ:
+        return ""
+    words = (word for word in original_command() if word != "--overwrite")
+    return f"\nresume with: {shlex.join(words)}"
 
 
 @contextmanager

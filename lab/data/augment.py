@@ -39,6 +39,17 @@ class Augmentation:
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must not be negative")
 
+    def crop_size(self, img_size: int) -> int:
+        """Side in pixels of the stored photographs from which random resized crops are cut.
+
+        The smallest crop then has as many pixels as the model's input. At most twice the side of
+        the input, which limits the size on disk: at 224 pixels and areas from 30 %, a photograph
+        takes 0.5 MB. 0 without random resized crops.
+        """
+        if not self.rrc_min_area:
+            return 0
+        return min(2 * img_size, math.ceil(img_size / math.sqrt(self.rrc_min_area)))
+
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     """Copies a tensor to a device, without waiting for the copy on CUDA.
@@ -81,7 +92,11 @@ class BatchRNG:
 
 
 def augment(
-    images: Tensor, preprocess: Preprocess, augmentation: Augmentation, rng: BatchRNG
+    images: Tensor,
+    preprocess: Preprocess,
+    augmentation: Augmentation,
+    rng: BatchRNG,
+    ratios: Tensor | None = None,
 ) -> Tensor:
     """Crops, flips, rotates, scales, translates and recolors a batch.
 
@@ -90,6 +105,8 @@ def augment(
 
     Args:
         images: uint8, (B, C, H, H).
+        ratios: width divided by height of the originals, (B,), if the images are whole photographs
+            that were squeezed into squares; None for images of the right shape.
 
     Returns: floats in [0, 1], (B, C, S, S), S = `preprocess.img_size`.
     """
@@ -99,7 +116,10 @@ def augment(
         dx, dy = (rng.integers(2 * padding + 1) for _ in range(2))
         images, flip = _shift(images, padding, dx, dy, flip), None
     if augmentation.rrc_min_area:
-        x = _warp(images.float() / 255, _crop_boxes(rng, augmentation.rrc_min_area, flip), size)
+        theta = _crop_boxes(rng, augmentation.rrc_min_area, flip, ratios)
+        # Bilinear sampling reads 2 x 2 pixels, which alone would alias when it shrinks by more.
+        scale = 2 if images.shape[-1] > 1.5 * size else 1
+        x = F.avg_pool2d(_warp(images.float() / 255, theta, size * scale), scale)
     else:
         x = preprocess.center_crop(images)
     if augmentation.rotate or augmentation.scale or augmentation.translate:
@@ -148,10 +168,14 @@ def _shift(images: Tensor, padding: int, dx: Tensor, dy: Tensor, flip: Tensor | 
     return padded[b, c, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _crop_boxes(rng: BatchRNG, min_area: float, flip: Tensor | None) -> Tensor:
+def _crop_boxes(
+    rng: BatchRNG, min_area: float, flip: Tensor | None, ratios: Tensor | None = None
+) -> Tensor:
     """Inception crops: area in [min_area, 1], aspect ratio in [3/4, 4/3]; theta (B, 2, 3)."""
     area = rng.uniform(min_area, 1)
     ratio = torch.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    if ratios is not None:  # in the squeezed image, the crop has another shape
+        ratio = ratio / ratios
     width = (area * ratio).sqrt().clamp(max=1)
     height = (area / ratio).sqrt().clamp(max=1)
     x = (rng.uniform(-1, 1)) * (1 - width)  # center of the crop, in [-1, 1]

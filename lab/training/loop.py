@@ -6,6 +6,7 @@ validates, and finally tests the weights of the best epoch. What surrounds a ste
     optimizers.py  AdamW, Muon and the learning-rate schedule
     trainer.py     setup, the batches of an epoch, saving and resuming
     progress.py    running averages, progress bar, check for a non-finite loss
+    snapshots.py   copies of the weights, to replay training in attention.html
     evaluation.py  predictions on the validation and test splits
 """
 

@@ -22,6 +22,7 @@ from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
 from lab.training.precision import allow_tf32
 from lab.training.results import Predictions
+from lab.training.snapshots import resolve_count, save_snapshot, snapshot_epochs
 from lab.training.state import EMA, TrainState
 from lab.training.tensorboard import TensorBoardLogger
 
@@ -64,6 +65,8 @@ class Trainer:
         self.schedule = Schedule(steps, int(config.warmup_fraction * steps), config.lr_schedule)
         self.state = TrainState()
         self.signals: list[int] = []
+        count = resolve_count(config.snapshots, model)
+        self._snapshot_epochs = snapshot_epochs(config.epochs, count)
         self._tensorboard: TensorBoardLogger | None = None
 
         model.to(device)
@@ -157,6 +160,8 @@ class Trainer:
         if is_best:
             path, loaders = self.run.folder / "best.safetensors", self.loaders
             save_model(path, self.eval_model, loaders.data.classes, loaders.preprocess, row)
+        if row["epoch"] in self._snapshot_epochs:
+            save_snapshot(self.run.folder, self.eval_model, row["epoch"], row["val_accuracy"])
         if self.accelerator.is_main_process:
             self.run.append_history(row)
         if self._tensorboard:
@@ -192,6 +197,8 @@ class Trainer:
             self.state = TrainState(**saved["state"])
             at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
             self.log(f"resuming at {at} of {self.loaders.steps}: {self.run.folder}")
+        elif 0 in self._snapshot_epochs:
+            save_snapshot(self.run.folder, self.eval_model, epoch=0)
         if self.accelerator.is_main_process:
             self.run.write_history(self.state.history)
             if self.config.tensorboard:

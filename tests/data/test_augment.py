@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
@@ -108,6 +109,37 @@ def test_crop_boxes_stay_inside_and_have_the_requested_area():
     assert area.max() <= 1
     assert (wide / high).log().abs().max() <= math.log(4 / 3) + 1e-5
     assert area.mean() == pytest.approx(0.6, abs=0.05)
+
+
+def test_crops_of_whole_photographs_match_torchvisions_crops_of_the_originals(monkeypatch):
+    """The stored image is squeezed into a square; the crops have the original's proportions."""
+    photograph = F.interpolate(torch.rand(1, 3, 9, 12), (360, 480), mode="bicubic").clamp(0, 1)
+    size, how = 112, Augmentation(rrc_min_area=0.3)
+    assert how.crop_size(size) == 205  # sqrt(0.3) of it are 112
+    whole = V.resize((photograph * 255).byte(), [205, 205], antialias=True)
+    rng = BatchRNG(0, 40)
+    boxes = A._crop_boxes(BatchRNG(0, 40), 0.3, None, torch.full((40,), 480 / 360))
+    ours = augment(whole.repeat(40, 1, 1, 1), sized(size), how, rng, torch.full((40,), 480 / 360))
+    assert ours.shape == (40, 3, size, size)
+    for crop, theta in zip(ours, boxes, strict=True):
+        width, height = theta[0, 0] * 480, theta[1, 1] * 360
+        left = (theta[0, 2] + 1) / 2 * 480 - width / 2
+        top = (theta[1, 2] + 1) / 2 * 360 - height / 2
+        box = [round(v.item()) for v in (top, left, height, width)]
+        theirs = V.resized_crop(photograph, *box, [size, size], antialias=True)[0]
+        assert (crop - theirs).abs().mean() < 0.01
+        if theta[0, 0] < 1 and theta[1, 1] < 1:  # else a side was cut to fit
+            assert 3 / 4 - 1e-5 <= width / height <= 4 / 3 + 1e-5
+    left, right = (boxes[:, 0, 2] - boxes[:, 0, 0]).min(), (boxes[:, 0, 2] + boxes[:, 0, 0]).max()
+    assert left < -0.9  # 0.75 would be the edge of the central square
+    assert right > 0.9
+
+
+def test_the_size_of_stored_photographs_is_bounded():
+    assert Augmentation().crop_size(224) == 0
+    assert Augmentation(rrc_min_area=1.0).crop_size(224) == 224
+    assert Augmentation(rrc_min_area=0.3).crop_size(224) == 409
+    assert Augmentation(rrc_min_area=0.08).crop_size(224) == 448
 
 
 def test_random_erasing_erases_whole_rectangles_with_the_given_probability():

@@ -22,7 +22,8 @@ import train
 from lab.core import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
+SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--epochs", "4",
+         "--batch-size", "32"]  # fmt: skip
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
           "--auto-augment", "trivial", "--random-erasing", "0.3", "--ema-decay", "0.9",
           "--epochs", "6", "--progressive-resize", "0.5"]  # fmt: skip
