@@ -118,7 +118,7 @@ def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -
     if not is_main_process():
         return
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    metadata = {"vit-lab": json.dumps(header)}
+    metadata = {"format": "pt", "vit-lab": json.dumps(header)}  # transformers requires a format
     write_atomically(path, lambda scratch: save_file(state, scratch, metadata=metadata))
 
 
@@ -137,7 +137,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"{path} is not a complete safetensors file ({error})") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} has no valid header of this project, so it was not written by a run of it"
         ) from error

@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from lab.core import UserError
+from lab.data.images import Reading, image_to_array, open_image
+
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a gray value (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,42 @@ class Preprocess:
         """Side in pixels of the image from which `img_size` is cropped, rounded as in timm."""
         return math.floor(img_size / crop_pct)
 
+    @property
+    def reading(self) -> Reading:
+        """How image files are read for this model."""
+        return Reading(self.resized, self.interpolation)
+
+    def __call__(self, image: str | Path | Image.Image) -> Tensor:
+        """One image as the model expects it, (C, img_size, img_size).
+
+        Args:
+            image: the path of a file, or an image that Pillow has opened. Grayscale, CMYK, 16-bit
+                and EXIF-rotated images are converted as in training.
+
+        Raises: OSError or ValueError, for a file that is not an image.
+        """
+        if isinstance(image, str | Path):
+            with open_image(Path(image)) as opened:
+                pixels = image_to_array(opened, self.reading)[0]
+        else:
+            pixels = image_to_array(image, self.reading)[0]
+        return self.normalize(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Resizes, crops and normalizes a batch on its device, as evaluation does.
+
+        Args:
+            images: uint8, (B, C, H, H). Color images become gray for a model of gray images, and
+                gray images are repeated for a model of color images.
+
+        Returns: (B, C of the model, img_size, img_size).
+        """
+        x = self.center_crop(images)
+        if x.shape[1] == 3 and len(self.mean) == 1:
+            x = (x * x.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+        mean, std = (x.new_tensor(values).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std
+
     def center_crop(self, images: Tensor) -> Tensor:
         """Resizes images and crops their center, as evaluation does; does not normalize.
 
@@ -61,6 +104,3 @@ class Preprocess:
         start = round((side - self.img_size) / 2)  # as in torchvision's center_crop
         x = x[..., start : start + self.img_size, start : start + self.img_size]
         return x if x.is_floating_point() else x.float() / 255
-
-
-resized = Preprocess.resized_size  # old name, until all callers are converted

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,26 @@ class Pretrained:
     origin: str
     remarks: list[str]
 
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs of the head; 0 without a head."""
+        owner = self.model if hasattr(self.model, "num_classes") else self.model.config
+        return owner.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the head's outputs: its own, ImageNet's, or numbers; [] without a head."""
+        if self.classes and len(self.classes) == self.num_classes:
+            return self.classes
+        if not self.num_classes:
+            return []
+        from timm.data import ImageNetInfo, infer_imagenet_subset
+
+        if subset := infer_imagenet_subset(self.model):
+            info = ImageNetInfo(subset)
+            return [info.index_to_description(i) for i in range(self.num_classes)]
+        return [f"class {i}" for i in range(self.num_classes)]
+
     def fingerprint(self) -> str:
         """A hash of the weights' values, for a run's identity."""
         digest = hashlib.blake2b(digest_size=8)
@@ -58,7 +79,7 @@ class Pretrained:
                 f"{self.origin} contains a {type(model).__name__}, which cannot be fine-tuned: use "
                 "weights of a ViT or of a timm model"
             )
-        old = config.arguments["num_classes"] if is_timm else config.num_classes
+        old = self.num_classes
         if self.classes == classes and old == len(classes):
             return f"the head of {self.origin} is kept: it was trained for these {old} classes"
         if is_timm:
@@ -78,6 +99,22 @@ class Pretrained:
     def reinitialized(self) -> nn.Module:
         """The same architecture with random weights, to measure what pretraining contributes."""
         return build(self.model.config)
+
+
+def load_model(source: str | Path) -> tuple[nn.Module, Preprocess, list[str]]:
+    """Loads a trained model to classify images with.
+
+    Args:
+        source: a run's folder, wherever it is and whatever it is called now; a file; a folder
+            written by share.py; a timm name; or a Hugging Face repository, `owner/name` or
+            `owner/name@version`.
+
+    Returns: the model in eval mode, on the CPU; its preprocessing, which turns an image or the path
+        of one into a normalized tensor (C, H, W); and the names of its classes.
+    Raises: UserError, for a model that cannot be found, read or used.
+    """
+    pretrained = load_pretrained(str(source))
+    return pretrained.model, pretrained.preprocess, pretrained.class_names
 
 
 def load_pretrained(

@@ -238,16 +238,6 @@ def save_model(
     )
 
 
-def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in a run's `best.safetensors`, in eval mode, and the header of that file.
-
-    Raises: UserError, for a file that does not contain a model, or not the one in its header.
-    """
-    state, header = checkpoints.load_weights(path)
-    config = config_from_header(header, path)
-    return build_and_load(config, state, path).eval(), header
-
-
 def config_from_header(header: Any, origin: Path | str) -> ViTConfig | CNNConfig | TimmConfig:
     """The config in the header of a file that this project wrote.
 

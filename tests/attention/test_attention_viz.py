@@ -17,7 +17,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from lab.attention.plots import AttentionExample
-from lab.attention.views import class_index, class_names, uniform_distance
+from lab.attention.views import class_index, uniform_distance
 from lab.core import Run, UserError
 from lab.data.datasets import load_images
 from lab.data.preprocess import Preprocess
@@ -63,7 +63,10 @@ def test_default_is_the_newest_run_of_train_py(place):
     message = viz(place).stderr
     assert "there is no finished run in results/train" in message
     assert "python train.py" in message
-    assert run(place, "train.py", "--epochs", 2, "--patch-size", 2).returncode == 0
+    assert (
+        run(place, "train.py", "--dataset", "digits", "--epochs", 2, "--patch-size", 2).returncode
+        == 0
+    )
     assert viz(place).returncode == 0
     out = place / "out" / "digits-vit_64x4-s0-digits"
     files = {path.name for path in out.iterdir()}
@@ -199,7 +202,7 @@ def test_class_names_come_from_the_model_imagenet_or_numbers():
     def names(architecture: str, count: int, own: list[str] | None) -> list[str]:
         model = timm.create_model(architecture, num_classes=count)
         preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
-        return class_names(Pretrained(model, preprocess, own, "x", []))
+        return Pretrained(model, preprocess, own, "x", []).class_names
 
     assert names("test_vit", 2, ["a", "b"]) == ["a", "b"]
     info = ImageNetInfo("imagenet-1k")

@@ -60,9 +60,9 @@ def test_sweep_tests_only_the_head_that_is_best_on_validation(data, tmp_path):
     assert not list(run.folder.rglob("sweep/*/predictions.csv"))
     assert metrics["training_seconds"] >= 7.0
     # The checkpoint by itself gives the recorded accuracy.
-    kept, header = load_model(run.folder / "best.safetensors")
+    kept, preprocess, _ = load_model(run.folder)
     images = data.test.images(slice(None)).float().expand(-1, 3, -1, -1) / 255
-    mean, std = (torch.tensor(header["preprocess"][k])[:, None, None] for k in ("mean", "std"))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (preprocess.mean, preprocess.std))
     right = kept((images - mean) / std).argmax(1) == data.test.labels
     assert right.double().mean().item() == pytest.approx(metrics["test_accuracy"], abs=1e-6)
 

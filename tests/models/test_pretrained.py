@@ -54,8 +54,10 @@ def test_run_keeps_its_head_and_preprocessing(kind, tmp_path):
         assert_same_logits(pretrained, model, 64)
         assert "is kept" in pretrained.reset_classifier(DIGITS)
         assert_same_logits(pretrained, model, 64)
-    rebuilt, header = load_model(Path(run) / "best.safetensors")
-    assert Preprocess(**header["preprocess"]) == preprocess
+    moved = Path(run).rename(tmp_path / "moved and renamed")
+    rebuilt, found, classes = load_model(moved)
+    assert (found, classes) == (preprocess, DIGITS)
+    moved.rename(run)
     assert_same_logits(load_pretrained(run), rebuilt, 64)
 
     larger = load_pretrained(run, img_size=128)

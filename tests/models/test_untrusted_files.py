@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lab.core import UserError
 from lab.data import Preprocess
-from lab.models import load_model, load_pretrained
+from lab.models import load_pretrained
 from lab.models.registry import TimmConfig, build_timm_model, model_header
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import SMALL, Code, exported, saved, timms
@@ -86,8 +86,7 @@ def test_timm_arguments_other_than_shapes_are_refused(name, tmp_path):
     header = model_header(model, ["a", "b", "c"], PREPROCESS)
     header["config"]["arguments"][name] = str(evil)
     path = write(tmp_path / "best.safetensors", model.state_dict(), header)
-    for load in (load_pretrained, load_model):
-        refused(path, f"'{name}' is refused", load=load)
+    refused(path, f"'{name}' is refused")
     with pytest.raises(UserError, match=f"'{name}' is refused"):
         TimmConfig.parse("vit_tiny_patch16_224", 32, f"{name}='x'")
     assert not made.exists()
@@ -104,8 +103,7 @@ def test_arguments_of_a_wrong_type_or_size_are_refused(name, value, vit, header,
         TimmConfig("vit_tiny_patch16_224", {name: value})
     header["config"][name] = value
     path = write(tmp_path / "best.safetensors", vit.state_dict(), header)
-    for load in (load_pretrained, load_model):
-        refused(path, name, load=load)
+    refused(path, name)
 
 
 def test_numbers_that_are_not_finite_are_refused():
@@ -118,8 +116,7 @@ def test_config_larger_than_its_weights_is_refused_without_allocating_memory(vit
     """A model of this config would need 600 GB."""
     header["config"] |= {"embed_dim": 16_000, "num_heads": 1000, "depth": 200}
     path = write(tmp_path / "best.safetensors", vit.state_dict(), header)
-    for load in (load_pretrained, load_model):
-        refused(path, "does not fit", load=load)
+    refused(path, "does not fit")
     arguments = {**SMALL, "num_classes": 3}
     folder = exported(timms("vit_tiny_patch16_224", **arguments), tmp_path / "hub", **arguments)
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
@@ -132,8 +129,7 @@ def test_config_larger_than_its_weights_is_refused_without_allocating_memory(vit
                                   '{"model": "VisionTransformer"}'])  # fmt: skip
 def test_damaged_headers_are_refused(text, vit, tmp_path):
     path = write(tmp_path / "best.safetensors", vit.state_dict(), text)
-    for load in (load_pretrained, load_model)[: 1 if "[[" in text else 2]:
-        refused(path, path, load=load)
+    refused(path, path)
 
 
 @pytest.mark.parametrize(("entry", "value"), [
@@ -144,8 +140,7 @@ def test_damaged_headers_are_refused(text, vit, tmp_path):
 ])  # fmt: skip
 def test_mistyped_headers_are_refused(entry, value, vit, header, tmp_path):
     path = write(tmp_path / "best.safetensors", vit.state_dict(), {**header, entry: value})
-    for load in (load_pretrained, load_model):
-        refused(path, path, load=load)
+    refused(path, path)
 
 
 @pytest.mark.parametrize(("entry", "value"), [
@@ -175,8 +170,7 @@ def test_mistyped_preprocessing_is_refused(entry, value, vit, header, tmp_path):
 def test_malformed_safetensors_files_are_refused(content, tmp_path):
     path = tmp_path / "best.safetensors"
     path.write_bytes(content)
-    for load in (load_pretrained, load_model):
-        refused(path if load is load_model else str(path), "best.safetensors", load=load)
+    refused(str(path), "best.safetensors")
 
 
 def test_weights_that_are_not_finite_are_refused(vit, header, tmp_path):
@@ -184,8 +178,7 @@ def test_weights_that_are_not_finite_are_refused(vit, header, tmp_path):
         state = vit.state_dict()
         state["blocks.1.mlp.fc1.bias"] = torch.full((128,), value)
         path = write(tmp_path / "best.safetensors", state, header)
-        for load in (load_pretrained, load_model):
-            refused(path, "NaN or infinite", "blocks.1.mlp.fc1.bias", load=load)
+        refused(path, "NaN or infinite", "blocks.1.mlp.fc1.bias")
         reference = timms("test_vit")
         reference.head.bias.data.fill_(value)
         refused(saved(reference, tmp_path / "test_vit.safetensors"), "NaN or infinite")
@@ -301,8 +294,7 @@ def test_message_for_own_weights_names_the_changed_model(vit, header, tmp_path):
     """As after a change of model.py: other parameters, or other fields in the config."""
     state = {name.replace("attn.qkv", "attn.query"): v for name, v in vit.state_dict().items()}
     path = write(tmp_path / "best.safetensors", state, header)
-    for load in (load_pretrained, load_model):
-        refused(path, "changed model.py", "missing blocks.0.attn.qkv", "undo", load=load)
+    refused(path, "changed model.py", "missing blocks.0.attn.qkv", "undo")
     header["config"]["num_registers"] = 4
     path = write(tmp_path / "best.safetensors", vit.state_dict(), header)
     refused(path, "changed model.py", "num_registers")
@@ -311,8 +303,6 @@ def test_message_for_own_weights_names_the_changed_model(vit, header, tmp_path):
 def test_undamaged_file_loads(vit, header, tmp_path):
     """What all the tests above change is fine without the change."""
     path = write(tmp_path / "best.safetensors", vit.state_dict(), header)
-    assert load_pretrained(path).fingerprint()
-    model, found = load_model(tmp_path / "best.safetensors")
-    assert found == header
+    model = load_pretrained(path).model
     state = load_file(path)
     assert all(value.equal(state[name]) for name, value in model.state_dict().items())

@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lab.core.checkpoints import load_weights
 from lab.data.datasets import load_data
-from lab.models.registry import load_model
+from lab.models import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -27,7 +28,7 @@ LAUNCH = ["-m", "accelerate.commands.launch"]
 ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0"]  # fmt: skip
-SMALL = ["--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
+SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
 # All that is drawn at random for an image, but for what the model drops. Of 257 validation images
 # the first process has 129, two batches, the second 128, which is one.
 TRAIN = ["train.py", *SMALL, "--epochs", "2", "--auto-augment", "trivial",
@@ -228,8 +229,8 @@ def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    (["--batch-size", "33"], "BATCH_SIZE=33 does not divide over 2 processes"),
-    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of digits"),
+    (["--batch-size", "33"], "BATCH_SIZE=33 cannot be divided by the 2 processes"),
+    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of mnist-5k, digits"),
 ])  # fmt: skip
 def test_a_mistake_is_told_once(tmp_path, words, sentence):
     status, _, err = finished(start(TORCHRUN, [*TRAIN, "--results-dir", str(tmp_path), *words]))
@@ -298,12 +299,13 @@ def test_two_processes_train_a_cnn_and_agree_on_its_batch_norm(two):
     assert abs(float(rows[1]["val_loss"]) - float(last["val_loss"])) < abs(
         float(first["val_loss"]) - float(last["val_loss"])
     )
-    model, header = load_model(folder / "best.safetensors")
+    model, _, _ = load_model(folder)
     data = load_data("digits")
     images = (data.val.images(slice(None)) / 255 - data.mean[0]) / data.std[0]
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model(images), data.val.labels)
-    kept = next(row for row in rows if int(row["epoch"]) == header["epoch"])
+    epoch = load_weights(folder / "best.safetensors")[1]["epoch"]
+    kept = next(row for row in rows if int(row["epoch"]) == epoch)
     assert float(kept["val_loss"]) == pytest.approx(loss.item(), abs=1e-4)
 
 
