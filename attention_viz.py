@@ -1,14 +1,16 @@
 """Show where a model looks; with --score, measure whether that is where the animal is.
 
     python attention_viz.py                            # the newest run of train.py
-    python attention_viz.py --model weights/vit_128x6_cifar10.safetensors --images digits
+    python attention_viz.py --model weights/vit_128x6_cifar10.safetensors --images mnist-5k
     python attention_viz.py --model results/finetune/<run> --images "cat.jpg dog.jpg"
     python attention_viz.py --model results/finetune/<run> --images pets --score
 
 Takes about 10 seconds for six images on a CPU and needs no network, except to download a dataset.
 Writes overview.jpg (one map per method), heads.jpg (every head of every block), distance.png,
-positions.png and an interactive attention.html to results/attention_viz/<name>/. With --score, it
-writes score.md and score.png instead, and scores-*.md/.png, which compare all scored models.
+positions.png and attention.html to results/attention_viz/<name>/. A ViT of model.py with up to 4M
+parameters runs inside attention.html: draw, look, break it, and watch it learn. For other models
+the page shows precomputed maps. With --score, it writes score.md and score.png instead, and
+scores-*.md/.png, which compare all scored models.
 """
 
 import sys
@@ -23,9 +25,10 @@ from lab.models import load_pretrained, registry
 
 # --- Model and images ---
 MODEL: str | None = None  # a run folder, timm model or weight file; none: the newest train.py run
-IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or digits
+IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or mnist-5k
 DATA_DIR: str = "data"  # folder of downloaded datasets
 IMG_SIZE: int | None = None  # pixels; none: the size the model was trained at
+MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 
 # --- Maps ---
 METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"
@@ -68,7 +71,9 @@ def main() -> None:
         if c.SCORE:
             job = scoring.Scoring(pretrained, loaders, c.DATA_DIR, c.DELETION_IMAGES, c.SEED)
         else:
-            job = views.Views(pretrained, loaders, config)
+            is_run = (Path(c.MODEL) / "config.json").is_file()
+            trained_by = Run(Path(c.MODEL)) if is_run else None
+            job = views.Views(pretrained, loaders, config, trained_by)
         is_file = Path(data.name).suffix.lower() in images.EXTENSIONS
         images_name = Path(data.name).stem if is_file else data.name
         name = f"{registry.short_name(c.MODEL)}-{images_name}{'-score' if c.SCORE else ''}"
@@ -82,12 +87,12 @@ def main() -> None:
 
 
 def trained_on(folder: Path) -> str:
-    """The dataset of a run folder; the embedded digits for weights without a run folder."""
+    """The dataset of a run folder; mnist-5k for weights without a run folder."""
     try:
         return Run(folder).config()["constants"]["DATASET"]
     except (UserError, KeyError, TypeError):
-        print(f"{folder} does not say what it was trained on; showing digits (see --images)")
-        return "digits"
+        print(f"{folder} does not say what it was trained on; showing mnist-5k (see --images)")
+        return "mnist-5k"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train a CNN with as many parameters as a ViT, by the same recipe and on the same data.
 
-    python cnn_baseline.py                             # matches train.py's ViT on digits, offline
+    python cnn_baseline.py                             # matches train.py's ViT on mnist-5k
     python cnn_baseline.py --match macs                # matches multiply-adds, not parameters
     python cnn_baseline.py --dataset cifar10           # uses train.py's recipe for the dataset
     python cnn_baseline.py --vit results/train/<run>   # matches the ViT of that run
@@ -32,7 +32,7 @@ MATCH: Literal["params", "macs"] = "params"  # what is equal: parameters, or mul
 # --- Run ---
 RESULTS_DIR: str = "results/cnn_baseline"  # each run gets a folder in it
 
-NOT_HERE = ("MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
+NOT_HERE = ("MODEL_FILE", "MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
 
 
 def main() -> None:

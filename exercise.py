@@ -12,17 +12,18 @@ run in processes with limits on time and memory, which are not a sandbox. exerci
 page for students and one for teachers.
 """
 
-import hashlib
 import inspect
 import json
+import os
 import secrets
 import sys
 import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from lab.core import UserError, constants, run_script
+from lab.core import UserError, checkpoints, constants, run_script, runtime
 from lab.exercise import PARTS, Job, Result, checks_hash, grade, hand_out, run_checks
 
 # --- What is checked ---
@@ -39,7 +40,7 @@ HAND_OUT: str | None = None  # write the student version of this repository to a
 GRADE: str | None = None  # grade the submissions in a folder: a file, folder or zip per student
 
 # --- Limits ---
-SECONDS: float = 10.0  # that a part may take
+SECONDS: float = 10.0  # of processor time that a part may take
 MEMORY_MB: int = 2000  # that a submission may take, besides PyTorch
 SEED: int | None = None  # of the random inputs; none: another one on every run
 RESULTS_DIR: str = "results/exercise"  # for the report, which also remembers hints
@@ -106,7 +107,7 @@ def check(c: SimpleNamespace) -> bool:
     if printed.strip():
         lines = printed.strip().splitlines()
         print("\nYour code printed:", *lines[:10], *["..."] * (len(lines) > 10), sep="\n  ")
-    report.write({r.part: points_of(r) for r in results}, work)
+    report.write(results, work)
     print(report.path)
     return failing is None
 
@@ -183,7 +184,7 @@ def show_solution(c: SimpleNamespace, part: str) -> None:
                 "records it"
             )
         report.gave_up.append(part)
-    report.write({part: points_of(results[0])}, work)
+    report.write(results, work)
     print(solution_of(part))
 
 
@@ -216,24 +217,33 @@ class Report:
         self.path = path
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # missing or damaged
             old = {}
-        self.points: dict[str, float] = old.get("points", {})
+        self.parts: dict[str, dict[str, Any]] = old.get("parts", {})
         self.hints: dict[str, int] = old.get("hints", {})
         self.gave_up: list[str] = old.get("gave_up", [])
 
-    def write(self, points: dict[str, float], job: Job) -> None:
-        self.points |= points
+    def write(self, results: list[Result], job: Job) -> None:
+        """Saves the points of some parts, with the hash of the file that was checked."""
+        for result in results:
+            file = job.model_file
+            if PARTS[result.part].is_function and job.steps_file:
+                file = job.steps_file
+            self.parts[result.part] = {
+                "points": round(points_of(result), 4),
+                "of": round(sum(POINTS[result.part].values()), 4),
+                "file": Path(os.path.relpath(file)).as_posix(),
+                "code": runtime.source_hash(file.read_bytes()),
+            }
         content = {
-            "points": {part: round(value, 4) for part, value in self.points.items()},
+            "parts": self.parts,
             "hints": self.hints,
             "gave_up": sorted(set(self.gave_up)),
-            "model": hashlib.sha256(job.model_file.read_bytes()).hexdigest(),
             "seed": job.seed,
             "checks": checks_hash(),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        checkpoints.write_json(self.path, content)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from lab.training import FitConfig, fit, optimizers, results
 # --- Weights ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
 IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights were trained
+MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 
 # --- Data ---
 DATASET: str = "digits"  # mnist-5k, digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
@@ -73,6 +74,7 @@ TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir 
 RESULTS_DIR: str = "results/finetune"  # one folder per run
 NAME: str | None = None  # of the run's folder; none: dataset, weights, mode and seed
 OVERWRITE: bool = False  # start over, replacing the records of the same run
+RESUME_CHANGED_CODE: bool = False  # resume a stopped run even if the code has changed since
 
 HEAD_LEARNING_RATES, HEAD_WEIGHT_DECAYS = [1e-3, 3e-3, 1e-2, 3e-2], [0.0, 0.5]  # head tries all
 AUGMENTATIONS = {  # by kind of dataset: see lab/data/augment.py
@@ -112,9 +114,14 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess
+    kind = datasets.dataset_kind(c.DATASET)
+    augmentation = AUGMENTATIONS[kind] if c.AUGMENT else Augmentation()
+    crop_size = augmentation.crop_size(preprocess.img_size)
+    if c.MODE == "head" and not c.AUGMENT_VIEWS:
+        crop_size = 0  # the features of images without augmentation
     with runtime.process_state().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, preprocess.resized, c.VAL_FRACTION,
-                         c.SKIP_UNREADABLE, preprocess.interpolation)  # fmt: skip
+                         c.SKIP_UNREADABLE, preprocess.interpolation, crop_size)  # fmt: skip
         data = datasets.subsample(data, c.TRAIN_FRACTION)
     torch.manual_seed(c.SEED)
     weights = pretrained.fingerprint()
@@ -132,13 +139,12 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         decays = [0.05 if c.WEIGHT_DECAY is None else c.WEIGHT_DECAY]
         notes += filter(None, [learning_rate_warning(model, variant, rates[0])])
 
-    kind = datasets.dataset_kind(c.DATASET)
-    augmentation = AUGMENTATIONS[kind] if c.AUGMENT else Augmentation()
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
     config = FitConfig(
         epochs=c.EPOCHS, warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE,
         clip_grad=c.CLIP_GRAD, accumulation_steps=c.ACCUMULATION_STEPS,
-        label_smoothing=c.LABEL_SMOOTHING, precision=c.PRECISION, compile=c.COMPILE,
+        label_smoothing=c.LABEL_SMOOTHING, precision=c.PRECISION,
+        compile=c.COMPILE and c.MODE != "head",  # a linear layer is not worth compiling
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     shape = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)
@@ -150,7 +156,8 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     identity = {**values, "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
     name = c.NAME or f"{data.label}-{registry.short_name(c.PRETRAINED)}-{mode_name(c)}-s{c.SEED}"
     with runtime.process_state().main_process_first():
-        run = Run.open(Path(c.RESULTS_DIR), name, identity, facts, c.OVERWRITE)
+        place = Path(c.RESULTS_DIR)
+        run = Run.open(place, name, identity, facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)
     if runtime.process_state().is_main_process:
         print("\n".join(notes))
     if run.finished:

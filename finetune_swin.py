@@ -28,7 +28,9 @@ RESULTS_DIR: str = "results/finetune_swin"  # one folder per run
 
 
 def main() -> None:
-    values = constants.override(sys.modules[__name__], base=finetune, without=("PRETRAINED",))
+    values = constants.override(
+        sys.modules[__name__], base=finetune, without=("PRETRAINED", "MODEL_FILE")
+    )
     if values["IMG_SIZE"]:
         model = load_pretrained(values["MODEL"]).model
         if windows(model):

@@ -2,6 +2,7 @@
 
     python report.py                                   # all runs below results/
     python report.py --results my/results              # all runs below another folder
+    python report.py --hand-in                         # also a zip with everything for the teacher
     python report.py --official                        # the project's own page and tables
 
 The page needs neither a network nor a server. The tables are also written as text, to README.md in
@@ -14,11 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lab.core import UserError, checkpoints, constants, run_script
-from lab.report import build_content, markdown, read_runs, write_page
+from lab.report import build_content, hand_in, markdown, read_runs, write_page
 
 # --- What to report on ---
 RESULTS: str = "results"  # folder that contains the runs
 DATA_DIR: str = "data"  # folder of downloaded datasets, for thumbnails; nothing is downloaded
+HAND_IN: bool = (
+    False  # also write hand-in.zip: records, images, the page, your code, what is missing
+)
 OFFICIAL: bool = False  # write the page and tables in results/official and README.md instead
 
 _ROOT = Path(__file__).resolve().parent
@@ -27,6 +31,8 @@ _OFFICIAL = _ROOT / "results" / "official"  # the runs that come with the projec
 
 def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
+    if c.HAND_IN and c.OFFICIAL:
+        raise UserError("--hand-in is for your own runs: use it without --official")
     place = Path(os.path.relpath(_OFFICIAL)) if c.OFFICIAL else Path(c.RESULTS)
     if not place.is_dir():
         raise UserError(f"there is no folder {place}: train a model first, with python train.py")
@@ -36,7 +42,8 @@ def main() -> None:
             f"{place} is a single run. Pass a folder of runs, for example --results {parent}"
         )
     found = read_runs(place)
-    content = build_content(found, place, Path(c.DATA_DIR))
+    title = "Official results" if c.OFFICIAL else "My runs"
+    content = build_content(found, place, Path(c.DATA_DIR), title)
     write_page(place / "report.html", content)
     if c.OFFICIAL:
         for path, text in official_pages().items():
@@ -46,8 +53,11 @@ def main() -> None:
     for line in content["summary"]:
         print(_printable(line))
     for folder, reason in found.left_out:
-        print(_printable(f"{folder}: {reason}"))
+        print(_printable(f"Note: {folder} is not in the report: {reason}"))
     print(place / "README.md", place / "report.html", sep="\n")
+    if c.HAND_IN:
+        path, content = hand_in.write_hand_in(found, place)
+        print(*map(_printable, hand_in.missing(content)), path, sep="\n")
 
 
 def official_pages() -> dict[Path, str]:

@@ -1,6 +1,6 @@
 r"""Search for good hyperparameters of a training script, and find out which ones matter.
 
-    python sweep.py                          # train.py on digits: 20 trials of up to a minute each
+    python sweep.py                          # train.py on mnist-5k: 20 trials, a minute each
     python sweep.py --sampler grid --space "PATCH_SIZE=1,2,4,8 EMBED_DIM=32,64"
     python sweep.py --script finetune.py --fixed="--dataset pets --mode full" \
         --space "LEARNING_RATE=log:1e-5..1e-3 LAYER_DECAY=0.6..1" --trials 40 --processes 2
@@ -51,15 +51,16 @@ def main() -> None:
     script = Script.load(c.SCRIPT, c.FIXED)
     space = parse_space(c.SPACE, script, c.SAMPLER)
 
-    asked = {key: vars(c)[key] for key in ("SCRIPT", "SPACE", "FIXED", "SAMPLER", "SEED")}
+    names = ("SCRIPT", "SPACE", "FIXED", "SAMPLER", "SEED", "NAME")
+    asked = {key: vars(c)[key] for key in names}
     dataset = Path(str(script.values.get("DATASET", "data"))).name
     name = c.NAME or "-".join([dataset, script.path.stem, *map(str.lower, space)])[:100]
     place = Path(c.RESULTS_DIR)
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / ".lock"):  # two terminals may start at the same time
         facts = {"dataset": {"fingerprint": None}}  # each trial has its own
-        asked["CODE"] = script.code
-        run = Run.open(place, name, asked, facts, c.OVERWRITE, shared=True)
+        scripts = (script.path,)
+        run = Run.open(place, name, asked, facts, c.OVERWRITE, shared=True, scripts=scripts)
         sweep = Sweep(run.folder, script, space, config)
     record = sweep.run()
     print(f"\n{record['says']}\n{sweep.folder / 'sweep.md'}")

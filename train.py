@@ -1,6 +1,7 @@
 """Train a Vision Transformer from scratch.
 
-    python train.py                                    # digits, about a minute on two CPU cores
+    python train.py                                    # mnist-5k, about a minute on two CPU cores
+    python train.py --dataset digits --epochs 10       # tiny images: a first look in ten seconds
     python train.py --dataset cifar10                  # one GPU; README.md has expected accuracies
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
 
@@ -27,7 +28,7 @@ from model import VisionTransformer, ViTConfig
 # or on the command line to override the recipe.
 
 # --- Data ---
-DATASET: str = "digits"  # mnist-5k, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
+DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
 TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays
@@ -35,6 +36,7 @@ SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of st
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
 # --- Model ---
+MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 MODEL: str = "vit"  # vit: model.py with the sizes below; else a timm architecture, from scratch
 MODEL_ARGS: str = ""  # arguments of the timm model: "img_size=32 embed_dim=48 depths=(2,2,2)"
 PATCH_SIZE: int | None = None  # side of a patch in pixels; halving it makes four times the tokens
@@ -77,11 +79,13 @@ LABEL_SMOOTHING: float | None = None  # fraction of the target spread evenly ove
 SEED: int = 0  # of weights, image order and augmentation; the validation split never changes
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
-COMPILE: bool = False  # torch.compile: starts slowly, then runs faster; worthwhile on a GPU
+COMPILE: bool | None = None  # torch.compile; none: on a GPU, except for digits and mnist-5k
+SNAPSHOTS: int | None = None  # copies of the weights, to replay training in attention.html; 0: none
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
 NAME: str | None = None  # name of the run's folder; by default from dataset, model and seed
 OVERWRITE: bool = False  # repeat a finished run and replace its records
+RESUME_CHANGED_CODE: bool = False  # resume a stopped run even if the code has changed since
 
 RECIPES = {
     "digits": {  # 8 x 8 pixels, 1,295 training images; for two CPU cores
@@ -92,10 +96,10 @@ RECIPES = {
         "RANDOM_ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
         "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
-    "mnist-5k": {  # 28 x 28 pixels, 3,600 training images (also mnist); a first recipe, not tuned
+    "mnist-5k": {  # 28 x 28 pixels, 3,600 training images (also for mnist); for two CPU cores
         "PATCH_SIZE": 7, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 30, "BATCH_SIZE": 64, "OPTIMIZER": "muon",
-        "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 0, "RRC_MIN_AREA": 0.0,
+        "EPOCHS": 35, "BATCH_SIZE": 128, "OPTIMIZER": "muon",
+        "LEARNING_RATE": 4e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 0, "RRC_MIN_AREA": 0.0,
         "FLIP": False, "ROTATE": 10.0, "SCALE": 0.1, "TRANSLATE": 2.0, "AUTO_AUGMENT": "none",
         "RANDOM_ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
         "EMA_DECAY": 0.0, "PRECISION": "fp32",
@@ -135,22 +139,27 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     """
     kind = datasets.dataset_kind(values["DATASET"])
     native = datasets.native_size(values["DATASET"])
-    recipe = {"IMG_SIZE": native, **RECIPES[kind]}
+    # Compiling takes about a minute, which pays off in long runs on a GPU.
+    compile_it = RECIPES[kind]["PRECISION"] == "auto" and runtime.can_compile(
+        runtime.process_state().device
+    )
+    recipe = {"IMG_SIZE": native, "COMPILE": compile_it, **RECIPES[kind]}
     c = constants.resolve(values, recipe)
     print(constants.header(values, c, kind))
 
-    # Photographs are stored larger than the model's input, which leaves room for random crops.
-    crop_pct = 1.0 if native else 0.875
-    stored_size = Preprocess.resized_size(c.IMG_SIZE, crop_pct)
-    with runtime.process_state().main_process_first():  # one process prepares the data for all
-        data = load_data(c.DATASET, c.DATA_DIR, stored_size, c.VAL_FRACTION, c.SKIP_UNREADABLE)
-        data = datasets.subsample(data, c.TRAIN_FRACTION)
-    preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
     augmentation = Augmentation(
         crop_padding=c.CROP_PADDING, rrc_min_area=c.RRC_MIN_AREA, flip=c.FLIP, rotate=c.ROTATE,
         scale=c.SCALE, translate=c.TRANSLATE, auto_augment=c.AUTO_AUGMENT,
         random_erasing=c.RANDOM_ERASING,
     )  # fmt: skip
+    # Photographs are stored larger than the model's input, which leaves room for crops.
+    crop_pct = 1.0 if native else 0.875
+    stored_size = Preprocess.resized_size(c.IMG_SIZE, crop_pct)
+    with runtime.process_state().main_process_first():  # one process prepares the data for all
+        data = load_data(c.DATASET, c.DATA_DIR, stored_size, c.VAL_FRACTION, c.SKIP_UNREADABLE,
+                         crop_size=augmentation.crop_size(c.IMG_SIZE))  # fmt: skip
+        data = datasets.subsample(data, c.TRAIN_FRACTION)
+    preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
 
     torch.manual_seed(c.SEED)
     with runtime.explain_out_of_memory("Lower the size of the model, such as EMBED_DIM or DEPTH."):
@@ -169,7 +178,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
         accumulation_steps=c.ACCUMULATION_STEPS, label_smoothing=c.LABEL_SMOOTHING,
         mixup=c.MIXUP, cutmix=c.CUTMIX, mix_probability=c.MIX_PROBABILITY,
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE,
-        tensorboard=c.TENSORBOARD,
+        tensorboard=c.TENSORBOARD, snapshots=c.SNAPSHOTS,
     )  # fmt: skip
     optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
@@ -179,7 +188,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     facts = {"model": profile, "dataset": data.summary(), **model_facts}
     name = c.NAME or f"{data.label}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
-        run = Run.open(Path(c.RESULTS_DIR), name, vars(c), facts, c.OVERWRITE)
+        place = Path(c.RESULTS_DIR)
+        run = Run.open(place, name, vars(c), facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)
     if not run.finished and (message := results.explain_more_epochs(run)):
         print(message)
     fit(model, optimizer, loaders, config, run)

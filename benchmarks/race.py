@@ -29,6 +29,7 @@ from lab.training import FitConfig, Predictions, optimizers
 from model import VisionTransformer, ViTConfig
 
 LOOKED_AT = 1000  # validation images in a look, at most
+WARMUP_STEPS = 3  # per image size: to compile, to warm up and to capture a CUDA graph
 TICKS = 10**6  # the schedule counts steps: here, millionths of the time
 
 
@@ -81,8 +82,9 @@ class Runner:
             self.model.compile(mode="reduce-overhead", dynamic=False)
         for pooled in sorted({1, self.pooled}):
             self.pooled = pooled
-            self.loss(images, labels).backward()
-            self.model.zero_grad()
+            for _ in range(WARMUP_STEPS):
+                self.loss(images, labels).backward()
+                self.model.zero_grad()
         self.optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](
             self.model, c.LEARNING_RATE, c.WEIGHT_DECAY
         )

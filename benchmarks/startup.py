@@ -72,8 +72,8 @@ def ours() -> None:
     constants.override = first_call
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = [
-            "train.py", f"--results-dir={folder}", f"--embed-dim={EMBED_DIM}", f"--depth={DEPTH}",
-            f"--num-heads={NUM_HEADS}", f"--batch-size={BATCH_SIZE}",
+            "train.py", f"--results-dir={folder}", "--dataset=digits", f"--embed-dim={EMBED_DIM}",
+            f"--depth={DEPTH}", f"--num-heads={NUM_HEADS}", f"--batch-size={BATCH_SIZE}",
         ]  # fmt: skip
         runpy.run_path("train.py", run_name="__main__")
 

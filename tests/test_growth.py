@@ -201,12 +201,12 @@ def test_decoding_holds_few_images_and_queues_few(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "QUEUE", 16)
     root = folder_of(tmp_path, 300)
     paths = sorted(root.glob("train/*/*.jpg"))
-    array, kept, _ = cache.decode(paths, Reading(40), root / "cache" / "all")
-    assert len(kept) == 300
+    decoded = cache.decode(paths, Reading(40), root / "cache" / "all")
+    assert len(decoded.readable) == 300
     assert most["decoded"] <= os.cpu_count()
     assert most["queued"] <= 16
-    assert (array[0] == read(paths[0], Reading(40))[0]).all()
-    assert (array[-1] == read(paths[-1], Reading(40))[0]).all()
+    assert (decoded.array[0] == read(paths[0], Reading(40))[0]).all()
+    assert (decoded.array[-1] == read(paths[-1], Reading(40))[0]).all()
 
 
 @pytest.mark.parametrize("at_once", [1, 5000, 10**9])

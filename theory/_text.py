@@ -1,21 +1,118 @@
-"""What the texts of this folder share: numbers are computed, printed, and must stand in them."""
+"""How the texts of this folder are checked: every number in a text must come from its script.
 
+A script computes phrases ("94.6 % of 298 test images") and calls `check`. The text must contain
+each phrase exactly once, and each number of the text must be part of a phrase. Numbers that nobody
+can compute are exempt: the patterns in EXEMPT. `_mutations.py` proves that the check can fail.
+"""
+
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for model.py and lab/, from wherever a script is called
+sys.path.insert(0, str(ROOT))  # for model.py and lab/, whatever the current folder is
+
+NUMBER = re.compile(r"(?<![A-Za-z_\d.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?<!,)")
+EXEMPT = {  # numbers, and words such as "below", that are not results
+    "target of a link": re.compile(r"\]\([^)]*\)|https?://\S+|<!--.*?-->", re.DOTALL),
+    "number of a heading or list item": re.compile(r"^ *(?:#+ )?\d+\. ", re.MULTILINE),
+    "year of a publication": re.compile(
+        r"\b[A-Z][\w'-]+(?:,? et al\.| and [A-Z][\w'-]+)?,?\s+\(?(?:19|20)\d\d\b"
+    ),
+    "place in a publication": re.compile(
+        r"\b(?:[Ss]ections?|[Tt]ables?|[Ff]igures?|[Ff]ig\.|[Ee]quations?|[Aa]ppendix)\s+"
+        r"(?:[A-Z]\.?)?\d[\d.]*(?:(?:,\s+|\s+and\s+)\d[\d.]*\d)*"
+    ),
+    "name": re.compile(r"\b[A-Za-z]+[A-Z]?(?:-[A-Z][a-z]?)?[-/]\d+\b(?![.,]\d)"),  # CIFAR-10, B/16
+    "place on the page": re.compile(
+        r"\b(?:[Nn]umbers?|[Tt]able|[Ff]igure|[Ff]ormulas?|[Cc]laims?|[Ee]xample|everything|lines?)\s+"
+        r"(?:above|below)\b"
+    ),
+    "index": re.compile(r"_\{?\d+"),  # x_1 in a formula
+}
+_PAIRS = (
+    "more/fewer, less/more, above/below, higher/lower, larger/smaller, greater/smaller, "
+    "better/worse, faster/slower, longer/shorter, deeper/shallower, wider/narrower, "
+    "beats/loses to, beat/lose to, rises/falls, rise/fall, grows/shrinks, grow/shrink, "
+    "increases/decreases, increase/decrease, most/least, largest/smallest, highest/lowest, "
+    "best/worst, ahead/behind, exceeds/is below, cheaper/dearer, nearer/farther, earlier/later"
+)
+OPPOSITES = dict(pair.split("/") for pair in _PAIRS.split(", "))
+OPPOSITES = {second: first for first, second in OPPOSITES.items()} | OPPOSITES
+COMPARISON = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITES, key=len, reverse=True))})\b")
 
 
-def check(script: str, said: dict[str, str]) -> None:
-    """Prints what was computed, step by step, and fails if the text beside the script differs.
+def check(script: str, said: dict[str, str], sources: dict[str, str] | None = None) -> None:
+    """Prints what was computed, and fails if the text beside the script says anything else.
 
     Args:
-        script: `__file__` of the script; the text is the .md of the same name.
-        said: for each step what it is, and the words that the text must hold.
+        script: `__file__` of the script; the text is the .md file of the same name.
+        said: what was computed, and the phrase that the text must contain exactly once. A phrase
+            with a comparison ("beats the Gaussian by more than 10 points") comes from `claim`.
+        sources: phrases with numbers or comparisons that come from a publication or a definition,
+            and where they come from. Without this argument (scripts that are not yet converted)
+            numbers that no phrase contains are not an error.
+
+    Raises: AssertionError, which lists every difference.
     """
     path = Path(script).with_suffix(".md")
-    text = " ".join(path.read_text(encoding="utf-8").split())
-    for what, words in said.items():
-        print(f"{what}: {words}")
-        assert words in text, f"{path.name} does not say {words!r} ({what})"
+    text = path.read_text(encoding="utf-8")
+    for what, phrase in said.items():
+        print(f"{what}: {phrase}")
+    for phrase, source in (sources or {}).items():
+        print(f"{source}: {phrase}")
+    found = problems(text, said, sources)
+    for word, line in unclaimed(text, COMPARISON, said, sources):
+        print(f"not checked, line {line}: {word!r}")
+    assert not found, f"{path.name}:\n  " + "\n  ".join(found)
+
+
+def claim(phrase: str, *conditions: bool) -> str:
+    """A phrase that may be said only if all conditions hold, such as `a > b` for "a beats b"."""
+    assert conditions, f"no condition for {phrase!r}"
+    assert all(conditions), f"not true: {phrase!r} {conditions}"
+    return phrase
+
+
+def problems(text: str, said: dict[str, str], sources: dict[str, str] | None) -> list[str]:
+    """What is wrong with a text; nothing if it says what was computed and no other number."""
+    found = []
+    for phrase in [*said.values(), *(sources or {})]:
+        count = len(_places(text, phrase))
+        if count != 1 and (sources is not None or count == 0):
+            found.append(f"should say exactly once, says {count} times: {phrase!r}")
+    if sources is not None:
+        for number, line in unclaimed(text, NUMBER, said, sources):
+            found.append(f"line {line}: no phrase of the script contains {number!r}")
+    return found
+
+
+def unclaimed(
+    text: str, pattern: re.Pattern, said: dict[str, str], sources: dict[str, str] | None
+) -> list[tuple[str, int]]:
+    """Matches of a pattern outside all phrases and exempt places, each with its line."""
+    phrases = [*said.values(), *(sources or {})]
+    spans = [span for phrase in phrases for span in _places(text, phrase)]
+    return [
+        (match.group(), text.count("\n", 0, match.start()) + 1)
+        for match in occurrences(text, pattern)
+        if not any(start <= match.start() and match.end() <= end for start, end in spans)
+    ]
+
+
+def occurrences(text: str, pattern: re.Pattern) -> list[re.Match]:
+    """Matches of NUMBER or COMPARISON that are not exempt."""
+    exempt = [match.span() for kind in EXEMPT.values() for match in kind.finditer(text)]
+    return [
+        match
+        for match in pattern.finditer(text)
+        if not any(start <= match.start() and match.end() <= end for start, end in exempt)
+    ]
+
+
+def _places(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a phrase occurs, with any line breaks in it, and not as a part of a longer number."""
+    words = r"\s+".join(re.escape(word) for word in phrase.split())
+    before = r"(?<![\w.,+\u2212-])" if phrase[0].isdigit() else ""
+    after = r"(?!\w|[.,]\d)" if phrase[-1].isalnum() else ""
+    return [match.span() for match in re.finditer(before + words + after, text)]

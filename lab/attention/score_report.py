@@ -20,7 +20,7 @@ MEASURES = {  # name in a record: short name, explanation
 }
 _SHORT_NAMES = [short_name for short_name, _ in MEASURES.values()]
 _KINDS = ("best block", "last block", "rollout", "gradient-rollout", "grad-cam")
-_COLORS = ("#1f5fa8", "#c2571a", "#2a8a57", "#7b4fa3", "#a07a00", "#555555", "#b03060", "#008b8b")
+_BASELINE_COLORS = {CENTER: "black", CHANCE: "gray"}
 
 
 def percent(values: list[float]) -> str:
@@ -149,61 +149,81 @@ def _plot(path: Path, record: dict[str, Any]) -> None:
     from lab.core import plots
 
     panels = 3 if "faithfulness" in record else 2
-    size = (5.6 * panels, 5.2)
+    size = (5.2 * panels, 5.4)
     figure, axes = plots.plt.subplots(1, panels, figsize=size, layout="constrained")
     for axis, measure in zip(axes, ("average_precision", "iou"), strict=False):
         _plot_measure(axis, record, measure)
     if panels == 3:
         _plot_curves(axes[2], record)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"{record['title']}: maps compared with the outlines of {record['test_images']} test "
-        "images (95 % intervals)"
-    )
+    for axis in axes:
+        plots.legend_above(axis, 3 if axis is axes[-1] and panels == 3 else 2)
+    finding = verdict(record)[-1].split(". ")[0]
+    note = (f"{record['title']}: maps compared with the outlines of {record['test_images']} test "
+            "images. Bars and bands are 95 % intervals. A good map makes the probability fall fast "
+            "in deletion and rise fast in insertion.")  # fmt: skip
+    plots.set_title(figure, finding, note)
     plots.save_figure(figure, path)
 
 
+def _style(name: str) -> tuple[str, str]:
+    """The color and marker of a map: every block is "attention"."""
+    from lab.core import plots
+
+    if name in _BASELINE_COLORS:
+        return _BASELINE_COLORS[name], ""
+    return plots.METHODS["attention" if name.startswith(("block", "best", "last")) else name]
+
+
 def _plot_measure(axis: "Axes", record: dict[str, Any], measure: str) -> None:
-    short_name, explanation = MEASURES[measure]
+    """A line over the blocks, then the other methods at ticks of their own."""
     blocks = _blocks(record)
-    numbers = range(1, len(blocks) + 1)
-    if blocks:
-        for weights, color, style in ((TRAINED, _COLORS[0], "-"), (RANDOM, "gray", "--")):
-            rows = [record["methods"][name][weights][measure]["mean"] for name in blocks]
-            mean, low, high = 100 * np.array(rows).T
-            axis.plot(numbers, mean, style, color=color, marker="o", ms=4,
-                      label=f"attention of one block, {weights}")  # fmt: skip
-            axis.fill_between(numbers, low, high, color=color, alpha=0.15, lw=0)
-    x = len(blocks) + 0.9
     others = [name for name in record["methods"] if name not in blocks]
-    for name, color in zip(others, _COLORS[1:], strict=False):
-        for weights, marker in ((TRAINED, "D"), (RANDOM, "x")):
-            mean, low, high = (100 * v for v in record["methods"][name][weights][measure]["mean"])
-            axis.errorbar(x, mean, [[mean - low], [high - mean]], fmt=marker, color=color, ms=6,
-                          capsize=3, label=f"{name}, {weights}")  # fmt: skip
-            x += 0.45
+    numbers = list(range(1, len(blocks) + 1))
+    step = max(1, len(blocks) / 6)
+    places = [len(blocks) + step * (1 + i) for i in range(len(others))]
+    for weights, shift in ((TRAINED, -0.12 * step), (RANDOM, 0.12 * step)):
+        scores = {name: 100 * np.array(m[weights][measure]["mean"])
+                  for name, m in record["methods"].items()}  # fmt: skip
+        look = {"ms": 6, "mfc": None if weights == TRAINED else "white"}
+        if blocks:
+            mean, low, high = np.array([scores[name] for name in blocks]).T
+            color, marker = _style(blocks[0])
+            axis.plot(numbers, mean, "-" if weights == TRAINED else "--", color=color,
+                      marker=marker, **look)  # fmt: skip
+            axis.fill_between(numbers, low, high, color=color, alpha=0.12, lw=0)
+        for x, name in zip(places, others, strict=True):
+            mean, low, high = scores[name]
+            color, marker = _style(name)
+            axis.errorbar(x + shift, mean, [[mean - low], [high - mean]], color=color,
+                          fmt=marker, capsize=3, **look)  # fmt: skip
+        label = weights if weights == RANDOM else f"{weights} weights"
+        axis.plot([], [], "o", color="gray", label=label, **look)
     for (name, scores), style in zip(record["baselines"].items(), (":", "-."), strict=True):
         value = 100 * scores[measure]["mean"][0]
         axis.axhline(value, color="black", ls=style, lw=1.2, label=name)
-    ticks = [i for i in numbers if len(blocks) <= 12 or i % 2 == 0]
-    axis.set_xticks(ticks, ticks)
-    axis.set(xlabel="block (mean of its heads)", ylabel=f"{short_name} (%)")
-    axis.set_title(explanation, fontsize=10)
-    axis.grid(alpha=0.25)
+    shown = [i for i in numbers if len(blocks) <= 6 or i % 3 == 0]
+    axis.set_xticks([*shown, *places], [*map(str, shown), *others])
+    for label in axis.get_xticklabels()[len(shown) :]:
+        label.set(rotation=20, ha="right")
+    axis.set_xlim(0.4, (places or numbers)[-1] + 0.6 * step)
+    axis.set(xlabel="block (mean of its heads), or method" if blocks else "method")
+    axis.set_ylabel(f"{MEASURES[measure][1]} (%)", fontsize=9)
+    axis.grid(axis="y", alpha=0.25)
 
 
 def _plot_curves(axis: "Axes", record: dict[str, Any]) -> None:
     """Deletion (solid) and insertion (dashed) curves of every pixel order."""
-    for (name, kinds), color in zip(record["faithfulness"].items(), _COLORS, strict=False):
+    for name, kinds in record["faithfulness"].items():
+        color, marker = _style(name)
         x = np.linspace(0, 100, len(kinds["deletion"]["curve"]))
+        last = name in _blocks(record)[-1:] and name != candidates(record)[0]
         for kind, style in (("deletion", "-"), ("insertion", "--")):
-            axis.plot(x, 100 * np.array(kinds[kind]["curve"]), style, color=color,
+            axis.plot(x, 100 * np.array(kinds[kind]["curve"]), style, color=color, marker=marker,
+                      ms=4, mfc="white" if last else None,
                       label=name if kind == "deletion" else None)  # fmt: skip
     axis.set(xlabel="pixels deleted (solid) or inserted (dashed), %", ylim=(0, 102),
              ylabel="probability of the predicted class (%)")  # fmt: skip
-    axis.set_title("a good map lets deletion fall fast and insertion rise fast", fontsize=10)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
 
 
 def compare(path: Path, records: list[dict[str, Any]]) -> None:
@@ -233,8 +253,7 @@ def _plot_comparison(path: Path, records: list[dict[str, Any]]) -> None:
 
     size = (13, 2.6 + 0.95 * len(records))
     figure, axes = plots.plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
-    colors = dict(zip(_KINDS, _COLORS, strict=False))
-    shown: set[str] = set()
+    shown: dict[str, Any] = {}
     for axis, measure in zip(axes, ("average_precision", "iou"), strict=True):
         for row, record in enumerate(records):
             names = candidates(record)
@@ -242,25 +261,34 @@ def _plot_comparison(path: Path, records: list[dict[str, Any]]) -> None:
                 kind = name
                 if name.startswith("block"):
                     kind = "best block" if i == 0 else "last block"
-                shown.add(kind)
-                scores = record["methods"][name][TRAINED]
-                mean, low, high = (100 * v for v in scores[measure]["mean"])
-                y = row + 0.14 * (i - (len(names) - 1) / 2)
-                axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", ms=5,
-                              capsize=2, color=colors[kind])  # fmt: skip
+                color, marker = _style(kind)
+                scores = record["methods"][name][TRAINED][measure]
+                mean, low, high = (100 * v for v in scores["mean"])
+                y = row + 0.16 * (i - (len(names) - 1) / 2)
+                shown[kind] = axis.errorbar(
+                    mean, y, xerr=[[mean - low], [high - mean]], fmt=marker, ms=6, capsize=2,
+                    color=color, mfc="white" if kind == "last block" else None,
+                )  # fmt: skip
             # Baselines are drawn per model because each model has its own crop of the image.
             for name, style in (("uniform", ":"), (CENTER, "-")):
                 value = 100 * record["baselines"][name][measure]["mean"][0]
-                label = name if row == 0 else None
-                axis.plot([value] * 2, [row - 0.4, row + 0.4], "k", ls=style, label=label)
+                shown[name] = axis.plot([value] * 2, [row - 0.4, row + 0.4], "k", ls=style)[0]
         axis.set(xlabel=f"{MEASURES[measure][0]} (%)")
-        axis.grid(alpha=0.25)
-    for kind in filter(shown.__contains__, _KINDS):
-        axes[1].plot([], [], "o", color=colors[kind], label=kind)
+        axis.grid(axis="x", alpha=0.25)
     titles = [record["title"] for record in records]
     axes[0].set_yticks(range(len(titles)), titles, fontsize=9)
     axes[0].invert_yaxis()
-    handles = axes[1].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle(f"Do the maps find the animal? {records[0]['images']}")
+    kinds = [kind for kind in (*_KINDS, "uniform", CENTER) if kind in shown]
+    plots.legend_above(axes[0], 4, handles=[shown[kind] for kind in kinds], labels=kinds)
+    better = sum(
+        any(record["methods"][name][TRAINED]["average_precision"][CENTER][1] > 0
+            for name in candidates(record))
+        for record in records
+    )  # fmt: skip
+    plots.set_title(
+        figure,
+        f"{better} of {len(records)} models have a map that finds the animal better than a "
+        f"{CENTER}",
+        f"{records[0]['images']}; mean and 95 % bootstrap interval over images.",
+    )
     plots.save_figure(figure, path)

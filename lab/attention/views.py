@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lab.attention import plots, saliency
 from lab.attention.extraction import BlockAttention, attention_maps, patch_grid
+from lab.attention.live_page import LiveContent, LiveExample, runs_in_browser, write_live_page
 from lab.attention.page import write_page
 from lab.attention.plots import AttentionExample
 from lab.core import Run, UserError, checkpoints
@@ -17,6 +18,7 @@ from lab.models import Pretrained
 FILES = ("overview.jpg", "heads.jpg", "distance.png", "positions.png", "attention.html")
 _NUM_CANDIDATES = 200  # large images that are predicted to choose NUM_IMAGES from
 _CANDIDATE_PIXELS = 3_000_000  # more candidates if images are small, because mistakes are rare
+_MAX_EXAMPLES = 12  # on the live page, besides the chosen images
 _QUERY_NAMES = {"token": "the class token", "avg": "the average patch"}
 
 
@@ -40,14 +42,21 @@ class ViewConfig:
 
 
 class Views:
-    """Draws the attention of a model.
+    """Draws the attention of a model. `trained_by` is the run that trained it, if one did.
 
     Raises: UserError for a method, block, head or class that the model does not have, before a
         run folder exists.
     """
 
-    def __init__(self, pretrained: Pretrained, loaders: Loaders, config: ViewConfig):
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        loaders: Loaders,
+        config: ViewConfig,
+        trained_by: Run | None = None,
+    ):
         self.model, self.loaders, self.config = pretrained.model, loaders, config
+        self.trained_by = trained_by
         self.class_names = pretrained.class_names
         self.target = class_index(config.target_class, self.class_names)
         self.first_image = loaders.normalize(loaders.data.test.images(slice(0, 1)))
@@ -84,12 +93,17 @@ class Views:
             "skipped": self.skipped,
         }  # fmt: skip
         plots.plot_overview(run.folder / "overview.jpg", examples, title)
+        plots.plot_example(run.folder / "example.png", first)
         if first.raw:
             heads_title = f"{first.title}: attention of {query} in every block and head"
             plots.plot_heads(run.folder / "heads.jpg", first, heads_title)
             record["distance"] = self._plot_distances(run, rows)
             self._plot_positions(run)
-        write_page(run.folder / "attention.html", title, self._notes(bool(first.raw)), examples)
+        page = run.folder / "attention.html"
+        if runs_in_browser(self.model):
+            write_live_page(page, self._live_content(run, rows))
+        else:
+            write_page(page, title, self._notes(bool(first.raw)), examples)
         checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
 
@@ -159,6 +173,52 @@ class Views:
             )
             for i, row in enumerate(rows.tolist())
         ]
+
+    def _live_content(self, run: Run, rows: Tensor) -> LiveContent:
+        """The live page with the chosen images `rows`; of known classes, one each and mistakes."""
+        data, examples = self.loaders.data, []
+        if known := data.classes == self.class_names:
+            per_class = self._example_of_each_class()
+            rows = torch.tensor(list(dict.fromkeys([*per_class.tolist(), *rows.tolist()])))
+        for batch in rows.split(self.loaders.batch_size):
+            pixels = self.loaders.preprocess.center_crop(data.test.images(batch))  # (B, C, S, S)
+            pixels = (pixels * 255).round().byte().expand(-1, self.model.config.in_chans, -1, -1)
+            predicted = self._predict(self.loaders.normalize(data.test.images(batch)))[1]
+            for row, image, guess in zip(batch.tolist(), pixels, predicted.tolist(), strict=True):
+                examples.append(self._live_example(row, image, guess))
+        if known:
+            count = len(per_class)
+            examples[count:] = [example for example in examples[count:] if not example.correct]
+        return LiveContent(
+            name=self.trained_by.folder.name if self.trained_by else run.folder.name,
+            model=self.model,
+            preprocess=self.loaders.preprocess,
+            classes=self.class_names,
+            examples=examples,
+            dataset=data.name if known else None,
+            run=self.trained_by,
+        )
+
+    def _live_example(self, row: int, pixels: Tensor, guess: int) -> LiveExample:
+        test, classes = self.loaders.data.test, self.loaders.data.classes
+        if not classes:
+            return LiveExample(pixels, test.names[row], None)
+        label = classes[test.labels[row]]
+        if classes != self.class_names:
+            return LiveExample(pixels, label, None)
+        correct = guess == int(test.labels[row])
+        title = label if correct else f"{label}, predicted {self.class_names[guess]}"
+        return LiveExample(pixels, title, correct)
+
+    def _example_of_each_class(self) -> Tensor:
+        """Rows of test images: for each of at most 12 classes, the first predicted correctly."""
+        test, chosen = self.loaders.data.test, []
+        for label in range(min(_MAX_EXAMPLES, len(self.class_names))):
+            rows = (test.labels == label).nonzero()[: self.loaders.batch_size, 0]
+            if len(rows):
+                predicted = self._predict(self.loaders.normalize(test.images(rows)))[1]
+                chosen.append(rows[(predicted == label).int().argmax()])
+        return torch.stack(chosen)
 
     def _plot_distances(self, run: Run, rows: Tensor) -> list[list[float]]:
         """Plots and returns the mean attention distance over the images, by block and head."""

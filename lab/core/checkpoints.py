@@ -137,7 +137,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"{path} is not a complete safetensors file ({error})") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} has no valid header of this project, so it was not written by a run of it"
         ) from error

@@ -1,4 +1,4 @@
-"""Hashes of the code that determines a run's result.
+"""The code that determines a run's result: which file is the module `model`, and hashes.
 
 A hash is computed on the syntax tree without docstrings, so comments and formatting do not change
 it. The constants of the running script are left out: they identify a run by their values.
@@ -6,15 +6,81 @@ it. The constants of the running script are left out: they identify a run by the
 
 import ast
 import hashlib
+import sys
+import traceback
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from lab.core import constants
+from lab.core.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
+# What lab/ imports from the module `model`.
+_NEEDED = ("ConfigError", "DropPath", "VisionTransformer", "ViTConfig", "interpolate_pos_embed")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Fields that depend on the Python version or only on the notation, such as u"text".
 _SKIPPED = {"ctx", "kind", "type_comment", "type_ignores"}
+
+
+def import_model() -> None:
+    """Imports the module `model` from the running script's MODEL_FILE, or else from model.py.
+
+    lab.models calls this before anything in lab/ imports `model`, so that all of the lab uses the
+    classes of a student's file. A module `model` that is already imported stays.
+
+    Raises: SystemExit, after one sentence about a file that cannot be used.
+    """
+    if "model" in sys.modules:
+        return
+    given = constants.early_value("MODEL_FILE")
+    path = Path(given).resolve() if given else _ROOT / "model.py"
+    try:
+        _import_file(path)
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _import_file(path: Path) -> None:
+    """Runs a file as the module `model`. Raises: UserError, with the line that is wrong."""
+    spec = spec_from_file_location("model", path)
+    if spec is None or not path.is_file():
+        raise UserError(f"MODEL_FILE={path} is not a Python file: name your model.py")
+    sys.modules["model"] = module = module_from_spec(spec)
+    sys.path.append(str(path.parent))  # it may import files beside it
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(
+            f"{path.name}, line {error.lineno}: Python cannot read this line ({error.msg})"
+        ) from error
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f"{path.name}, line {lines[-1]}" if lines else path.name
+        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+    if missing := [name for name in _NEEDED if not hasattr(module, name)]:
+        raise UserError(
+            f"{path} does not define {', '.join(missing)}, which the lab needs: start from the "
+            "model.py that you were given, and keep its other classes and functions"
+        )
+
+
+def uses_model(file: str, recorded: str | None) -> bool:
+    """Whether the module `model` is a file, or has the hash that a run has recorded for it.
+
+    Args:
+        file: MODEL_FILE of the run.
+        recorded: the run's hash of that file, from `code_hashes`.
+    """
+    used = Path(sys.modules["model"].__file__).resolve()
+    return Path(file).resolve() == used or source_hash(used.read_bytes()) == recorded
+
+
+def source_hash(source: bytes) -> str:
+    """The hash that `code_hashes` gives a file with this content."""
+    return _parsed(source, frozenset())[0]
 
 
 def code_hashes(*scripts: Path) -> dict[str, str]:
@@ -25,33 +91,53 @@ def code_hashes(*scripts: Path) -> dict[str, str]:
     Args:
         scripts: without any, those of the running script, see `constants.override`.
 
-    Returns: 16 hexadecimal digits by path, relative to the project.
+    Returns: 16 hexadecimal digits by path, relative to the project. The entry "model.py" is the
+        hash of the running script's MODEL_FILE, if there is one.
+    Raises: UserError, if that file is not the module `model` of this process.
     """
-    files = constants.running.files
-    todo = {_ROOT / "model.py", *(script.resolve() for script in scripts or files)}
+    files, model = constants.running.files, _model_file()
+    todo = {model, *(script.resolve() for script in scripts or files)}
     found: dict[str, str] = {}
     modules: set[tuple[str, Path]] = set()
     while todo:
         path = todo.pop()
         inside = path.is_relative_to(_ROOT)
         name = path.relative_to(_ROOT).as_posix() if inside else path.name
+        name = "model.py" if path == model else name
         if name in found or not path.is_file():
             continue
         left_out = constants.running.names if path in files else frozenset()
         found[name], imported = _parsed(path.read_bytes(), left_out)
         for module in {(module, path.parent) for module in imported} - modules:
             modules.add(module)
-            todo.update(_files_of(*module))
+            todo.update([model] if module[0] == "model" else _files_of(*module))
     return dict(sorted(found.items()))
+
+
+def _model_file() -> Path:
+    """The running script's MODEL_FILE, or model.py."""
+    given = constants.running.model_file
+    if given is None:
+        return _ROOT / "model.py"
+    path, used = Path(given).resolve(), getattr(sys.modules.get("model"), "__file__", None)
+    if used is None or path != Path(used).resolve():
+        raise UserError(
+            f"MODEL_FILE={given} has no effect here, because this process has already imported "
+            f"{used}. Start the script by itself: python train.py --model-file {given}"
+        )
+    return path
 
 
 @cache
 def _parsed(source: bytes, left_out: frozenset[str]) -> tuple[str, frozenset[str]]:
     """The hash of a file without the named assignments, and the modules that it imports."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # cannot be imported either
+        return _hash_and_imports(ast.parse(source), left_out)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # cannot be imported either
         return hashlib.blake2b(source, digest_size=8).hexdigest(), frozenset()
+
+
+def _hash_and_imports(tree: ast.Module, left_out: frozenset[str]) -> tuple[str, frozenset[str]]:
     imports: set[str] = set()
     for node in ast.walk(tree):  # also inside functions
         if isinstance(node, ast.Import):

@@ -36,6 +36,7 @@ class Running:
     files: tuple[Path, ...] = ()  # the script and, if there is one, the script it is based on
     names: frozenset[str] = frozenset()  # its constants, and the name of its recipes
     edited: Mapping[str, Any] = field(default_factory=dict)  # constants unlike the committed ones
+    model_file: str | None = None  # its MODEL_FILE: see lab/core/code.py
 
 
 running = Running()
@@ -89,9 +90,37 @@ def override(
     modules = [module, base] if base else [module]
     tables = {k for m in modules for k, v in vars(m).items() if recipes and v is recipes}
     files = tuple(Path(m.__file__).resolve() for m in modules)
-    running = Running(files, frozenset({*values, *tables}), edited)
+    running = Running(files, frozenset({*values, *tables}), edited, values.get("MODEL_FILE"))
     vars(module).update(values)
     return values
+
+
+def early_value(name: str) -> str | None:
+    """A text constant of the running script, read before the script has assigned it.
+
+    This is for a constant that decides what the script imports. The value comes from the script's
+    source or from its flag; `override` checks it later.
+
+    Returns: the value; None if it is None, or if the script has no such constant.
+    """
+    script = Path(sys.argv[0]) if sys.argv else Path()
+    if script.suffix != ".py" or not script.is_file():  # an interactive session, for example
+        return None
+    values = [
+        node.value
+        for node in ast.parse(script.read_bytes()).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and name in map(ast.unparse, getattr(node, "targets", None) or [node.target])
+    ]
+    if not values:
+        return None
+    value = values[-1].value if isinstance(values[-1], ast.Constant) else None
+    words = iter(sys.argv[1:])
+    for word in words:
+        flag, separator, text = word.partition("=")
+        if flag == _flag(name):
+            value = text if separator else next(words, None)
+    return value if isinstance(value, str) and value.lower() != "none" else None
 
 
 def resolve(values: dict[str, Any], recipe: Mapping[str, Any]) -> types.SimpleNamespace:

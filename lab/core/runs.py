@@ -30,7 +30,13 @@ from lab.core.checkpoints import (
     write_rows,
 )
 from lab.core.errors import UserError
-from lab.core.runtime import SCHEMA, code_hashes, process_state, provenance
+from lab.core.runtime import (
+    RUN_FOLDERS_VARIABLE,
+    SCHEMA,
+    code_hashes,
+    process_state,
+    provenance,
+)
 
 _SHORT = {"LEARNING_RATE": "lr", "BATCH_SIZE": "b", "EPOCHS": "e", "WEIGHT_DECAY": "wd"}
 _STALE_SECONDS = 60  # a folder is created within milliseconds, so an older partial one is left over
@@ -43,11 +49,10 @@ class Run:
     folder: Path
     SCHEMA: ClassVar[int] = SCHEMA
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = (  # constants that do not change the result
-        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD",
+        "NAME", "OVERWRITE", "DATA_DIR", "RESULTS_DIR", "NUM_SEEDS", "TENSORBOARD", "SNAPSHOTS",
+        "RESUME_CHANGED_CODE",
     )  # fmt: skip
-    # A program that starts scripts names a file in this environment variable; `open` appends the
-    # path of the run's folder to it, so the program need not parse what the scripts print.
-    FOLDERS_VARIABLE: ClassVar[str] = "VIT_LAB_RUN_FOLDERS"
+    FOLDERS_VARIABLE: ClassVar[str] = RUN_FOLDERS_VARIABLE  # `open` writes to the file it names
 
     @classmethod
     def open(
@@ -57,7 +62,9 @@ class Run:
         constants: dict[str, Any],
         facts: dict[str, Any],
         fresh: bool,
+        resume_changed_code: bool = False,
         shared: bool = False,
+        scripts: tuple[Path, ...] = (),
     ) -> "Run":
         """Finds the folder of this run, or creates it, and locks it for this process.
 
@@ -68,7 +75,10 @@ class Run:
             facts: what else belongs in config.json: model, dataset, ...; the dataset's fingerprint
                 is part of the identity.
             fresh: start over, replacing the records of the same run.
+            resume_changed_code: a stopped run resumes although the code has changed since; its
+                config.json keeps the hashes of the earlier code.
             shared: several processes may work in the folder, so it is not locked.
+            scripts: further scripts that determine the result, besides the running one.
 
         Raises: UserError, for a name that is not a folder's, a run that another process is training
             right now, or a folder that cannot be written.
@@ -78,7 +88,7 @@ class Run:
         identity = {
             "constants": asked,
             "data": facts["dataset"]["fingerprint"],
-            "code": code_hashes(),
+            "code": code_hashes() | (code_hashes(*scripts) if scripts else {}),
         }
         own = constants.get("NAME") is not None
         if own:
@@ -94,10 +104,15 @@ class Run:
         while True:
             others = _runs_called(place, name)
             same = next((f for f, there in others.items() if _equal(there, identity)), None)
+            if not same and not fresh and resume_changed_code:
+                same = _stopped_with_other_code(others, identity)
+                if same and main:
+                    _lock(same)
+                    _adopt_code(same, others[same], identity)
             if same and not (fresh and main):
                 if main and not shared and not (same / "metrics.json").exists():
                     _lock(same)
-                    for leftover in same.glob(f"*{PARTIAL}"):
+                    for leftover in same.rglob(f"*{PARTIAL}"):
                         leftover.unlink(missing_ok=True)
                 break
             if same:
@@ -277,6 +292,26 @@ def _changed_files(one: dict[str, Any], other: dict[str, Any]) -> str:
     return f"{', '.join(files[:3])}{more} {have}"
 
 
+def _stopped_with_other_code(
+    others: dict[Path, dict[str, Any]], identity: dict[str, Any]
+) -> Path | None:
+    """The newest unfinished run that differs from an identity only in its code."""
+    for folder, there in reversed(others.items()):
+        is_finished = (folder / "metrics.json").exists()
+        if not is_finished and _equal({**there, "code": identity["code"]}, identity):
+            return folder
+    return None
+
+
+def _adopt_code(folder: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Records in config.json that a run continues with other code."""
+    print(f"{folder} resumes although {_changed_files(config, identity)} changed; recorded")
+    entry = {"code": config.get("code"), "until": provenance()["started"]}
+    earlier = [*config.get("earlier_code", []), entry]
+    content = {**config, "code": identity["code"], "earlier_code": earlier}
+    write_json(folder / "config.json", content)
+
+
 def _compared(others: dict[Path, dict[str, Any]], identity: dict[str, Any], folder: Path) -> str:
     """One line that says why a run gets a new folder, by comparison with the most similar run."""
 
@@ -296,7 +331,10 @@ def _compared(others: dict[Path, dict[str, Any]], identity: dict[str, Any], fold
     since = f" since {there['started']}" if there.get("started") else ""
     line = f"{_changed_files(there, identity)} changed{since}: {this}"
     if not (closest / "metrics.json").exists():
-        line += f" ({closest} was stopped; it resumes once the change is undone)"
+        line += (
+            f" ({closest} was stopped; it resumes once the change is undone, or in spite of it "
+            "with --resume-changed-code)"
+        )
     return line
 
 

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,19 @@ import torch
 from accelerate import PartialState
 
 from lab.core import constants
-from lab.core.code import code_hashes
+from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError
 
 __all__ = [
     "SCHEMA",
     "Stopped",
+    "can_compile",
     "code_hashes",
     "explain_out_of_memory",
     "handle_signals",
     "hardware",
     "has_bf16",
+    "import_model",
     "is_launched",
     "is_main_process",
     "original_command",
@@ -38,6 +42,8 @@ __all__ = [
     "process_state",
     "provenance",
     "run_script",
+    "source_hash",
+    "uses_model",
 ]
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
@@ -45,6 +51,9 @@ _TIMEOUT = timedelta(hours=2)
 # How long the other processes wait to be ended by the launcher, which does so when one fails.
 _LAUNCHER_GRACE_SECONDS = 20
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+# A program that starts scripts names a file in this environment variable. Scripts append the paths
+# of their run folders to it, so the program need not parse what they print.
+RUN_FOLDERS_VARIABLE = "VIT_LAB_RUN_FOLDERS"
 SCHEMA = 1  # version of the record format; readers refuse other versions
 
 
@@ -119,15 +128,11 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(2)
     except Stopped as stopped:
         if is_main_process():
-            print(f"{stopped}\ngo on with: {_resume_command()}", file=sys.stderr)
+            print(f"{stopped}{_resume_line()}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         if is_main_process():
-            print(
-                "\ninterrupted; this command starts again, from the last saved state if there is "
-                f"one: {_resume_command()}",
-                file=sys.stderr,
-            )
+            print(f"\ninterrupted; what was saved is intact{_resume_line()}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (Exception, SystemExit):
         _wait_for_launcher()
@@ -144,8 +149,12 @@ def _config_errors() -> tuple[type[Exception], ...]:
     return (found,) if found else ()
 
 
-def _resume_command() -> str:
-    return shlex.join(word for word in original_command() if word != "--overwrite")
+def _resume_line() -> str:
+    """How to resume; nothing if another program started this one, since it then says so itself."""
+    if RUN_FOLDERS_VARIABLE in os.environ:
+        return ""
+    words = (word for word in original_command() if word != "--overwrite")
+    return f"\nresume with: {shlex.join(words)}"
 
 
 @contextmanager
@@ -269,6 +278,12 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can generate code for this GPU: it needs Triton and a C compiler."""
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and has_compiler and find_spec("triton") is not None
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

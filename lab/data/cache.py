@@ -1,4 +1,10 @@
-"""Decoded photographs on disk: each split is one uint8 array in a file next to its images."""
+"""Decoded photographs on disk: each split is one uint8 array in a file next to its images.
+
+An image takes 3 * size**2 bytes: 0.2 MB for the central square of 256 pixels that evaluation uses.
+With random resized crops, training images are also stored whole, in up to 0.6 MB each for inputs of
+224 pixels (`Augmentation.crop_size`), so that small crops are not enlarged. The 3,680 training
+photographs of Oxford Pets take 0.7 GB, plus 1.9 GB for crops from 30 % of the area.
+"""
 
 import hashlib
 import json
@@ -10,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -25,14 +32,29 @@ try:
 except ImportError:  # Windows, where a file in use cannot be removed anyway
     flock = None
 
-_VERSION = 1  # increase it whenever `read_image` returns other pixels
+_VERSION = 2  # increase it whenever `read_image` returns other pixels
 _LEFTOVER_SECONDS = 60  # age of an unfinished file that nobody writes
 QUEUE = 4096  # images queued for decoding; each costs about a kilobyte while it waits
 
 
-def decode(
-    paths: Sequence[Path], reading: Reading, cache: Path
-) -> tuple[np.memmap, list[int], list[str]]:
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded images.
+
+    Args:
+        array: uint8 (N, 3, size, size), memory-mapped and read-only; unreadable images are black.
+        sizes: width and height of the originals in pixels; (1, 1) for an unreadable image.
+        readable: indices of the readable images.
+        remarks: for the user.
+    """
+
+    array: np.memmap
+    sizes: list[tuple[int, int]]
+    readable: list[int]
+    remarks: list[str]
+
+
+def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
     """Decodes all images as squares, or returns them from the cache if no file has changed.
 
     Args:
@@ -41,8 +63,6 @@ def decode(
         cache: path of the cache without its suffix. If its folder is not writable, the user's
             cache folder is used instead.
 
-    Returns: uint8 (N, 3, size, size), memory-mapped and read-only; the indices of the readable
-        images (the others are black); remarks for the user.
     Raises: UserError that names the unreadable images, unless they are to be left out.
     """
     # Names are relative because the whole folder may move. Permissions count as well: fixing them
@@ -50,7 +70,7 @@ def decode(
     names = [os.path.relpath(path, cache.parent) for path in paths]
     stats = [path.stat() if path.exists() else None for path in paths]  # None: a dangling link
     stamps = [stat and (stat.st_size, stat.st_mtime_ns, stat.st_mode) for stat in stats]
-    identity = (_VERSION, reading.size, reading.interpolation, names, stamps)
+    identity = (_VERSION, reading.size, reading.interpolation, reading.whole, names, stamps)
     key = hashlib.blake2b(repr(identity).encode()).hexdigest()
     shape = (len(paths), 3, reading.size, reading.size)
     places = [cache, _user_cache(cache)]
@@ -62,7 +82,12 @@ def decode(
         found = _write_cache(_first_writable(places), key, shape, paths, reading)
     array, record = found
     failures = {i: f"{paths[i]}: {reason}" for i, reason in record["failures"]}
-    tiny = [f"{paths[i].name} ({size})" for i, size in record["tiny"]]
+    sizes = [(width, height) for width, height in record["sizes"]]
+    tiny = [
+        f"{path.name} ({width}x{height} pixels)"
+        for i, (path, (width, height)) in enumerate(zip(paths, sizes, strict=True))
+        if min(width, height) < TINY and i not in failures
+    ]
     if failures and not reading.skip_unreadable:
         raise UserError(
             f"{len(failures)} of {len(paths)} images cannot be read:\n  "
@@ -75,7 +100,7 @@ def decode(
         remarks.append(f"unreadable images left out ({len(failures)}): {left_out}")
     if tiny:
         remarks.append(f"images under {TINY} pixels enlarged ({len(tiny)}): {abbreviate(tiny)}")
-    return array, [i for i in range(len(paths)) if i not in failures], remarks
+    return Decoded(array, sizes, [i for i in range(len(paths)) if i not in failures], remarks)
 
 
 def open_array(path: Path) -> np.memmap:
@@ -107,7 +132,9 @@ def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> tuple[np.memma
     try:
         record = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
         array = open_array(cache.with_suffix(".npy"))
-        return (array, record) if record["key"] == key and array.shape == shape else None
+        if record["key"] != key or array.shape != shape or len(record["sizes"]) != len(array):
+            return None
+        return array, record
     except (OSError, EOFError, ValueError, LookupError, TypeError):  # missing, truncated, foreign
         return None
 
@@ -130,11 +157,11 @@ def _write_cache(
                 flock(file, LOCK_EX)
             if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later
                 os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-            failures, tiny = fill(array, paths, reading, cache.name)
+            failures, sizes = fill(array, paths, reading, cache.name)
         array.flush()
         del array  # Windows does not rename a file that is mapped
         os.replace(scratch, data)
-        record = {"key": key, "failures": failures, "tiny": tiny}
+        record = {"key": key, "failures": failures, "sizes": sizes}
         scratch.write_text(json.dumps(record), encoding="utf-8")
         os.replace(scratch, notes)
     except OSError as error:
@@ -164,21 +191,18 @@ def _remove_leftovers(folder: Path) -> None:
 
 def fill(
     array: np.ndarray, paths: Sequence[Path], reading: Reading, name: str
-) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """Decodes into `array` on all cores; returns failures and tiny images with their indices."""
+) -> tuple[list[tuple[int, str]], list[tuple[int, int]]]:
+    """Decodes into `array` on all cores; returns failures with their indices, and all sizes."""
     failures: dict[int, str] = {}
-    tiny: dict[int, str] = {}
+    sizes = [(1, 1)] * len(paths)
 
     def read(i: int) -> None:
         try:
-            array[i], size = read_image(paths[i], reading)
+            array[i], sizes[i] = read_image(paths[i], reading)
         except UnidentifiedImageError:
             failures[i] = "not an image, although its name says so"
         except Exception as error:  # Pillow raises many kinds; each concerns this image only
             failures[i] = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        else:
-            if size:
-                tiny[i] = size
 
     pool = ThreadPoolExecutor(os.cpu_count())
     bar = {"desc": f"decoding {name}", "unit": " images", "delay": 2, "disable": None}
@@ -190,7 +214,7 @@ def fill(
             pass
     finally:  # Ctrl-C does not wait for the images in the queue
         pool.shutdown(cancel_futures=True)
-    return sorted(failures.items()), sorted(tiny.items())
+    return sorted(failures.items()), sizes
 
 
 def _user_cache(cache: Path) -> Path:

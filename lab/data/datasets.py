@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -64,6 +65,9 @@ class Split:
         labels: int64 (N,).
         names: of the N images.
         read_ahead: for a store on disk, starts to read the given rows in the background.
+        whole: for training photographs, the same images for random resized crops: larger, and
+            squeezed into squares instead of cropped to their central square.
+        ratios: width divided by height of the originals, (M,), if the store has whole images.
     """
 
     store: Tensor
@@ -71,6 +75,8 @@ class Split:
     labels: Tensor
     names: list[str]
     read_ahead: Callable[[list[int]], None] | None = None
+    whole: "Split | None" = None
+    ratios: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,7 +94,10 @@ class Split:
     def select(self, keep: Tensor) -> "Split":
         """The split of some images, given by a mask (N,) or indices (n,); it shares the store."""
         names = [self.names[i] for i in torch.arange(len(self))[keep].tolist()]
-        return replace(self, rows=self.rows[keep], labels=self.labels[keep], names=names)
+        whole = self.whole and self.whole.select(keep)
+        return replace(
+            self, rows=self.rows[keep], labels=self.labels[keep], names=names, whole=whole
+        )
 
 
 def full_split(store: Tensor, labels: Tensor, names: list[str]) -> Split:
@@ -163,6 +172,7 @@ def load_data(
     val_fraction: float = 0.1,
     skip_unreadable: bool = False,
     interpolation: str = "bicubic",
+    crop_size: int = 0,
 ) -> Dataset:
     """Loads a dataset; downloads it the first time if necessary.
 
@@ -174,6 +184,8 @@ def load_data(
         val_fraction: fraction of each class's training images used for validation.
         skip_unreadable: leave out images that cannot be read, and name them.
         interpolation: bicubic or bilinear, for resizing photographs.
+        crop_size: also store whole training photographs, as squares of this size, for random
+            resized crops (see `Augmentation.crop_size`); 0: do not.
 
     Raises: UserError for data that is missing, damaged or too small.
     """
@@ -181,17 +193,18 @@ def load_data(
         raise UserError(f"VAL_FRACTION={val_fraction} must be between 0 and 1, such as 0.1")
     data_dir = os.path.expanduser(data_dir)
     size = native_size(dataset) or size
-    reading = Reading(size, interpolation, skip_unreadable)
+    reading = Reading(size, interpolation, skip_unreadable=skip_unreadable)
     if dataset == "mnist-5k":
         source = load_mnist_5k()
     elif dataset == "digits":
         source = load_digits()
     elif dataset == "pets":
-        source = _load_pets(data_dir, reading)
+        source = _load_pets(data_dir, reading, crop_size)
     elif dataset in DATASETS:
         source = load_torchvision(dataset, data_dir)
     else:
-        source = _load_folder(_folder_of(dataset), reading)
+        crop_size = 0 if native_size(dataset) else crop_size
+        source = _load_folder(_folder_of(dataset), reading, crop_size)
 
     classes, splits, remarks = source.classes, source.splits, source.remarks
     if lost := _missing_classes(splits["train"], classes):
@@ -378,24 +391,44 @@ class Source:
     remarks: list[str] = field(default_factory=list)
 
     def add_photographs(
-        self, root: Path, split: str, labeled: list[tuple[Path, int]], reading: Reading
+        self,
+        root: Path,
+        split: str,
+        labeled: list[tuple[Path, int]],
+        reading: Reading,
+        crop_size: int = 0,
     ) -> None:
-        """Adds a split from paths below `root` and their labels, decoded or from the cache."""
+        """Adds a split from paths below `root` and their labels, decoded or from the cache.
+
+        With `crop_size`, the training split gets its `whole` images, too.
+        """
         if not labeled:
             raise UserError(f"{root / split} contains no images: add some, or remove the folder")
         paths = [path for path, _ in labeled]
         labels = torch.tensor([label for _, label in labeled])
-        place = root / CACHE_FOLDER / f"{split}-{reading.size}-{reading.interpolation}"
-        array, kept, remarks = cache.decode(paths, reading, place)
-        names = [printable(paths[i].relative_to(root).as_posix()) for i in kept]
-        rows = torch.tensor(kept, dtype=torch.int64)
+        kind = "whole" if reading.whole else reading.interpolation
+        place = root / CACHE_FOLDER / f"{split}-{reading.size}-{kind}"
+        decoded = cache.decode(paths, reading, place)
+        names = [printable(paths[i].relative_to(root).as_posix()) for i in decoded.readable]
+        rows = torch.tensor(decoded.readable, dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the array is read-only; nobody writes
-            store = torch.from_numpy(array)
+            store = torch.from_numpy(decoded.array)
+        whole = None
+        if crop_size and split == "train":
+            self.add_photographs(root, split, labeled, replace(reading, size=crop_size, whole=True))
+            whole = self.splits[split]
+        else:
+            self.remarks += decoded.remarks
         self.splits[split] = Split(
-            store, rows, labels[rows], names, read_ahead=partial(cache.prefetch, array)
+            store,
+            rows,
+            labels[rows],
+            names,
+            read_ahead=partial(cache.prefetch, decoded.array),
+            whole=whole,
+            ratios=torch.tensor([w / h for w, h in decoded.sizes]) if reading.whole else None,
         )
-        self.remarks += remarks
 
 
 def load_mnist_5k() -> Source:
@@ -412,13 +445,15 @@ def load_mnist_5k() -> Source:
 
 def load_digits() -> Source:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels with 17 gray levels; no test split."""
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    store = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
+    # `sklearn.datasets.load_digits` reads the same file, but importing it, with scipy and pandas,
+    # takes longer than everything else before the first step. `find_spec` imports nothing.
+    package = Path(find_spec("sklearn").origin).parent
+    table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # (N, 65)
+    pixels, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1]
+    store = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8))
     names = [str(i) for i in range(len(store))]
-    split = full_split(store, torch.from_numpy(digits.target).long(), names)
-    return Source([str(c) for c in digits.target_names], {"train": split})
+    split = full_split(store, torch.from_numpy(labels).long(), names)
+    return Source([str(digit) for digit in range(10)], {"train": split})
 
 
 def load_torchvision(dataset: str, data_dir: str) -> Source:
@@ -443,7 +478,7 @@ def load_torchvision(dataset: str, data_dir: str) -> Source:
     return Source([c[0] if dataset == "mnist" else c for c in data.classes], splits)
 
 
-def _load_pets(data_dir: str, reading: Reading) -> Source:
+def _load_pets(data_dir: str, reading: Reading, crop_size: int) -> Source:
     """Oxford-IIIT Pet through torchvision: 37 breeds, 3,680 training and 3,669 test images."""
     from torchvision.datasets import OxfordIIITPet
 
@@ -470,7 +505,7 @@ def _load_pets(data_dir: str, reading: Reading) -> Source:
                 f"names only {len(source.classes)} breeds: number them from 1 without gaps"
             )
         labeled = list(zip(data._images, data._labels, strict=True))
-        source.add_photographs(base, split, labeled, reading)
+        source.add_photographs(base, split, labeled, reading, crop_size)
     return source
 
 
@@ -543,7 +578,7 @@ def _misnamed(root: Path, split: str) -> str | None:
     return found[0] if found and split not in found else None
 
 
-def _load_folder(root: Path, reading: Reading) -> Source:
+def _load_folder(root: Path, reading: Reading, crop_size: int) -> Source:
     """`root/{train,val,test}/<class>/**` with optional val and test, or `root/<class>/**`."""
     source = Source([])
     folders = {"train": _train_folder(root)}
@@ -590,7 +625,7 @@ def _load_folder(root: Path, reading: Reading) -> Source:
                 "cannot learn them: add them to train/, or remove them."
             )
         labeled = [(p, i) for i, name in enumerate(source.classes) for p in found.get(name, [])]
-        source.add_photographs(root, split, labeled, reading)
+        source.add_photographs(root, split, labeled, reading, crop_size)
     source.classes = [printable(name) for name in source.classes]
     return source
 

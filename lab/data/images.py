@@ -63,6 +63,7 @@ class Reading:
 
     size: int = 256  # pixels: side of the square that is kept
     interpolation: str = "bicubic"  # or bilinear
+    whole: bool = False  # squeeze the whole image into the square instead of cutting off its ends
     skip_unreadable: bool = False  # leave out images that cannot be read instead of stopping
 
     def __post_init__(self) -> None:
@@ -86,28 +87,34 @@ def open_image(path: Path) -> Image.Image:
         ) from error
 
 
-def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, str | None]:
+def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, tuple[int, int]]:
     """Reads an image and resizes its central square, as torchvision's Resize and CenterCrop do.
+
+    With `reading.whole`, the whole image is resized to a square, without regard to its shape.
 
     EXIF rotation is applied; grayscale, palette and CMYK images become RGB; transparency becomes
     white; 16-bit and float images keep their range.
 
-    Returns: uint8 (3, size, size), and the original size as text if the image is tiny, else None.
+    Returns: uint8 (3, size, size), and width and height of the original in pixels.
     Raises: what `open_image` raises, and what Pillow raises for truncated files.
     """
     with open_image(path) as image:
-        tiny = f"{image.width}x{image.height} pixels" if min(image.size) < TINY else None
-        return image_to_array(image, reading), tiny
+        return image_to_array(image, reading)
 
 
-def image_to_array(image: Image.Image, reading: Reading) -> np.ndarray:
-    """What `read_image` does with an opened image. Returns: uint8 (3, size, size)."""
+def image_to_array(image: Image.Image, reading: Reading) -> tuple[np.ndarray, tuple[int, int]]:
+    """What `read_image` does with an opened image, which may be the content of no file.
+
+    Returns: uint8 (3, size, size), and the width and height of the upright image.
+    """
     image.load()  # decodes all pixels, so a truncated file fails here
     with suppress(Exception):  # a broken EXIF block does not affect the pixels
         image = ImageOps.exif_transpose(image)
     image = _to_rgb(image)
-    image = square(image, reading.size, Image.Resampling[reading.interpolation.upper()])
-    return np.asarray(image).transpose(2, 0, 1)
+    original, size = image.size, reading.size
+    method = Image.Resampling[reading.interpolation.upper()]
+    image = image.resize((size, size), method) if reading.whole else square(image, size, method)
+    return np.asarray(image).transpose(2, 0, 1), original
 
 
 def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:

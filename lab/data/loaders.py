@@ -57,6 +57,11 @@ class SplitLoader:
             index = to_device(index, self.device)
             yield self.store[self.rows[index]], self.labels[index]
 
+    def ratios(self, index: Tensor) -> Tensor | None:
+        """Width divided by height of the originals, if the images are whole photographs."""
+        ratios = self.split.ratios
+        return None if ratios is None else to_device(ratios[self.split.rows[index]], self.device)
+
     def _pinned_batches(self, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for a split that does not fit on the GPU: a thread gathers the next batch."""
 
@@ -89,7 +94,8 @@ class Loaders:
         augmentation: of training images; other images are only cropped and normalized.
         seed: of the order of the images and of the augmentation.
 
-    Raises: UserError, if the batch size is not positive or the channels do not match.
+    Raises: UserError, if the batch size is not positive, the channels do not match, or the padding
+        is larger than the images.
     """
 
     data: Dataset
@@ -101,13 +107,19 @@ class Loaders:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE={self.batch_size} must be at least 1, such as 128")
+        padding, side = self.augmentation.crop_padding, self.data.train.store.shape[-1]
+        if padding > side:
+            raise UserError(
+                f"CROP_PADDING={padding} is larger than the images ({side} pixels), so some crops "
+                f"would be empty: use at most {side}, usually {max(1, side // 8)}"
+            )
         # Every step has the same number of images; the images left out change with the epoch.
         self.batch_size = min(self.batch_size, len(self.data.train))
         if self.data.channels not in (1, len(self.preprocess.mean)):
             raise UserError(
                 f"the images of {self.data.name} have {self.data.channels} channels, but the model "
-                f"takes {len(self.preprocess.mean)}. Choose other weights (WEIGHTS): a model that "
-                "was trained on images of the same kind, color or grayscale"
+                f"takes {len(self.preprocess.mean)}. Choose other weights (PRETRAINED or MODEL): "
+                "those of a model for images of the same kind, color or grayscale"
             )
         self.steps = len(self.data.train) // self.batch_size  # per epoch
         self.to(torch.device("cpu"))
@@ -121,7 +133,7 @@ class Loaders:
                 f"use {closest}"
             )
         self.device, self.rank, self.world = device, rank, world
-        self._splits: dict[str, SplitLoader] = {}
+        self._splits: dict[tuple[str, bool], SplitLoader] = {}
         shape = (1, len(self.preprocess.mean), 1, 1)
         self.mean = torch.tensor(self.preprocess.mean, device=device).reshape(shape)
         self.std = torch.tensor(self.preprocess.std, device=device).reshape(shape)
@@ -144,9 +156,12 @@ class Loaders:
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch from `first_step` on: normalized images (b, C, S, S), labels (b,)."""
-        batches = self._split("train").batches(self.order(epoch, first_step))
-        for step, (images, labels) in enumerate(batches, first_step):
-            yield self._augment(images, self.batch_rng(epoch, step, len(images))), labels
+        indices = self.order(epoch, first_step)
+        loader = self._split("train", for_crops=True)
+        batches = zip(indices, loader.batches(indices), strict=True)
+        for step, (index, (images, labels)) in enumerate(batches, first_step):
+            rng = self.batch_rng(epoch, step, len(images))
+            yield self._augment(images, rng, loader.ratios(index)), labels
 
     def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This process's part of a split, each image once: indices, normalized images, labels.
@@ -157,12 +172,13 @@ class Loaders:
         """
         own = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
         indices = list(own.split(max(1, 2 * self.batch_size // self.world)))
-        batches = self._split(split).batches(indices)
+        loader = self._split(split, for_crops=view > 0)
+        batches = loader.batches(indices)
         for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
             if view:
                 seed = derive_seed(self.seed, view, step, self.rank)
                 rng = BatchRNG(seed, len(images), self.device)
-                yield index, self._augment(images, rng), labels
+                yield index, self._augment(images, rng, loader.ratios(index)), labels
             else:
                 yield index, self.normalize(images), labels
 
@@ -170,16 +186,21 @@ class Loaders:
         """uint8 images (B, C, H, H) as evaluation sees them: resized, cropped and normalized."""
         return (self.preprocess.center_crop(images.to(self.device)) - self.mean) / self.std
 
-    def _augment(self, images: Tensor, rng: BatchRNG) -> Tensor:
-        images = augment(images, self.preprocess, self.augmentation, rng)
+    def _augment(self, images: Tensor, rng: BatchRNG, ratios: Tensor | None) -> Tensor:
+        images = augment(images, self.preprocess, self.augmentation, rng, ratios)
         images = (images - self.mean) / self.std
         probability = self.augmentation.random_erasing
         return erase(images, probability, rng) if probability else images
 
-    def _split(self, name: str) -> SplitLoader:
-        """A split's loader, created at first use; splits that share a store copy it once."""
-        if name not in self._splits:
-            split = getattr(self.data, name)
+    def _split(self, name: str, for_crops: bool = False) -> SplitLoader:
+        """A split's loader, created at first use; splits that share a store copy it once.
+
+        `for_crops`: the loader of whole photographs, if the split has them and crops are used.
+        """
+        split = getattr(self.data, name)
+        for_crops = for_crops and split.whole is not None and self.augmentation.rrc_min_area > 0
+        if (key := (name, for_crops)) not in self._splits:
+            split = split.whole if for_crops else split
             shared = (s.store for s in self._splits.values() if s.split.store is split.store)
-            self._splits[name] = SplitLoader(split, self.device, next(shared, None))
-        return self._splits[name]
+            self._splits[key] = SplitLoader(split, self.device, next(shared, None))
+        return self._splits[key]

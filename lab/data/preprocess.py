@@ -69,9 +69,9 @@ class Preprocess:
         """
         if isinstance(image, str | Path):
             with open_image(Path(image)) as opened:
-                pixels = image_to_array(opened, self.reading)
+                pixels = image_to_array(opened, self.reading)[0]
         else:
-            pixels = image_to_array(image, self.reading)
+            pixels = image_to_array(image, self.reading)[0]
         return self.normalize(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0]
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -9,9 +9,5 @@ from lab.exercise.grading import checks_hash, grade
 from lab.exercise.handout import hand_out
 from lab.exercise.parts import PARTS
 from lab.exercise.processes import Job, run_checks
-from lab.exercise.submission import load_student_model
 
-__all__ = [
-    "PARTS", "Job", "Result", "checks_hash", "grade", "hand_out", "load_student_model",
-    "run_checks",
-]  # fmt: skip
+__all__ = ["PARTS", "Job", "Result", "checks_hash", "grade", "hand_out", "run_checks"]

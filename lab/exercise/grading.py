@@ -1,47 +1,84 @@
 """Grades a folder of submissions: grades.csv and summary.md.
 
-Each student has a file (alice.py), a folder (bob/) or a zip file of report.py --hand-in. All files
-are read before the first submission runs, and each one runs on a copy, so a submission that writes
-elsewhere cannot change what the others get.
+Each student has a file (alice.py), a folder (bob/) or the zip file of report.py --hand-in. All
+files are read before the first submission runs, and each one runs on a copy, so a submission that
+writes elsewhere cannot change what the others get.
 """
 
 import csv
 import hashlib
 import json
+import stat
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lab.core import UserError
+from lab.core import UserError, runtime
 from lab.exercise.checks import Result
 from lab.exercise.processes import Job, run_checks
 
 Points = dict[str, dict[str, float]]  # part: check: points
 WRITTEN = ("grades.csv", "summary.md")
-MAX_SIZE = 2_000_000  # bytes of a file that is read
+MAX_FILE = 2_000_000  # bytes of a file that is read
+MAX_TOTAL = 20_000_000  # bytes that are read of one submission
+MAX_ZIP = 500_000_000  # bytes of a zip file, most of them images
+MAX_ENTRIES = 20_000  # files in a zip file
+NOT_OWN_MODEL = ("cnn_baseline.py", "finetune_swin.py", "sweep.py")  # do not train model.py
 
 
 @dataclass
 class HandIn:
-    """The files of one student that matter: Python code and the config.json of runs."""
+    """The files of one student that matter: Python code, and the JSON records of runs."""
 
     student: str
     files: dict[str, bytes] = field(default_factory=dict)  # path: content
     problem: str = ""  # why there is nothing to grade
+    skipped: list[str] = field(default_factory=list)  # files that were not read, and why
+
+    def add(self, name: str, read: Callable[[int], bytes]) -> None:
+        """Reads a file that matters, unless it is too large.
+
+        Args:
+            name: its path inside the submission.
+            read: gives at most so many bytes of it.
+        """
+        path = PurePosixPath(name)
+        if path.suffix != ".py" and path.name not in RECORDS:
+            return
+        if any(part.startswith(".") or part == "__pycache__" for part in path.parts):
+            return  # a virtual environment, for example
+        left = MAX_TOTAL - sum(map(len, self.files.values()))
+        content = read(min(MAX_FILE, left) + 1)
+        if len(content) > min(MAX_FILE, left):
+            self.skipped.append(f"{name} is too large")
+        elif name in self.files:
+            self.skipped.append(f"{name} is there twice")
+        else:
+            self.files[name] = content
 
     def find(self, name: str) -> str | None:
         """The path of the file with this name that lies least deep."""
-        paths = [path for path in self.files if Path(path).name == name]
+        paths = [path for path in self.files if PurePosixPath(path).name == name]
         return min(paths, key=lambda path: (path.count("/"), path), default=None)
 
     @property
     def model(self) -> str | None:
+        """The path of the model: as report.py --hand-in says, or model.py, or the only file."""
+        manifest = self.find("hand_in.json")
+        named = _json(self.files[manifest]).get("model") if manifest else None
+        if isinstance(named, str):
+            path = (PurePosixPath(manifest).parent / named).as_posix()
+            if path in self.files:
+                return path
         python = [path for path in self.files if path.endswith(".py")]
         return self.find("model.py") or (python[0] if len(python) == 1 else None)
+
+
+RECORDS = ("config.json", "hand_in.json", "report.json")
 
 
 def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, float], None]) -> Path:
@@ -67,7 +104,8 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
         _write_grades(folder / "grades.csv", rows)  # after each one, so that a crash loses little
         on_student(hand_in.student, sum(row["points"] for row in graded))
     path = folder / "summary.md"
-    path.write_text(_summary(rows, points, job.seed), encoding="utf-8")
+    text = _summary(rows, hand_ins, points, job.seed)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -81,15 +119,16 @@ def _read_submissions(folder: Path) -> list[HandIn]:
     for path in sorted(folder.iterdir()):
         if path.name in WRITTEN or path.name.startswith("."):
             continue
-        hand_in = HandIn(path.stem if path.is_file() else path.name)
-        if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                if _wanted(file.name) and file.is_file() and file.stat().st_size <= MAX_SIZE:
-                    hand_in.files[file.relative_to(path).as_posix()] = file.read_bytes()
+        name = path.name if path.is_dir() else path.stem
+        hand_in = HandIn("".join(char if char.isprintable() else "?" for char in name))
+        if path.is_symlink():
+            hand_in.problem = "it is a symbolic link, which is not followed"
+        elif path.is_dir():
+            _read_folder(path, hand_in)
         elif path.suffix == ".zip":
             _read_zip(path, hand_in)
         elif path.suffix == ".py":
-            hand_in.files["model.py"] = path.read_bytes()
+            hand_in.add("model.py", path.open("rb").read)
         else:
             continue
         if not hand_in.problem and hand_in.model is None:
@@ -101,20 +140,45 @@ def _read_submissions(folder: Path) -> list[HandIn]:
     return found
 
 
-def _wanted(name: str) -> bool:
-    return name.endswith(".py") or name == "config.json"
+def _read_folder(folder: Path, hand_in: HandIn) -> None:
+    for file in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path)):
+        name = file.relative_to(folder).as_posix()
+        if file.is_symlink():
+            hand_in.skipped.append(f"{name} is a symbolic link")
+        elif file.is_file():
+            with file.open("rb") as opened:
+                hand_in.add(name, opened.read)
 
 
 def _read_zip(path: Path, hand_in: HandIn) -> None:
+    """Reads files from a zip without unpacking it: nothing in it can choose where it goes."""
     try:
+        if path.stat().st_size > MAX_ZIP:
+            raise OSError(f"larger than {MAX_ZIP // 10**6} MB")
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                parts = Path(entry.filename).parts
-                safe = ".." not in parts and not Path(entry.filename).is_absolute()
-                if safe and _wanted(parts[-1]) and entry.file_size <= MAX_SIZE:
-                    hand_in.files["/".join(parts)] = archive.read(entry)
-    except (zipfile.BadZipFile, OSError, RuntimeError, IndexError) as error:
+            entries = archive.infolist()
+            if len(entries) > MAX_ENTRIES:
+                raise OSError(f"more than {MAX_ENTRIES:,} files")
+            for entry in sorted(entries, key=lambda entry: entry.filename.count("/")):
+                if reason := _unsafe(entry):
+                    hand_in.skipped.append(f"{entry.filename} {reason}")
+                elif not entry.is_dir():
+                    with archive.open(entry) as file:
+                        hand_in.add(entry.filename, file.read)
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         hand_in.problem = f"the zip file cannot be read ({error})"
+
+
+def _unsafe(entry: zipfile.ZipInfo) -> str:
+    """Why a file in a zip is not read; "" if it can be."""
+    path = PurePosixPath(entry.filename)
+    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
+        return "leaves the folder of the submission"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "is a symbolic link"
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is compressed in an unusual way"
+    return ""
 
 
 def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
@@ -122,8 +186,12 @@ def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="vit-grade-") as scratch:
         for name, content in hand_in.files.items():
             copy = Path(scratch, name)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content)
+            except (OSError, ValueError) as error:  # such as a name that is too long
+                hand_in.problem = f"{name} cannot be copied ({error})"
+                return []
         steps = hand_in.find("steps.py")
         own = replace(
             job,
@@ -156,40 +224,61 @@ def _rows_of(
             "student": hand_in.student, "part": part, "points": round(earned, 4),
             "diagnosis": says, "mistakes": tuple(result.mistakes),
         })  # fmt: skip
-    model = hand_in.files.get(hand_in.model or "", b"")
-    for path, content in hand_in.files.items():
-        if path.endswith("config.json") and (says := check_run(content, model)):
-            name = Path(path).parent.as_posix()
-            rows.append({"student": hand_in.student, "part": f"run {name}", "points": 0.0,
-                         "diagnosis": says, "mistakes": ()})  # fmt: skip
+    remarks = [*check_runs(hand_in), *(("files", says) for says in hand_in.skipped[:20])]
+    for part, says in remarks:
+        rows.append({"student": hand_in.student, "part": part, "points": 0.0, "diagnosis": says,
+                     "mistakes": ()})  # fmt: skip
     return rows
 
 
-def check_run(config: bytes, model: bytes) -> str:
-    """Whether a run belongs to the submitted model.py; "" if it does."""
-    try:
-        recorded = recorded_model_hash(json.loads(config))
-    except ValueError:
+def check_runs(hand_in: HandIn) -> list[tuple[str, str]]:
+    """The runs that do not belong to the submitted model.py: pairs of a run and what is wrong."""
+    if hand_in.model is None:
+        return []
+    model = runtime.source_hash(hand_in.files[hand_in.model])
+    runs = _runs_of_model(hand_in)
+    checked = [
+        (f"run {PurePosixPath(path).parent}", _check_run(runs[path], model)) for path in runs
+    ]
+    return [(name, says) for name, says in checked if says]
+
+
+def _runs_of_model(hand_in: HandIn) -> dict[str, dict[str, Any]]:
+    """The config.json of every run that used a model.py, by path; {} for a damaged file."""
+    found = {}
+    for path, content in hand_in.files.items():
+        if PurePosixPath(path).name == "config.json":
+            config = _json(content)
+            words = str(config.get("command")).split()
+            if not any(PurePosixPath(word).name in NOT_OWN_MODEL for word in words):
+                found[path] = config
+    return found
+
+
+def _check_run(config: dict[str, Any], model: str) -> str:
+    """What is wrong with a run's config.json; "" if it names the model with this hash."""
+    if not config:
         return "config.json cannot be read"
-    if recorded is None:
+    code = config.get("code")
+    recorded = code.get("model.py") if isinstance(code, dict) else None
+    if not isinstance(recorded, str):
         return "the run does not record which model.py it used, so this cannot be verified"
-    if recorded != hashlib.sha256(model).hexdigest():
+    if recorded != model:
         return "the run was made with another model.py than the submitted one"
     return ""
 
 
-def recorded_model_hash(config: Any) -> str | None:
-    """The SHA-256 of the model.py that a run used, from its config.json.
-
-    The seam to the identity of runs: the only place that knows where config.json keeps the hash.
-    """
-    code = config.get("code") if isinstance(config, dict) else None
-    found = code.get("model.py") if isinstance(code, dict) else None
-    return found if isinstance(found, str) else None
+def _json(content: bytes) -> dict[str, Any]:
+    """A JSON object; {} if it is damaged or something else."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write_grades(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(("student", "part", "points", "diagnosis"))
         for row in rows:
@@ -203,8 +292,8 @@ def _cell(value: Any) -> Any:
     )
 
 
-def _summary(rows: list[dict[str, Any]], points: Points, seed: int) -> str:
-    """A page with points by student and part, and the mistakes by frequency."""
+def _summary(rows: list[dict[str, Any]], hand_ins: list[HandIn], points: Points, seed: int) -> str:
+    """A page with points by student and part, the mistakes by frequency, and the hand-ins."""
     students = list(dict.fromkeys(row["student"] for row in rows))
     total = sum(sum(checks.values()) for checks in points.values())
     earned = {(row["student"], row["part"]): row["points"] for row in rows}
@@ -225,6 +314,15 @@ def _summary(rows: list[dict[str, Any]], points: Points, seed: int) -> str:
     )
     lines += ["", "## Mistakes by frequency", "", "| part | mistake | students |", "|---|---|---|"]
     lines += [f"| {part} | {name} | {n} |" for (part, name), n in counts.most_common()]
+    lines += [
+        "", "## Runs and records", "",
+        "| student | runs that belong to the submitted model.py | missing | solution shown for |",
+        "|---|---|---|---|",
+    ]  # fmt: skip
+    for hand_in in hand_ins:
+        runs = len(_runs_of_model(hand_in))
+        cells = [f"{runs - len(check_runs(hand_in))} of {runs}", *_own_records(hand_in)]
+        lines.append(f"| {_markdown(hand_in.student)} | {' | '.join(map(_markdown, cells))} |")
     lines += ["", "## Diagnoses", ""]
     lines += [
         f"- **{_markdown(row['student'])}**, {row['part']}: {_markdown(row['diagnosis'])}"
@@ -243,6 +341,22 @@ def _summary(rows: list[dict[str, Any]], points: Points, seed: int) -> str:
         "aims at the checks can deceive them.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _own_records(hand_in: HandIn) -> tuple[str, str]:
+    """What the zip of report.py --hand-in says is missing, and where the student gave up."""
+    content = _json(hand_in.files.get(hand_in.find("hand_in.json") or "", b""))
+    if not content:
+        return "not recorded", "not recorded"
+    try:
+        missing = [
+            f"{task['task']}: {item['what']}"
+            for task in content["tasks"] for item in task["items"] if not item["found"]
+        ]  # fmt: skip
+        gave_up = map(str, content["exercise"].get("gave_up", []))
+        return "; ".join(missing) or "nothing", ", ".join(gave_up) or "nothing"
+    except (KeyError, TypeError, AttributeError):
+        return "damaged", "damaged"
 
 
 def _markdown(text: str) -> str:

@@ -5,6 +5,8 @@ the hand-out follows every change of model.py. Nothing else is edited: files are
 """
 
 import ast
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What goes into the hand-out. Theory answers, official results, tests and the history stay out.
 COPIED = ("*.py", "requirements.txt", "LICENSE", ".gitignore", "lab/**/*", "weights/*")
 WRITTEN = ("model.py", "exercise/steps.py")  # what students write
+HANDED_OUT = "exercise/handed_out.json"  # hashes of the files, to tell later which were edited
 STUDENT_PAGE = re.compile(r"^## For students\n(.*?)^## For teachers", re.DOTALL | re.MULTILINE)
 TODO_CLASS = '''
 
@@ -61,6 +64,11 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
         "# Exercise: a Vision Transformer from scratch\n" + STUDENT_PAGE.search(page)[1].rstrip()
         + "\n", encoding="utf-8",
     )  # fmt: skip
+    hashes = {
+        path.relative_to(target).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(target.rglob("*.py"))
+    }
+    (target / HANDED_OUT).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
     return left
 
 

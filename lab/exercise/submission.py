@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lab.core import UserError
 from lab.exercise.parts import PARTS, Part
 
 
@@ -114,17 +113,6 @@ class Submission:
         if isinstance(error, Failure):
             return error
         return _explain(error, self.files)
-
-
-def load_student_model(path: Path) -> types.ModuleType:
-    """A student's model.py as a module, for a script that trains the student's model.
-
-    Raises UserError with the line if the file cannot be run.
-    """
-    try:
-        return _load_module(path, "student_model")
-    except Failure as failure:
-        raise UserError(str(failure)) from failure
 
 
 def _load_module(path: Path, name: str) -> types.ModuleType:

@@ -136,33 +136,49 @@ def _draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     from lab.core import plots  # loads matplotlib
 
     figure, axes = plots.plt.subplots(
-        1, 4, figsize=(15, 1.6 + 0.42 * len(rows)), sharey=True, layout="constrained"
+        1, 4, figsize=(15, 2.2 + 0.42 * len(rows)), sharey=True, layout="constrained"
     )
     places = range(len(rows))
     accuracy = [row["accuracy"] for row in rows]
     errors = [[r["accuracy"] - r["low"] for r in rows], [r["high"] - r["accuracy"] for r in rows]]
-    color = plots.VAL_COLOR
-    axes[0].errorbar(accuracy, places, xerr=errors, fmt="o", color=color, capsize=3, lw=1.6)
+    test = plots.SPLITS["test"]
+    axes[0].errorbar(accuracy, places, xerr=errors, fmt=test.marker, color=test.color, capsize=3,
+                     lw=1.6)  # fmt: skip
     for place, value in zip(places, accuracy, strict=True):
         axes[0].annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points",
                          ha="center", fontsize=9)  # fmt: skip
     axes[0].set_yticks(places, [row["mode"] for row in rows])
-    axes[0].set_xlabel(f"test accuracy (%), {rows[0]['around']}\n{rows[0]['images']:,} test images")
+    axes[0].set_xlabel("test accuracy (%)")
     for axis, key, label in (
         (axes[1], "trainable", "trainable parameters (log scale)"),
         (axes[2], "seconds", "training time (s)"),
         (axes[3], "memory", "peak memory of the process (MB)"),
     ):
         values = [row[key] for row in rows]
-        bars = axis.barh(
-            places, values, color=plots.TRAIN_COLOR, height=0.62, log=key == "trainable"
-        )
-        axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=9)
+        if key == "trainable":  # the length of a bar means nothing on a logarithmic axis
+            axis.set_xscale("log")
+            axis.plot(values, places, "D", color=plots.TRAIN_COLOR)
+            for place, value in zip(places, values, strict=True):
+                axis.annotate(f"{value:,}", (value, place), (8, 0), textcoords="offset points",
+                              va="center", fontsize=9)  # fmt: skip
+            axis.set_xlim(min(values) / 2, max(values) * 12)
+        else:
+            bars = axis.barh(places, values, color=plots.TRAIN_COLOR, height=0.55)
+            axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=9)
+            axis.margins(x=0.3)
         axis.set_xlabel(label)
-        axis.margins(x=0.45 if key == "trainable" else 0.3)
     for axis in axes:
         axis.grid(axis="x", alpha=0.25)
     axes[0].invert_yaxis()  # the first mode on top; the panels share the axis
-    axes[0].margins(y=0.08)
-    figure.suptitle(f"How much of the model must be trained? {title}")
+    axes[0].margins(x=0.12, y=0.12)
+    best = max(rows, key=lambda row: row["accuracy"])
+    near = [row for row in rows if row["high"] >= best["low"]]
+    cheap = min(near, key=lambda row: row["trainable"])
+    finding = f"{best['mode']} has the highest test accuracy ({best['accuracy']:.1f} %)"
+    if cheap is not best:
+        share = cheap["trainable"] / best["trainable"]
+        finding += (f"; {cheap['mode']} reaches {cheap['accuracy']:.1f} % within overlapping error "
+                    f"bars, with {100 * share:.2g} % of the trainable parameters")  # fmt: skip
+    note = f"{title}, {rows[0]['images']:,} test images; error bars: {rows[0]['around']}."
+    plots.set_title(figure, finding, note)
     plots.save_figure(figure, path)

@@ -22,10 +22,12 @@ def mode_label(constants: dict[str, Any]) -> str:
     labels = {
         "top-k": f"top {constants['TOP_K']}",
         "lora": f"LoRA {constants['LORA_RANK']}",
-        "full": "full" + f", decay {constants['LAYER_DECAY']:g}" * (constants["LAYER_DECAY"] != 1),
+        "full": "full"
+        + f", layer decay {constants['LAYER_DECAY']:g}" * (constants["LAYER_DECAY"] != 1),
     }
-    rate = f", rate {r:g}" if (r := constants.get("LEARNING_RATE")) else ""
-    return labels.get(constants["MODE"], constants["MODE"]) + rate
+    learning_rate = constants.get("LEARNING_RATE")
+    suffix = f", learning rate {learning_rate:g}" if learning_rate else ""
+    return labels.get(constants["MODE"], constants["MODE"]) + suffix
 
 
 def set_trainable(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> None:

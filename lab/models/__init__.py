@@ -6,9 +6,13 @@ Open `registry.py` first: it builds a model and rebuilds it from the header of i
     model, preprocess, classes = load_model("results/train/<run>")
 """
 
-from lab.models.pretrained import Pretrained, load_model, load_pretrained
-from lab.models.profiling import profile_model
-from lab.models.registry import save_model
+from lab.core import runtime
+
+runtime.import_model()  # before the imports below, which import it: model.py, or MODEL_FILE
+
+from lab.models.pretrained import Pretrained, load_model, load_pretrained  # noqa: E402
+from lab.models.profiling import profile_model  # noqa: E402
+from lab.models.registry import save_model  # noqa: E402
 
 __all__ = [
     "Pretrained",

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lab.core import UserError
+from lab.core import UserError, runtime
 from lab.models.cnn import CNNConfig
 from lab.models.registry import TimmConfig, config_from_header, find_path, unknown_architecture
 from model import ViTConfig
@@ -173,8 +173,28 @@ def _from_run(path: Path, origin: str, header: str) -> Found:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{origin} has a damaged header: {first_line(error)}") from error
+    _check_model_file(path.parent, origin)
     config = config_from_header(content, origin)
     return Found(origin, _read_state(path), config, content["preprocess"], content["classes"])
+
+
+def _check_model_file(folder: Path, origin: str) -> None:
+    """Raises UserError for a run of a student's MODEL_FILE whose classes are not in use now.
+
+    Another file may have parameters of the same names and shapes, and still compute something else.
+    """
+    record = folder / "config.json"
+    if not record.is_file():  # weights without a run
+        return
+    config = _read_json(record)
+    constants, code = config.get("constants"), config.get("code")
+    file = constants.get("MODEL_FILE") if isinstance(constants, dict) else None
+    recorded = code.get("model.py") if isinstance(code, dict) else None
+    if isinstance(file, str) and not runtime.uses_model(file, recorded):
+        raise UserError(
+            f"{origin} was trained with MODEL_FILE={file} and needs the classes of that file: add "
+            f"--model-file {file}, a flag of train.py, finetune.py and attention_viz.py"
+        )
 
 
 def _from_google(path: Path, origin: str) -> Found:

@@ -5,7 +5,6 @@ SPACE reads `LEARNING_RATE=log:3e-4..1e-2 EMBED_DIM=32..128 BATCH_SIZE=16,32,64`
 
 import argparse
 import difflib
-import hashlib
 import importlib.util
 import math
 import random
@@ -15,7 +14,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -36,7 +34,7 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),  # other trials are running
 }
-SET_BY_SWEEP = {"NUM_SEEDS": 1, "OVERWRITE": False}  # where they exist
+SET_BY_SWEEP = {"NUM_SEEDS": 1, "OVERWRITE": False, "SNAPSHOTS": 0}  # where they exist
 NOT_SWEPT = {
     **dict.fromkeys(("NAME", "RESULTS_DIR", *SET_BY_SWEEP), "the sweep sets it for each trial"),
     **dict.fromkeys(("DATA_DIR", "TENSORBOARD"), "it does not change the result"),
@@ -54,7 +52,6 @@ class Script:
     fixed: list[str]  # flags of every trial
     values: dict[str, Any]  # every constant, with `fixed` applied
     changed: set[str]  # the constants that `fixed` changes
-    code: str  # fingerprint of the script and of the scripts that it imports
 
     @classmethod
     def load(cls, name: str, fixed: str) -> "Script":
@@ -66,7 +63,7 @@ class Script:
         if not path.is_file() or path.suffix != ".py":
             hint = _suggest(path.name, sorted(p.name for p in path.parent.glob("*.py")))
             raise UserError(f"SCRIPT={name!r} does not exist{hint}")
-        module, parser = _import_script(path)
+        parser = _parser_of(path)
         defaults, values = (_parse(parser, flags, "FIXED") for flags in ([], words))
         if not {"EPOCHS", "NAME", "RESULTS_DIR"} <= values.keys():
             raise UserError(f"SCRIPT={name!r} does not train: it has no EPOCHS. Use train.py, "
@@ -74,10 +71,7 @@ class Script:
         changed = {key for key in values if values[key] != defaults[key]}
         if own := changed & {"NAME", "RESULTS_DIR", *SET_BY_SWEEP}:
             raise UserError(f"FIXED cannot contain {min(own)}: {NOT_SWEPT[min(own)]}")
-        imported = [m for m in vars(module).values() if isinstance(m, ModuleType)]
-        files = [path, *(Path(m.__file__) for m in imported if hasattr(m, "main"))]
-        code = hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=4).hexdigest()
-        return cls(path, parser, words, values, changed, code)
+        return cls(path, parser, words, values, changed)
 
     def flags(self, params: Params) -> list[str]:
         """The command line of a trial, without its name and results folder."""
@@ -155,8 +149,8 @@ def show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def _import_script(path: Path) -> tuple[ModuleType, argparse.ArgumentParser]:
-    """A script as a module, and the argument parser that its main() builds from its constants.
+def _parser_of(path: Path) -> argparse.ArgumentParser:
+    """Imports a script; returns the argument parser that its main() builds from its constants.
 
     main() runs only until it would read the command line. The script itself has to build the
     parser, because only its call says which constants it inherits from another script.
@@ -181,7 +175,7 @@ def _import_script(path: Path) -> tuple[ModuleType, argparse.ArgumentParser]:
             raise  # the script has said why, such as a constant of the wrong type
     if not parsers:
         raise UserError(f"SCRIPT={str(path)!r} has no main() that reads constants as flags")
-    return module, parsers[0]
+    return parsers[0]
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str], origin: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a sweep found: sweep.json, a paragraph, a table and plots."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
-from optuna.visualization import matplotlib as optuna_plots
 from sklearn.ensemble import RandomForestRegressor
 
 from lab.core import Run, UserError, checkpoints, plots, stats
@@ -18,6 +16,7 @@ from lab.sweep.search_space import Space, show
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 MIN_TRIALS = 10  # finished ones that importance needs
+MIN_TREND = 0.3  # Spearman's correlation; a weaker one is not called a trend
 MIN_R2 = 0.1  # of a random forest on trials that it was not trained on; below, importance is noise
 
 Record = dict[str, Any]  # the content of sweep.json
@@ -89,8 +88,8 @@ def describe(record: Record) -> str:
         text += (
             f" {next(iter(record['importance']))} matters most. Importance by fANOVA: "
             f"{', '.join(shares)}; interactions explain {100 * record['interactions']:.0f} % of "
-            "the variance. A random forest predicts unseen trials with an R² of "
-            f"{record['predicted']:.2f}."
+            "the variance of the forest's predictions. This random forest predicts unseen trials "
+            f"with an R² of {record['predicted']:.2f}."
         )
     elif record["predicted"] is not None:
         text += (" Importance is not shown because it would be noise: a random forest predicts "
@@ -106,42 +105,122 @@ def draw_plots(folder: Path, record: Record, space: Space) -> None:
     """Draws parallel.png, importance.png and a plot for each parameter."""
     if not (done := _finished(record)):
         return
-    study = optuna.create_study(direction="maximize")
-    for trial in record["trials"]:  # the others are not drawn, but numbers must agree
-        is_done = trial["state"] == "complete"
-        study.add_trial(optuna.create_trial(
-            params=trial["params"], distributions=space,
-            state=TrialState.COMPLETE if is_done else TrialState.FAIL,
-            value=100 * trial["val_accuracy"] if is_done else None,
-        ))  # fmt: skip
     num_pruned = sum(trial["state"] == "pruned" for trial in record["trials"])
-    shown = f"{len(done)} finished trials" + f" ({num_pruned} pruned, not shown)" * bool(num_pruned)
-    label = "validation accuracy (%)"
-    # The context undoes the changes that Optuna makes to matplotlib's style.
-    style = ["default", {"figure.constrained_layout.use": True}]
-    with warnings.catch_warnings(), plt.style.context(style):
-        warnings.simplefilter("ignore")  # functions are experimental, an axis may have one value
-        axis = optuna_plots.plot_parallel_coordinate(study, target_name=label)
-        axis.collections[0].set(cmap="viridis_r", linewidth=1.5)
-        axis.tick_params(axis="x", rotation=0)
-        title = f"Parameters and validation accuracy of {shown}"
-        _save(axis, folder / "parallel.png", title, len(space))
-        for name in space:
-            axis = optuna_plots.plot_slice(study, params=[name], target_name=label)
-            low, high = (100 * end for end in record["val_accuracy_95"])
-            band = axis.axhspan(low, high, color=plots.VAL_COLOR, alpha=0.15, lw=0)
-            band.set_label("95 % interval of the best")
-            axis.legend(handles=[band], loc="lower right", fontsize=8)
-            if isinstance(space[name], CategoricalDistribution):  # Optuna quotes strings
-                labels = [label.get_text().strip("'") for label in axis.get_xticklabels()]
-                axis.set_xticks(axis.get_xticks(), labels)
-            _save(axis, folder / f"{name.lower()}.png", f"Validation accuracy by {name}: {shown}")
-        if record["importance"]:
-            evaluator = FanovaImportanceEvaluator(seed=record["constants"]["SEED"])
-            axis = optuna_plots.plot_param_importances(study, evaluator=evaluator)
-            axis.get_legend().remove()
-            axis.set(xlabel="share of the variance that single parameters explain", ylabel="")
-            _save(axis, folder / "importance.png", f"Importance (fANOVA): {shown}")
+    note = f"{len(done)} finished trials" + f" ({num_pruned} pruned, not shown)" * bool(num_pruned)
+    _plot_parallel(folder / "parallel.png", record, space, note)
+    for name in space:
+        _plot_parameter(folder / f"{name.lower()}.png", record, name, space, note)
+    if record["importance"]:
+        _plot_importance(folder / "importance.png", record, note)
+
+
+def _positions(done: list[Record], name: str, space: Space) -> tuple[list[float], list[str] | None]:
+    """Where a parameter's values lie on an axis, and the labels of 0, 1, ... for categories."""
+    values = [trial["params"][name] for trial in done]
+    if isinstance(space[name], CategoricalDistribution):
+        choices = list(space[name].choices)
+        return [choices.index(value) for value in values], [show(choice) for choice in choices]
+    return values, None
+
+
+def _plot_parallel(path: Path, record: Record, space: Space, note: str) -> None:
+    """One line per trial through an axis per parameter; the last axis is validation accuracy."""
+    done = _finished(record)
+    accuracy = [100 * trial["val_accuracy"] for trial in done]
+    figure, axis = plt.subplots(figsize=(3 + 2 * len(space), 4.8), layout="constrained")
+    columns = []
+    for place, name in enumerate([*space, None]):
+        labels = None
+        values = accuracy
+        if name:
+            values, labels = _positions(done, name, space)
+        is_log = name and getattr(space[name], "log", False)
+        heights = np.log(values) if is_log else np.array(values, float)
+        low, high = (0, len(labels) - 1) if labels else (heights.min(), heights.max())
+        columns.append((heights - low) / (high - low) if high > low else np.full(len(done), 0.5))
+        ends = [(0, min(values)), (1, max(values))] if not labels else []
+        ticks = [(i / max(1, len(labels) - 1), text) for i, text in enumerate(labels or [])]
+        for height, text in ticks or [(h, f"{value:.4g}") for h, value in ends]:
+            axis.text(place - 0.04, height, text, ha="right", va="center", fontsize=9,
+                      bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
+        axis.axvline(place, color="gray", lw=0.8, zorder=0)
+    lines = np.stack(columns, 1)
+    best = next(i for i, trial in enumerate(done) if trial["number"] == record["best"])
+    shades = plt.get_cmap("viridis_r")(lines[:, -1])
+    for i in np.argsort(accuracy):
+        axis.plot(lines[i], color=shades[i], lw=3 if i == best else 1.2)
+    axis.set_xticks(range(len(space) + 1), [*space, "validation accuracy (%)"])
+    axis.set(yticks=[], xlim=(-0.5, len(space) + 0.2))
+    axis.spines[:].set_visible(False)
+    best_params = ", ".join(f"{name} {_short(v)}" for name, v in done[best]["params"].items())
+    finding = f"The best trial reaches {accuracy[best]:.1f} % with {best_params}"
+    plots.set_title(figure, finding, f"{note}. The thick line is the best trial.")
+    plots.save_figure(figure, path)
+
+
+def _plot_parameter(path: Path, record: Record, name: str, space: Space, note: str) -> None:
+    """Validation accuracy against one parameter."""
+    done = _finished(record)
+    accuracy = np.array([100 * trial["val_accuracy"] for trial in done])
+    values, labels = _positions(done, name, space)
+    style = plots.SPLITS["validation"]
+    figure, axis = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    low, high = (100 * end for end in record["val_accuracy_95"])
+    axis.axhspan(low, high, color=style.color, alpha=0.12, lw=0, label="95 % interval of the best")
+    axis.plot(values, accuracy, style.marker, color=style.color, alpha=0.7, label="one trial")
+    best = next(i for i, trial in enumerate(done) if trial["number"] == record["best"])
+    axis.plot(values[best], accuracy[best], "*", color="black", ms=13, label="best trial")
+    if labels:
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xlim(-0.5, len(labels) - 0.5)
+        medians = {text: np.median(accuracy[np.array(values) == i])
+                   for i, text in enumerate(labels) if i in values}  # fmt: skip
+        first = max(medians, key=medians.__getitem__)
+        finding = f"{name} {first} has the highest median accuracy ({medians[first]:.1f} %)"
+    else:
+        if getattr(space[name], "log", False):
+            axis.set_xscale("log")
+        trend = _rank_correlation(values, accuracy)
+        direction = "higher" if trend > 0 else "lower"
+        finding = f"A higher {name} tends to give a {direction} validation accuracy"
+        if abs(trend) < MIN_TREND:
+            finding = f"{name} shows no monotonic trend"
+        finding += f" (rank correlation {trend:+.2f})"
+    axis.set(xlabel=name, ylabel="validation accuracy (%)")
+    axis.grid(alpha=0.25)
+    plots.legend_above(axis, 3)
+    plots.set_title(figure, finding, note)
+    plots.save_figure(figure, path)
+
+
+def _plot_importance(path: Path, record: Record, note: str) -> None:
+    names = sorted(record["importance"], key=record["importance"].__getitem__)
+    shares = [100 * record["importance"][name] for name in names]
+    figure, axis = plt.subplots(figsize=(7, 1.8 + 0.5 * len(names)), layout="constrained")
+    bars = axis.barh(names, shares, color=plots.VAL_COLOR, height=0.55)
+    axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4)
+    axis.set(xlabel="share of what single parameters explain of the forest's predictions (%)")
+    axis.set_xlim(0, 1.15 * max(shares))
+    plots.set_title(
+        figure,
+        f"{names[-1]} matters most",
+        f"fANOVA on {note}. The random forest predicts unseen trials with an R² of "
+        f"{record['predicted']:.2f}; the importance says nothing about the rest of the variance.",
+    )
+    plots.save_figure(figure, path)
+
+
+def _rank_correlation(values: list[float], accuracy: np.ndarray) -> float:
+    """Spearman's correlation; 0 if either side is constant."""
+    from scipy.stats import spearmanr  # scipy takes a while to import
+
+    if len(set(values)) < 2 or np.ptp(accuracy) == 0:
+        return 0.0
+    return float(spearmanr(values, accuracy).statistic)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else show(value)
 
 
 def percent(share: float) -> str:
@@ -190,11 +269,3 @@ def _table(record: Record) -> str:
         shown = ["parallel", *["importance"] * bool(record["importance"]), *map(str.lower, names)]
         lines += ["", *(f"![]({name}.png)" for name in shown)]
     return "\n".join(lines) + "\n"
-
-
-def _save(axis: plt.Axes, path: Path, title: str, extra_width: float = 1) -> None:
-    for place in ("left", "center"):
-        axis.set_title("", loc=place)
-    axis.figure.suptitle(title, fontsize=11)
-    axis.figure.set_size_inches(5 + 2 * extra_width, 4.6)
-    plots.save_figure(axis.figure, path)

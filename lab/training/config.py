@@ -30,6 +30,7 @@ class FitConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # see precision.py
     compile: bool = False  # torch.compile
     tensorboard: bool = False
+    snapshots: int | None = 0  # copies of the weights; None: 10 for a ViT below 0.5M parameters
     trial: bool = False  # a trial of a sweep: prints nothing and never uses the test split
 
     def __post_init__(self) -> None:
@@ -48,8 +49,8 @@ class FitConfig:
                 raise UserError(f"{name.upper()}={value} must lie in [0, 1)")
         if not 0 <= self.mix_probability <= 1:
             raise UserError(f"MIX_PROBABILITY={self.mix_probability} must lie in [0, 1]")
-        for name in ("clip_grad", "mixup", "cutmix"):
-            if (value := getattr(self, name)) < 0:
+        for name in ("clip_grad", "mixup", "cutmix", "snapshots"):
+            if (value := getattr(self, name) or 0) < 0:
                 raise UserError(f"{name.upper()}={value} cannot be negative; 0 turns it off")
 
     @property

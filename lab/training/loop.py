@@ -6,6 +6,7 @@ validates, and finally tests the weights of the best epoch. What surrounds a ste
     optimizers.py  AdamW, Muon and the learning-rate schedule
     trainer.py     setup, the batches of an epoch, saving and resuming
     progress.py    running averages, progress bar, check for a non-finite loss
+    snapshots.py   copies of the weights, to replay training in attention.html
     evaluation.py  predictions on the validation and test splits
 """
 
@@ -53,7 +54,7 @@ def fit(
             train_one_epoch(trainer)
             trainer.sync_buffers()
             val = evaluate(trainer.eval_model, loaders, "val", trainer.accelerator)
-            trainer.finish_epoch(val)  # writes history.csv, best.safetensors and last.pt
+            trainer.finish_epoch(val)  # writes history.csv, and every minute the weights
         if not config.trial:
             trainer.load_best_weights()
             test = evaluate(trainer.model, loaders, "test", trainer.accelerator)

@@ -1,13 +1,15 @@
 """The optimizers, their parameter groups, and the learning rate of each step."""
 
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as fused_adamw
 
 from lab.core import UserError, runtime
 
@@ -45,46 +47,107 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024), and AdamW for the groups with `use_fallback`.
+
+    Takes the same steps as timm's Muon with `ns_coefficients="original"`, and keeps the same state.
+    timm handles one matrix after the other, in about 35 kernels each. This class stacks all
+    matrices of one shape, so a step of a ViT takes about 100 kernels at any depth.
+    """
+
+    def __init__(self, groups: list[dict], lr: float, momentum: float = 0.95):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "use_fallback": False})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group.get("use_fallback", False):
+                self._adamw_step(group, params)
+                continue
+            by_shape: dict[tuple, list[nn.Parameter]] = defaultdict(list)
+            for p in params:
+                by_shape[p.device, p.dtype, p.shape].append(p)
+            for same_shape in by_shape.values():
+                self._muon_step(group, same_shape)
+
+    def _muon_step(self, group: dict, params: list[nn.Parameter]) -> None:
+        """One step for parameters of equal shape: matrices, or filters (out, in, height, width)."""
+        lr, momentum, device = group["lr"], group["momentum"], params[0].device
+        averages = self._states(params, "momentum_buffer")
+        grads = [p.grad for p in params]
+        torch._foreach_lerp_(averages, grads, weight=1 - momentum)
+        updates = torch.stack(torch._foreach_lerp(grads, averages, weight=momentum))  # Nesterov
+        matrices = updates.flatten(2)  # (K, out, in)
+        dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float32
+        orthogonal = orthogonalize(matrices.to(dtype)).to(updates.dtype).reshape(updates.shape)
+        scale = 0.2 * max(matrices.shape[1:]) ** 0.5  # the size of AdamW's steps, Liu et al. 2025
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(params, orthogonal.unbind(), alpha=-lr * scale)
+
+    def _adamw_step(self, group: dict, params: list[nn.Parameter]) -> None:
+        """One step of torch's fused AdamW, in one kernel for all parameters."""
+        fused_adamw(
+            params, [p.grad for p in params], self._states(params, "exp_avg"),
+            self._states(params, "exp_avg_sq"), [], self._states(params, "step"), fused=True,
+            amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
+
+    def _states(self, params: list[nn.Parameter], name: str) -> list[Tensor]:
+        """A state of each parameter, zero at first: of its shape, or a scalar for `step`."""
+        for p in params:
+            if name not in self.state[p]:
+                zero = torch.zeros((), device=p.device) if name == "step" else torch.zeros_like(p)
+                self.state[p][name] = zero
+        return [self.state[p][name] for p in params]
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Nearly orthogonal matrices with the singular vectors of the given ones, (K, m, n).
+
+    Five Newton-Schulz iterations bring all singular values to between 0.7 and 1.2.
+    """
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices  # wide: less work
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024
+    for _ in range(5):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT.contiguous() if matrices.shape[1] > matrices.shape[2] else x
+
+
 def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Muon (Jordan et al. 2024) for the weight matrices of the blocks, AdamW for the rest.
+    """Muon for the weight matrices of the blocks, AdamW for the rest.
 
     Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so that it learns in
     all directions at the same speed. Its steps are scaled to the size of AdamW's (Liu et al.
     2025), so one learning rate fits both. AdamW updates the patch embedding, the positions, the
-    norms, the biases and the head.
+    norms, the biases, the head, and depthwise convolutions, which are not matrices.
 
     Raises: UserError, for a learning rate or weight decay that cannot work.
     """
-    from timm.optim import Muon  # slow to import: loads all of timm
-
     plain, decayed = _weight_decay_groups(model, learning_rate, weight_decay)
     layer_of = layers(model)
     blocks = range(1, max(layer_of.values()))  # neither the patch embedding nor the head
     in_blocks = {p for name, p in model.named_parameters() if layer_of[name] in blocks}
-    matrices = [p for p in decayed["params"] if p in in_blocks]
-    others = [p for p in decayed["params"] if p not in in_blocks]
+    matrices = [p for p in decayed["params"] if p in in_blocks and _is_matrix(p)]
+    chosen = set(matrices)
+    others = [p for p in decayed["params"] if p not in chosen]
     # As in `adamw`, so that comparing the two optimizers compares only the blocks' matrices.
-    adam = {"use_fallback": True, "nesterov": False, "betas": BETAS, "eps": 1e-8}
+    adamw_settings = {"use_fallback": True, "betas": BETAS, "eps": 1e-8, "fused": True}
     groups = [
-        {**plain, **adam},
-        {**decayed, "params": others, **adam},
-        {**decayed, "params": matrices, "nesterov": True},
+        {**plain, **adamw_settings},
+        {**decayed, "params": others, **adamw_settings},
+        {**decayed, "params": matrices},
     ]
-    groups = [group for group in groups if group["params"]]
-    optimizer = Muon(groups, lr=learning_rate, ns_coefficients="original")
-    optimizer.register_step_pre_hook(_set_muon_dtype)
-    return optimizer
+    return Muon([group for group in groups if group["params"]], lr=learning_rate)
 
 
-def _set_muon_dtype(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Makes timm's Muon compute in fp32 on hardware that only emulates bf16, which is slow."""
-    from timm.optim import muon as timm_muon
-
-    device = optimizer.param_groups[-1]["params"][0].device
-    dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float32
-    # timm has no option for it: this is the default of its last argument but one, `dtype`.
-    function = timm_muon.zeropower_via_newtonschulz
-    function.__defaults__ = (*function.__defaults__[:-2], dtype, function.__defaults__[-1])
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether Muon applies: a matrix, or filters with several inputs; no dimension below 4."""
+    return parameter.shape[1] > 1 and min(len(parameter), parameter[0].numel()) >= 4
 
 
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
@@ -123,11 +186,37 @@ def layers(model: nn.Module) -> dict[str, int]:
     The model's own `group_matcher` defines them, as in timm, except that the norm after average
     pooling, `fc_norm`, belongs to the last block, as the norm before a class token's head does.
     """
-    from timm.models import group_parameters  # slow to import: loads all of timm
+    matcher = model.group_matcher()
+    if isinstance(matcher, dict):
+        layer_of = _match_layers(matcher, [name for name, _ in model.named_parameters()])
+    else:  # a function, as some models of timm have
+        from timm.models import group_parameters  # slow to import: loads all of timm
 
-    layer_of = group_parameters(model, model.group_matcher(), reverse=True)
+        layer_of = group_parameters(model, matcher, reverse=True)
     last_block = max(layer_of.values()) - 1
     return {n: last_block if n.startswith("fc_norm.") else i for n, i in layer_of.items()}
+
+
+def _match_layers(matcher: dict, names: list[str]) -> dict[str, int]:
+    """timm's `group_parameters` for a dict, without importing timm, which takes a second.
+
+    A value is a pattern, or pairs of a pattern and a suffix. A parameter's place is the position of
+    its entry, then the numbers in the pattern's groups, then the suffix. Parameters that match
+    nothing come last. A suffix of 99999 joins a parameter to the layer before it.
+    """
+    places: dict[str, tuple[float, ...]] = {}
+    for position, entry in enumerate(matcher.values()):
+        for pattern, suffix in [(entry, None)] if isinstance(entry, str) else entry or []:
+            for name in names:
+                if name not in places and (found := re.match(pattern, name)):
+                    numbers = (*(g for g in found.groups() if g), *(suffix or ()))
+                    places[name] = (position, *map(float, numbers))
+    layer, layer_at = -1, {}
+    for place in sorted({places.get(name, (math.inf,)) for name in names}):
+        if layer < 0 or place[-1] != 99999:
+            layer += 1
+        layer_at[place] = layer
+    return {name: layer_at[places.get(name, (math.inf,))] for name in names}
 
 
 def _layer_groups(

@@ -109,16 +109,23 @@ def write_results(
         **(extra or {}),
         "per_class_accuracy": per_class,
     }
-    title = f"{run.folder.name} on {data.name}"
-    plots.plot_curves(run.folder / "curves.png", history, title, best_epoch, small)
-    plots.plot_confusion(
-        run.folder / "confusion.png",
-        matrix,
-        data.classes,
-        f"{title}: {100 * test.accuracy:.1f} % of {len(correct)} test images are correct",
-    )
+    subject = f"{run.folder.name} on {data.name}"
+    smoothing = run.config()["constants"].get("LABEL_SMOOTHING", 0)
+    floor = label_smoothing_floor(smoothing, len(data.classes))
+    plots.plot_curves(run.folder / "curves.png", history, subject, best_epoch, small, floor)
+    plots.plot_confusion(run.folder / "confusion.png", matrix, data.classes, subject)
     checkpoints.write_json(run.folder / "metrics.json", metrics)
     return metrics
+
+
+def label_smoothing_floor(smoothing: float, num_classes: int) -> float:
+    """The smallest cross-entropy that smoothed targets allow, in nats: their entropy.
+
+    Mixup and cutmix raise it further.
+    """
+    target = torch.full((num_classes,), smoothing / num_classes, dtype=torch.float64)
+    target[0] += 1 - smoothing
+    return torch.special.entr(target).sum().item()
 
 
 def explain_more_epochs(run: Run) -> str | None:
@@ -133,7 +140,7 @@ def explain_more_epochs(run: Run) -> str | None:
                 "EPOCHS": ours["constants"]["EPOCHS"],
             }
             same = same and ours["data"] == theirs["data"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, KeyError, TypeError):
             continue  # a damaged record
         if same and path.parent != run.folder:
             return (

@@ -63,7 +63,10 @@ def test_default_is_the_newest_run_of_train_py(place):
     message = viz(place).stderr
     assert "there is no finished run in results/train" in message
     assert "python train.py" in message
-    assert run(place, "train.py", "--epochs", 2, "--patch-size", 2).returncode == 0
+    assert (
+        run(place, "train.py", "--dataset", "digits", "--epochs", 2, "--patch-size", 2).returncode
+        == 0
+    )
     assert viz(place).returncode == 0
     out = place / "out" / "digits-vit_64x4-s0-digits"
     files = {path.name for path in out.iterdir()}

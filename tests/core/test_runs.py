@@ -22,7 +22,7 @@ CODE = {"model.py": "1", "train.py": "2", "lab/core/runs.py": "3"}
 def code(monkeypatch):
     """The hashes that runs see; tests change them."""
     hashes = dict(CODE)
-    monkeypatch.setattr(runs, "code_hashes", lambda: dict(hashes))
+    monkeypatch.setattr(runs, "code_hashes", lambda *scripts: {**hashes, **dict.fromkeys(scripts)})
     yield hashes
     runs._unlock_all()
 
@@ -32,9 +32,11 @@ def place(tmp_path, code):
     return tmp_path / "results" / "train"
 
 
-def opened(place, name="digits-vit-s0", fresh=False, data="abc", finish=True, **changed):
+def opened(
+    place, name="digits-vit-s0", fresh=False, data="abc", finish=True, resume=False, **changed
+):
     facts = {**FACTS, "dataset": {"fingerprint": data}}
-    run = Run.open(place, name, {**CONSTANTS, **changed}, facts, fresh)
+    run = Run.open(place, name, {**CONSTANTS, **changed}, facts, fresh, resume)
     if finish:
         (run.folder / "metrics.json").write_text("{}")
     return run.folder.name
@@ -79,6 +81,32 @@ def test_a_stopped_run_does_not_resume_with_other_code(place, code, capsys):
     assert "digits-vit-s0 was stopped; it resumes once the change is undone" in (
         capsys.readouterr().out
     )
+
+
+def test_a_stopped_run_resumes_with_other_code_if_the_user_agrees(place, code, capsys):
+    opened(place, finish=False)
+    (place / "digits-vit-s0" / "last.pt").touch()
+    code["model.py"] = "other"
+    again = {"resume": True, "finish": False}
+    assert opened(place, BATCH_SIZE=32, **again) == "digits-vit-b32-s0", "not the same run"
+    assert opened(place, **again) == "digits-vit-s0"
+    assert "digits-vit-s0 resumes although model.py has changed" in capsys.readouterr().out
+    assert (place / "digits-vit-s0" / "last.pt").exists()
+    config = Run(place / "digits-vit-s0").config()
+    assert config["code"]["model.py"] == "other"
+    assert [entry["code"] for entry in config["earlier_code"]] == [CODE]
+    assert opened(place) == "digits-vit-s0", "the same command resumes without the option"
+    code["model.py"] = "third"
+    assert opened(place, **again) == "digits-vit-s0-2", "a finished run is not resumed"
+
+
+def test_further_scripts_are_part_of_the_code(place):
+    place.mkdir(parents=True)
+    folders = [
+        Run.open(place, "s", CONSTANTS, FACTS, False, False, True, scripts).folder.name
+        for scripts in (("a.py",), ("a.py",), ("b.py",))
+    ]
+    assert folders == ["s", "s", "s-2"]
 
 
 def test_a_record_without_code_is_another_run(place, capsys):
@@ -190,7 +218,11 @@ def test_folders_of_processes_that_were_killed_are_removed(place):
     new.mkdir()
     os.utime(old, (0, time.time() - 3600))
     file.touch()
+    nested = place / "digits-vit-s0" / "snapshots" / "x.part"
+    nested.parent.mkdir()
+    nested.touch()
     opened(place)
+    assert not nested.exists()
     assert not old.exists()
     assert new.exists(), "another process may be writing it"
     assert not file.exists()
@@ -234,8 +266,8 @@ HOLDER = f"""
 import sys
 from pathlib import Path
 from lab.core import Run, runs
-runs.code_hashes = lambda: {CODE!r}
-Run.open(Path(sys.argv[1]), "digits-vit-s0", {CONSTANTS!r}, {FACTS!r}, False, *sys.argv[2:])
+runs.code_hashes = lambda *_: {CODE!r}
+Run.open(Path(sys.argv[1]), "digits-vit-s0", {CONSTANTS!r}, {FACTS!r}, False, False, *sys.argv[2:])
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -281,5 +313,5 @@ def test_a_kill_while_the_folder_is_created_leaves_its_name_free(place, monkeypa
     with pytest.raises(KeyboardInterrupt):
         opened(place)
     monkeypatch.undo()
-    monkeypatch.setattr(runs, "code_hashes", lambda: CODE)
+    monkeypatch.setattr(runs, "code_hashes", lambda *_: CODE)
     assert opened(place) == "digits-vit-s0"

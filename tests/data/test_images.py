@@ -14,10 +14,10 @@ def test_rgb_images_equal_torchvision_resize_and_center_crop(tmp_path):
         width, height, size = (int(n) for n in rng.integers(4, 90, 3))
         image = noise_image(width, height, seed)
         image.save(tmp_path / "x.png")
-        ours, remark = read_image(tmp_path / "x.png", Reading(size))
+        ours, original = read_image(tmp_path / "x.png", Reading(size))
         assert (ours == reference(image, size)).all(), (width, height, size)
         assert ours.dtype == np.uint8
-        assert remark is None
+        assert original == (width, height)
 
 
 def test_jpeg_photograph_equals_torchvision_exactly(tmp_path):
@@ -138,16 +138,25 @@ def test_broken_exif_does_not_make_an_image_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (3, 50), (2, 3)])
-def test_tiny_images_are_enlarged_like_torchvision_and_reported(tmp_path, shape):
+def test_tiny_images_are_enlarged_like_torchvision(tmp_path, shape):
     image = noise_image(*shape)
     image.save(tmp_path / "x.png")
-    ours, remark = read_image(tmp_path / "x.png", Reading(16))
+    ours, original = read_image(tmp_path / "x.png", Reading(16))
     assert (ours == reference(image, 16)).all()
-    assert remark == f"{shape[0]}x{shape[1]} pixels"
+    assert original == shape
+
+
+def test_a_whole_image_is_squeezed_into_a_square(tmp_path):
+    image = noise_image(50, 20)
+    image.save(tmp_path / "x.png")
+    ours, original = read_image(tmp_path / "x.png", Reading(16, whole=True))
+    assert (ours.transpose(1, 2, 0) == np.asarray(image.resize((16, 16), Image.BICUBIC))).all()
+    assert original == (50, 20)
 
 
 def test_one_pixel_strip_needs_little_memory(tmp_path):
+    """Resizing it to a height of 256 pixels first would take 12 GB."""
     Image.new("RGB", (60_000, 1), (7, 80, 9)).save(tmp_path / "x.png")
-    ours, remark = read_image(tmp_path / "x.png", Reading(256))  # 60,000 x 256 rows would be 12 GB
+    ours, original = read_image(tmp_path / "x.png", Reading(256))
     assert (ours == np.array([7, 80, 9])[:, None, None]).all()
-    assert remark == "60000x1 pixels"
+    assert original == (60_000, 1)

@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sample_data import says, two_classes
 
 from lab.core import UserError
@@ -18,7 +20,7 @@ def test_color_images_for_a_grayscale_model_are_refused_with_a_remedy(tmp_path):
     data = load_data(str(two_classes(tmp_path / "pets")))
     with pytest.raises(UserError) as error:
         Loaders(data, Preprocess(12, [0.5], [0.5]), 4, Augmentation())
-    says(error, "images of pets have 3 channels", "takes 1", "WEIGHTS", "color or grayscale")
+    says(error, "images of pets have 3 channels", "takes 1", "PRETRAINED or MODEL")
 
 
 def test_grayscale_images_fit_every_model():
@@ -27,6 +29,43 @@ def test_grayscale_images_fit_every_model():
         preprocess = Preprocess(8, [0.5] * channels, [0.5] * channels)
         images, _ = next(Loaders(data, preprocess, 4, Augmentation()).train(1))
         assert images.shape == (4, channels, 8, 8)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Wide photographs, with whole images of 72 pixels for crops to 64 pixels; gray by column."""
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(6):
+            columns = np.tile(np.linspace(0, 255, 200), (100, 1)).astype(np.uint8)
+            Image.fromarray(columns).save(tmp_path / "train" / name / f"{number}.png")
+    return load_data(str(tmp_path), size=80, crop_size=72)
+
+
+def test_training_crops_see_the_ends_of_photographs_but_evaluation_does_not(photographs):
+    preprocess = Preprocess(64, [0.0] * 3, [1.0] * 3, 0.8)
+    crops = Augmentation(rrc_min_area=0.3)
+    loaders = Loaders(photographs, preprocess, 4, crops)
+    seen = torch.cat([images for epoch in range(10) for images, _ in loaders.train(epoch)])
+    assert seen.min() < 0.1  # the central square has the columns from 0.25 to 0.75
+    assert seen.max() > 0.9
+    views = torch.cat([images for _, images, _ in loaders.evaluation("train", view=1)])
+    assert views.min() < 0.2
+    for augmentation, split in ((crops, "train"), (crops, "val"), (Augmentation(), "train")):
+        loaders = Loaders(photographs, preprocess, 4, augmentation)
+        images = torch.cat([images for _, images, _ in loaders.evaluation(split)])
+        assert images.min() > 0.25
+        assert images.max() < 0.75
+
+
+def test_whole_photographs_belong_to_the_images_and_labels_of_their_split(photographs):
+    train = photographs.train
+    assert train.whole.store.shape[-1] == 72
+    assert train.whole.rows.equal(train.rows)
+    assert train.whole.labels.equal(train.labels)
+    assert train.whole.names == train.names
+    assert train.whole.ratios.tolist() == [2.0] * 12
+    assert photographs.val.names == photographs.val.whole.names
 
 
 def test_random_numbers_of_a_step_do_not_depend_on_the_number_of_processes():
@@ -68,6 +107,8 @@ def test_a_batch_size_that_makes_no_sense_is_refused(tmp_path):
     data = load_data("digits")
     with pytest.raises(UserError, match="BATCH_SIZE=0"):
         Loaders(data, Preprocess(8, [0.5], [0.5]), 0, Augmentation())
+    with pytest.raises(UserError, match=r"CROP_PADDING=9 is larger than the images \(8 pixels\)"):
+        Loaders(data, Preprocess(8, [0.5], [0.5]), 64, Augmentation(crop_padding=9))
     loaders = Loaders(data, Preprocess(8, [0.5], [0.5]), 64, Augmentation())
     with pytest.raises(UserError, match="use 63"):
         loaders.to(torch.device("cpu"), 0, 3)

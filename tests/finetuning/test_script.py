@@ -64,7 +64,8 @@ def weights(tmp_path_factory):
 def run_script(script, place, *words):
     """Runs a script in this process, because starting one takes seconds."""
     argv = [str(ROOT / script), "--data-dir", str(place / "data"), "--results-dir",
-            str(place / "results"), "--epochs", "2", "--precision", "fp32", *words]  # fmt: skip
+            str(place / "results"), "--epochs", "2", "--precision", "fp32",
+            "--dataset", "digits", *words]  # fmt: skip
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", argv)
@@ -94,7 +95,7 @@ def test_all_modes_run_and_are_compared(weights, tmp_path, monkeypatch):
     assert figure.stat().st_size > 20_000
     table = figure.with_suffix(".md").read_text()
     modes = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, decay 0.7", "full"]
+    assert modes == ["scratch", "head", "top 1", "top 2", "LoRA 8", "full, layer decay 0.7", "full"]
     records = {}
     for path in (tmp_path / "results").glob("*/config.json"):
         config = json.loads(path.read_text())

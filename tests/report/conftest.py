@@ -8,8 +8,8 @@ import cnn_baseline
 import finetune
 import train
 
-TINY = ("--embed-dim", "16", "--depth", "2", "--num-heads", "2", "--epochs", "2",
-        "--precision", "fp32")  # fmt: skip
+TINY = ("--dataset", "digits", "--embed-dim", "16", "--depth", "2", "--num-heads", "2",
+        "--epochs", "2", "--precision", "fp32")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

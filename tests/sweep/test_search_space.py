@@ -139,20 +139,6 @@ def test_flags_are_read_back_as_the_same_values():
     assert script.flags({"DEPTH": 3})[-3:] == ["--num-seeds=1", "--no-overwrite", "--depth=3"]
 
 
-def test_other_tables_are_other_code(tmp_path):
-    """Fingerprints tell sweeps with different recipes apart, also of an imported script."""
-    names = {"mine": "import base\nfrom lab.core import constants\n", "base": ""}
-    for name, head in names.items():
-        (tmp_path / f"{name}.py").write_text(
-            f"{head}import sys\nEPOCHS: int = 1\nNAME: str = ''\nRESULTS_DIR: str = ''\n"
-            "def main():\n    constants.override(sys.modules[__name__])\n"
-        )
-    codes = [Script.load(str(tmp_path / "mine.py"), "").code for _ in range(2)]
-    with open(tmp_path / "base.py", "a") as file:
-        file.write("RECIPES = {}\n")
-    assert codes[0] == codes[1] != Script.load(str(tmp_path / "mine.py"), "").code
-
-
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
 def test_small_space_is_tried_once_and_completely(sampler):
     choices = {"WIDTH": (1, 2, None), "RATE": (1, 5), "POOL": ("avg", "token")}

@@ -212,7 +212,7 @@ def test_incomplete_row_of_a_history_is_ignored(tmp_path):
 def test_trial_equals_the_run_made_by_hand(tmp_path, run_sweep, monkeypatch):
     """Same flags, same records, epoch for epoch; and report.py reads the sweep."""
     monkeypatch.chdir(ROOT)
-    fixed = "--epochs 2 --embed-dim 16 --depth 1 --num-heads 1"
+    fixed = "--dataset digits --epochs 2 --embed-dim 16 --depth 1 --num-heads 1"
     _, record = run_sweep(
         "--script", "train.py", "--fixed", fixed, "--trials", "1", "--results-dir", str(tmp_path),
         "--space", "LEARNING_RATE=log:1e-3..1e-2 FLIP=true,false", place=tmp_path,
@@ -242,7 +242,8 @@ def test_linear_probe_can_be_swept(tmp_path, run_sweep, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     status, record = run_sweep(
         "--script", "finetune.py", "--trials", "1", "--space", "LEARNING_RATE=1e-2,1e-3",
-        "--fixed", f"--mode head --epochs 1 --weight-decay 0 --data-dir {tmp_path}",
+        "--fixed",
+        f"--dataset digits --mode head --epochs 1 --weight-decay 0 --data-dir {tmp_path}",
         "--results-dir", str(tmp_path), place=tmp_path,
     )  # fmt: skip
     assert status == 0, capsys.readouterr()

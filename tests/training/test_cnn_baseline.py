@@ -114,7 +114,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def test_a_run_differs_from_train_py_in_the_model_alone(place):
-    words = ("--epochs", 1, "--embed-dim", 32, "--depth", 2)
+    words = ("--dataset", "digits", "--epochs", 1, "--embed-dim", 32, "--depth", 2)
     done = run(place, *words)
     assert done.returncode == 0, done.stderr
     (folder,) = (place / "results" / "cnn_baseline").iterdir()
@@ -135,7 +135,7 @@ def test_a_run_differs_from_train_py_in_the_model_alone(place):
     assert theirs["model"]["parameters"] == twin_of["parameters"]
     assert theirs["model"]["macs"] == twin_of["macs"]
 
-    again = run(place, "--epochs", 1, "--vit", other, "--match", "macs")
+    again = run(place, *words[:4], "--vit", other, "--match", "macs")
     assert again.returncode == 0, again.stderr
     folders = [path for path in (place / "results" / "cnn_baseline").iterdir() if path != folder]
     config = json.loads((folders[0] / "config.json").read_text())

@@ -28,7 +28,7 @@ LAUNCH = ["-m", "accelerate.commands.launch"]
 ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0"]  # fmt: skip
-SMALL = ["--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
+SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--batch-size", "64"]
 # All that is drawn at random for an image, but for what the model drops. Of 257 validation images
 # the first process has 129, two batches, the second 128, which is one.
 TRAIN = ["train.py", *SMALL, "--epochs", "2", "--auto-augment", "trivial",
@@ -229,8 +229,8 @@ def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    (["--batch-size", "33"], "BATCH_SIZE=33 does not divide over 2 processes"),
-    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of digits"),
+    (["--batch-size", "33"], "BATCH_SIZE=33 cannot be divided by the 2 processes"),
+    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of mnist-5k, digits"),
 ])  # fmt: skip
 def test_a_mistake_is_told_once(tmp_path, words, sentence):
     status, _, err = finished(start(TORCHRUN, [*TRAIN, "--results-dir", str(tmp_path), *words]))

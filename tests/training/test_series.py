@@ -15,7 +15,18 @@ from lab.finetuning.comparison import row_of
 from lab.training import tensorboard
 from lab.training.results import each_seed, summarize_seeds
 
-SMALL = ["--embed-dim", "16", "--depth", "1", "--num-heads", "1", "--epochs", "2"]
+SMALL = [
+    "--dataset",
+    "digits",
+    "--embed-dim",
+    "16",
+    "--depth",
+    "1",
+    "--num-heads",
+    "1",
+    "--epochs",
+    "2",
+]
 
 
 @pytest.fixture(autouse=True)

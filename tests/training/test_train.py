@@ -22,7 +22,8 @@ import train
 from lab.core import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--embed-dim", "32", "--depth", "2", "--epochs", "4", "--batch-size", "32"]
+SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--epochs", "4",
+         "--batch-size", "32"]  # fmt: skip
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
           "--auto-augment", "trivial", "--random-erasing", "0.3", "--ema-decay", "0.9",
           "--epochs", "6", "--progressive-resize", "0.5"]  # fmt: skip
@@ -86,7 +87,7 @@ def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
     rng = random.Random(seed)
     signals = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
     for number, epoch in zip(signals, (1, 3, 5), strict=True):
-        step = rng.randrange(1, STEPS)
+        step = rng.randrange(1, STEPS - 1)  # after the last step, the epoch would be complete
         status, err = interrupt(tmp_path, number, (epoch, step), *RANDOM)
         assert "Traceback" not in err, (seed, err)
         if number == signal.SIGKILL:
@@ -225,9 +226,31 @@ def test_importing_train_loads_only_what_it_needs():
     loaded = set(done.stdout.split())
     assert "lab.training.loop" in loaded
     packages = ("finetuning", "attention", "sweep", "report", "exercise")
-    unwanted = {f"lab.{package}" for package in packages} | {"lab.models.conversion", "sklearn",
-                "matplotlib", "optuna", "scipy"}  # fmt: skip
+    unwanted = {f"lab.{package}" for package in packages} | {
+        "lab.models.conversion", "sklearn", "matplotlib", "optuna", "scipy", "timm", "torchvision"
+    }  # fmt: skip
     assert not loaded & unwanted
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dataset", ["digits", "mnist-5k"])
+def test_first_step_loads_no_library_that_it_does_not_need(dataset, optimizer, tmp_path):
+    """scikit-learn, scipy, timm and torchvision together take longer to import than torch."""
+    code = (
+        "import sys, runpy\n"
+        "from lab.training.progress import Progress\n"
+        "Progress.finish_step = lambda self: (print(*sys.modules), sys.exit())\n"
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    words = ["--dataset", dataset, "--optimizer", optimizer, "--results-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "lab.training.loop" in loaded
+    slow = {"sklearn", "scipy", "pandas", "timm", "torchvision", "matplotlib", "huggingface_hub"}
+    assert not loaded & slow
 
 
 def test_drop_path_is_left_out_for_models_without_it(monkeypatch, capsys):

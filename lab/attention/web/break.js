@@ -1,0 +1,210 @@
+/* Break it: patches removed, parts turned off, and the cost of each patch compared with attention. */
+
+let breakPicker = null;
+const costs = { values: null, of: null };  // the drop in probability for each removed patch
+
+function startBreak() {
+  const label = "Image patches. Arrow keys move, Enter removes or restores a patch.";
+  breakPicker = new PatchPicker(byId("break-map"), label, {
+    paints: true,
+    pick: (patch, isFirst) => {
+      const { removed } = state;
+      if (isFirst) breakPicker.isRemoving = !removed.has(patch);
+      if (!breakPicker.isRemoving) removed.delete(patch);
+      else if (removed.size < PATCHES - 1) removed.add(patch);
+      showBreak();
+    },
+    point: showBreakImage,
+  });
+  for (const [id, set] of Object.entries({
+    "no-pos": (on) => { state.noPositions = on; },
+    "no-scale": (on) => { state.noScale = on; },
+    shuffle: (on) => { state.order = on ? shuffled() : null; },
+  })) {
+    byId(id).addEventListener("change", (event) => { set(event.target.checked); showBreak(); });
+  }
+  byId("repair").addEventListener("click", repair);
+  buildSilence();
+}
+
+function shuffled() {
+  const order = Array.from({ length: PATCHES }, (_, i) => i);
+  for (let i = PATCHES - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1));
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
+}
+
+function buildSilence() {
+  for (let block = 0; block < DEPTH; block++) {
+    const row = element("tr");
+    for (let head = -1; head < HEADS; head++) {
+      const part = head < 0 ? `${block}` : `${block}.${head}`;
+      const words = head < 0 ? `block ${block + 1}` : `block ${block + 1}, head ${head + 1}`;
+      const button = element("button", { type: "button", aria: { pressed: "false", label: `Silence ${words}` } },
+        head < 0 ? words : `${head + 1}`);
+      button.dataset.part = part;
+      button.addEventListener("click", () => {
+        if (!state.silent.delete(part)) state.silent.add(part);
+        showBreak();
+      });
+      row.append(element(head < 0 ? "th" : "td", {}, button));
+    }
+    byId("silence").append(row);
+  }
+}
+
+function repair() {
+  state.removed.clear();
+  state.silent.clear();
+  Object.assign(state, { order: null, noPositions: false, noScale: false });
+  for (const id of ["no-pos", "no-scale", "shuffle"]) byId(id).checked = false;
+  showBreak();
+}
+
+function brokenParts() {
+  const parts = [], plural = (n, name) => `${n} ${name}${n > 1 ? "s" : ""}`;
+  if (state.removed.size) parts.push(`without ${plural(state.removed.size, "patch").replace("patchs", "patches")}`);
+  if (state.noPositions) parts.push("without positions");
+  if (state.order) parts.push("shuffled");
+  if (state.noScale) parts.push("without 1/√d");
+  const blocks = [...state.silent].filter((part) => !part.includes(".")).length;
+  if (blocks) parts.push(`${plural(blocks, "block")} silent`);
+  if (state.silent.size > blocks) parts.push(`${plural(state.silent.size - blocks, "head")} silent`);
+  return parts;
+}
+
+function keptPatches(removed) {
+  return Array.from({ length: PATCHES }, (_, i) => i).filter((patch) => !removed.has(patch));
+}
+
+function showBreak() {
+  if (!current) return;
+  const parts = brokenParts(), changes = {
+    keep: state.removed.size ? keptPatches(state.removed) : null, order: state.order,
+    no_pos_embed: state.noPositions, no_scale: state.noScale, silent: state.silent,
+  };
+  const intact = current.probabilities;
+  const broken = parts.length ? infer(state.image, state.snapshot, changes).probabilities : intact;
+  const words = (probabilities) => `${classes[argmax(probabilities)]} · ${percent(Math.max(...probabilities))}`;
+  byId("intact").textContent = words(intact);
+  byId("broken").textContent = words(broken);
+  byId("broken-label").textContent = parts.join(", ");
+  byId("compare").classList.toggle("broken", parts.length > 0);
+  byId("compare").classList.toggle("changed", argmax(broken) !== argmax(intact));
+  byId("repair").disabled = !parts.length;
+  showBars(byId("broken-bars"), broken, intact);
+  for (const button of byId("silence").querySelectorAll("button")) {
+    press(button, state.silent.has(button.dataset.part));
+  }
+  showBreakImage(breakPicker.cursor);
+  showBreakMaps();
+}
+
+/* The image as the broken model gets it. */
+function showBreakImage(patch) {
+  const context = clearCanvas(byId("break-map"), STAGE), cell = STAGE / SIDE;
+  drawImage(context, STAGE);
+  if (state.order) {
+    const source = S / SIDE;
+    state.order.forEach((from, to) => context.drawImage(imageCanvas,
+      (from % SIDE) * source, Math.floor(from / SIDE) * source, source, source,
+      (to % SIDE) * cell, Math.floor(to / SIDE) * cell, cell, cell));
+  }
+  context.lineWidth = 1;
+  context.strokeStyle = "rgb(128 128 128 / 45%)";
+  for (let i = 1; i < SIDE; i++) {
+    context.strokeRect(i * cell, -1, 0, STAGE + 2);
+    context.strokeRect(-1, i * cell, STAGE + 2, 0);
+  }
+  for (const gone of state.removed) {
+    const x = (gone % SIDE) * cell, y = Math.floor(gone / SIDE) * cell;
+    context.fillStyle = palette.paper;
+    context.fillRect(x, y, cell, cell);
+    context.strokeStyle = palette.broken;
+    context.lineWidth = Math.max(2, cell / 24);
+    context.beginPath();
+    context.moveTo(x + cell * 0.3, y + cell * 0.3);
+    context.lineTo(x + cell * 0.7, y + cell * 0.7);
+    context.moveTo(x + cell * 0.7, y + cell * 0.3);
+    context.lineTo(x + cell * 0.3, y + cell * 0.7);
+    context.stroke();
+  }
+  if (patch !== null) outlinePatch(context, STAGE, patch, palette.broken, STAGE / 110);
+  const name = patch === null ? "" : `${patchName(patch)[0].toUpperCase()}${patchName(patch).slice(1)}`;
+  byId("break-value").textContent = patch === null ? "Click patches to remove their tokens."
+    : `${name}: ${state.removed.has(patch) ? "removed" : "click to remove it"}` +
+      (costs.values && costs.of === current ? `; this patch by itself costs ${points(costs.values[patch])}.` : ".");
+}
+
+function points(drop) {
+  return `${number(100 * drop, 1)} points`;
+}
+
+/* Removes each patch by itself: PATCHES forward passes, in small portions. */
+function* measurePatches() {
+  if (costs.of === current || !PATCHES || PATCHES < 2) return;
+  const result = current, best = argmax(result.probabilities), values = new Float32Array(PATCHES);
+  byId("proof-text").textContent = "Removing every patch in turn …";
+  let start = performance.now();
+  for (let patch = 0; patch < PATCHES; patch++) {
+    const changes = { ...NO_CHANGES, keep: keptPatches(new Set([patch])) };
+    values[patch] = result.probabilities[best] - infer(state.image, state.snapshot, changes).probabilities[best];
+    if (performance.now() - start > 12) { yield; start = performance.now(); }
+  }
+  Object.assign(costs, { values, of: result });
+  showBreakMaps();
+}
+
+function showBreakMaps() {
+  if (!current) return;
+  const attention = shownMap(current, POOLED);
+  drawHeat(clearCanvas(byId("suggested"), STAGE), STAGE, attention, palette.attention);
+  if (costs.of !== current) return;
+  const { values } = costs, best = argmax(current.probabilities), costly = argmax(values), bright = argmax(attention);
+  drawHeat(clearCanvas(byId("measured"), STAGE), STAGE, values, palette.broken, Math.max(...values, 1e-6));
+  const rho = rankCorrelation(attention, values);
+  byId("proof-text").textContent =
+    `The patch with the most attention (${patchName(bright)}; ${percent(attention[bright])}) costs ${points(values[bright])} of ` +
+    `the probability of “${classes[best]}” when it is removed. ` +
+    (bright === costly ? "It is also the patch that costs most. "
+      : `The patch that costs most (${patchName(costly)}) costs ${points(values[costly])} and got ${percent(attention[costly])} of the attention. `) +
+    `Rank correlation of attention and cost over all ${PATCHES} patches: ${number(rho)}.`;
+  showScatter(attention, values, bright, costly);
+}
+
+function rankCorrelation(a, b) {  // Spearman's, with mean ranks for ties
+  const [x, y] = [a, b].map(ranks), mean = (PATCHES - 1) / 2;
+  let [xy, xx, yy] = [0, 0, 0];
+  x.forEach((value, i) => {
+    xy += (value - mean) * (y[i] - mean); xx += (value - mean) ** 2; yy += (y[i] - mean) ** 2;
+  });
+  return xx && yy ? xy / Math.sqrt(xx * yy) : 0;
+}
+
+function ranks(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  return [...values].map((value) => (sorted.indexOf(value) + sorted.lastIndexOf(value)) / 2);
+}
+
+function showScatter(attention, drops, bright, costly) {
+  const [width, height, left, bottom, top] = [320, 220, 44, 184, 14];
+  const xHigh = Math.max(...attention), yHigh = Math.max(...drops, 0.01), yLow = Math.min(...drops, 0);
+  const x = (value) => left + (value / xHigh) * (width - left - 12);
+  const y = (value) => bottom - ((value - yLow) / (yHigh - yLow)) * (bottom - top);
+  const text = (content, at, anchor = "middle") =>
+    svg("text", { x: at[0], y: at[1], "text-anchor": anchor }, content);
+  const dots = [...attention].map((value, i) => svg("circle", {
+    cx: x(value).toFixed(1), cy: y(drops[i]).toFixed(1), r: i === bright || i === costly ? 5.5 : 3.5,
+    class: i === costly ? "costly" : i === bright ? "bright" : "dot",
+  }, svg("title", {}, `${patchName(i)}: attention ${percent(value)}, costs ${points(drops[i])}`)));
+  byId("scatter").replaceChildren(
+    svg("path", { class: "axis", d: `M${left} ${top}V${bottom}H${width - 8}` }),
+    svg("path", { class: "zero", d: `M${left} ${y(0)}H${width - 8}` }),
+    text(points(yHigh).replace(" points", ""), [left - 6, top + 4], "end"), text("0", [left - 6, y(0) + 4], "end"),
+    text("0", [left, bottom + 16]), text(percent(xHigh), [width - 12, bottom + 16], "end"),
+    text("attention", [(left + width) / 2, height - 4]),
+    svg("text", { transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "cost in points"),
+    ...dots);
+}

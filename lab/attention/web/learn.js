@@ -1,0 +1,155 @@
+/* Watch it learn: the same image and maps with the weights of each snapshot. */
+
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+const replayed = { results: [], of: null };  // probabilities and maps of the image at each snapshot
+let timer = 0;
+
+function startLearn() {
+  const { states, history } = data, hasStates = states.length > 1;
+  byId("player").hidden = byId("film").hidden = byId("replay-figure").hidden = !hasStates;
+  byId("history-figure").hidden = !history.length;
+  byId("learn-text").textContent = hasStates
+    ? `The run stored its weights ${states.length - 1} times. The slider loads them into the whole page: ` +
+      "your image, the maps and the answers are those of the model at that time."
+    : "This run stored no snapshots of its weights. train.py stores about ten with --snapshots 10, and for " +
+      "models below 0.5M parameters also without it.";
+  const slider = byId("epoch");
+  slider.max = states.length - 1;
+  slider.value = FINAL;
+  slider.addEventListener("input", () => { stop(); goTo(Number(slider.value)); });
+  byId("play").addEventListener("click", () => (timer ? stop() : play()));
+  byId("epoch-reset").addEventListener("click", () => { stop(); goTo(FINAL); });
+  states.forEach((one, index) => {
+    const parts = [element("canvas"), element("b"), element("span")];
+    const button = element("button", { type: "button", aria: { label: stateName(one) } }, ...parts);
+    button.addEventListener("click", () => { stop(); goTo(index); });
+    byId("film").append(button);
+  });
+}
+
+function goTo(snapshot) {
+  state.snapshot = snapshot;
+  byId("epoch").value = snapshot;
+  requestUpdate();
+}
+
+function play() {
+  const last = data.states.length - 1;
+  let next = state.snapshot >= FINAL ? 0 : state.snapshot + 1;
+  byId("play").textContent = "Pause";
+  const step = () => {
+    goTo(next);
+    if (next++ >= Math.min(FINAL, last)) stop();
+  };
+  step();
+  timer = setInterval(step, reducedMotion.matches ? 2000 : 700);
+}
+
+function stop() {
+  clearInterval(timer);
+  timer = 0;
+  byId("play").textContent = "Play";
+}
+
+function stateName({ epoch }) {
+  return epoch === 0 ? "random weights" : `epoch ${epoch}`;
+}
+
+function showLearn() {
+  const shown = data.states[state.snapshot], { epoch, val_accuracy: accuracy } = shown;
+  const score = accuracy === null ? "" : `, validation accuracy ${percent(accuracy)}`;
+  const words = `${stateName(shown)}${score}${state.snapshot === FINAL ? " (the final model)" : ""}`;
+  byId("epoch-value").textContent = words;
+  byId("epoch").setAttribute("aria-valuetext", words);
+  [...byId("film").children].forEach((button, i) => press(button, i === state.snapshot));
+  showHistory(epoch);
+  showReplay(epoch);
+}
+
+/* The image with the weights of every snapshot: one forward pass each. */
+function* replayTraining() {
+  if (replayed.of === state.image || data.states.length < 2) return;
+  const image = state.image, results = [];
+  for (let i = 0; i < data.states.length; i++) {
+    results.push(infer(image, i));
+    yield;
+  }
+  Object.assign(replayed, { results, of: image });
+  showFilm();
+  showReplay(data.states[state.snapshot].epoch);
+}
+
+function showFilm() {
+  replayed.results.forEach((result, i) => {
+    const button = byId("film").children[i], [canvas, answer, caption] = button.children;
+    const side = S * Math.max(1, Math.round(112 / S)), best = argmax(result.probabilities);
+    drawHeat(clearCanvas(canvas, side), side, shownMap(result), palette.attention);
+    answer.textContent = classes[best];
+    caption.textContent = data.states[i].epoch === 0 ? "random" : `epoch ${data.states[i].epoch}`;
+    button.setAttribute("aria-label", `${stateName(data.states[i])}: ${classes[best]}, ${percent(result.probabilities[best])}`);
+  });
+}
+
+function showHistory(epoch) {
+  const { history } = data;
+  if (!history.length) return;
+  byId("history-title").textContent = "Accuracy on the dataset";
+  const series = [["val_accuracy", "validation", "learn"], ["train_accuracy", "training", "second"]];
+  lineChart(byId("history"), series.map(([key, name, kind]) =>
+    ({ name, kind, points: history.map((row) => [row.epoch, row[key]]) })), epoch);
+}
+
+function showReplay(epoch) {
+  const { results } = replayed;
+  if (!results.length) return;
+  byId("replay-title").textContent = "Probability for this image";
+  const final = results[FINAL].probabilities;
+  const top = classes.map((_, i) => i).sort((a, b) => highest(b) - highest(a)).slice(0, 4);
+  function highest(i) { return i === argmax(final) ? 2 : Math.max(...results.slice(1).map((r) => r.probabilities[i])); }
+  lineChart(byId("replay"), top.map((index, i) => ({
+    name: classes[index], kind: i ? "second" : "predict",
+    points: results.map(({ probabilities }, at) => [data.states[at].epoch, probabilities[index]]),
+  })), epoch);
+}
+
+/* Lines of shares from 0 to 1 by epoch, each named at its end; a vertical line marks an epoch. */
+function lineChart(chart, series, epoch) {
+  const [width, left, right, top, bottom] = [420, 44, 330, 12, 186];
+  const last = Math.max(1, ...series.flatMap(({ points: all }) => all.map(([x]) => x)));
+  const x = (value) => left + (value / last) * (right - left), y = (value) => bottom - value * (bottom - top);
+  const parts = [0, 0.5, 1].flatMap((value) => [
+    svg("path", { class: "grid", d: `M${left} ${y(value)}H${right}` }),
+    svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, percent(value)),
+  ]);
+  parts.push(svg("text", { x: left, y: bottom + 18, "text-anchor": "middle" }, "0"),
+    svg("text", { x: right, y: bottom + 18, "text-anchor": "middle" }, `${last}`),
+    svg("text", { x: (left + right) / 2, y: bottom + 18, "text-anchor": "middle" }, "epoch"),
+    svg("path", { class: "marker", d: `M${x(epoch)} ${top}V${bottom}` }));
+  const labels = series.map((one) => ({ ...one, at: y(one.points.at(-1)[1]) })).sort((a, b) => a.at - b.at);
+  for (let i = labels.length - 1, low = bottom; i >= 0; i--) {  // labels must not cover each other
+    labels[i].at = Math.min(labels[i].at, low);
+    low = labels[i].at - 15;
+  }
+  for (const { name, kind, points: all, at } of labels) {
+    const d = all.map(([px, py], i) => `${i ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`).join("");
+    parts.push(svg("path", { class: `line ${kind}`, d }),
+      svg("text", { class: `end ${kind}`, x: right + 8, y: at + 4 }, name.slice(0, 12)));
+    for (const [px, py] of all) {
+      if (px === epoch) parts.push(svg("circle", { class: kind, cx: x(px), cy: y(py), r: 4 }));
+    }
+  }
+  chart.replaceChildren(...parts);
+  chart.setAttribute("aria-label", series.map(({ name, points: all }) =>
+    `${name}: ${percent(all.at(-1)[1])} after epoch ${all.at(-1)[0]}`).join("; "));
+}
+
+/* The current answer stays in view on small screens. */
+new IntersectionObserver(([entry]) => { byId("peek").hidden = entry.isIntersecting; }).observe(byId("pad"));
+
+startLook();
+startBreak();
+startLearn();
+startDraw();
+if (!data.examples.length) readDrawing();
+update();
+checkAgainstPyTorch();

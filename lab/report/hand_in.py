@@ -1,0 +1,349 @@
+"""One zip for the teacher: records, images, the report, code, and what is missing for each task.
+
+TASKS says what each task of the lab sheet asks for, and which run or exercise shows it. Weights are
+left out, because they are large and the records say everything that is graded.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.core import checkpoints, runtime
+from lab.report.comparisons import is_reference
+from lab.report.markdown import escape
+from lab.report.records import Found, Record
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "hand-in.zip"
+RECORDS = {".csv", ".html", ".jpeg", ".jpg", ".json", ".md", ".png"}  # suffixes of included files
+MAX_FILE = 20_000_000  # bytes; larger records are listed, but not included
+CODE = ("*.py", "exercise/*.py", "lab/**/*.py")
+HANDED_OUT = "exercise/handed_out.json"  # exercise.py --hand-out writes hashes of its files there
+EXERCISE = "exercise/report.json"  # in the results folder, from exercise.py
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a student has done: finished runs of each script, and parts of the exercise."""
+
+    runs: list[Record]
+    attention: list[Path]
+    sweeps: list[Path]
+    exercise: dict[str, Any]  # by part; see Report in exercise.py
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a task asks for."""
+
+    what: str
+    command: str  # adds it
+    find: Callable[[Work], list[str]]  # where it is: names of runs, or points; empty if missing
+
+
+def _part(name: str) -> Item:
+    def find(work: Work) -> list[str]:
+        part = work.exercise.get(name, {})
+        passed = part.get("current") and part["points"] >= part["of"] > 0
+        return [f"{part['points']:g} of {part['of']:g} points"] if passed else []
+
+    return Item(f"`{name}` passes its checks", f"python exercise.py --part {name}", find)
+
+
+def _run(what: str, command: str, **constants: Any) -> Item:
+    script = command.split()[1]
+
+    def find(work: Work) -> list[str]:
+        return [
+            run.folder.name
+            for run in work.runs
+            if run.script == script
+            and all(run.constants.get(name) == value for name, value in constants.items())
+        ]
+
+    return Item(what, command, find)
+
+
+def _two_patch_sizes(work: Work) -> list[str]:
+    """The train.py runs on a dataset on which there are runs with several patch sizes."""
+    runs = [(r, r.config["dataset"]["name"]) for r in work.runs if r.script == "train.py"]
+    sizes = {(name, run.constants.get("PATCH_SIZE")) for run, name in runs}
+    several = {name for name, _ in sizes if sum(other == name for other, _ in sizes) > 1}
+    return [run.folder.name for run, name in runs if name in several]
+
+
+TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
+    "1.I": ("Patches, class token, positions", (
+        _part("PatchEmbed"), _part("VisionTransformer"),
+        Item("runs with two patch sizes", "python train.py --patch-size 2", _two_patch_sizes),
+    )),
+    "1.II": ("Attention, MLP, block", (_part("Attention"), _part("MLP"), _part("Block"))),
+    "1.III": ("Training from scratch", (
+        _part("training_step"), _part("evaluate"),
+        _run("a ViT trained on CIFAR-10", "python train.py --dataset cifar10", DATASET="cifar10"),
+    )),
+    "1.IV": ("Fine-tuning", tuple(
+        _run(f"fine-tuning, mode {mode}", f"python finetune.py --mode {mode}", MODE=mode)
+        for mode in ("full", "head", "top-k", "scratch")
+    )),
+    "1.V": ("Swin", (_run("a fine-tuned Swin", "python finetune_swin.py"),)),
+    "1.VI": ("Experiments", (
+        Item("a sweep", "python sweep.py", lambda work: [path.name for path in work.sweeps]),
+    )),
+    "2.1": ("Concepts", (_run("a CNN of the same size", "python cnn_baseline.py"),)),
+    "2.2a, 2.2b": ("Data and normalization", (
+        _run("a ViT trained on Oxford Pets", "python train.py --dataset pets", DATASET="pets"),
+    )),
+    "2.2c, 2.2d": ("New head, frozen layers", (
+        _part("replace_head"),
+        _run("only the head trained", "python finetune.py --mode head", MODE="head"),
+        _run("the last blocks trained", "python finetune.py --mode top-k", MODE="top-k"),
+    )),
+    "2.2e": ("Curves and comparison", (
+        Item("two runs in the report", "python train.py", lambda work: (
+            [run.folder.name for run in work.runs] if len(work.runs) > 1 else [])),
+    )),
+    "2.2f": ("Attention maps", (
+        Item("attention maps", "python attention_viz.py", lambda work: (
+            [path.name for path in work.attention])),
+    )),
+}  # fmt: skip
+
+
+def write_hand_in(found: Found, place: Path) -> tuple[Path, dict[str, Any]]:
+    """Writes hand-in.zip into the results folder; the report must have been written before.
+
+    Args:
+        found: the runs below `place`.
+        place: the results folder.
+
+    Returns: the path of the zip, and the content of its hand_in.json.
+    Raises: UserError if the zip cannot be written.
+    """
+    exercise = _read_exercise(place / EXERCISE)
+    content = _content(found, place, exercise)
+    files, left_out = _records(place)
+    for path in (*map(Path, content["model_files"]), *edited_files(ROOT)):
+        if path.is_file():
+            files[_name_in_zip(path)] = path
+        else:
+            left_out.append({"path": str(path), "reason": "does not exist any more"})
+    content["left_out"] += left_out
+    content["sha256"] = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())
+    }
+
+    def write(scratch: Path) -> None:
+        with zipfile.ZipFile(
+            scratch, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False
+        ) as archive:
+            archive.writestr("hand_in.json", json.dumps(content, indent=2) + "\n")
+            archive.writestr("hand_in.md", _page(content).encode("utf-8", errors="replace"))
+            for name in content["sha256"]:
+                archive.write(files[name], name)
+
+    path = place / NAME
+    checkpoints.write_atomically(path, write)
+    return path, content
+
+
+def missing(content: dict[str, Any]) -> list[str]:
+    """A line for each thing that a task asks for and that is not there, with the command for it."""
+    return [
+        f"task {task['task']}: missing: {item['what']} ({item['command']})"
+        for task in content["tasks"]
+        for item in task["items"]
+        if not item["found"]
+    ]
+
+
+def _content(found: Found, place: Path, exercise: dict[str, Any]) -> dict[str, Any]:
+    """What hand_in.json says."""
+    runs = [run for run in found.runs if not is_reference(run, place)]
+    attention = [run for run in found.attention_runs if not is_reference(run, place)]
+    work = Work(
+        [run for run in runs if run.metrics and not run.sweep],
+        [run.folder for run in attention],
+        [folder for folder, _ in found.sweeps],
+        exercise.get("parts", {}),
+    )
+    of_runs = [run.constants.get("MODEL_FILE") for run in runs]
+    of_runs += [run.config().get("constants", {}).get("MODEL_FILE") for run in attention]
+    checked = [part["file"] for part in work.exercise.values()]
+    model_files = list(dict.fromkeys(filter(None, [*checked, *of_runs, "model.py"])))
+    model = next((part["file"] for name, part in work.exercise.items() if name[0].isupper()), None)
+    return {
+        "schema": 1,
+        "tasks": [
+            {
+                "task": task,
+                "title": title,
+                "items": [
+                    {"what": item.what, "command": item.command, "found": item.find(work)}
+                    for item in items
+                ],
+            }
+            for task, (title, items) in TASKS.items()
+        ],
+        "runs": [_run_entry(run, place) for run in runs],
+        "exercise": exercise,
+        "model_files": model_files,
+        "model": _name_in_zip(Path(model or next(filter(None, of_runs), "model.py"))),
+        "code": runtime.code_hashes(*ROOT.glob("*.py")),
+        "left_out": [
+            {"path": _name_of(folder, place), "reason": reason}
+            for folder, reason in found.left_out
+            if folder.relative_to(place).parts[:1] != ("official",)
+        ],
+        "made": runtime.provenance(),
+    }
+
+
+def _run_entry(run: Record, place: Path) -> dict[str, Any]:
+    code = run.config.get("code")
+    return {
+        "folder": _name_of(run.folder, place),
+        "script": run.script,
+        "dataset": run.config["dataset"]["name"],
+        "model": run.model,
+        "model_file": run.constants.get("MODEL_FILE"),
+        "model_code": code.get("model.py") if isinstance(code, dict) else None,
+        "test_accuracy": run.metrics["test_accuracy"] if run.metrics else None,
+    }
+
+
+def _read_exercise(path: Path) -> dict[str, Any]:
+    """The report of exercise.py; each part also says if its file is still what was checked."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for part in report["parts"].values():
+            file, _ = Path(part["file"]), float(part["points"]) + float(part["of"])
+            now = runtime.source_hash(file.read_bytes()) if file.is_file() else None
+            part["current"] = now == part["code"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # not done, or damaged
+    return report
+
+
+def _records(place: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
+    """Records and images by their name in the zip, and what is left out of it."""
+    files, left_out = {}, []
+    for folder, subfolders, names in os.walk(place):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        if Path(folder) == place and "official" in subfolders:
+            subfolders.remove("official")
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() not in RECORDS or path.is_symlink() or not path.is_file():
+                continue
+            if path.stat().st_size > MAX_FILE:
+                left_out.append({"path": _name_of(path, place), "reason": "larger than 20 MB"})
+            elif not _is_utf8(path):
+                left_out.append({"path": _name_of(path, place), "reason": "its name is not UTF-8"})
+            else:
+                files[_name_of(path, place)] = path
+    return files, left_out
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _name_of(path: Path, place: Path) -> str:
+    """The name of a file or folder of the results folder, in the zip."""
+    return f"results/{path.relative_to(place).as_posix()}"
+
+
+def _name_in_zip(path: Path) -> str:
+    """The name of a file of the project, or of a file elsewhere, in the zip."""
+    path = path.resolve()
+    inside = path.is_relative_to(ROOT)
+    return path.relative_to(ROOT).as_posix() if inside else f"elsewhere/{path.name}"
+
+
+def edited_files(root: Path) -> list[Path]:
+    """Code that differs from what was handed out, or else from the last commit.
+
+    Without either, all code counts as edited.
+    """
+    files = {path.relative_to(root).as_posix(): path for glob in CODE for path in root.glob(glob)}
+    try:
+        given = json.loads((root / HANDED_OUT).read_text(encoding="utf-8"))
+        changed = {
+            name
+            for name, path in files.items()
+            if given.get(name) != hashlib.sha256(path.read_bytes()).hexdigest()
+        }
+    except (OSError, ValueError, AttributeError):
+        changed = _changed_since_commit(root)
+    return [path for name, path in sorted(files.items()) if changed is None or name in changed]
+
+
+def _changed_since_commit(root: Path) -> set[str] | None:
+    """Paths that git calls modified or untracked; None without git."""
+    command = ("git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".")
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {entry[3:] for entry in done.stdout.split("\0") if entry}
+
+
+def _page(content: dict[str, Any]) -> str:
+    """hand_in.json in a form for reading."""
+    made = content["made"]
+    lines = [
+        "# Hand-in",
+        "",
+        f"Made on {made['started'][:10]} by `{made['command']}`. The model is "
+        f"{escape(content['model'])}. Open results/report.html for curves, tables and images. "
+        "Weights are not included.",
+        "",
+        "| task | what | done | missing |",
+        "|---|---|---|---|",
+    ]
+    for task in content["tasks"]:
+        for item in task["items"]:
+            done = escape(", ".join(item["found"][:3])) + (", ..." if item["found"][3:] else "")
+            command = "" if item["found"] else f"`{item['command']}`"
+            first = item is task["items"][0]
+            name = f"{task['task']} {task['title']}" if first else ""
+            lines.append(f"| {name} | {item['what']} | {done} | {command} |")
+    lines += [
+        "",
+        "## Runs",
+        "",
+        "| folder | dataset | model | test accuracy |",
+        "|---|---|---|---|",
+    ]
+    for run in content["runs"]:
+        names = " | ".join(escape(run[key]) for key in ("folder", "dataset", "model"))
+        accuracy = run["test_accuracy"]
+        shown = "not finished" if accuracy is None else f"{100 * accuracy:.1f} %"
+        lines.append(f"| {names} | {shown} |")
+    if parts := content["exercise"].get("parts"):
+        hints, gave_up = (content["exercise"].get(key) or () for key in ("hints", "gave_up"))
+        lines += ["", "## Exercise", "", "| part | points | hints | remarks |", "|---|---|---|---|"]
+        for name, part in parts.items():
+            remarks = ["the solution was shown before it passed"] if name in gave_up else []
+            if not part["current"]:
+                remarks.append(f"{escape(part['file'])} has changed since the check")
+            points = f"{part['points']:g} of {part['of']:g}"
+            shown = hints.get(name, 0) if isinstance(hints, dict) else 0
+            lines.append(f"| {escape(name)} | {points} | {shown} | {', '.join(remarks)} |")
+    code = [name for name in content["sha256"] if name.endswith(".py")]
+    lines += ["", "## Code", "", *(f"- {escape(name)}" for name in code)]
+    if content["left_out"]:
+        lines += ["", "## Not included", ""]
+        lines += [
+            f"- {escape(out['path'])}: {escape(out['reason'])}" for out in content["left_out"]
+        ]
+    return "\n".join(lines) + "\n"
