@@ -205,8 +205,11 @@ def _body(folder: Path, release: Release) -> str:
     if records:
         parts += ["## Training", _training(records), "## Errors", _confusion(folder, records)]
     else:
-        parts += ["## Training", f"The weights come from `{pretrained.origin}`. No records of "
-                  "their training were available, so their accuracy is not stated here."]  # fmt: skip
+        text = (
+            f"The weights come from `{pretrained.origin}`. No records of their training were "
+            "available, so their accuracy is not stated here."
+        )
+        parts += ["## Training", text]
     parts += [
         "## Preprocessing",
         f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), "

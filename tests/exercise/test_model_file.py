@@ -1,4 +1,4 @@
-"""MODEL_FILE: scripts use a student's model.py, records name it, and mistakes are sentences."""
+"""MODEL_FILE: scripts use a student's model.py, records say so, and mistakes are sentences."""
 
 import json
 import re

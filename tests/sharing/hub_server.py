@@ -91,13 +91,13 @@ def _handler(hub):
             if repository not in hub.commits:
                 return self.refused(404, "RepoNotFound")
             if not rest or rest[0] == "revision":
-                return self.info(repository)
+                return self.info(repository, "/".join(rest[1:]) or "main")
             if rest[0] == "refs":
                 tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": oid}
                         for t, oid in hub.tags[repository].items()]  # fmt: skip
                 return self.reply({"branches": [], "converts": [], "tags": tags})
             if rest[0] == "tree":
-                _, files = hub.files(repository)
+                _, files = hub.files(repository, rest[1])
                 return self.reply([
                     {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
                     for name, content in files.items()
@@ -128,8 +128,11 @@ def _handler(hub):
                        asked.get("visibility") == "private")  # fmt: skip
             return self.reply({"url": f"{hub.address}/{repository}", "name": repository})
 
-        def info(self, repository):
-            oid, files = hub.files(repository)
+        def info(self, repository, revision):
+            found = hub.files(repository, revision)
+            if found is None:
+                return self.refused(404, "RevisionNotFound")
+            oid, files = found
             self.reply({"id": repository, "sha": oid, "private": hub.private[repository],
                         "siblings": [{"rfilename": name} for name in files]})  # fmt: skip
 
