@@ -96,10 +96,10 @@ RECIPES = {
         "RANDOM_ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
         "EMA_DECAY": 0.98, "PRECISION": "fp32",
     },
-    "mnist-5k": {  # 28 x 28 pixels, 3,600 training images (also mnist); a first recipe, not tuned
+    "mnist-5k": {  # 28 x 28 pixels, 3,600 training images (also for mnist); for two CPU cores
         "PATCH_SIZE": 7, "EMBED_DIM": 64, "DEPTH": 4, "NUM_HEADS": 4, "DROP_PATH_RATE": 0.1,
-        "EPOCHS": 30, "BATCH_SIZE": 64, "OPTIMIZER": "muon",
-        "LEARNING_RATE": 2e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 0, "RRC_MIN_AREA": 0.0,
+        "EPOCHS": 35, "BATCH_SIZE": 128, "OPTIMIZER": "muon",
+        "LEARNING_RATE": 4e-3, "LABEL_SMOOTHING": 0.1, "CROP_PADDING": 0, "RRC_MIN_AREA": 0.0,
         "FLIP": False, "ROTATE": 10.0, "SCALE": 0.1, "TRANSLATE": 2.0, "AUTO_AUGMENT": "none",
         "RANDOM_ERASING": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0, "MIX_PROBABILITY": 0.0,
         "EMA_DECAY": 0.0, "PRECISION": "fp32",

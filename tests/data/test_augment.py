@@ -154,6 +154,13 @@ def test_crops_of_whole_photographs_match_torchvisions_crops_of_the_originals(mo
     assert right > 0.9
 
 
+def test_a_crop_that_shrinks_an_image_does_not_alias():
+    """Stripes of one pixel become gray, not stripes of another width."""
+    stripes = (torch.arange(40) % 2 * 255).byte().expand(1, 1, 40, 40)
+    x = augment(stripes, sized(22), Augmentation(rrc_min_area=1.0), BatchRNG(3, 1))
+    assert (x - 0.5).abs().max() < 0.3
+
+
 def test_the_size_of_stored_photographs_is_bounded():
     assert Augmentation().crop_size(224) == 0
     assert Augmentation(rrc_min_area=1.0).crop_size(224) == 224
