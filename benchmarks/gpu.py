@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one command: `make gpu`, or `python -m benchmarks.gpu`.
 
     python -m benchmarks.gpu --estimate       # only print how long each part will take
-    python -m benchmarks.gpu                  # about an hour on an H100, six on a T4
+    python -m benchmarks.gpu                  # estimated: an hour on an H100, at most six on a T4
     python -m benchmarks.gpu --quick          # toy sizes on a CPU: does the whole chain run?
 
 The parts run in order, each in its own process. The same command resumes: a finished part is not
