@@ -3,7 +3,7 @@
     python -m benchmarks.finetune_full                     # ViT-B/16 on two CPU cores: 6 minutes
     python -m benchmarks.finetune_full --model vit_tiny_patch16_224 --batch-size 16    # quick
 
-Whole steps are timed: crop, flip, normalisation, forward, backward, clipping, AdamW, schedule.
+Whole steps are timed: crop, flip, normalization, forward, backward, clipping, AdamW, schedule.
 The photographs are random pixels, decoded and in memory for all, the weights are random.
 
 - ours: what finetune.py runs, lab.training.loop.train_one_epoch on lab.data.loaders.Loaders.

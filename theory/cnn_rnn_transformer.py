@@ -1,4 +1,4 @@
-"""A convolution, an RNN and attention on the same sequence: the numbers in cnn_rnn_transformer.md.
+"""A convolution, an LSTM and attention on the same sequence: the numbers in cnn_rnn_transformer.md.
 
 python theory/cnn_rnn_transformer.py               # prints the steps, and fails if the text differs
 python theory/cnn_rnn_transformer.py --draw        # draws cnn_rnn_transformer.png too
@@ -18,12 +18,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import Attention, ViTConfig
 
-K = 3  # neighbours that a convolution sees, itself among them
+SOURCES = {  # phrases that are definitions, formulas checked by `counted`, or results of others
+    "## A worked example: 16 tokens in a row": "the example",
+    "about 2N / (K - 1) layers | N - 1 steps in one layer": "definition",
+    "step t waits for step t - 1": "definition",
+    "| $K N D^2$ | $8 N D^2$ | $4 N D^2 + 2 N^2 D$ |": "checked by counted()",
+    "| $K D^2$ | $8 D^2$ | $4 D^2$ |": "weight matrices of the layers",
+    "$N D$ and $h N^2$; $N D$ if fused": "shapes of the tensors",
+    "| $(K - 1) D$ | $2 D$ | $2 N D$, growing |": "checked by streamed()",
+    "large ViTs worse than ResNets after pretraining on ImageNet and better after pretraining on a "
+    "data set of 300 million images": "Dosovitskiy et al. 2021, figure 3",
+    "But $N^2$ matters only when N is large compared with D": "formula of the cost",
+}
+K = 3  # tokens that a convolution reads, itself among them
 PRODUCTS = ("AddmmBackward0", "MmBackward0", "BmmBackward0", "ConvolutionBackward0")
 
 
 class Convolution(nn.Module):
-    """K neighbouring tokens to one, the same weights everywhere."""
+    """K neighboring tokens to one, the same weights everywhere."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -34,7 +46,7 @@ class Convolution(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """An LSTM (Hochreiter and Schmidhuber 1997), token after token, written with torch's cell."""
+    """An LSTM, token after token, written with torch's cell (which has a forget gate)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -65,7 +77,7 @@ def macs(layer: nn.Module, *shape: int) -> int:
 
 
 def formula(name: str, n: int, dim: int) -> int:
-    """What the text says that a layer costs."""
+    """Multiply-adds of a layer according to the text."""
     return {
         "convolution": K * n * dim**2,
         "LSTM": 8 * n * dim**2,
@@ -97,7 +109,7 @@ def reaches(layers: nn.Module, n: int, dim: int) -> bool:
 
 
 def layers_needed(name: str, n: int, dim: int = 8) -> int:
-    """How many layers it takes until the last token knows of the first."""
+    """Number of layers until the output of the last token depends on the first token."""
     stack = nn.Sequential()
     while not len(stack) or not reaches(stack, n, dim):
         stack.append(LAYERS[name](dim))
@@ -106,50 +118,68 @@ def layers_needed(name: str, n: int, dim: int = 8) -> int:
 
 def counted() -> dict[str, str]:
     said, n, dim = {}, 64, 32
+    ratios, weights, chains = [], [], []
     for name, make in LAYERS.items():
         for size in (n, 2 * n, 8 * n):
             assert macs(make(dim), size, dim) == formula(name, size, dim)
         ratio = formula(name, 8 * n, dim) / formula(name, n, dim)
-        said[f"8 times as many tokens, {name}"] = f"{name} {ratio:.1f} times"
-        weights = sum(p.numel() for p in make(dim).parameters())
-        said[f"weights, {name}"] = f"{name} {weights:,}"
-        depth = [chain(make(dim), size, dim) for size in (16, 64)]
-        said[f"one after the other, {name}"] = f"{name} {depth[0]} and {depth[1]}"
+        ratios.append(f"{ratio:.1f}")
+        weights.append(f"{name} {sum(p.numel() for p in make(dim).parameters()):,}")
+        depths = [chain(make(dim), size, dim) for size in (16, 64)]
+        chains.append(f"{name} {depths[0]} and {depths[1]}")
         assert name == "convolution" or layers_needed(name, 16) == 1
+    said["8 times as many tokens"] = (
+        f"With D = {dim}, going from {n} to {8 * n} tokens multiplies the cost of the "
+        f"convolution by {ratios[0]}, of the LSTM by {ratios[1]} and of attention by {ratios[2]}."
+    )
+    said["parameters"] = f"at D = {dim}: {', '.join(weights)}, for any N"
+    said["dependent products"] = f"a layer of 16 and of 64 tokens: {', '.join(chains)}"
     deep = layers_needed("convolution", 16)
-    said["convolutions from first to last"] = f"takes {deep} layers"
-    said["gradient one layer before"] = f"after {deep - 1} it is still exactly 0"
+    said["convolutions from first to last"] = (
+        f"takes {deep} layers: after {deep - 1} the gradient is still exactly 0"
+    )
+    said["an RNN"] = f"passes the information through {16 - 1} updates"
+    said["kernel"] = f"kernel of K = {K} tokens"
     dilated = nn.Sequential(*(nn.Conv1d(8, 8, 3, padding=2**i, dilation=2**i) for i in range(4)))
     x = torch.randn(1, 8, 16, requires_grad=True)
     dilated[:3](x)[0, :, -1].sum().backward()
     assert x.grad[0, :, 0].abs().sum() == 0
     dilated(x)[0, :, -1].sum().backward()
     assert x.grad[0, :, 0].abs().sum() > 0
-    said["dilated"] = '("dilated") it takes 4'
+    said["dilated"] = f"(**dilated** convolution) {len(dilated)} layers are enough"
 
     # On images: a convolution of 3 x 3 on a grid of 14 x 14, a ViT-B's attention on its 196 tokens.
     conv, attend = 9 * 196 * 768**2, formula("attention", 196, 768)
     assert conv == macs(nn.Conv2d(64, 64, 3, padding=1), 64, 14, 14) * 144
+    assert conv > attend
     said["on an image"] = (
-        f"{conv / 1e6:,.0f}M for the convolution, {attend / 1e6:,.0f}M for attention"
+        f"For the 196 patches of a ViT-B/16, the 3 x 3 convolution needs {conv / 1e6:,.0f}M "
+        f"multiply-adds and attention needs {attend / 1e6:,.0f}M"
     )
     attend_at = {m: formula("attention", m, 768) for m in range(1, 4000)}
     equal = next(m for m, cost in attend_at.items() if cost >= formula("LSTM", m, 768))
-    said["equal to an LSTM"] = f"at N = 2D = {equal:,}"
+    said["equal to an LSTM"] = (
+        f"At D = 768, attention costs as much as an LSTM at N = 2D = {equal:,} tokens"
+    )
     larger = next(m for m, cost in attend_at.items() if cost >= 9 * m * 768**2)
-    said["equal to a 3 x 3 convolution"] = f"at N = 2.5D = {larger:,}"
-    said["attention weights"] = f"12 x 197 x 197 = {12 * 197**2:,}"
-    said["of the tokens"] = f"{12 * 197**2 / (197 * 768):.0f} times as many as its tokens have"
+    assert (equal, larger) == (2 * 768, 2.5 * 768)
+    said["equal to a 3 x 3 convolution"] = (
+        f"as much as a 3 x 3 convolution at N = 2.5D = {larger:,}"
+    )
+    said["attention weights"] = (
+        f"12 x 197 x 197 = {12 * 197**2:,} attention weights per image, "
+        f"{12 * 197**2 / (197 * 768):.1f} times as many numbers as its tokens"
+    )
     return said
 
 
-def behaviour() -> dict[str, str]:
-    """Order, length, streams: what each layer does with a sequence that was changed."""
+def behavior() -> dict[str, str]:
+    """Order, length, streams: what each layer does with a changed sequence."""
     torch.manual_seed(0)
     n, dim = 16, 32
     x, order = torch.randn(1, n, dim).double(), torch.randperm(n)
     shifted = F.pad(x, (0, 0, 4, 0))[:, :n]  # four zeros in front, the last four tokens gone
-    said = {}
+    changes = []
     for name, make in LAYERS.items():
         layer = make(dim).double()
         with torch.no_grad():
@@ -158,13 +188,14 @@ def behaviour() -> dict[str, str]:
             moved = layer(shifted)[:, 6:14] - y[:, 2:10]  # away from the borders
             drift = (moved.norm() / y[:, 2:10].norm()).item()
             assert layer(torch.randn(1, 3 * n, dim).double()).shape == (1, 3 * n, dim)
-        said[f"in another order, {name}"] = f"{name} {gap:.2f}" if gap > 1e-12 else f"{name} 0.00"
+        changes.append(f"{name} {gap:.2f}" if gap > 1e-12 else f"{name} 0.")
         assert (drift < 1e-12) == (name == "convolution")
+    said = {"in another order": f"the relative change: {', '.join(changes)}"}
     return said | faded() | streamed()
 
 
 def faded() -> dict[str, str]:
-    """How the gradient of the last output falls over 50 places, at random weights of five seeds."""
+    """How much the gradient of the last output shrinks over 50 tokens; mean over five seeds."""
     falls = {"LSTM": 0.0, "attention": 0.0}
     for name in falls:
         for seed in range(5):
@@ -174,7 +205,11 @@ def faded() -> dict[str, str]:
             size = x.grad[0].norm(dim=1)
             falls[name] += (size[-2] / size[-52]).log10().item() / 5
     assert abs(falls["attention"]) < 0.1
-    return {"the gradient of an LSTM": f"by a factor of about 10^{falls['LSTM']:.0f}"}
+    assert falls["LSTM"] > 1
+    return {
+        "the gradient of an LSTM": f"to 50 tokens earlier, the gradient shrinks by a factor of "
+                                   f"about 10^{falls['LSTM']:.0f}; with attention it does not",
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -210,19 +245,20 @@ def streamed() -> dict[str, str]:
         out.append(F.scaled_dot_product_attention(q, keys, values))
     assert (torch.cat(out, dim=1) - whole).abs().max() < 1e-12
     assert keys.numel() + values.numel() == 2 * n * dim
+    dim, n = 768, 196
     return {
-        "kept by a convolution": f"(K - 1) D = {(K - 1) * 768:,}",
-        "kept by an LSTM": f"2D = {2 * 768:,}",
-        "kept by attention": f"2ND = {2 * 196 * 768:,}",
-    }
+        "streams": "gives the same output as all at once (within 1e-12)",
+        "kept": f"For D = {dim} and {n} tokens the state holds $(K - 1) D$ = {(K - 1) * dim:,}, "
+                f"$2 D$ = {2 * dim:,} and $2 N D$ = {2 * n * dim:,} numbers",
+    }  # fmt: skip
 
 
 def numbers() -> dict[str, str]:
-    return counted() | behaviour()
+    return counted() | behavior()
 
 
 def influence(layer: nn.Module, n: int, dim: int) -> Tensor:
-    """How much output i depends on input j, each row against its largest, (N, N)."""
+    """How much output i depends on input j, relative to the largest in row i, (N, N)."""
     x, rows = torch.randn(1, n, dim, requires_grad=True), []
     for i in range(n):
         (grad,) = torch.autograd.grad(layer(x)[0, i].sum(), x)
@@ -232,26 +268,31 @@ def influence(layer: nn.Module, n: int, dim: int) -> Tensor:
 
 
 def draw() -> None:
-    """The picture: who sees whom in one layer, and what a layer costs."""
+    """The figure: which tokens each layer reads, and what a layer costs."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, 4, figsize=(11.5, 3.1), width_ratios=(1, 1, 1, 1.7), layout="constrained"
+        1, 4, figsize=(12.5, 3.4), width_ratios=(1, 1, 1, 1.6), layout="constrained"
     )
+    titles = ("Convolution reads\nits neighbors", "LSTM reads the past,\nrecent tokens most",
+              "Attention reads\nall tokens")  # fmt: skip
     torch.manual_seed(0)
-    for ax, (name, make) in zip(axes, LAYERS.items(), strict=False):
+    for ax, make, title in zip(axes, LAYERS.values(), titles, strict=False):
         shown = ax.imshow(influence(make(32), 16, 32), cmap="Blues", vmin=0, vmax=1)
-        ax.set(title=f"one layer: {name}", xlabel="input token", ylabel="output token")
+        ax.set(title=title, xlabel="input token", ylabel="output token")
         ax.set(xticks=[0, 5, 10, 15], yticks=[0, 5, 10, 15])
-    figure.colorbar(shown, ax=axes[2], label="gradient, share of row's largest")
+    figure.colorbar(shown, ax=axes[2], label="gradient (1: largest of row)")
     tokens = list(range(16, 4097, 16))
     lines = {
         "attention": ("attention", 1.0), "3 x 3 convolution": ("convolution", 3.0),
         "LSTM": ("LSTM", 1.0), "convolution, K = 3": ("convolution", 1.0),
     }  # fmt: skip
     for label, (name, factor) in lines.items():
-        axes[3].plot(tokens, [factor * formula(name, n, 768) / 1e9 for n in tokens], label=label)
-    axes[3].set(title="cost of one layer, D = 768", xlabel="tokens N", ylabel="G multiply-adds")
+        color = {"attention": "#c2571a", "LSTM": "#2a8a57"}.get(name, "#1f5fa8")
+        axes[3].plot(tokens, [factor * formula(name, n, 768) / 1e9 for n in tokens], label=label,
+                     color=color, linestyle="--" if label.endswith("3") else "-")  # fmt: skip
+    axes[3].set(title="Only attention grows faster\nthan linearly (D = 768)",
+                xlabel="tokens N", ylabel="multiply-adds of one layer (G)")  # fmt: skip
     axes[3].axvline(196, color="gray", linestyle=":", label="ViT-B/16 at 224 pixels")
     axes[3].legend(fontsize=9)
     axes[3].grid(alpha=0.3)
@@ -261,4 +302,4 @@ def draw() -> None:
 if __name__ == "__main__":
     if "--draw" in sys.argv:
         draw()
-    check(__file__, numbers())
+    check(__file__, numbers(), SOURCES)

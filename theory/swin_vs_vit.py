@@ -1,4 +1,4 @@
-"""Windows instead of all pairs: the numbers in swin_vs_vit.md.
+"""Windows instead of global attention: the numbers in swin_vs_vit.md.
 
 python theory/swin_vs_vit.py                       # prints the steps, and fails if the text differs
 python theory/swin_vs_vit.py --draw                # draws swin_vs_vit.png too
@@ -6,6 +6,7 @@ python theory/swin_vs_vit.py --draw                # draws swin_vs_vit.png too
 
 import math
 import sys
+from types import SimpleNamespace
 
 import timm
 import torch
@@ -18,8 +19,32 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lab.report import comparisons, read_runs, sentences
+
+SOURCES = {  # definitions of the example, names, and results of others
+    "## A worked example: 8 x 8 patches in windows of 4 x 4": "the example",
+    "half their side, 2 patches. The patch in row 4, column 4 was": "the example",
+    "patches of 4 pixels, and **patch merging** concatenates each 2 x 2 group": "Liu et al. 2021",
+    "for the first layer of Swin-T (C = 96, M = 7)": "the constants C and M",
+    "At 1024 pixels, 256 patches are not a multiple of 7, so timm pads to 259": "cost_said()",
+    "such as our patches of 4 pixels on CIFAR-10": "weights/vit_128x6_cifar10.md",
+    "pretrained with windows of 12 x 12 patches at 192 pixels": "the name of the model",
+    "ImageNet-22k (14 million images)": "Deng et al. 2009",
+    "fine-tuned on ImageNet-1k": "the name of the model",
+    "version 2, size base": "the name of the model",
+    "what version 2 (Liu et al. 2022) makes possible": "the name of the model",
+    "In version 1, windows of": "definition",
+    "Version 2 computes $B$ from the offset": "Liu et al. 2022, section 3.3",
+    r"$\text{sign}(x) \ln(1 + |x|)$": "Liu et al. 2022, section 3.3",
+    "(Liu et al. 2021, equations 1 and 2) $$\\underbrace{4 hw C^2 + 2 (hw)^2 C}_{\\text{global, as "
+    "in a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}_{\\text{windows}}$$ "
+    "multiply-adds: quadratic against linear in the number of patches": "checked by cost_said()",
+    "`window12to16`, `192to256`": "the name of the model",
+}
+CARD = "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k"
 C, M, PATCH = 96, 7, 4  # Swin-T's first stage: channels, patches along a window, pixels of a patch
 SIZES = (224, 448, 672, 896, 1024)  # pixels
+COLORS = {"ViT": "#c2571a", "Swin": "#7b4fa3"}
 NAMES = {"ViT-S/16": "vit_small_patch16_224", "Swin-T": "swin_tiny_patch4_window7_224"}
 
 
@@ -69,17 +94,23 @@ def cost_said() -> dict[str, str]:
             f"| {ratio:.0f} |"
         )
     growth = [new / old for new, old in zip(both[896], both[224], strict=True)]
-    said["16 times as many patches"] = f"{growth[1]:.0f} times with windows, {growth[0]:.0f} times"
+    said["16 times as many patches"] = (
+        f"With {(896 // 224) ** 2} times as many patches, windows cost {growth[1]:.0f} times as "
+        f"much and global attention {growth[0]:.0f} times"
+    )
     held = [
         sum(p.numel() for p in timm.create_model(name).parameters()) / 1e6
         for name in NAMES.values()
     ]
-    said["parameters"] = f"{held[0]:.0f} and {held[1]:.0f} million parameters"
+    pairs = []
     for size in (224, 896):
         small, swin = (whole(name, size) for name in NAMES.values())
-        said[f"whole models at {size}"] = (
-            f"at {size} pixels {small / 1e9:.1f}G against {swin / 1e9:.1f}G"
-        )
+        pairs.append(f"{small / 1e9:.1f}G against {swin / 1e9:.1f}G at {size} pixels")
+        assert swin < small
+    said["whole models"] = (
+        f"ViT-S/16 against Swin-T ({held[0]:.0f} and {held[1]:.0f} million parameters): "
+        f"{', '.join(pairs)}"
+    )
     return said
 
 
@@ -112,15 +143,101 @@ def windows_said() -> dict[str, str]:
     tile = torch.randn(1, 4, 4, 16)
     out = layer(tile.repeat(1, 2, 2, 1))
     assert torch.allclose(out[:, :4, :4], out[:, 4:, 4:], atol=1e-6)  # place counts inside only
+    assert seen[0] == seen[2] == 16
+    assert seen[1] == 64
     return {
-        "one block": f"sees {seen[0]} patches",
-        "a second, shifted": f"after a shifted block all {seen[1]}",
-        "a second, not shifted": f"after a second one without shift still {seen[2]}",
+        "a window": f"four windows of {seen[0]} patches",
+        "one block": f"One block sees {seen[0]} patches, and so does a second one",
+        "a second, shifted": f"Two blocks together see all {seen[1]} patches",
         "pieces": f"3 x 3 = {regions} pieces",
-        "windows": f"stay {shifted.shape[0]} windows",
-        "relative positions": f"{(M * M) ** 2:,} pairs of a 7 x 7 window have only "
-                              f"(2 x 7 - 1)^2 = {(2 * M - 1) ** 2} different offsets",
+        "windows": f"so that {shifted.shape[0]} windows of full size remain",
+        "corner": f"The corner patch attends to the {int(corner.sum())} patches of its own piece",
+        "relative positions": f"The {(M * M) ** 2:,} pairs of a 7 x 7 window have only "
+                              f"$(2 \\cdot 7 - 1)^2$ = {(2 * M - 1) ** 2} different offsets",
     }  # fmt: skip
+
+
+def card_said() -> dict[str, str]:
+    """The model that the lab names, built by timm without weights."""
+    facts = timm.get_pretrained_cfg(CARD)
+    with torch.device("meta"):
+        swin = timm.create_model(CARD)
+    stages = [(layer.depth, layer.blocks[0].attn) for layer in swin.layers]
+    window, last = stages[0][1].window_size[0], stages[-1][1].window_size[0]
+    side, end = (layer.blocks[0].input_resolution[0] for layer in (swin.layers[0], swin.layers[-1]))
+    assert (last, facts.input_size[1:]) == (end, (256, 256))
+    assert facts.mean == timm.data.IMAGENET_DEFAULT_MEAN
+    million = sum(p.numel() for p in swin.parameters()) / 1e6
+    pixels = facts.input_size[1]
+    macs = counts(swin, pixels)["Global"] / 1e9
+    return {
+        "card, size": f"{swin.embed_dim} channels in stage 1, blocks "
+                      f"{', '.join(str(depth) for depth, _ in stages)}, heads "
+                      f"{', '.join(str(a.num_heads) for _, a in stages)}; "
+                      f"{million:.1f}M parameters, {macs:.1f}G multiply-adds",
+        "card, window": f"fine-tuned with windows of {window} x {window} at {pixels} pixels",
+        "card, head": f"so the head has {facts.num_classes:,} outputs",
+        "card, input": f"The input is {pixels} x {pixels} pixels with ImageNet's mean",
+        "card, tokens": f"Patches of {pixels // side} pixels give {side} x {side} tokens in "
+                        f"{(side // window) ** 2} windows; the last stage has {end} x {end} "
+                        f"tokens, so its window shrinks to {last}",
+    }  # fmt: skip
+
+
+def records_said() -> dict[str, str]:
+    """Swin and ViT of about the same size, fine-tuned on digits: read from the records."""
+    official = ROOT / "results" / "official"
+    found = comparisons.configurations(read_runs(official).runs, ROOT / "results")
+    runs = {(c.first.script, c.name): c for c in found}
+
+    def both(suffix: str) -> list[comparisons.Configuration]:
+        return [runs["finetune.py", f"digits-vit_128x6_cifar10-{suffix}"],
+                runs["finetune_swin.py", f"digits-swin_48x222_cifar10-{suffix}"]]  # fmt: skip
+
+    before = [runs["train.py", f"cifar10-jpeg-{name}-pretraining"]
+              for name in ("vit_128x6", "swin_48x222")]  # fmt: skip
+    models = [SimpleNamespace(**c.first.config["model"]) for c in both("full")]
+    rows = {"accuracy on CIFAR-10 before": before, "full, layer decay 0.7": both("full-decay0.7"),
+            "full": both("full"), "head only": both("head"),
+            "from scratch": both("scratch")}  # fmt: skip
+    (epochs,) = {c.first.constants["EPOCHS"] for name in list(rows)[1:] for c in rows[name]}
+    (seeds,) = {len(c.runs) for pair in rows.values() for c in pair}
+    assert seeds == 1
+    said = {
+        "records, epochs": f"fine-tuned on digits for {epochs} epochs at the default",
+        "records, models": "| " + " | ".join(
+            f"{m.parameters / 1e6:.2f}M; {m.macs / 1e6:.1f}M" for m in models) + " |",
+        "records, cost": f"Swin needs {100 * models[1].macs / models[0].macs:.0f} % of the "
+                         "multiply-adds",
+    }  # fmt: skip
+    for name, (vit, swin) in rows.items():
+        said[f"records, {name}"] = (
+            f"| {name} | {sentences.result(vit)} | {sentences.result(swin)} |"
+        )
+    # What the text concludes.
+    assert overlap(*rows["full, layer decay 0.7"])
+    assert overlap(*rows["head only"])
+    vit, swin = rows["full"]
+    assert vit.around[0] > swin.around[1]
+    vit, swin = rows["from scratch"]
+    assert swin.around[0] > vit.around[1]
+    quick = [next(int(row["epoch"]) for row in c.first.history if row["val_accuracy"] >= 0.9)
+             for c in rows["full, layer decay 0.7"]]  # fmt: skip
+    assert abs(quick[0] - quick[1]) <= 1
+    said["records, convergence"] = (
+        f"| epochs to 90 % validation accuracy, layer decay | {quick[0]} | {quick[1]} |"
+    )
+    return said | {
+        "overlap": "with layer decay and with the head only, the intervals overlap, so neither "
+                   "model is better. Without layer decay the ViT is ahead",
+        "scratch": "Swin is ahead, and the intervals do not overlap",
+        "epochs": f"the models pass 90 % after {quick[0]} and {quick[1]} epochs, which is about "
+                  "equal",
+    }  # fmt: skip
+
+
+def overlap(one: comparisons.Configuration, other: comparisons.Configuration) -> bool:
+    return one.around[0] <= other.around[1] and other.around[0] <= one.around[1]
 
 
 @torch.no_grad()
@@ -132,8 +249,8 @@ def stages_said() -> dict[str, str]:
     merge = swin.layers[1].downsample.reduction
     assert merge.in_features == 4 * C
     return {
-        "the maps": ", ".join(shapes),
-        "merging": f"{merge.in_features} numbers, mapped to {merge.out_features}",
+        "the maps": f"At 224 pixels its maps are {', '.join(shapes)}",
+        "merging": f"into {merge.in_features} numbers, mapped to {merge.out_features}",
     }
 
 
@@ -175,53 +292,90 @@ def second_said() -> dict[str, str]:
     assert torch.allclose(inner, small.relative_coords_table)
     mlp = sum(p.numel() for p in wide.cpb_mlp.parameters())
     assert mlp == sum(p.numel() for p in small.cpb_mlp.parameters())
-    linear, logs = (15 - 7) / 7, (math.log(16) - math.log(8)) / math.log(8)
-    edge = small.relative_coords_table.max(), wide.relative_coords_table.max()
+    # Offsets reach 7 in a window of 8 patches and 15 in a window of 16.
+    linear, logs = (15 - 7) / 7, math.log(1 + 15) / math.log(1 + 7) - 1
+    assert large > plain
     return {
-        "v1, q and k 10 times larger": f"from {plain:.2f} to {large:.2f}",
-        "v2, q and k 10 times larger": "changes nothing (below 1e-9)",
-        "a branch, 10 times larger": f"{branches['v1']:.0f} times as much in v1 and "
-                                     f"{branches['v2']:.1f} times in v2",
-        "linear": f"(15 - 7) / 7 = {linear:.2f}",
-        "in logarithms": f"(ln 16 - ln 8) / ln 8 = {logs:.2f}",
-        "in timm's code": f"from {edge[0]:.2f} to {edge[1]:.2f}, {edge[1] / edge[0] - 1:.2f} more",
-        "new entries of a table": f"from {15**2} to {31**2} entries",
-        "weights of the small network": f"{mlp:,} weights",
+        "v1, q and k 10 times larger": "If q and k are 10 times as large, the mean largest weight "
+                                       f"rises from {plain:.2f} to {large:.2f} in a layer of "
+                                       "version 1; in version 2 nothing changes",
+        "a branch, 10 times larger": "both branches are 10 times as large, version 1 adds "
+                                     f"{branches['v1']:.0f} times as much to the tokens, version 2 "
+                                     f"adds {branches['v2']:.1f} times as much",
+        "range": f"Going from window 8 to 16, the range of this input grows by {100 * logs:.0f} % "
+                 f"instead of {100 * linear:.0f} %",
+        "new entries of a table": "windows of 16 instead of 8 patches need a table of "
+                                  f"{31**2} instead of {15**2} entries",
+        "weights of the small network": f"{mlp:,} weights for three heads, for any window",
     }  # fmt: skip
 
 
 def numbers() -> dict[str, str]:
-    return windows_said() | stages_said() | cost_said() | second_said()
+    return (windows_said() | stages_said() | cost_said() | card_said() | second_said()
+            | records_said())  # fmt: skip
 
 
 def draw() -> None:
-    """The picture: one layer by both formulas with what was counted, and whole models."""
+    """The figure: windows, shifted windows, rolled windows with their mask, and the cost."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.9), layout="constrained")
+    figure, (first, second, third, left, right) = plt.subplots(
+        1, 5, figsize=(15, 3.3), width_ratios=(1, 1, 1, 1.5, 1.5), layout="constrained"
+    )
+    draw_windows(first, second, third)
     pixels = list(range(224, 1025, 8))
     patches = [(n / PATCH) ** 2 for n in pixels]
     lines = {
-        "all pairs: $4hwC^2 + 2(hw)^2C$": [all_pairs(n, C) for n in patches],
+        "global: $4hwC^2 + 2(hw)^2C$": [all_pairs(n, C) for n in patches],
         "windows: $4hwC^2 + 2M^2hwC$": [in_windows(n, C, M) for n in patches],
     }
     dots = list(zip(*(one_layer(n) for n in SIZES), strict=True))
     for (label, line), dot in zip(lines.items(), dots, strict=True):
-        left.plot(pixels, [n / 1e9 for n in line], label=label)
-        left.plot(SIZES, [n / 1e9 for n in dot], "ko", markersize=4)
-    left.plot([], [], "ko", markersize=4, label="counted in timm's models")
-    left.set(title="attention of one layer: patches of 4, C = 96, M = 7", yscale="log")
+        color = COLORS["ViT" if label.startswith("global") else "Swin"]
+        left.plot(pixels, [n / 1e9 for n in line], label=label, color=color)
+        left.plot(SIZES, [n / 1e9 for n in dot], "ko", markersize=3)
+    left.plot([], [], "ko", markersize=3, label="counted in timm's models")
+    left.set(title="One layer: global attention\ngrows quadratically (C = 96, M = 7)", yscale="log")
     for label, name in NAMES.items():
-        right.plot(SIZES, [whole(name, n) / 1e9 for n in SIZES], "o-", label=label)
-    right.set(title="whole models, counted")
+        right.plot(SIZES, [whole(name, n) / 1e9 for n in SIZES], "o-", label=label, markersize=4,
+                   color=COLORS[label[:3] if label[:3] == "ViT" else "Swin"])  # fmt: skip
+    right.set(title="Whole models: Swin is cheaper\nonly on large images")
     for axes in (left, right):
-        axes.set(xlabel="side of the image, pixels", ylabel="G multiply-adds", xticks=SIZES)
-        axes.legend()
+        axes.set(xlabel="side of the image (pixels)", ylabel="multiply-adds (G)", xticks=SIZES)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(ROOT / "theory" / "swin_vs_vit.png", dpi=130)
+
+
+def draw_windows(first, second, third) -> None:
+    """An 8 x 8 grid in windows of 4 x 4: which patches exchange information in a block."""
+    line = torch.arange(8)
+    regular = (line // 4)[:, None] * 2 + line // 4
+    pieces = ((line + 2) // 4)[:, None] * 3 + (line + 2) // 4
+    rolled = pieces.roll((-2, -2), (0, 1))
+    panels = ((first, regular, "Windows: information\nstays inside"),
+              (second, pieces, "Shifted by 2: new windows\nconnect the old ones"),
+              (third, rolled, "Rolled: 4 full windows,\ncolors masked from each other"),
+              )  # fmt: skip
+    for axes, group, title in panels:
+        axes.imshow(group, cmap="tab10", vmin=0, vmax=9, alpha=0.55)
+        axes.set(title=title, xticks=range(8), yticks=range(8), xlabel="column of patches",
+                 xticklabels=range(1, 9), yticklabels=range(1, 9))  # fmt: skip
+        axes.title.set_fontsize(10)
+        for edge in range(9):
+            axes.axhline(edge - 0.5, color="white", linewidth=0.7)
+            axes.axvline(edge - 0.5, color="white", linewidth=0.7)
+        borders = (2, 6) if axes is second else (4,)
+        for edge in borders:
+            axes.axhline(edge - 0.5, color="black", linewidth=2)
+            axes.axvline(edge - 0.5, color="black", linewidth=2)
+    first.set_ylabel("row of patches")
+    for axes, place in ((first, (3, 3)), (second, (3, 3)), (third, (1, 1))):
+        axes.plot(*place, "k*", markersize=9)  # the patch in row 4, column 4
 
 
 if __name__ == "__main__":
     if "--draw" in sys.argv:
         draw()
-    check(__file__, numbers())
+    check(__file__, numbers(), SOURCES)

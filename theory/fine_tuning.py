@@ -1,0 +1,272 @@
+"""Fine-tuning a pretrained ViT: the numbers in fine_tuning.md, from our records.
+
+python theory/fine_tuning.py                       # prints the steps, and fails if the text differs
+python theory/fine_tuning.py --draw                # draws fine_tuning.png too
+"""
+
+import math
+import sys
+
+import torch
+from _text import ROOT, check
+from torch import nn
+
+from lab.core import stats
+from lab.finetuning import set_trainable
+from lab.models import registry
+from lab.report import Record, comparisons, read_runs, sentences
+from lab.training import optimizers
+from model import VisionTransformer, ViTConfig
+
+SOURCES = {  # definitions and results of others
+    "a factor of 0.7 per layer": "the example, checked by layer_decay_said()",
+    "scores of 1,000 ImageNet classes. Oxford Pets has 37 breeds": "the datasets",
+    "for 270 images at 112 pixels": "results/official/README.md",
+    "The learning rate rises linearly from near 0": "definition",
+    "Then it **decays** to 0": "definition",
+    "pulls weights toward 0": "definition",
+    "two weights start at 1; their gradients alternate between +1 and -1, and between +0.01 and "
+    "-0.01": "the example, computed by decay_said()",
+    "**ImageNet-1k** has 1.28 million images of 1,000 classes, **ImageNet-21k** 14 million of "
+    "about 21,000 (Deng et al. 2009; Russakovsky et al. 2015)":
+        "Deng et al. 2009, Russakovsky et al. 2015",
+    "pretraining on 21k instead of 1k raises ImageNet accuracy from 77.9 % to 84.0 %":
+        "Dosovitskiy et al. 2021, table 5",
+    "was pretrained on 21k and then fine-tuned on 1k, so it comes with a head of 1,000 classes":
+        "the model card",
+    "`num_labels=37, ignore_mismatched_sizes=True`": "the interface of transformers",
+    "`num_classes=37` in timm": "the interface of timm",
+    "`google/vit-base-patch16-224` was": "the name of the model",
+    "`google/vit-base-patch16-224-in21k` has no": "the name of the model",
+    "mean = std = 0.5, which maps [0, 1] to [-1, 1]": "the preprocessor of the model",
+    "Test accuracy with 95 % intervals": "lab/core/stats.py",
+}  # fmt: skip
+PETS, BREEDS, DIGITS = ("pets-vit_small_patch14_dinov2_saliency", "pets-3breeds",
+                        "digits-vit_128x6_cifar10")  # fmt: skip
+ROWS = {"head": "head", "top 2": "top2", "full": "full", "full, layer decay 0.7": "full-decay0.7",
+        "from scratch": "scratch"}  # fmt: skip
+VIT_B = ViTConfig(num_classes=37)
+
+
+def parameters_said() -> dict[str, str]:
+    """What each mode trains in a ViT-B/16 with a head for 37 classes."""
+    with torch.device("meta"):
+        model = VisionTransformer(VIT_B)
+    total = sum(p.numel() for p in model.parameters())
+    head = sum(p.numel() for p in registry.classifier(model).parameters())
+
+    def trained(mode: str, top_k: int = 2) -> str:
+        with torch.device("meta"):
+            model = VisionTransformer(VIT_B)
+        set_trainable(model, mode, top_k, lora_rank=8)
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return f"{count:,} ({100 * count / total:.2f} %)"
+
+    return {
+        "features": f"a feature vector of {VIT_B.embed_dim} numbers",
+        "new head": f"$37 \\cdot 768 + 37$ = {head:,} parameters",
+        "backbone": f"All other {total - head:,} parameters",
+        "head only": f"| {trained('head')} |",
+        "top k": f"here the last 2 blocks | {trained('top-k')} |",
+        "full": f"| {trained('full')} |",
+        "dropped": f"from {1000:,} classes to {VIT_B.num_classes}",
+    }
+
+
+def layer_decay_said() -> dict[str, str]:
+    """Learning rates by layer, from the optimizer that finetune.py uses."""
+    with torch.device("meta"):
+        model = VisionTransformer(ViTConfig(num_classes=37))
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizer = optimizers.adamw(model, 1e-3, 0.05, layer_decay=0.7, head_lr_mult=10)
+    scale = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups
+             for p in group["params"]}  # fmt: skip
+    top, bottom, patches = (
+        scale[f"{name}.weight"]
+        for name in ("blocks.11.attn.qkv", "blocks.0.attn.qkv", "patch_embed.proj")
+    )
+    return {
+        "layer decay": f"block 12 of a ViT-B gets {top:.1f} of the peak learning rate, block 1 "
+                       f"gets {bottom:.3f} and the patch embedding {patches:.4f}",
+        "learning rate of the head": f"(here {scale['head.weight']:.0f} times the peak)",
+    }  # fmt: skip
+
+
+def decay_said() -> dict[str, str]:
+    """Weight decay in Adam and in AdamW on two weights whose gradients differ in size."""
+    rate, decay, steps = 0.01, 0.1, 100
+
+    def after(kind: type[torch.optim.Optimizer]) -> list[float]:
+        weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        optimizer = kind([weight], lr=rate, weight_decay=decay)
+        for step in range(steps):
+            weight.grad = torch.tensor([1.0, 0.01], dtype=torch.float64) * (-1) ** step
+            optimizer.step()
+        return weight.tolist()
+
+    coupled, decoupled = after(torch.optim.Adam), after(torch.optim.AdamW)
+    assert f"{decoupled[0]:.2f}" == f"{decoupled[1]:.2f}"
+    return {
+        "AdamW": f"After {steps} steps ($\\eta = {rate}$, $\\lambda = {decay}$) Adam with L2 has "
+                 f"brought them to {coupled[0]:.2f} and {coupled[1]:.2f}, AdamW both to "
+                 f"{decoupled[0]:.2f}",
+    }  # fmt: skip
+
+
+def percent_range(run: Record) -> str:
+    return sentences.result(comparisons.Configuration([run]))
+
+
+def overlap(one: Record, other: Record) -> bool:
+    (low, high), (bottom, top) = (r.metrics["test_accuracy_95"] for r in (one, other))
+    return low <= top and bottom <= high
+
+
+def table(runs: dict[str, Record]) -> dict[str, dict[str, Record]]:
+    """The runs of the large table: mode, then dataset."""
+    return {
+        label: {data: runs[f"{data}-{suffix}-s0"] for data in (DIGITS, PETS, BREEDS)}
+        for label, suffix in ROWS.items()
+    }
+
+
+def forgetting_said(runs: dict[str, Record]) -> dict[str, str]:
+    """The run at a learning rate that was too high, beside its healthy twin and scratch."""
+    healthy, high, scratch = (runs[f"{PETS}-{name}-s0"]
+                              for name in ("full", "full-rate2e-4", "scratch"))  # fmt: skip
+    (usual,), (raised,), _ = rates = [r.constants["RATES"] for r in (healthy, high, scratch)]
+    classes = len(healthy.config["dataset"]["classes"])
+    labels = ("full, usual learning rate",
+              f"full, learning rate {raised / usual:.1f} times as high",
+              "from scratch")  # fmt: skip
+    said = {
+        label: f"| {label} | {rate:.0e} | {sentences.percent(run.history[-1]['train_accuracy'])} "
+               f"| {percent_range(run)} |"
+        for label, (rate,), run in zip(labels, rates, (healthy, high, scratch), strict=True)
+    }  # fmt: skip
+    assert overlap(high, scratch)
+    assert high.metrics["test_accuracy"] < scratch.metrics["test_accuracy"]
+    assert not overlap(high, healthy)
+    warmup = {r.constants["WARMUP_FRACTION"] for r in (healthy, high)}
+    loss = high.history[-1]["train_loss"]
+    images = {r.config["dataset"]["train"] + r.config["dataset"]["val"] for r in (healthy, high)}
+    assert images == {259}
+    return said | {
+        "training images": f"stands for {healthy.config['dataset']['train']} training images of "
+                           f"{classes} breeds",
+        "chance": f"where chance is {100 / classes:.1f} %",
+        "loss": f"After {high.metrics['epochs']} epochs the run at the higher learning rate cannot "
+                f"even fit its training images: the loss is {loss:.2f}, and guessing gives "
+                f"ln {classes} = {math.log(classes):.2f}",
+        "warm-up": f"over the first {100 * warmup.pop():.0f} % of the steps",
+        "high": f"learning rate {raised / usual:.1f} times as high destroys",
+    }  # fmt: skip
+
+
+def modes_said(runs: dict[str, Record]) -> dict[str, str]:
+    rows = table(runs)
+    counts = [run.metrics["test_images"] for run in rows["head"].values()]
+    said = {
+        "test images": f"| mode | digits ({counts[0]} test images) | Pets sample ({counts[1]}) "
+                       f"| three breeds ({counts[2]}) |",
+    }  # fmt: skip
+    for label, by_data in rows.items():
+        said[f"records, {label}"] = (
+            f"| {label} | {' | '.join(map(percent_range, by_data.values()))} |"
+        )
+    head, top, full, decay, scratch = rows.values()
+
+    def p(one: Record, other: Record) -> tuple[int, int, float]:
+        return stats.mcnemar(one.predictions.correct, other.predictions.correct)
+
+    # Digits
+    assert full[DIGITS].metrics["test_accuracy_95"][0] > head[DIGITS].metrics["test_accuracy_95"][1]
+    assert overlap(top[DIGITS], full[DIGITS])
+    said["digits"] = ("head < full is clear; the intervals do not overlap. Top 2 and full *do* "
+                      "overlap")  # fmt: skip
+    # Pets sample
+    assert overlap(head[PETS], full[PETS])
+    only_head, only_full, value = p(head[PETS], full[PETS])
+    assert value < 0.05
+    assert only_full > only_head
+    said["Pets sample"] = (
+        "the intervals of head and full **overlap**. But both models saw the same test images: "
+        f"full alone is correct on {only_full} of them, head alone on {only_head} (McNemar's test, "
+        f"p = {value:.3f}), so full is probably better"
+    )
+    value = p(head[PETS], top[PETS])[2]
+    assert value > 0.05
+    said["Pets sample, top 2"] = f"Head and top 2 cannot be told apart (p = {value:.2f})"
+    # Three breeds
+    assert overlap(head[BREEDS], full[BREEDS])
+    assert overlap(head[BREEDS], decay[BREEDS])
+    assert full[BREEDS].metrics["test_accuracy"] < head[BREEDS].metrics["test_accuracy"]
+    value, (only_head, only_decay, better) = (
+        p(head[BREEDS], full[BREEDS])[2],
+        p(head[BREEDS], decay[BREEDS]),
+    )
+    assert value > 0.05 > better
+    assert only_decay > only_head
+    said["three breeds"] = (
+        f"head and full **overlap** (p = {value:.2f}), and plain full is lower. With layer decay, "
+        f"full is better than the head (p = {better:.3f}), although the intervals still overlap"
+    )
+    # Scratch
+    for data in (PETS, BREEDS):
+        for mode in (head, top, full, decay):
+            low, high = mode[data].metrics["test_accuracy_95"][0], scratch[data]
+            assert low > high.metrics["test_accuracy_95"][1]
+    assert overlap(head[DIGITS], scratch[DIGITS])
+    said["scratch"] = ("on both Pets sets every pretrained mode is far ahead; no interval "
+                       "overlaps. On digits, head and scratch overlap")  # fmt: skip
+    return said
+
+
+def draw(runs: dict[str, Record]) -> None:
+    """The figure: accuracy by mode with intervals, and training loss with a rate too high."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 3.9), width_ratios=(1.5, 1), layout="constrained"
+    )
+    names = {DIGITS: "digits", PETS: "Pets sample", BREEDS: "three breeds"}
+    rows = table(runs)
+    for shift, (data, marker) in zip((-0.18, 0, 0.18), zip(names, "osD", strict=True), strict=True):
+        picked = [by_data[data].metrics for by_data in rows.values()]
+        means = [100 * m["test_accuracy"] for m in picked]
+        errors = [[abs(100 * m["test_accuracy_95"][end] - mean) for m, mean in
+                   zip(picked, means, strict=True)] for end in (0, 1)]  # fmt: skip
+        left.errorbar([i + shift for i in range(len(rows))], means, errors, fmt=marker, capsize=3,
+                      label=names[data])  # fmt: skip
+    left.set_xticks(range(len(rows)), [label.replace(", ", ",\n") for label in rows])
+    left.set(title="Every pretrained mode beats scratch on Pets; full beats head clearly only on "
+                   "digits", ylabel="test accuracy (%), 95 % interval")  # fmt: skip
+    left.title.set_fontsize(10)
+    left.legend(loc="lower left")
+    curves = {"full": ("usual learning rate", "#2a8a57"), "scratch": ("from scratch", "gray"),
+              "full-rate2e-4": ("3.3 times as high", "#c2571a")}  # fmt: skip
+    for name, (label, color) in curves.items():
+        history = runs[f"{PETS}-{name}-s0"].history
+        right.plot([row["epoch"] for row in history], [row["train_loss"] for row in history],
+                   color=color, label=label, marker="o", markersize=3)  # fmt: skip
+    right.axhline(math.log(37), color="black", linestyle=":", label="guessing: ln 37")
+    right.set(title="A learning rate that is too high\ndestroys the pretrained weights",
+              xlabel="epoch (Pets sample)", ylabel="training loss (nats)")  # fmt: skip
+    right.title.set_fontsize(10)
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(ROOT / "theory" / "fine_tuning.png", dpi=130)
+
+
+def main() -> None:
+    runs = {run.folder.name: run for run in read_runs(ROOT / "results" / "official").runs}
+    if "--draw" in sys.argv:
+        draw(runs)
+    numbers = (parameters_said() | layer_decay_said() | decay_said() | forgetting_said(runs)
+               | modes_said(runs))  # fmt: skip
+    check(__file__, numbers, SOURCES)
+
+
+if __name__ == "__main__":
+    main()
