@@ -62,7 +62,7 @@ class Runner:
         """c: the constants of benchmarks/speedrun.py; loaders: on the device."""
         torch.manual_seed(seed)
         val = loaders.data.val  # its images may lie in the order of their classes
-        some = val.take(torch.arange(0, len(val), -(-len(val) // LOOKED_AT)))
+        some = val.select(torch.arange(0, len(val), -(-len(val) // LOOKED_AT)))
         self.c, self.device = c, loaders.device
         self.loaders = replace(loaders, seed=seed, data=replace(loaders.data, val=some))
         self.loaders.to(self.device)

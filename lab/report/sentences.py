@@ -185,10 +185,11 @@ def provenance(found: Found, place: Path) -> str:
         newest = max(own, key=lambda run: run.config.get("started", ""))
         config = newest.config
         versions, hardware = config.get("versions", {}), config.get("hardware", {})
-        made = [f"Python {config.get('python')}", *(f"{k} {v}" for k, v in versions.items()
-                if k in ("torch", "timm")), str(hardware.get("gpu") or hardware.get("cpu") or "")]  # fmt: skip
+        made = [f"Python {config.get('python')}"]
+        made += [f"{name} {versions[name]}" for name in ("torch", "timm") if name in versions]
+        made.append(str(hardware.get("gpu") or hardware.get("cpu") or ""))
         if commit := config.get("commit"):
-            made.insert(0, f"commit {commit[:8]}"
-                        + " with uncommitted changes" * bool(config.get("uncommitted_changes")))  # fmt: skip
+            changed = " with uncommitted changes" if config.get("uncommitted_changes") else ""
+            made.insert(0, f"commit {commit[:8]}{changed}")
         text += f"; newest run: {', '.join(filter(None, made))}"
     return f"{text}."

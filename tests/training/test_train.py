@@ -117,7 +117,7 @@ def test_a_run_leaves_its_records(uninterrupted):
     names = {p.name for p in folder.iterdir()} - {".lock"}
     assert names == {
         "config.json", "history.csv", "metrics.json", "predictions.csv", "curves.png",
-        "confusion.png", "best.safetensors", "last.pt",
+        "confusion.png", "best.safetensors", "last.pt", "snapshots",
     }  # fmt: skip
     assert out.rstrip().endswith("curves.png")
     config = json.loads((folder / "config.json").read_text())
@@ -142,11 +142,11 @@ def test_a_run_leaves_its_records(uninterrupted):
 
 def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     folder, _ = uninterrupted
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     status, out, _ = run(folder.parent, *RANDOM)
     assert status == 0
     assert "this run is finished; --overwrite repeats it" in out
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
     status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "3e-3", "--epochs", "1")
     assert status == 0, err
@@ -156,7 +156,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
         folder.name,
         "digits-vit_32x2-e1-lr0.003-s0",
     }
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
