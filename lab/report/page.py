@@ -34,7 +34,14 @@ from lab.report.comparisons import (
 from lab.report.records import CURVES, TASKS, Found, Record
 
 _WEB = Path(__file__).parent / "web"
-_SCRIPTS = ("tables.js", "chart.js", "cards.js", "game.js", "sections.js", "page.js")  # each uses the ones before it
+_SCRIPTS = (
+    "tables.js",
+    "chart.js",
+    "cards.js",
+    "game.js",
+    "sections.js",
+    "page.js",
+)  # each uses the ones before it
 _CURVE_POINTS = 100  # longer curves are thinned out
 _CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
 _PLOT_BYTES = 3_000_000  # for all plots in the page; further plots stay in their folders

@@ -185,10 +185,13 @@ def provenance(found: Found, place: Path) -> str:
         newest = max(own, key=lambda run: run.config.get("started", ""))
         config = newest.config
         versions, hardware = config.get("versions", {}), config.get("hardware", {})
-        made = [f"Python {config.get('python')}", *(f"{k} {v}" for k, v in versions.items()
-                if k in ("torch", "timm")), str(hardware.get("gpu") or hardware.get("cpu") or "")]  # fmt: skip
-        if commit := config.get("commit"):
-            made.insert(0, f"commit {commit[:8]}"
-                        + " with uncommitted changes" * bool(config.get("uncommitted_changes")))  # fmt: skip
+        changes = " with uncommitted changes" if config.get("uncommitted_changes") else ""
+        commit = config.get("commit")
+        made = [
+            f"commit {commit[:8]}{changes}" if commit else "",
+            f"Python {config.get('python')}",
+            *(f"{name} {versions[name]}" for name in ("torch", "timm") if name in versions),
+            str(hardware.get("gpu") or hardware.get("cpu") or ""),
+        ]
         text += f"; newest run: {', '.join(filter(None, made))}"
     return f"{text}."
