@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+from lab.attention import views
 from lab.core import Run, UserError, checkpoints, constants, run_script
 from lab.data import Augmentation, Loaders, datasets
 from lab.models import Pretrained, load_pretrained, registry
@@ -107,7 +108,7 @@ def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bo
             for name in ("metrics.json", "confusion.png"):
                 if (source := release.records.folder / name).is_file():
                     shutil.copyfile(source, scratch / name)
-        add_page(scratch, release)
+        add_page(scratch, release, loaders)
         card.write_card(scratch, release)
         with checkpoints.explain_write_errors(folder):
             if folder.exists():
@@ -120,10 +121,12 @@ def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bo
             file.write(f"{folder}\n")
 
 
-def add_page(folder: Path, release: card.Release) -> None:
-    """Copies the model's live page, if its run has one: index.html makes a static Space."""
-    if release.records and (page := release.records.folder / "live.html").is_file():
-        shutil.copyfile(page, folder / "index.html")
+def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
+    """Writes the live page of a small ViT: with index.html, the folder is a static Space."""
+    run = Run(release.records.folder) if release.records else None
+    shown = views.Views(release.pretrained, loaders, views.ViewConfig(), run)
+    if not shown.write_live_page(folder / "index.html", release.name):
+        print("skipping index.html: the live page shows ViTs of model.py with up to 4M parameters")
 
 
 def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:

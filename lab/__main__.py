@@ -29,7 +29,17 @@ PARTS = {  # fewer epochs than the scripts' own where those would take longer th
     "predictions of the ViT": "predict.py",
     "the ViT, to share": "share.py",
 }
-SECONDS = dict(zip(PARTS.values(), (19, 27, 105, 8, 28, 7, 5), strict=True))  # on two quiet cores
+SECONDS = {  # of each part, on two otherwise idle cores
+    "a ViT from scratch": 70,
+    "a CNN of the same size": 110,
+    "fine-tuning, every mode": 105,
+    "a Swin, only its head": 8,
+    "a Swin, all layers": 28,
+    "attention of the ViT": 10,
+    "the report": 8,
+    "predictions of the ViT": 6,
+    "the ViT, to share": 12,
+}
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 REPORT = "results/report.html"
 
@@ -41,12 +51,12 @@ def main() -> None:
     """
     DONE.parent.mkdir(exist_ok=True)
     done = _finished_parts()
-    minutes = sum(SECONDS.values()) / 60
+    minutes = sum(SECONDS.get(title, 0) for title in PARTS) / 60
     print(f"The lab has {len(PARTS)} parts and takes about {minutes:.0f} minutes on two "
           f"CPU cores. Their output goes to {LOG.relative_to(ROOT)}")  # fmt: skip
     state, started = _fingerprint(), time.monotonic()
     for number, (title, command) in enumerate(PARTS.items(), 1):
-        estimate = f"  (about {SECONDS[command]} s)" if command in SECONDS else ""
+        estimate = f"  (about {SECONDS[title]} s)" if title in SECONDS else ""
         print(f"{number}/{len(PARTS)}  {title:<24} python {command}{estimate}", end="", flush=True)
         before = done.get(command, {})
         complete = all(Run(ROOT / folder).finished for folder in before.get("folders", []))

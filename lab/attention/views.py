@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -101,11 +102,18 @@ class Views:
             self._plot_positions(run)
         page = run.folder / "attention.html"
         if runs_in_browser(self.model):
-            write_live_page(page, self._live_content(run, rows))
+            write_live_page(page, self._live_content(run.folder.name, rows))
         else:
             write_page(page, title, self._notes(bool(first.raw)), examples)
         checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
+
+    def write_live_page(self, path: Path, name: str) -> bool:
+        """Writes only the live page, for a model called `name`; returns False if it has none."""
+        if not runs_in_browser(self.model):
+            return False
+        write_live_page(path, self._live_content(name, self._choose_images()))
+        return True
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and class of each image, (B,); zeros for a model without classes."""
@@ -174,7 +182,7 @@ class Views:
             for i, row in enumerate(rows.tolist())
         ]
 
-    def _live_content(self, run: Run, rows: Tensor) -> LiveContent:
+    def _live_content(self, name: str, rows: Tensor) -> LiveContent:
         """The live page with the chosen images `rows`; of known classes, one each and mistakes."""
         data, examples = self.loaders.data, []
         preprocess = self.loaders.preprocess
@@ -195,7 +203,7 @@ class Views:
             count = len(per_class)
             examples[count:] = [example for example in examples[count:] if not example.correct]
         return LiveContent(
-            name=self.trained_by.folder.name if self.trained_by else run.folder.name,
+            name=self.trained_by.folder.name if self.trained_by else name,
             model=self.model,
             preprocess=preprocess,
             classes=self.class_names,

@@ -60,7 +60,7 @@ def test_a_part_that_fails_is_named_and_the_lab_resumes_there(place, capsys):
     assert lines[1].endswith("finished before")
     assert "test accuracy 12.35 %" in lines[2]
     assert lines[-1].endswith("Open results/report.html")
-    assert len(lines) == 5  # a heading, a line per part, the end
+    assert len(lines) == 8  # a heading, a line per part, the time, a summary, the end
     assert "chatter" in whole.LOG.read_text()
 
 
