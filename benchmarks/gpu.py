@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one command: `make gpu`, or `python -m benchmarks.gpu`.
 
     python -m benchmarks.gpu --estimate       # only print how long each part will take
-    python -m benchmarks.gpu                  # about an hour on an H100, six on a T4
+    python -m benchmarks.gpu                  # estimated: an hour on an H100, at most six on a T4
     python -m benchmarks.gpu --quick          # toy sizes on a CPU: does the whole chain run?
 
 The parts run in order, each in its own process. The same command resumes: a finished part is not
@@ -59,21 +59,22 @@ ALL = {
         "-k split", minutes=3,
     ),
     "speed": Part(
-        SPEED.format("model_speed", "model_speed") + " --rounds 1",
+        SPEED.format("model_speed", "model_speed") + " --rounds 1 "
+        "--works 'training, bf16;training, bf16, compiled;inference, bf16'",
         "--repeats 1 --steps 1 --embed-dim 64 --depth 1 --batch-size 4 --libraries ours,timm "
-        "--works 'training, fp32'", minutes=8,
+        "--works 'training, fp32'", minutes=6,
     ),
     "utilization": Part(
         SPEED.format("finetune_full", "finetune_full"),
         "--peers ours --repeats 1 --steps 1 --model vit_tiny_patch16_224 --batch-size 2 "
-        "--workers 0 --precision fp32", minutes=4,
+        "--workers 0 --precision fp32", minutes=3,
         small="--batch-size 32 --steps 10",
     ),
     "race": Part(  # 90, 93 and 95 %; two more seeds take 19 minutes more
         "-m benchmarks.speedrun --dataset {cifar10} --num-seeds 1 "
         "--out {benchmarks}/speedrun-{device}",
         "--seconds 1 --embed-dim 24 --depth 1 --num-heads 2 --batch-size 10 --checks 1 "
-        "--precision fp32 --no-compile", minutes=11,
+        "--progressive-resize 0 --precision fp32 --no-compile", minutes=11,
     ),
     "cifar10": Part(
         "train.py --dataset {cifar10} --results-dir {results}/train", TOY_VIT,
@@ -84,10 +85,10 @@ ALL = {
         minutes=3, pflop=5, steps=5_200,
     ),
     "vit-b-cifar10": Part(
-        "finetune.py --mode all --dataset {cifar10} --pretrained {vit_b} --epochs 5 "
+        "finetune.py --mode all --dataset {cifar10} --pretrained {vit_b} --epochs 3 "
         "--batch-size 128 --results-dir {results}/finetune",
-        "--epochs 1 --mode full --precision fp32", minutes=4, pflop=120, steps=12_000,
-        small="--mode head", small_fraction=0.06,
+        "--epochs 1 --mode full --precision fp32", minutes=4, pflop=72, steps=7_200,
+        small="--mode head", small_fraction=0.1,
     ),
     "vit-b-pets": Part(
         "finetune.py --mode all --dataset {pets} --pretrained {vit_b} "

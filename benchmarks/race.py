@@ -71,6 +71,7 @@ class Runner:
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
         self.model = VisionTransformer(ViTConfig(
             img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
+            in_chans=loaders.data.channels,
             depth=c.DEPTH, num_heads=c.NUM_HEADS, num_classes=len(loaders.data.classes),
             class_token=False, global_pool="avg", dynamic_img_size=True,
         )).to(self.device)  # fmt: skip

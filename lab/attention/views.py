@@ -177,13 +177,18 @@ class Views:
     def _live_content(self, run: Run, rows: Tensor) -> LiveContent:
         """The live page with the chosen images `rows`; of known classes, one each and mistakes."""
         data, examples = self.loaders.data, []
+        preprocess = self.loaders.preprocess
+        mean, std = (
+            torch.tensor(values, device=self.loaders.device)[:, None, None]
+            for values in (preprocess.mean, preprocess.std)
+        )
         if known := data.classes == self.class_names:
             per_class = self._example_of_each_class()
             rows = torch.tensor(list(dict.fromkeys([*per_class.tolist(), *rows.tolist()])))
         for batch in rows.split(self.loaders.batch_size):
-            pixels = self.loaders.preprocess.center_crop(data.test.images(batch))  # (B, C, S, S)
-            pixels = (pixels * 255).round().byte().expand(-1, self.model.config.in_chans, -1, -1)
-            predicted = self._predict(self.loaders.normalize(data.test.images(batch)))[1]
+            images = self.loaders.normalize(data.test.images(batch))  # (B, C, S, S)
+            predicted = self._predict(images)[1]
+            pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte().cpu()
             for row, image, guess in zip(batch.tolist(), pixels, predicted.tolist(), strict=True):
                 examples.append(self._live_example(row, image, guess))
         if known:
@@ -192,7 +197,7 @@ class Views:
         return LiveContent(
             name=self.trained_by.folder.name if self.trained_by else run.folder.name,
             model=self.model,
-            preprocess=self.loaders.preprocess,
+            preprocess=preprocess,
             classes=self.class_names,
             examples=examples,
             dataset=data.name if known else None,

@@ -132,7 +132,7 @@ def plot_curves(
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if floor:
-        label = f"lowest training loss with label smoothing ({floor:.2f})"
+        label = f"floor under label smoothing ({floor:.2f})"
         axes[0].axhline(floor, color=TRAIN_COLOR, ls="--", lw=1.2, label=label)
         axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     for axis in axes:

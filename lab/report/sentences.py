@@ -185,11 +185,13 @@ def provenance(found: Found, place: Path) -> str:
         newest = max(own, key=lambda run: run.config.get("started", ""))
         config = newest.config
         versions, hardware = config.get("versions", {}), config.get("hardware", {})
-        made = [f"Python {config.get('python')}"]
-        made += [f"{name} {versions[name]}" for name in ("torch", "timm") if name in versions]
-        made.append(str(hardware.get("gpu") or hardware.get("cpu") or ""))
-        if commit := config.get("commit"):
-            changed = " with uncommitted changes" if config.get("uncommitted_changes") else ""
-            made.insert(0, f"commit {commit[:8]}{changed}")
+        changes = " with uncommitted changes" if config.get("uncommitted_changes") else ""
+        commit = config.get("commit")
+        made = [
+            f"commit {commit[:8]}{changes}" if commit else "",
+            f"Python {config.get('python')}",
+            *(f"{name} {versions[name]}" for name in ("torch", "timm") if name in versions),
+            str(hardware.get("gpu") or hardware.get("cpu") or ""),
+        ]
         text += f"; newest run: {', '.join(filter(None, made))}"
     return f"{text}."

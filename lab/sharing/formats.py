@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -68,12 +68,27 @@ def write_weights(folder: Path, pretrained: Pretrained) -> None:
     """
     names, model = pretrained.class_names, pretrained.model
     header = registry.model_header(model, names, pretrained.preprocess)
-    checkpoints.save_weights(folder / "model.safetensors", model.state_dict(), header)
+    metadata = {"format": "pt", "vit-lab": json.dumps(header)}  # transformers requires a format
+    _save(folder / "model.safetensors", model.state_dict(), metadata)
     config = {
         "library_name": "vit-lab", "model": header["model"], "num_classes": len(names),
         "label_names": names,
     }  # fmt: skip
     checkpoints.write_json(folder / "config.json", config)
+
+
+def _save(path: Path, state: _State, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file; the same weights always give the same bytes.
+
+    safetensors writes metadata in random order, and an upload would then look like a new version.
+    """
+    content = save({name: value.contiguous() for name, value in state.items()}, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {**json.loads(content[8:end]), "__metadata__": metadata}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = len(text).to_bytes(8, "little") + text + content[end:]
+    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(data))
 
 
 # --- timm ---
@@ -181,10 +196,8 @@ def write_transformers(folder: Path, pretrained: Pretrained, images: Tensor) -> 
     place = folder / "transformers"
     place.mkdir(exist_ok=True)
     names, preprocess = pretrained.class_names, pretrained.preprocess
-    state = {k: v.contiguous() for k, v in to_transformers(model.state_dict(), config).items()}
-    checkpoints.write_atomically(
-        place / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"})
-    )
+    state = to_transformers(model.state_dict(), config)
+    _save(place / "model.safetensors", state, {"format": "pt"})
     content = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",

@@ -55,7 +55,7 @@ function cardCurves(run) {
   const series = [["train_accuracy", "train"], ["val_accuracy", "validation"]].map(
     ([key, name], slot) => ({
       name: name === "train" ? "training" : name, slot, color: `var(--splits-${name})`,
-      line: true, points: run.curves.epoch.map((epoch, i) => ({ x: epoch, y: run.curves[key][i] })),
+      line: true, points: run.curves.epoch.map((epoch, i) => ({ x: epoch, y: run.curves[key]?.[i] })),
     }));
   return chart({
     label: `Accuracy of ${run.name} by epoch`, small: true,
@@ -89,7 +89,8 @@ function learned() {
   const status = element("output", { className: "quiet screen" });
   const show = (saved) => {
     printed.textContent = area.value;
-    status.textContent = area.value === "" ? "" : `${saved} ${area.value.length} of ${LEARNED} characters`;
+    const length = `${area.value.length} of ${LEARNED} characters`;
+    status.textContent = area.value === "" ? "" : `${saved} ${length}`;
   };
   area.addEventListener("input", () => {
     const saved = remember("learned", area.value);
@@ -113,7 +114,8 @@ function ownTable() {
     element("td", { className: "number" }, number(run.parameters)),
     element("td", { className: "number" }, percent(run.accuracy) + interval(run))));
   const rest = own.length - shown.length;
+  const cells = heads.map((head) => element("th", { scope: "col" }, head));
   return box("on-paper", element("h3", {}, "All finished runs"),
-    plainTable("All finished runs", heads.map((head) => element("th", { scope: "col" }, head)), rows),
+    plainTable("All finished runs", cells, rows),
     ...(rest > 0 ? [note(`and ${plural(rest, "more run")}`)] : []));
 }
