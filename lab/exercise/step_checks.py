@@ -154,6 +154,7 @@ def _trace_replace_head(function: Callable, seed: int) -> Trace:
     """A new head with 7 outputs on a ViT that had 5."""
     torch.manual_seed(seed)
     model = reference_class("VisionTransformer")(_Config())
+    model.init_weights()  # the reference leaves its parameters uninitialized
     old, before = model.head, {k: v.clone() for k, v in model.state_dict().items()}
     returned = function(model, 7)
     model = returned if isinstance(returned, nn.Module) else model
