@@ -37,8 +37,8 @@ SOURCES = {  # definitions of the example, names, and results of others
     "Version 2 computes $B$ from the offset": "Liu et al. 2022, section 3.3",
     r"$\text{sign}(x) \ln(1 + |x|)$": "Liu et al. 2022, section 3.3",
     "(Liu et al. 2021, equations 1 and 2) $$\\underbrace{4 hw C^2 + 2 (hw)^2 C}_{\\text{global, as "
-    "in a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}_{\\text{windows}}$$ multiply-adds"
-    ": quadratic against linear in the number of patches": "checked by cost_said()",
+    "in a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}_{\\text{windows}}$$ "
+    "multiply-adds: quadratic against linear in the number of patches": "checked by cost_said()",
     "`window12to16`, `192to256`": "the name of the model",
 }
 CARD = "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k"
