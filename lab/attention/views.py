@@ -175,25 +175,27 @@ class Views:
         ]
 
     def _live_content(self, run: Run, rows: Tensor) -> LiveContent:
-        """The live page with an example per class, and with the chosen test images `rows`."""
-        data = self.loaders.data
-        if data.classes == self.class_names:
-            rows = torch.cat([self._example_of_each_class(), rows])
-            rows = torch.tensor(list(dict.fromkeys(rows.tolist())))  # each once
-        examples = []
+        """The live page with the chosen images `rows`; of known classes, one each and mistakes."""
+        data, examples = self.loaders.data, []
+        if known := data.classes == self.class_names:
+            per_class = self._example_of_each_class()
+            rows = torch.tensor(list(dict.fromkeys([*per_class.tolist(), *rows.tolist()])))
         for batch in rows.split(self.loaders.batch_size):
             pixels = self.loaders.preprocess.center_crop(data.test.images(batch))  # (B, C, S, S)
             pixels = (pixels * 255).round().byte().expand(-1, self.model.config.in_chans, -1, -1)
             predicted = self._predict(self.loaders.normalize(data.test.images(batch)))[1]
             for row, image, guess in zip(batch.tolist(), pixels, predicted.tolist(), strict=True):
                 examples.append(self._live_example(row, image, guess))
+        if known:
+            count = len(per_class)
+            examples[count:] = [example for example in examples[count:] if not example.correct]
         return LiveContent(
             name=self.trained_by.folder.name if self.trained_by else run.folder.name,
             model=self.model,
             preprocess=self.loaders.preprocess,
             classes=self.class_names,
             examples=examples,
-            dataset=data.name if data.classes == self.class_names else None,
+            dataset=data.name if known else None,
             run=self.trained_by,
         )
 

@@ -118,7 +118,7 @@ def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -
     if not is_main_process():
         return
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    metadata = {"vit-lab": json.dumps(header)}
+    metadata = {"format": "pt", "vit-lab": json.dumps(header)}  # transformers requires a format
     write_atomically(path, lambda scratch: save_file(state, scratch, metadata=metadata))
 
 

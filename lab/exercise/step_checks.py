@@ -247,7 +247,12 @@ def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     try:
         return TRACES[part.name][0](function, seed)
     except (Exception, SystemExit) as error:
-        raise submission.explain(error) from error
+        failure = submission.explain(error)
+        if failure.line is None:  # such as a function that returns nothing
+            line = submission.line_of(part.name)
+            place = where(submission.module_of(part), line)
+            failure = Failure(f"{place}: {failure}", line, failure.cause, failure.unwritten)
+        raise failure from error
 
 
 def _failed_entry(submission: Submission, part: Part, trace: Trace, expected: Trace) -> Failure:
