@@ -32,6 +32,7 @@ SOURCES = {  # phrases that are definitions
     "integer from 0 to 255. Take a red of 200": "8-bit images",
     "**Scale to [0, 1]** by dividing by 255": "8-bit images",
     "inputs of size about 1": "the usual initialization",
+    "by $n$ (the *biased* variance). BatchNorm's running variance uses $n - 1$": "definition",
     "For digits in [0, 1], one direction": "the scale of the measurement",
 }
 TRAIN, TEST = 200, 100  # digits that a head is fitted on, and judged by

@@ -52,8 +52,8 @@ def signals_said() -> dict[str, str]:
         "DINO, teacher": f"{100 * teacher[0]:.9f} % of its probability is on the first output",
         "DINO": f"give it {100 * student[0]:.1f} %, so the loss is {loss:.3f}",
         "MAE": f"{100 * MASKED:.0f} % of the 196 patches are **masked**. The encoder sees "
-               f"{visible} patches, and a small decoder predicts the pixels of the "
-               f"{196 - visible} others",
+               f"{visible} patches, and a small decoder predicts the pixels of "
+               f"the {196 - visible} others",
     }  # fmt: skip
 
 
