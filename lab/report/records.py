@@ -36,7 +36,9 @@ CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 History = list[dict[str, float]]  # one dictionary per epoch: "epoch" and CURVES
 
 # The values of constants in records that are older than the constant.
-_OLD_DEFAULTS = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0}
+_OLD_DEFAULTS = {
+    "TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0, "MODEL_FILE": None,
+}  # fmt: skip
 _RUN_FILES = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".npz"}
 
