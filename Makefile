@@ -1,6 +1,7 @@
 # make lab    sets up and runs the lab on embedded data; goes on where it stopped
 # make test   sets up and runs the tests
 # make lint   sets up and checks style
+# make gpu    runs everything that needs a GPU, after an estimate of its time
 # All are safe to repeat. PYTHON=python3.12 make lab picks another interpreter.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 WORKERS ?= 2# processes that share the tests, each with one thread
 RUN := $(VENV)/bin/python
 
-.PHONY: lab test lint clean
+.PHONY: lab test lint gpu clean
 
 lab: $(VENV)/lab.ready
 	@$(RUN) -m lab
@@ -20,6 +21,9 @@ lint: $(VENV)/dev.ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
+
+gpu: $(VENV)/dev.ready
+	$(RUN) -m benchmarks.gpu
 
 # A stamp is written after all else, so an installation that broke off is taken up again.
 $(VENV)/lab.ready: requirements.txt

@@ -40,7 +40,7 @@ HAND_OUT: str | None = None  # write the student version of this repository to a
 GRADE: str | None = None  # grade the submissions in a folder: a file, folder or zip per student
 
 # --- Limits ---
-SECONDS: float = 10.0  # that a part may take
+SECONDS: float = 10.0  # of processor time that a part may take
 MEMORY_MB: int = 2000  # that a submission may take, besides PyTorch
 SEED: int | None = None  # of the random inputs; none: another one on every run
 RESULTS_DIR: str = "results/exercise"  # for the report, which also remembers hints

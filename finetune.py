@@ -143,7 +143,8 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     config = FitConfig(
         epochs=c.EPOCHS, warmup_fraction=c.WARMUP_FRACTION, lr_schedule=c.LR_SCHEDULE,
         clip_grad=c.CLIP_GRAD, accumulation_steps=c.ACCUMULATION_STEPS,
-        label_smoothing=c.LABEL_SMOOTHING, precision=c.PRECISION, compile=c.COMPILE,
+        label_smoothing=c.LABEL_SMOOTHING, precision=c.PRECISION,
+        compile=c.COMPILE and c.MODE != "head",  # a linear layer is not worth compiling
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     shape = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)

@@ -42,7 +42,8 @@ def main() -> None:
             f"{place} is a single run. Pass a folder of runs, for example --results {parent}"
         )
     found = read_runs(place)
-    content = build_content(found, place, Path(c.DATA_DIR))
+    title = "Official results" if c.OFFICIAL else "My runs"
+    content = build_content(found, place, Path(c.DATA_DIR), title)
     write_page(place / "report.html", content)
     if c.OFFICIAL:
         for path, text in official_pages().items():
@@ -52,7 +53,7 @@ def main() -> None:
     for line in content["summary"]:
         print(_printable(line))
     for folder, reason in found.left_out:
-        print(_printable(f"{folder}: {reason}"))
+        print(_printable(f"Note: {folder} is not in the report: {reason}"))
     print(place / "README.md", place / "report.html", sep="\n")
     if c.HAND_IN:
         path, content = hand_in.write_hand_in(found, place)

@@ -42,7 +42,7 @@ FLAGS = {  # on a CPU; on a GPU the parts' own constants
 QUICK_FLAGS = {
     "limits": "--repeats 2 --copy-mb 8",
     "model_speed": "--rounds 1 --repeats 2 --steps 1 --embed-dim 128 --depth 1 --batch-size 4 "
-    "--works 'training, bf16;inference, fp32'",
+    "--works 'training, fp32;inference, fp32'",
     "attention_maps": "--repeats 2 --model vit_tiny_patch16_224 --img-size 32 --batch-size 2",
     "data_feeding": "--repeats 2 --batches 3 --workers 1",
     "finetune_head": "--repeats 1 --epochs 1",

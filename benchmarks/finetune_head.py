@@ -123,7 +123,7 @@ def main() -> None:
         EPOCHS, loaders.steps, loaders.batch_size, LEARNING_RATE, WEIGHT_DECAY,
         finetune.WARMUP_FRACTION, finetune.CLIP_GRAD, mixed == "bf16", WORKERS,
     )  # fmt: skip
-    one = data.val.take(torch.arange(len(data.val)) == 0)  # stands for all that is not timed
+    one = data.val.select(torch.arange(len(data.val)) == 0)  # stands for all that is not timed
     loaders = replace(loaders, data=replace(data, val=one, test=one))
     found = measure(Task(model, loaders, recipe, Path()), names, test)
 

@@ -64,7 +64,7 @@ class Many:
         }[stage]
 
     def load(self) -> None:
-        datasets.digits = self.source  # in its place, so that the rest is what a user's data meet
+        datasets.load_digits = self.source  # the rest treats it like real data
         self.data = load_data("digits")
         preprocess = Preprocess(SIDE, self.data.mean, self.data.std)
         self.loaders = Loaders(self.data, preprocess, BATCH, Augmentation(flip=True))

@@ -42,9 +42,12 @@ def main() -> None:
     constants.override(sys.modules[__name__])
     device = runtime.process_state().device.type
     n, _ = PRODUCTS.get(device, PRODUCTS["cpu"])
+    dtypes = {"fp32": torch.float32}
+    if runtime.has_bf16(torch.device(device)):  # emulated products would take minutes
+        dtypes["bf16"] = torch.bfloat16
     found = [
         f"Product of {n} x {n} matrices, {name}: {rate(device, dtype) / 1e12:,.3g} TFLOP/s"
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for name, dtype in dtypes.items()
     ]
     megabytes = COPY_MB or (4096 if device == "cuda" else 512)
     copied = bandwidth(device, megabytes) / 1e9

@@ -29,6 +29,7 @@ from lab.training import FitConfig, Predictions, optimizers
 from model import VisionTransformer, ViTConfig
 
 LOOKED_AT = 1000  # validation images in a look, at most
+WARMUP_STEPS = 3  # per image size: to compile, to warm up and to capture a CUDA graph
 TICKS = 10**6  # the schedule counts steps: here, millionths of the time
 
 
@@ -61,7 +62,7 @@ class Runner:
         """c: the constants of benchmarks/speedrun.py; loaders: on the device."""
         torch.manual_seed(seed)
         val = loaders.data.val  # its images may lie in the order of their classes
-        some = val.take(torch.arange(0, len(val), -(-len(val) // LOOKED_AT)))
+        some = val.select(torch.arange(0, len(val), -(-len(val) // LOOKED_AT)))
         self.c, self.device = c, loaders.device
         self.loaders = replace(loaders, seed=seed, data=replace(loaders.data, val=some))
         self.loaders.to(self.device)
@@ -70,6 +71,7 @@ class Runner:
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
         self.model = VisionTransformer(ViTConfig(
             img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
+            in_chans=loaders.data.channels,
             depth=c.DEPTH, num_heads=c.NUM_HEADS, num_classes=len(loaders.data.classes),
             class_token=False, global_pool="avg", dynamic_img_size=True,
         )).to(self.device)  # fmt: skip
@@ -81,8 +83,9 @@ class Runner:
             self.model.compile(mode="reduce-overhead", dynamic=False)
         for pooled in sorted({1, self.pooled}):
             self.pooled = pooled
-            self.loss(images, labels).backward()
-            self.model.zero_grad()
+            for _ in range(WARMUP_STEPS):
+                self.loss(images, labels).backward()
+                self.model.zero_grad()
         self.optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](
             self.model, c.LEARNING_RATE, c.WEIGHT_DECAY
         )

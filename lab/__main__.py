@@ -1,7 +1,8 @@
 """Runs the whole lab on the embedded data, offline: `make lab`, or `python -m lab`.
 
-Prints one line per part; the output of the parts goes to results/lab.log. A finished part is not
-repeated unless code or weights have changed since, and a stopped part resumes.
+Prints one line per part, and at the end the report's summary; the output of the parts goes to
+results/lab.log. A finished part is not repeated unless code or weights have changed since, and a
+stopped part resumes.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.core import Run, UserError, checkpoints, run_script, runtime
+from lab.report import build_content, read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {  # fewer epochs than the scripts' own where those would take longer than ten minutes
@@ -24,6 +26,19 @@ PARTS = {  # fewer epochs than the scripts' own where those would take longer th
     "a Swin, all layers": "finetune_swin.py --layer-decay 0.7 --epochs 5",
     "attention of the ViT": "attention_viz.py",
     "the report": "report.py",
+    "predictions of the ViT": "predict.py",
+    "the ViT, to share": "share.py",
+}
+SECONDS = {  # of each part, on two otherwise idle cores
+    "a ViT from scratch": 70,
+    "a CNN of the same size": 110,
+    "fine-tuning, every mode": 105,
+    "a Swin, only its head": 8,
+    "a Swin, all layers": 28,
+    "attention of the ViT": 10,
+    "the report": 8,
+    "predictions of the ViT": 6,
+    "the ViT, to share": 12,
 }
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 REPORT = "results/report.html"
@@ -36,10 +51,13 @@ def main() -> None:
     """
     DONE.parent.mkdir(exist_ok=True)
     done = _finished_parts()
-    print(f"the lab has {len(PARTS)} parts; their output goes to {LOG.relative_to(ROOT)}")
+    minutes = sum(SECONDS.get(title, 0) for title in PARTS) / 60
+    print(f"The lab has {len(PARTS)} parts and takes about {minutes:.0f} minutes on two "
+          f"CPU cores. Their output goes to {LOG.relative_to(ROOT)}")  # fmt: skip
     state, started = _fingerprint(), time.monotonic()
     for number, (title, command) in enumerate(PARTS.items(), 1):
-        print(f"{number}/{len(PARTS)}  {title:<24} python {command}", end="", flush=True)
+        estimate = f"  (about {SECONDS[title]} s)" if title in SECONDS else ""
+        print(f"{number}/{len(PARTS)}  {title:<24} python {command}{estimate}", end="", flush=True)
         before = done.get(command, {})
         complete = all(Run(ROOT / folder).finished for folder in before.get("folders", []))
         # The report is always written again, because there may be more runs.
@@ -55,7 +73,11 @@ def main() -> None:
             share = Run(ROOT / folders[0]).metrics().get("test_accuracy")
             accuracy = f"test accuracy {100 * share:.2f} %, " if share is not None else ""
         print(f"  {accuracy}{time.monotonic() - since:.0f} s")
-    print(f"{time.monotonic() - started:.0f} s in total. Open {REPORT}")
+    print(f"{time.monotonic() - started:.0f} s in total\n")
+    results = ROOT / "results"
+    for sentence in build_content(read_runs(results), results, ROOT / "data")["summary"]:
+        print("".join(char if char.isprintable() else "?" for char in sentence))
+    print(f"Open {REPORT}")
 
 
 def _finished_parts() -> dict[str, Any]:

@@ -281,6 +281,16 @@ def test_drop_path_keeps_the_expectation():
     assert drop.eval()(x) is x
 
 
+def test_drop_path_drops_attention_and_mlp():
+    """If a block drops both branches, nothing but its input is left."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, SHAPE.embed_dim)
+    block = Block(SHAPE, drop_path=0.1)
+    assert not block(x).equal(x)
+    block.drop_path.forward = torch.zeros_like
+    assert block(x).equal(x)
+
+
 def test_drop_path_grows_linearly_with_depth():
     model = VisionTransformer(dataclasses.replace(SHAPE, drop_path_rate=0.2))
     assert [b.drop_path.rate for b in model.blocks] == pytest.approx([0, 0.1, 0.2])

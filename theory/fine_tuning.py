@@ -27,8 +27,9 @@ SOURCES = {  # definitions and results of others
     "pulls weights toward 0": "definition",
     "two weights start at 1; their gradients alternate between +1 and -1, and between +0.01 and "
     "-0.01": "the example, computed by decay_said()",
-    "**ImageNet-1k** has 1.28 million images of 1,000 classes, **ImageNet-21k** 14 million of about "
-    "21,000 (Deng et al. 2009; Russakovsky et al. 2015)": "Deng et al. 2009, Russakovsky et al. 2015",
+    "**ImageNet-1k** has 1.28 million images of 1,000 classes, **ImageNet-21k** 14 million of "
+    "about 21,000 (Deng et al. 2009; Russakovsky et al. 2015)":
+        "Deng et al. 2009, Russakovsky et al. 2015",
     "pretraining on 21k instead of 1k raises ImageNet accuracy from 77.9 % to 84.0 %":
         "Dosovitskiy et al. 2021, table 5",
     "was pretrained on 21k and then fine-tuned on 1k, so it comes with a head of 1,000 classes":
@@ -136,7 +137,8 @@ def forgetting_said(runs: dict[str, Record]) -> dict[str, str]:
     (usual,), (raised,), _ = rates = [r.constants["RATES"] for r in (healthy, high, scratch)]
     classes = len(healthy.config["dataset"]["classes"])
     labels = ("full, usual learning rate",
-              f"full, learning rate {raised / usual:.1f} times as high", "from scratch")  # fmt: skip
+              f"full, learning rate {raised / usual:.1f} times as high",
+              "from scratch")  # fmt: skip
     said = {
         label: f"| {label} | {rate:.0e} | {sentences.percent(run.history[-1]['train_accuracy'])} "
                f"| {percent_range(run)} |"
@@ -185,7 +187,8 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
     # Pets sample
     assert overlap(head[PETS], full[PETS])
     only_head, only_full, value = p(head[PETS], full[PETS])
-    assert value < 0.05 and only_full > only_head
+    assert value < 0.05
+    assert only_full > only_head
     said["Pets sample"] = (
         "the intervals of head and full **overlap**. But both models saw the same test images: "
         f"full alone is correct on {only_full} of them, head alone on {only_head} (McNemar's test, "
@@ -202,7 +205,8 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
         p(head[BREEDS], full[BREEDS])[2],
         p(head[BREEDS], decay[BREEDS]),
     )
-    assert value > 0.05 > better and only_decay > only_head
+    assert value > 0.05 > better
+    assert only_decay > only_head
     said["three breeds"] = (
         f"head and full **overlap** (p = {value:.2f}), and plain full is lower. With layer decay, "
         f"full is better than the head (p = {better:.3f}), although the intervals still overlap"
@@ -213,8 +217,8 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
             low, high = mode[data].metrics["test_accuracy_95"][0], scratch[data]
             assert low > high.metrics["test_accuracy_95"][1]
     assert overlap(head[DIGITS], scratch[DIGITS])
-    said["scratch"] = ("on both Pets sets every pretrained mode is far ahead; no interval overlaps. "
-                       "On digits, head and scratch overlap")  # fmt: skip
+    said["scratch"] = ("on both Pets sets every pretrained mode is far ahead; no interval "
+                       "overlaps. On digits, head and scratch overlap")  # fmt: skip
     return said
 
 

@@ -32,6 +32,7 @@ SOURCES = {  # phrases that are definitions
     "integer from 0 to 255. Take a red of 200": "8-bit images",
     "**Scale to [0, 1]** by dividing by 255": "8-bit images",
     "inputs of size about 1": "the usual initialization",
+    "by $n$ (the *biased* variance). BatchNorm's running variance uses $n - 1$": "definition",
     "For digits in [0, 1], one direction": "the scale of the measurement",
 }
 TRAIN, TEST = 200, 100  # digits that a head is fitted on, and judged by
@@ -293,7 +294,8 @@ def numbers() -> dict[str, str]:
     assert again > accuracies[0] - 0.05
     half_width = 1.96 * max(math.sqrt(p * (1 - p) / TEST) for p in (*accuracies, again, 0.5))
     said["uncertainty"] = (
-        f"With {TEST} test images, each accuracy is uncertain by up to {100 * half_width:.0f} points"
+        f"With {TEST} test images, each accuracy is uncertain by up to "
+        f"{100 * half_width:.0f} points"
     )
     said["fitted and judged on"] = f"head on {TRAIN} digits with the ViT's own"
     said["judged on"] = f"classified {TEST} other digits"

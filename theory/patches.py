@@ -1,58 +1,157 @@
 """From an image to tokens: the numbers in patches.md.
 
 python theory/patches.py                           # prints the steps, and fails if the text differs
+python theory/patches.py --draw                    # draws patches.png too
 """
 
+import sys
+from contextlib import suppress
+
 import torch
-from _text import check
+from _text import ROOT, check
+from torch import Tensor
 
-from model import PatchEmbed, VisionTransformer, ViTConfig
+from lab.data import load_data
+from lab.models import load_pretrained
+from model import ConfigError, PatchEmbed, VisionTransformer, ViTConfig
+
+SOURCES = {  # the example and definitions
+    "1 2 | 3 4 5 6 | 7 8 ----+---- 9 8 | 7 6 5 4 | 3 2": "the example, read by example()",
+    "For ViT-B/16 at 224 x 224 pixels with three channels": "the example",
+    "The projection maps 768 numbers": "checked by numbers()",
+    "`nn.Conv2d(3, 768, kernel_size=16, stride=16)`": "checked by numbers()",
+    r"$$N = \frac{H W}{P^2} \text{ patches of } P^2 C \text{ numbers each.}$$": "table_said()",
+    r"$N \cdot P^2 C = H W C$": "checked by table_said()",
+    "In `model.py` steps 1 to 3": "the list above",
+    "weights for patch 16 do not fit": "checked by numbers()",
+}
+WEIGHTS = ROOT / "weights" / "vit_64x4_mnist5k.safetensors"
 
 
-def tokens(size: int, patch: int) -> tuple[int, int]:
-    """Patches along a side, and tokens with the class token, counted on the model itself."""
-    config = ViTConfig(img_size=size, patch_size=patch, embed_dim=8, num_heads=1, depth=1)
+def cut(images: Tensor, patch: int) -> Tensor:
+    """Images (B, C, H, W) to patches as rows, (B, N, C * P * P)."""
+    return torch.nn.functional.unfold(images, patch, stride=patch).mT
+
+
+def example() -> dict[str, str]:
+    rows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 8, 7, 6], [5, 4, 3, 2]]
+    patches = cut(torch.tensor(rows).double().reshape(1, 1, 4, 4), 2)[0]  # (4, 4)
+    tokens = patches @ torch.tensor([[1, 1], [1, 0], [1, 0], [1, -1]]).double()
+
+    def listed(values: Tensor) -> str:
+        return ", ".join("(" + ", ".join(f"{v:.0f}" for v in row) + ")" for row in values)
+
+    count, numbers = patches.shape
+    assert (count, numbers) == (4, 4)
+    return {
+        "title": f"A worked example: {len(rows)} x {len(rows)} pixels in patches of 2 x 2",
+        "flattened": f"a row of four numbers: {listed(patches)}",
+        "tokens": f"the tokens are {listed(tokens)}",
+    }
+
+
+def tokens(size: int, patch: int, channels: int = 3) -> tuple[int, int, int]:
+    """Tokens with the class token, and numbers and weights per patch, counted on the model."""
+    config = ViTConfig(img_size=size, patch_size=patch, embed_dim=8, num_heads=1, depth=1,
+                       in_chans=channels)  # fmt: skip
+    model = VisionTransformer(config)
     with torch.no_grad():
-        found = VisionTransformer(config).embed(torch.zeros(1, 3, size, size)).shape[1]
-    return size // patch, found
+        count = model.embed(torch.zeros(1, channels, size, size)).shape[1]
+    return count, model.patch_embed.proj.weight[0].numel(), size // patch
+
+
+def table_said() -> dict[str, str]:
+    said = {}
+    for size, patch in ((224, 16), (384, 16), (224, 32), (224, 8)):
+        count, numbers, side = tokens(size, patch)
+        assert count - 1 == side**2 == size * size // patch**2
+        assert (count - 1) * numbers == size * size * 3
+        said[f"{size} pixels, patch {patch}"] = (
+            f"| {size} | {patch} | {side} x {side} = {count - 1} | {count} | {numbers:,} |"
+        )
+    count, numbers, side = tokens(224, 16)
+    gray, gray_numbers, _ = tokens(224, 16, channels=1)
+    assert gray == count
+    said["patches"] = (
+        f"$N = 224 \\cdot 224 / 16^2$ = {count - 1} patches, in a grid of {side} x {side}. "
+        f"A gray image also has {gray - 1}"
+    )
+    said["numbers"] = f"16 x 16 x 3 = {numbers} numbers; a gray one has {gray_numbers}"
+    said["class token"] = f"in front: {count - 1} + 1 = {count} tokens"
+    pairs = [tokens(size, 16)[0] ** 2 for size in (224, 384)]
+    said["pairs"] = (
+        f"from 224 to 384 pixels, {pairs[0]:,} pairs become {pairs[1]:,}, which is "
+        f"{pairs[1] / pairs[0]:.1f} times as many"
+    )
+    return said
 
 
 def numbers() -> dict[str, str]:
-    said = {}
-    for size, patch in ((224, 16), (384, 16), (224, 32)):
-        side, count = tokens(size, patch)
-        assert count == side**2 + 1
-        said[f"patches at {size} pixels, patch {patch}"] = f"{side} x {side} = {side**2}"
-        said[f"tokens at {size} pixels, patch {patch}"] = f"{side**2} + 1 = {count}"
-    said["numbers in a patch of 16"] = f"16 x 16 x 3 = {16 * 16 * 3}"
-    said["numbers in a patch of 32"] = f"32 x 32 x 3 = {32 * 32 * 3:,}"
-    said["numbers in the image"] = f"224 x 224 x 3 = {224 * 224 * 3:,}"
-    assert 196 * 768 == 224 * 224 * 3
-    said["and in all patches"] = f"196 x 768 = {196 * 768:,}"
     base = PatchEmbed(ViTConfig()).proj
+    assert base.weight.shape == (768, 3, 16, 16)
+    assert base.stride == base.kernel_size
     weights = sum(p.numel() for p in base.parameters())
-    said["weights of the map"] = f"768 x 768 + 768 = {weights:,}"
-    pairs = [tokens(size, 16)[1] ** 2 for size in (224, 384)]
-    said["pairs of tokens"] = f"{pairs[0]:,} pairs of tokens become {pairs[1]:,}"
-    said["that is"] = f"{pairs[1] / pairs[0]:.1f} times"
+    with suppress(ConfigError):  # it names the sizes that work
+        ViTConfig(img_size=225, patch_size=16)
+        raise AssertionError("a size that the patch does not divide was accepted")
 
     # Three ways to the same tokens, in float64, where only the last digits may differ.
     torch.manual_seed(0)
     config = ViTConfig(img_size=32, patch_size=8, embed_dim=24, num_heads=3)
     embed, images = PatchEmbed(config).double(), torch.randn(2, 3, 32, 32).double()
-    by_model = embed(images)  # a convolution whose stride is its kernel
-    cut = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2)  # (B, 16, 192)
+    by_model = embed(images)  # a convolution whose stride is its kernel size
     linear = embed.proj.weight.flatten(1)  # (24, 192)
-    by_unfold = cut @ linear.T + embed.proj.bias
+    by_unfold = cut(images, 8) @ linear.T + embed.proj.bias
     by_hand = torch.stack([
         images[:, :, y : y + 8, x : x + 8].reshape(2, -1) @ linear.T + embed.proj.bias
         for y in range(0, 32, 8) for x in range(0, 32, 8)
     ], dim=1)  # fmt: skip
     gap = max((by_model - other).abs().max().item() for other in (by_unfold, by_hand))
     assert gap < 1e-12
-    said["convolution, unfold and slices"] = "differ by less than 1e-12"
-    return said
+    return example() | table_said() | {
+        "coincidence": f"`embed_dim` = {base.out_channels}, which is the same number only by",
+        "parameters": f"It has {weights:,} learned parameters",
+        "shape": f"a matrix of {tokens(224, 16)[0]} rows and {base.out_channels} columns",
+        "three ways": "(difference below 1e-12)",
+    }  # fmt: skip
+
+
+def draw() -> None:
+    """The figure: a digit in patches, the patches as rows, and the tokens of our trained ViT."""
+    import matplotlib.pyplot as plt
+
+    given, data = load_pretrained(str(WEIGHTS)), load_data("mnist-5k").test
+    pixels = data.images(slice(None))[int((data.labels == 2).nonzero()[0])][None].float()
+    x = (pixels / 255 - given.preprocess.mean[0]) / given.preprocess.std[0]
+    with torch.no_grad():
+        embedded = given.model.embed(x)[0]  # (50, 64)
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(12, 3.9), width_ratios=(1, 0.9, 1.7), layout="constrained"
+    )
+    left.imshow(pixels[0, 0], cmap="gray_r", extent=(0, 28, 28, 0))
+    left.set(xticks=range(0, 29, 4), yticks=range(0, 29, 4), xlabel="pixels", ylabel="pixels")
+    left.grid(color="tab:blue", alpha=0.6)
+    for i in (0, 1, 2, 48):
+        left.text(4 * (i % 7) + 2, 4 * (i // 7) + 2, str(i + 1), ha="center", va="center",
+                  color="tab:blue", fontsize=8)  # fmt: skip
+    left.set_title("28 x 28 pixels in patches of 4:\n7 x 7 = 49 patches", fontsize=10)
+    shown = middle.imshow(
+        cut(pixels, 4)[0], cmap="gray_r", aspect="auto", extent=(0.5, 16.5, 49.5, 0.5)
+    )
+    middle.set(xlabel="numbers of a patch", ylabel="patch")
+    middle.set_title("Each patch becomes\na row of 16 numbers", fontsize=10)
+    figure.colorbar(shown, ax=middle, label="pixel value")
+    limit = embedded.abs().max().item()
+    shown = right.imshow(embedded, cmap="RdBu_r", aspect="auto", vmin=-limit, vmax=limit,
+                         extent=(0.5, 64.5, 49.5, -0.5))  # fmt: skip
+    right.set(xlabel="numbers of a token (embed_dim)", ylabel="token (0: class token)")
+    right.set_title("50 tokens: the patches projected to 64 numbers,\nwith class token and "
+                    "positions (trained ViT)", fontsize=10)  # fmt: skip
+    figure.colorbar(shown, ax=right, label="value")
+    figure.savefig(ROOT / "theory" / "patches.png", dpi=130)
 
 
 if __name__ == "__main__":
-    check(__file__, numbers())
+    if "--draw" in sys.argv:
+        draw()
+    check(__file__, numbers(), SOURCES)

@@ -36,9 +36,9 @@ SOURCES = {  # definitions of the example, names, and results of others
     "In version 1, windows of": "definition",
     "Version 2 computes $B$ from the offset": "Liu et al. 2022, section 3.3",
     r"$\text{sign}(x) \ln(1 + |x|)$": "Liu et al. 2022, section 3.3",
-    "(Liu et al. 2021, equations 1 and 2) $$\\underbrace{4 hw C^2 + 2 (hw)^2 C}_{\\text{global, as in "
-    "a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}_{\\text{windows}}$$ multiply-adds: "
-    "quadratic against linear in the number of patches": "checked by cost_said()",
+    "(Liu et al. 2021, equations 1 and 2) $$\\underbrace{4 hw C^2 + 2 (hw)^2 C}_{\\text{global, as "
+    "in a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}_{\\text{windows}}$$ "
+    "multiply-adds: quadratic against linear in the number of patches": "checked by cost_said()",
     "`window12to16`, `192to256`": "the name of the model",
 }
 CARD = "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k"
@@ -356,7 +356,8 @@ def draw_windows(first, second, third) -> None:
     rolled = pieces.roll((-2, -2), (0, 1))
     panels = ((first, regular, "Windows: information\nstays inside"),
               (second, pieces, "Shifted by 2: new windows\nconnect the old ones"),
-              (third, rolled, "Rolled: 4 full windows,\ncolors masked from each other"))  # fmt: skip
+              (third, rolled, "Rolled: 4 full windows,\ncolors masked from each other"),
+              )  # fmt: skip
     for axes, group, title in panels:
         axes.imshow(group, cmap="tab10", vmin=0, vmax=9, alpha=0.55)
         axes.set(title=title, xticks=range(8), yticks=range(8), xlabel="column of patches",

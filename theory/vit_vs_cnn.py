@@ -17,13 +17,33 @@ from torch import Tensor, nn
 from lab.data import load_data
 from lab.models import cnn as cnn_models
 from lab.models import load_pretrained, profile_model, registry
-from lab.report import comparisons, read_runs, sentences
+from lab.report import Record, comparisons, read_runs, sentences
 from model import VisionTransformer, ViTConfig
 
-WEIGHTS = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
+WEIGHTS = {name: ROOT / "weights" / f"{name}_64x4_mnist5k.safetensors" for name in ("vit", "cnn")}
 RESULTS = ROOT / "results"
-CELL = 4  # pixels: a patch of the ViT, and a place of the CNN's last map, which are 8 x 8 both
-DIGIT, IMAGES = 20, 8  # pixels of a digit's side, on a black image of 32; how many digits
+CELL, GRID = 4, 7  # pixels of a patch of the ViT and of a place of the CNN's last map; grid of both
+IMAGES = 40  # test images for the measurements of features, four of each digit
+SOURCES = {  # definitions, and results of others
+    "a 3 x 3 filter": "lab/models/cnn.py",
+    "patches of 4 pixels": "the name of the run",
+    "end in a map of 7 x 7 places": "checked by maps()",
+    "trained on mnist-5k by the same recipe": "the name of the data",
+    "(0: nothing; 1: as much as images differ among themselves)": "definition",
+    "If the image moves by 4 pixels, a map is equivariant if it moves by 1 place": "definition",
+    "| | map, 4 pixels | head, 1 pixel | head, 4 pixels |": "shift_errors()",
+    "A ViT with patches of 16 pixels and a CNN of the same size (stem stride 4), at 224 and 448 "
+    "pixels": "costs_said()",
+    "| | parameters, 224 | parameters, 448 | multiply-adds, 224 | multiply-adds, 448 | ratio |":
+        "costs_said()",
+    "A single run has its 95 % interval": "lab/core/stats.py",
+    "overlap except for 10 images": "checked by data_said()",
+    "On CIFAR-10 (JPEG copy": "the name of the data",
+    "pretrained on 300 million images, large ViTs beat ResNets; pretrained on ImageNet-1k they do "
+    "not": "Dosovitskiy et al. 2021, figure 3",
+    "the total stride, 4 pixels": "checked by shifts_said()",
+}  # fmt: skip
+COLORS = {"ViT": "#c2571a", "CNN": "#1f5fa8"}
 
 
 def size(model: nn.Module) -> int:
@@ -31,31 +51,26 @@ def size(model: nn.Module) -> int:
 
 
 class Compared:
-    """Our trained ViT, its CNN twin at random weights, and digits of 32 pixels for both."""
+    """A trained ViT and its trained CNN twin, and test images of mnist-5k for both."""
 
     def __init__(self):
-        given = load_pretrained(str(WEIGHTS))
-        self.vit: VisionTransformer = given.model.double()
-        torch.manual_seed(0)
-        self.cnn = cnn_models.ResidualCNN(
-            cnn_models.CNNConfig(num_classes=10, dims=(42, 85, 168))
-        ).double()
+        given = {name: load_pretrained(str(path)) for name, path in WEIGHTS.items()}
+        self.vit: VisionTransformer = given["vit"].model.double().eval()
+        self.cnn: cnn_models.ResidualCNN = given["cnn"].model.double().eval()
+        assert given["vit"].preprocess == given["cnn"].preprocess
         assert abs(size(self.cnn) / size(self.vit) - 1) < cnn_models.TOLERANCE
-        mean, std = (torch.tensor(v).double().reshape(1, 3, 1, 1)
-                     for v in (given.preprocess.mean, given.preprocess.std))  # fmt: skip
-        images = load_data("digits").test.images(slice(0, IMAGES))
-        digits = replace(given.preprocess, img_size=DIGIT).center_crop(images).double()
-        edge = (32 - DIGIT) // 2
-        self.images = (nn.functional.pad(digits, (edge,) * 4) - mean) / std  # (B, 3, 32, 32)
-        for module in self.cnn.modules():
-            if isinstance(
-                module, cnn_models.ResidualBlock
-            ):  # at 0, as training starts, a block does nothing
-                nn.init.ones_(module.bn2.weight)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0
-        self.cnn(self.images)  # gives the batch norms their statistics
-        self.cnn.eval()
+        (mean,), (std,) = given["vit"].preprocess.mean, given["vit"].preprocess.std
+        data = load_data("mnist-5k").test
+        self.test = (data.images(slice(None)).double() / 255 - mean) / std  # (B, 1, 28, 28)
+        self.labels = data.labels
+        self.images = self.test[:: len(self.test) // IMAGES]
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, by: int) -> float:
+        """Test accuracy if all images move by some pixels down and right."""
+        model, images = copy.deepcopy(model).float(), roll(self.test, by).float()
+        logits = torch.cat([model(part) for part in images.split(250)])
+        return (logits.argmax(1) == self.labels).double().mean().item()
 
     def without_borders(self) -> cnn_models.ResidualCNN:
         """The CNN on an image whose right side touches its left, and whose top its bottom."""
@@ -73,9 +88,9 @@ class Compared:
 
 
 def maps(model: nn.Module, images: Tensor) -> Tensor:
-    """The last features by place, (B, D, 8, 8)."""
+    """The last features by place, (B, D, 7, 7)."""
     found = model.forward_features(images)
-    return found if found.ndim == 4 else found[:, 1:].mT.unflatten(2, (8, 8))
+    return found if found.ndim == 4 else found[:, 1:].mT.unflatten(2, (GRID, GRID))
 
 
 def head_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -111,17 +126,26 @@ def shift_errors(model: nn.Module, images: Tensor) -> tuple[float, float, float]
 
 
 def shifts_said(both: Compared) -> dict[str, str]:
-    torch.manual_seed(0)
     models = {
-        "CNN, untrained": both.cnn, "the same without borders": both.without_borders(),
-        "ViT, untrained": VisionTransformer(both.vit.config).double(),
-        "ViT, trained": both.vit, "the same without positions": both.without_positions(),
+        "CNN": both.cnn, "CNN without borders": both.without_borders(),
+        "ViT": both.vit, "ViT without positions": both.without_positions(),
     }  # fmt: skip
-    said = {}
+    said, found = {}, {}
     for name, model in models.items():
-        values = shift_errors(model, both.images)
-        words = ["0" if v < 1e-9 else f"{v:.1f}" for v in values]
+        found[name] = shift_errors(model, both.images)
+        words = ["0" if v < 1e-9 else f"{v:.2f}" for v in found[name]]
         said[f"shifts, {name}"] = f"| {name} | {' | '.join(words)} |"
+    for name in ("CNN without borders", "ViT without positions"):  # exactly, for whole cells
+        assert found[name][0] < 1e-9
+        assert found[name][1] > 0.01
+    assert found["CNN"][0] < found["ViT"][0]
+    accuracies = [[both.accuracy(model, by) for by in (0, CELL)] for model in (both.vit, both.cnn)]
+    (vit, vit_moved), (cnn, cnn_moved) = ([100 * a for a in pair] for pair in accuracies)
+    assert cnn - cnn_moved < vit - vit_moved
+    said["accuracy of moved images"] = (
+        f"If all test images move by {CELL} pixels, the accuracy of the CNN falls from {cnn:.1f} % "
+        f"to {cnn_moved:.1f} %, that of the ViT from {vit:.1f} % to {vit_moved:.1f} %"
+    )
     return said
 
 
@@ -143,7 +167,7 @@ def fields(both: Compared) -> dict[str, Tensor]:
     for blocks in (0, 1):
 
         def tokens(x: Tensor, blocks: int = blocks) -> Tensor:
-            return vit.blocks[:blocks](vit.embed(x))[:, 1:].mT.unflatten(2, (8, 8))
+            return vit.blocks[:blocks](vit.embed(x))[:, 1:].mT.unflatten(2, (GRID, GRID))
 
         found[f"ViT, {('patches', 'first block')[blocks]}"] = seen(tokens, image)
     return found
@@ -152,7 +176,7 @@ def fields(both: Compared) -> dict[str, Tensor]:
 @torch.no_grad()
 def distances(model: VisionTransformer, images: Tensor) -> tuple[list[Tensor], float]:
     """By block the mean distance in pixels to what each head attends to, (h,); and if even."""
-    line = torch.arange(8).double() * CELL
+    line = torch.arange(GRID).double() * CELL
     grid = torch.cartesian_prod(line, line)
     apart = torch.cdist(grid, grid)  # (N, N)
     x, found = model.embed(images), []
@@ -169,35 +193,31 @@ def locality_said(both: Compared) -> dict[str, str]:
     for name, field in fields(both).items():
         rows = int((field > 0).any(1).sum())
         assert int((field > 0).sum()) == rows**2  # a square
-        said[f"seen after {name}"] = f"| {name} | {rows} x {rows} |"
+        said[f"receptive field, {name}"] = f"| {name} | {rows} x {rows} |"
     trained, even = distances(both.vit, both.images)
-    torch.manual_seed(0)
-    fresh = torch.cat(distances(VisionTransformer(both.vit.config).double(), both.images)[0])
-    assert (fresh - even).abs().max() < 0.5
-    said["even attention"] = f"{even:.0f} pixels away"
-    said["heads of the trained ViT"] = (
-        f"between {torch.cat(trained).min():.0f} and {torch.cat(trained).max():.0f} pixels"
-    )
-    return said
+    heads = torch.cat(trained)
+    return said | {
+        "attention distance": f"would reach {even:.1f} pixels; the trained heads reach "
+                              f"{heads.min():.1f} to {heads.max():.1f} pixels",
+    }  # fmt: skip
 
 
 @torch.no_grad()
 def order_said(both: Compared) -> dict[str, str]:
     """The same patches in another order."""
-    torch.manual_seed(0)
-    order = torch.randperm(64)
+    order = torch.randperm(GRID**2, generator=torch.Generator().manual_seed(0))
     parts = nn.functional.unfold(both.images, CELL, stride=CELL)[:, :, order]
-    mixed = nn.functional.fold(parts, 32, CELL, stride=CELL)
-    said = {}
-    models = {"CNN": both.cnn, "ViT": both.vit, "ViT without positions": both.without_positions()}
-    for name, model in models.items():
+    mixed = nn.functional.fold(parts, GRID * CELL, CELL, stride=CELL)
+    found = []
+    for model in (both.cnn, both.vit, both.without_positions()):
         read = head_input(model, both.images)
         usual = (read - read.mean(0)).norm()
-        moved = ((head_input(model, mixed) - read).norm() / usual).item()
-        said[f"patches in disorder, {name}"] = (
-            f"{name} 0" if moved < 1e-9 else f"{name} {moved:.1f}"
-        )
-    return said
+        found.append(((head_input(model, mixed) - read).norm() / usual).item())
+    assert found[2] < 1e-9
+    return {
+        "patches in another order": f"the input of the head changes by {found[0]:.2f} (CNN), "
+                                    f"{found[1]:.2f} (ViT) and 0 (ViT without positions)",
+    }  # fmt: skip
 
 
 def costs_said() -> dict[str, str]:
@@ -226,16 +246,27 @@ def costs_said() -> dict[str, str]:
 
 
 def sharing_said(both: Compared) -> dict[str, str]:
-    """Weights that every place has in common."""
+    """Weights that every place has in common, and what was trained."""
     stage = both.cnn.layers[0][0].conv1
-    rows = 32 * 32 * stage.in_channels
-    dense = rows * 32 * 32 * stage.out_channels
+    place = GRID * CELL
+    dense = place**4 * stage.in_channels * stage.out_channels
+    runs = {r.folder.name: r for r in read_runs(ROOT / "theory" / "patch_size").runs}
+    vit, cnn = (runs[f"mnist-5k-{name}-s0"] for name in ("patch4", "cnn"))
+    shared = ("EPOCHS", "BATCH_SIZE", "OPTIMIZER", "LEARNING_RATE", "SEED", "ROTATE", "TRANSLATE")
+    assert all(vit.constants[key] == cnn.constants[key] for key in shared)
+    assert vit.metrics["test_accuracy_95"][1] < cnn.metrics["test_accuracy_95"][0]
+
+    def result(run: Record) -> str:
+        return sentences.result(comparisons.Configuration([run]))
+
     return {
-        "of the CNN": f"{size(both.cnn):,} parameters",
-        "of the ViT": f"{size(both.vit):,} parameters",
-        "a convolution": f"{stage.weight.numel():,} weights; a dense layer between the same maps "
-                         f"would have {dense / 1e9:.1f} billion",
-        "tied to places": f"only {both.vit.pos_embed.numel():,}",
+        "ViT": f"ViT with {size(both.vit):,} parameters and patches of 4 pixels",
+        "CNN": f"residual CNN with {size(both.cnn):,}",
+        "accuracy": f"{vit.constants['EPOCHS']} epochs, one seed: the ViT reaches {result(vit)}, "
+                    f"the CNN {result(cnn)}",
+        "a convolution": f"has {stage.weight.numel():,} weights; a dense layer between the same "
+                         f"maps would have {dense / 1e6:.0f} million",
+        "tied to places": f"only the {both.vit.pos_embed.numel():,} numbers of the position",
     }  # fmt: skip
 
 
@@ -277,13 +308,18 @@ def data_said() -> dict[str, str]:
         f"after {ours.first.constants['EPOCHS']} epochs the ViT has "
         f"{sentences.percent(ours.mean)} and the CNN {sentences.percent(theirs.mean)}"
     )
+    assert theirs.around[0] > ours.around[1]
     ours, theirs = pairs["digits"]
     p = ttest_ind(ours.accuracies, theirs.accuracies, equal_var=False).pvalue
+    assert p < 0.05
     said["over seeds"] = (
-        f"Welch's t-test over {len(ours.runs)} and {len(theirs.runs)} seeds, p = {p:.2g}"
+        f"with all images the difference is significant (Welch's t-test over "
+        f"{len(ours.runs)} and {len(theirs.runs)} seeds, p = {p:.2g})"
     )
     costs = [c.first.config["model"]["macs"] / 1e6 for c in (ours, theirs)]
+    assert costs[0] < costs[1]
     said["costs on digits"] = f"{costs[0]:.1f}M multiply-adds against {costs[1]:.1f}M"
+    said["test images"] = f"{ours.first.metrics['test_images']} test images"
     return said
 
 
@@ -294,27 +330,31 @@ def numbers() -> dict[str, str]:
 
 
 def draw() -> None:
-    """The picture: what a place sees, and accuracy by the number of training images."""
+    """The figure: receptive fields, and accuracy by the number of training images."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, 5, figsize=(12, 2.9), width_ratios=(1, 1, 1, 1, 1.9), layout="constrained"
+        1, 5, figsize=(13.5, 3.3), width_ratios=(1, 1, 1, 1.15, 1.9), layout="constrained"
     )
-    shown = ("CNN, first convolution", "CNN, stage 1", "CNN, stage 3", "ViT, first block")
     found = fields(Compared())
-    for ax, name in zip(axes, shown, strict=False):
-        field = found[name] / found[name].max()
-        ax.imshow(field.clamp(min=1e-4).log10(), cmap="Blues", vmin=-4, vmax=0)
-        ax.set(title=name, xticks=[0, 16, 31], yticks=[0, 16, 31])
-    axes[0].set_ylabel("pixel")
-    for line, name in zip(measured()[:2], ("ViT", "CNN of its size"), strict=True):
+    shown = {"CNN, first convolution": "CNN, first convolution:\n3 x 3 pixels",
+             "CNN, stage 1": "CNN, stage 1:\nstill local",
+             "CNN, stage 3": "CNN, stage 3: all pixels,\nthe center most",
+             "ViT, first block": "ViT, first block:\nalready all pixels"}  # fmt: skip
+    for ax, (name, title) in zip(axes, shown.items(), strict=False):
+        field = (found[name] / found[name].max()).clamp(min=1e-4).log10()
+        image = ax.imshow(field, cmap="Greens", vmin=-4, vmax=0)
+        ax.set_title(title, fontsize=10)
+        ax.set(xticks=[0, 14, 27], yticks=[0, 14, 27], xlabel="pixels")
+    axes[0].set_ylabel("pixels")
+    figure.colorbar(image, ax=axes[3], label="gradient, log10 (0: largest)")
+    for line, name in zip(measured()[:2], ("ViT", "CNN"), strict=True):
         x, y = [seen_images(c) for c in line], [100 * c.mean for c in line]
         around = [[100 * abs(c.mean - c.around[end]) for c in line] for end in (0, 1)]
-        axes[4].errorbar(x, y, around, marker="o", capsize=3, label=name)
-    axes[4].set(title="digits: accuracy by training images", xscale="log",
-                ylabel="test accuracy, %",
-                xlabel="training images, equal number of steps")  # fmt: skip
-    axes[4].set_xticks(x, [str(n) for n in x], minor=False)
+        axes[4].errorbar(x, y, around, marker="o", capsize=3, label=name, color=COLORS[name])
+    axes[4].set_title("The fewer images, the further\nthe CNN is ahead (digits)", fontsize=10)
+    axes[4].set(xscale="log", ylabel="test accuracy (%)", xlabel="training images")
+    axes[4].set_xticks(x, [str(n) for n in x], minor=False, fontsize=8)
     axes[4].minorticks_off()
     axes[4].legend()
     axes[4].grid(alpha=0.3)
@@ -324,4 +364,4 @@ def draw() -> None:
 if __name__ == "__main__":
     if "--draw" in sys.argv:
         draw()
-    check(__file__, numbers())
+    check(__file__, numbers(), SOURCES)

@@ -146,7 +146,9 @@ def _half(weights: dict[str, Tensor], order: dict[str, Tensor]) -> str:
 
 def _history(run: Run | None) -> list[dict[str, Any]]:
     keys = ("epoch", "train_accuracy", "val_accuracy")
-    return [{key: row[key] for key in keys} for row in run.history()] if run else []
+    if run is None or not (run.folder / "history.csv").exists():
+        return []
+    return [{key: row[key] for key in keys} for row in run.history()]
 
 
 @torch.no_grad()

@@ -75,8 +75,10 @@ def plot_heads(path: Path, example: AttentionExample, title: str) -> None:
     """All heads (columns) of all blocks (rows) for one image, each with its own scale."""
     rows, columns = len(example.raw), max(len(maps) for maps in example.raw)
     cell = 1.5 if columns <= 12 else 0.9  # inches
-    figure, axes = plots.plt.subplots(rows, columns, squeeze=False, layout="constrained",
-                                figsize=(max(6, cell * columns + 1.2), cell * rows + 1.6))  # fmt: skip
+    size = (max(6, cell * columns + 1.2), cell * rows + 1.6)
+    figure, axes = plots.plt.subplots(
+        rows, columns, squeeze=False, layout="constrained", figsize=size
+    )
     for i, maps in enumerate(example.raw):
         for j in range(columns):
             axis = axes[i, j]

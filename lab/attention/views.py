@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -101,11 +102,18 @@ class Views:
             self._plot_positions(run)
         page = run.folder / "attention.html"
         if runs_in_browser(self.model):
-            write_live_page(page, self._live_content(run, rows))
+            write_live_page(page, self._live_content(run.folder.name, rows))
         else:
             write_page(page, title, self._notes(bool(first.raw)), examples)
         checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
+
+    def write_live_page(self, path: Path, name: str) -> bool:
+        """Writes only the live page, for a model called `name`; returns False if it has none."""
+        if not runs_in_browser(self.model):
+            return False
+        write_live_page(path, self._live_content(name, self._choose_images()))
+        return True
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and class of each image, (B,); zeros for a model without classes."""
@@ -174,26 +182,33 @@ class Views:
             for i, row in enumerate(rows.tolist())
         ]
 
-    def _live_content(self, run: Run, rows: Tensor) -> LiveContent:
-        """The live page with an example per class, and with the chosen test images `rows`."""
-        data = self.loaders.data
-        if data.classes == self.class_names:
-            rows = torch.cat([self._example_of_each_class(), rows])
-            rows = torch.tensor(list(dict.fromkeys(rows.tolist())))  # each once
-        examples = []
+    def _live_content(self, name: str, rows: Tensor) -> LiveContent:
+        """The live page with the chosen images `rows`; of known classes, one each and mistakes."""
+        data, examples = self.loaders.data, []
+        preprocess = self.loaders.preprocess
+        mean, std = (
+            torch.tensor(values, device=self.loaders.device)[:, None, None]
+            for values in (preprocess.mean, preprocess.std)
+        )
+        if known := data.classes == self.class_names:
+            per_class = self._example_of_each_class()
+            rows = torch.tensor(list(dict.fromkeys([*per_class.tolist(), *rows.tolist()])))
         for batch in rows.split(self.loaders.batch_size):
-            pixels = self.loaders.preprocess.center_crop(data.test.images(batch))  # (B, C, S, S)
-            pixels = (pixels * 255).round().byte().expand(-1, self.model.config.in_chans, -1, -1)
-            predicted = self._predict(self.loaders.normalize(data.test.images(batch)))[1]
+            images = self.loaders.normalize(data.test.images(batch))  # (B, C, S, S)
+            predicted = self._predict(images)[1]
+            pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte().cpu()
             for row, image, guess in zip(batch.tolist(), pixels, predicted.tolist(), strict=True):
                 examples.append(self._live_example(row, image, guess))
+        if known:
+            count = len(per_class)
+            examples[count:] = [example for example in examples[count:] if not example.correct]
         return LiveContent(
-            name=self.trained_by.folder.name if self.trained_by else run.folder.name,
+            name=self.trained_by.folder.name if self.trained_by else name,
             model=self.model,
-            preprocess=self.loaders.preprocess,
+            preprocess=preprocess,
             classes=self.class_names,
             examples=examples,
-            dataset=data.name if data.classes == self.class_names else None,
+            dataset=data.name if known else None,
             run=self.trained_by,
         )
 

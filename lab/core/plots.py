@@ -132,8 +132,8 @@ def plot_curves(
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if floor:
-        axes[0].axhline(floor, color=TRAIN_COLOR, ls="--", lw=1.2,
-                        label=f"lowest training loss with label smoothing ({floor:.2f})")  # fmt: skip
+        label = f"floor under label smoothing ({floor:.2f})"
+        axes[0].axhline(floor, color=TRAIN_COLOR, ls="--", lw=1.2, label=label)
         axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     for axis in axes:
         axis.grid(alpha=0.25)

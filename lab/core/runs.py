@@ -112,7 +112,7 @@ class Run:
             if same and not (fresh and main):
                 if main and not shared and not (same / "metrics.json").exists():
                     _lock(same)
-                    for leftover in same.glob(f"*{PARTIAL}"):
+                    for leftover in same.rglob(f"*{PARTIAL}"):
                         leftover.unlink(missing_ok=True)
                 break
             if same:

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from lab.core.errors import UserError
 __all__ = [
     "SCHEMA",
     "Stopped",
+    "can_compile",
     "code_hashes",
     "explain_out_of_memory",
     "handle_signals",
@@ -275,6 +278,12 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can generate code for this GPU: it needs Triton and a C compiler."""
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and has_compiler and find_spec("triton") is not None
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

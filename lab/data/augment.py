@@ -201,42 +201,78 @@ def _warp(x: Tensor, theta: Tensor, size: int | None = None) -> Tensor:
 
 # --- TrivialAugment: one operation per image with a magnitude m in [0, 1] and a sign -------------
 
+_OPERATIONS = (
+    "shear_x", "shear_y", "translate_x", "translate_y", "rotate",
+    "brightness", "color", "contrast", "sharpness",
+    "posterize", "solarize", "autocontrast", "equalize", "identity",
+)  # fmt: skip
+
 
 def _trivial_augment(x: Tensor, rng: BatchRNG) -> Tensor:
-    """TrivialAugmentWide: one of 14 operations per image of (B, C, H, W) in [0, 1].
+    """TrivialAugmentWide: one of 14 operations per image of (B, C, H, W) in [0, 1]."""
+    choice = rng.integers(len(_OPERATIONS), on_cpu=True)
+    m = rng.integers(31, on_cpu=True) / 30
+    sign = rng.integers(2, on_cpu=True) * 2.0 - 1
+    return _apply_operations(x, choice, m, sign)
 
-    The choice of operations stays on the CPU, so a GPU never has to wait for it.
+
+def _apply_operations(x: Tensor, choice: Tensor, m: Tensor, sign: Tensor) -> Tensor:
+    """Applies to each image the operation with the number `choice`.
+
+    Choices and magnitudes are on the CPU, so a GPU never has to wait for them. Images are sorted by
+    operation: each operation then works on a slice, the five geometric ones share one warp, and the
+    four that blend two images share one blend. This halves the number of kernels.
     """
-    choice = rng.integers(len(_OPERATIONS) + 1, on_cpu=True)  # the last number is the identity
-    m = rng.integers(31) / 30
-    sign = rng.integers(2) * 2.0 - 1
-    out = x.clone()
-    for number, operation in enumerate(_OPERATIONS):
-        rows = to_device((choice == number).nonzero()[:, 0], x.device)
-        if len(rows):
-            out[rows] = operation(x[rows], m[rows], sign[rows])
+    order = choice.argsort(stable=True)
+    choice, m, sign = choice[order], m[order], sign[order]
+    on_device = to_device(order, x.device)
+    x = x[on_device]
+    counts = choice.bincount(minlength=len(_OPERATIONS)).tolist()
+    parts = []
+    start = 0
+    for first, last, operation in _GROUPS:
+        end = start + sum(counts[first : last + 1])
+        if start < end:
+            rows = slice(start, end)
+            parts.append(operation(x[rows], choice[rows] - first, m[rows], sign[rows]))
+        start = end
+    out = torch.empty_like(x)
+    out[on_device] = torch.cat(parts)
     return out
 
 
-def _shear(x: Tensor, m: Tensor, sign: Tensor, axis: int) -> Tensor:
-    """Shears by up to 0.99, about the top left corner as in torchvision."""
+def _geometric(x: Tensor, kind: Tensor, m: Tensor, sign: Tensor) -> Tensor:
+    """Shears by up to 0.99 about the top left corner, translates, or rotates by up to 135 degrees.
+
+    Translation is by up to 32 pixels for any image size, as in TrivialAugmentWide.
+    """
     H, W = x.shape[-2:]
-    theta = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
-    theta[:, axis, 1 - axis] = theta[:, axis, 2] = sign * m * 0.99 * (H / W if axis == 0 else W / H)
-    return _warp(x, theta)
+    theta = _rotation(sign * m * (135 * math.pi / 180) * (kind == 4))
+    shear, shift = sign * m * 0.99, -sign * (m * 32).floor() * 2
+    for axis, (size, other) in enumerate([(W, H), (H, W)]):
+        sheared = shear * (other / size) * (kind == axis)
+        theta[:, axis, 1 - axis] += sheared
+        theta[:, axis, 2] += sheared + shift / size * (kind == 2 + axis)
+    return _warp(x, to_device(theta, x.device))
 
 
-def _translate(x: Tensor, m: Tensor, sign: Tensor, axis: int) -> Tensor:
-    """Translates by up to 32 pixels for any image size, as TrivialAugmentWide does."""
-    theta = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
-    theta[:, axis, 2] = -sign * (m * 32).floor() * 2 / x.shape[-1 - axis]
-    return _warp(x, theta)
+def _blend(x: Tensor, kind: Tensor, m: Tensor, sign: Tensor) -> Tensor:
+    """Brightness, color, contrast or sharpness, like Pillow's ImageEnhance.
 
-
-def _blend(x: Tensor, other: Tensor, m: Tensor, sign: Tensor) -> Tensor:
-    """Moves away from `other` (positive sign) or towards it, like Pillow's ImageEnhance."""
-    factor = (1 + sign * m * 0.99)[:, None, None, None]
-    return (factor * x + (1 - factor) * other).clamp(0, 1)
+    Each moves an image away from another one (positive sign) or towards it: from black, the
+    grayscale image, its mean, or the smoothed image. `kind` is sorted.
+    """
+    others = torch.zeros_like(x)
+    black, color, contrast, _ = kind.bincount(minlength=4).tolist()
+    gray, smooth = slice(black, black + color + contrast), slice(black + color + contrast, None)
+    if color + contrast:
+        others[gray] = _grayscale(x[gray])
+        means = others[black + color : black + color + contrast]
+        means[:] = _grayscale(x[gray][color:]).mean((1, 2, 3), keepdim=True)
+    if smooth.start < len(x):
+        others[smooth] = _smooth(x[smooth])
+    factor = to_device((1 + sign * m * 0.99)[:, None, None, None], x.device)
+    return (factor * x + (1 - factor) * others).clamp(0, 1)
 
 
 def _grayscale(x: Tensor) -> Tensor:
@@ -257,41 +293,36 @@ def _smooth(x: Tensor) -> Tensor:
     return out
 
 
-def _posterize(x: Tensor, m: Tensor) -> Tensor:
+def _posterize(x: Tensor, kind: Tensor, m: Tensor, sign: Tensor) -> Tensor:
     """Keeps the highest 8 to 2 of the 8 bits."""
-    step = 2 ** (m * 6).round()[:, None, None, None]
+    step = to_device(2 ** (m * 6).round()[:, None, None, None], x.device)
     return ((x * 255).round() / step).floor() * step / 255
 
 
-def _solarize(x: Tensor, m: Tensor) -> Tensor:
-    return torch.where(x >= (1 - m)[:, None, None, None], 1 - x, x)
+def _solarize(x: Tensor, kind: Tensor, m: Tensor, sign: Tensor) -> Tensor:
+    threshold = to_device((1 - m)[:, None, None, None], x.device)
+    return torch.where(x >= threshold, 1 - x, x)
 
 
-def _autocontrast(x: Tensor) -> Tensor:
+def _autocontrast(x: Tensor, *_: Tensor) -> Tensor:
     # torchvision takes a while to import, and only TrivialAugment needs it.
     from torchvision.transforms.v2.functional import autocontrast
 
     return autocontrast(x)
 
 
-def _equalize(x: Tensor) -> Tensor:
+def _equalize(x: Tensor, *_: Tensor) -> Tensor:
     from torchvision.transforms.v2.functional import equalize
 
     return equalize(x)
 
 
-_OPERATIONS = (
-    lambda x, m, sign: _shear(x, m, sign, 0),
-    lambda x, m, sign: _shear(x, m, sign, 1),
-    lambda x, m, sign: _translate(x, m, sign, 0),
-    lambda x, m, sign: _translate(x, m, sign, 1),
-    lambda x, m, sign: _warp(x, _rotation(sign * m * (135 * math.pi / 180))),
-    lambda x, m, sign: _blend(x, torch.zeros_like(x), m, sign),  # brightness
-    lambda x, m, sign: _blend(x, _grayscale(x), m, sign),  # color
-    lambda x, m, sign: _blend(x, _grayscale(x).mean((1, 2, 3), keepdim=True), m, sign),  # contrast
-    lambda x, m, sign: _blend(x, _smooth(x), m, sign),  # sharpness
-    lambda x, m, sign: _posterize(x, m),
-    lambda x, m, sign: _solarize(x, m),
-    lambda x, m, sign: _autocontrast(x),
-    lambda x, m, sign: _equalize(x),
+_GROUPS = (  # first and last operation, and the function for them
+    (0, 4, _geometric),
+    (5, 8, _blend),
+    (9, 9, _posterize),
+    (10, 10, _solarize),
+    (11, 11, _autocontrast),
+    (12, 12, _equalize),
+    (13, 13, lambda x, *_: x),
 )

@@ -94,7 +94,8 @@ class Loaders:
         augmentation: of training images; other images are only cropped and normalized.
         seed: of the order of the images and of the augmentation.
 
-    Raises: UserError, if the batch size is not positive or the channels do not match.
+    Raises: UserError, if the batch size is not positive, the channels do not match, or the padding
+        is larger than the images.
     """
 
     data: Dataset
@@ -106,6 +107,12 @@ class Loaders:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE={self.batch_size} must be at least 1, such as 128")
+        padding, side = self.augmentation.crop_padding, self.data.train.store.shape[-1]
+        if padding > side:
+            raise UserError(
+                f"CROP_PADDING={padding} is larger than the images ({side} pixels), so some crops "
+                f"would be empty: use at most {side}, usually {max(1, side // 8)}"
+            )
         # Every step has the same number of images; the images left out change with the epoch.
         self.batch_size = min(self.batch_size, len(self.data.train))
         if self.data.channels not in (1, len(self.preprocess.mean)):

@@ -23,6 +23,11 @@ from lab.exercise.trials import BASE, ONE, THREE, TWO, Case, Evidence, build, cl
 LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
 MEAN = Case("global_pool='avg'", BASE | {"global_pool": "avg"})
 NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": False})
+WANTED = {
+    "global_pool='avg'": "the mean over the patch tokens, without the class token, goes through "
+    "`fc_norm` and then the head",
+    "no class token": "there are only patch tokens, and pos_embed has one position for each",
+}
 RELEASED = {
     "PatchEmbed": "patch_embed.", "MLP": "blocks.0.mlp.", "Attention": "blocks.0.attn.",
     "Block": "blocks.0.", "VisionTransformer": "",
@@ -183,7 +188,12 @@ def _model_options(evidence: Evidence) -> None:
             error = evidence.outcome(case).error
             if error:
                 raise evidence.submission.explain(error)
-            raise _failure(evidence, f"with {case.name} the output is wrong")
+            raise _failure(evidence, f"with {case.name} the output is wrong: {WANTED[case.name]}")
+    dropping = evidence.new_trial(Case("dropout before the head", BASE | {"drop_rate": 0.5}))
+    without = dropping.run()
+    dropping.module.train()
+    if close(dropping.run(), without):
+        raise _failure(evidence, "config.drop_rate has no effect in training mode")
     config = evidence.submission.config(BASE | {"depth": 3, "drop_path_rate": 0.4})
     model = build(evidence.submission, evidence.part, config)
     rates = [m.drop_path_rate for m in model.modules() if isinstance(m, reference_class("Block"))]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import torch
@@ -27,7 +28,9 @@ from lab.exercise.submission import Failure, Submission
 
 # A forked process has timm already; elsewhere a new one imports it, which takes seconds.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+CPU_SIGNAL = getattr(signal, "SIGPROF", 0)  # arrives when the processor time is used up
 START = 60.0  # seconds within which a process must be ready
+WAIT = 3  # a part may take so many times its processor time, for a submission that sleeps
 MAX_FILE = 50 * 2**20  # bytes that a submission may write to a file, its output included
 
 
@@ -40,7 +43,7 @@ class Job:
     parts: tuple[str, ...]
     seed: int
     weights: Path
-    seconds: float  # for a part
+    seconds: float  # of processor time for a part, so that a busy computer changes nothing
     memory_mb: int  # in addition to what PyTorch and timm take
 
 
@@ -77,7 +80,7 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
             yield from _all_failed(job, "the process for the check did not start")
             return
         for number, part in enumerate(("", *job.parts)):  # first the file as a whole is loaded
-            message = _receive(receiver) if receiver.poll(job.seconds + 2) else None
+            message = _receive(receiver) if receiver.poll(WAIT * job.seconds + 2) else None
             if message is None:
                 process.join(2)
                 sentence = _explain_end(process, trace, job)
@@ -118,7 +121,7 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
     text = trace.read_text(errors="replace") if trace.exists() else ""
     frames = re.findall(r'File "(.+)", line (\d+)', text)
     place = next((f"{Path(f).name}, line {n}: " for f, n in frames if f in files), "")
-    if "Timeout" in text or process.exitcode is None:
+    if "Timeout" in text or process.exitcode in (None, -CPU_SIGNAL):
         return f"{place}still running after {job.seconds:g} seconds; is this a loop without end?"
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
@@ -144,7 +147,9 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
         _set_limits(job.memory_mb)
         sys.path.insert(0, str(job.model_file.parent))
         _send(sender, {"ready": True})
-        faulthandler.dump_traceback_later(job.seconds, exit=True, file=file)
+        if hasattr(signal, "setitimer"):
+            faulthandler.register(CPU_SIGNAL, file, all_threads=False, chain=True)
+        _start_clock(job.seconds, file)
         try:
             submission = Submission.load(job.model_file, job.steps_file)
         except Failure as failure:
@@ -152,7 +157,7 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
             return
         _send(sender, {"loaded": True})
         for part in job.parts:
-            faulthandler.dump_traceback_later(job.seconds, exit=True, file=file)
+            _start_clock(job.seconds, file)
             try:
                 result = check_part(submission, part, job.seed, job.weights)
             except Exception as error:  # not the student's fault, but the others must go on
@@ -160,7 +165,22 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
                 result = Result(part, failed=PARTS[part].checks[0], says=says)
             _send(sender, asdict(result))
         faulthandler.cancel_dump_traceback_later()
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
     os._exit(0)  # what a submission registered to run at exit does not run
+
+
+def _start_clock(seconds: float, file: TextIO) -> None:
+    """Ends this process after some seconds of processor time; `file` then says where it was.
+
+    Windows cannot measure that, so seconds of real time count there.
+    """
+    has_timer = hasattr(signal, "setitimer")
+    if has_timer:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    faulthandler.dump_traceback_later(
+        WAIT * seconds if has_timer else seconds, exit=True, file=file
+    )
 
 
 def _send(sender: Connection, message: dict) -> None:

@@ -135,7 +135,8 @@ def _vision_transformer(c: Any) -> dict[str, Any]:
         "class_token", "no_embed_class",
     )  # fmt: skip
     norm = partial(nn.LayerNorm, eps=c.norm_eps)
-    return {name: getattr(c, name) for name in names} | {"norm_layer": norm}
+    # The student's parameters replace all values, so timm need not initialize them.
+    return {name: getattr(c, name) for name in names} | {"norm_layer": norm, "weight_init": "skip"}
 
 
 ARGUMENTS = {

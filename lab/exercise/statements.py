@@ -7,11 +7,11 @@ wide, and the first sentence is used.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.exercise.layouts import slots
 from lab.exercise.mistakes import SCALE
-from lab.exercise.reference import Mistake
+from lab.exercise.reference import TIMM, Mistake
 from lab.exercise.trials import THREE, TWO, Case, Evidence, close
 
 
@@ -28,10 +28,21 @@ def narrowest_statement(evidence: Evidence) -> str | None:
 
 def _outputs(evidence: Evidence, case: Case = TWO) -> tuple[Tensor, Tensor]:
     """The part's output and the reference's with the same weights, (B, ...)."""
-    trial = evidence.trial(case)
-    reference = trial.load(trial.reference(), evidence.layout(case))
     with torch.no_grad():
-        return evidence.outcome(case).output, reference(trial.inputs)
+        right = _reference(evidence, case)(evidence.trial(case).inputs)
+    return evidence.outcome(case).output, right
+
+
+def _reference(evidence: Evidence, case: Case = TWO) -> nn.Module:
+    """timm's module with the student's parameters. Raises if they cannot be its parameters."""
+    trial = evidence.trial(case)
+    return trial.load(trial.reference(), evidence.layout(case))
+
+
+def _returns_input(evidence: Evidence) -> str | None:
+    if close(evidence.outcome(TWO).output, evidence.trial(TWO).inputs):
+        return "the output equals the input: what `forward` computes is not returned"
+    return None
 
 
 def _shape(evidence: Evidence) -> str | None:
@@ -51,18 +62,25 @@ def _parameters(evidence: Evidence) -> str | None:
     trial = evidence.trial(TWO)
     if evidence.layout(TWO) is not None:
         return None
-    own = [tuple(slot.tensor.shape) for slot in trial.slots if slot.registered]
-    wanted = [(slot.name, tuple(slot.tensor.shape)) for slot in slots(trial.reference())]
-    for shape in list(own):
-        if match := next((item for item in wanted if item[1] == shape), None):
-            own.remove(shape)
-            wanted.remove(match)
-    missing = ", ".join(f"{name} {shape}" for name, shape in wanted)
-    extra = ", ".join(str(shape) for shape in own)
+    own = [slot for slot in trial.slots if slot.registered]
+    wanted = list(slots(trial.reference()))
+    for same in (
+        lambda one, other: (one.name, one.tensor.shape) == (other.name, other.tensor.shape),
+        lambda one, other: one.tensor.shape == other.tensor.shape,
+        lambda one, other: one.tensor.numel() == other.tensor.numel(),  # another layout
+    ):
+        for slot in list(own):
+            if match := next((other for other in wanted if same(slot, other)), None):
+                own.remove(slot)
+                wanted.remove(match)
+    missing, extra = (
+        ", ".join(f"{slot.name} {tuple(slot.tensor.shape)}" for slot in found)
+        for found in (wanted, own)
+    )
     return (
         "; ".join(
             ([f"parameters that it needs and does not have: {missing}"] if missing else [])
-            + ([f"parameters that it has and does not need, of shape {extra}"] if extra else [])
+            + ([f"parameters that it has and does not need: {extra}"] if extra else [])
         )
         or "its parameters have the right shapes, but which is which is not clear from their names"
     )
@@ -177,7 +195,7 @@ def _reordered(evidence: Evidence) -> str | None:
 
 
 def _activation(evidence: Evidence) -> str | None:
-    """Measures the activation of an MLP with weights that let single values through."""
+    """What an MLP does to single values, with weights that let them through unchanged."""
     if evidence.part.name != "MLP":
         return None
     trial = evidence.new_trial(TWO)
@@ -194,8 +212,8 @@ def _activation(evidence: Evidence) -> str | None:
     if math.isclose(up, right_up, rel_tol=1e-6) and math.isclose(down, right_down, rel_tol=1e-6):
         return None
     return (
-        f"between the two layers, 1 becomes {up:.4f} and -1 becomes {down:.4f}; with the exact "
-        f"GELU they become {right_up:.4f} and {right_down:.4f}"
+        f"with weights that only let one value through, 1 becomes {up:.4f} and -1 becomes "
+        f"{down:.4f}; with the exact GELU they become {right_up:.4f} and {right_down:.4f}"
     )
 
 
@@ -224,6 +242,104 @@ def _scale(evidence: Evidence) -> str | None:
     return f"the scores are multiplied by {math.exp(low):.3g} instead of {correct:.3g}"
 
 
+def _read_pixels(evidence: Evidence) -> str | None:
+    """Which pixels the first token depends on."""
+    if evidence.part.name != "PatchEmbed":
+        return None
+    trial = evidence.trial(TWO)
+    inputs = trial.inputs.clone().requires_grad_()
+    trial.module(inputs)[0, 0].sum().backward()
+    rows, columns = (inputs.grad[0].abs().amax(0) > 0).nonzero().unbind(1)  # (H, W) read or not
+    last = trial.config.patch_size - 1
+    if (rows.max(), columns.max(), len(rows)) == (last, last, (last + 1) ** 2):
+        return None
+    return (
+        f"token 0 reads {len(rows)} pixels, from rows {rows.min()} to {rows.max()} and columns "
+        f"{columns.min()} to {columns.max()}; it must read the patch in rows 0 to {last} and "
+        f"columns 0 to {last}"
+    )
+
+
+def _attention_stage(evidence: Evidence) -> str | None:
+    """Whether the weights are correct, and if they are, whether the heads are only misplaced."""
+    if evidence.part.name != "Attention":
+        return None
+    reference, trial = _reference(evidence), evidence.trial(TWO)
+    seen: list[Tensor] = []
+    for layer in (reference.attn_drop, reference.proj):
+        layer.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    with torch.no_grad():
+        reference(trial.inputs)
+        right, heads = seen
+        got, weights = trial.run(return_weights=True)
+        if not close(weights, right):
+            return "the attention weights are not correct: the mistake is in them, or before them"
+        merged = torch.linalg.solve(reference.proj.weight, (got - reference.proj.bias).mT).mT
+    if close(merged.flatten().sort()[0], heads.flatten().sort()[0]):
+        return (
+            "the heads compute the right numbers, which reach the output layer in the wrong order: "
+            "look at the line that merges the heads"
+        )
+    return "the attention weights are correct: the mistake comes after them"
+
+
+def _block_stage(evidence: Evidence) -> str | None:
+    """What attention and MLP read, and so which line of a block is wrong."""
+    if evidence.part.name != "Block" or not evidence.fill_in:
+        return None
+    trial = evidence.trial(TWO)
+    found = []
+    for block in (trial.module, _reference(evidence)):
+        read: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda module, args, read=read, name=name: read.setdefault(name, args[0])
+            )
+            for name in ("Attention", "MLP")
+            for module in block.modules()
+            if isinstance(module, TIMM[name])
+        ]
+        with torch.no_grad():
+            block(trial.inputs.clone())
+        for hook in hooks:
+            hook.remove()
+        found.append(read)
+    got, right = found
+    if not close(got["Attention"], right["Attention"]):
+        return "attention does not read norm1 of the input of the block"
+    if not close(got["MLP"], right["MLP"]):
+        return (
+            "attention reads the right tokens, but the MLP does not: it must read norm2 of the sum "
+            "of the first half"
+        )
+    return "attention and MLP read the right tokens: look at what is added and returned after them"
+
+
+def _model_stage(evidence: Evidence) -> str | None:
+    """Which method of the model is the first one whose result is wrong."""
+    if evidence.part.name != "VisionTransformer":
+        return None
+    trial, reference = evidence.trial(TWO), _reference(evidence)
+    with torch.no_grad():
+        tokens = reference._pos_embed(reference.patch_embed(trial.inputs))
+        got = trial.module.embed(trial.inputs.clone())
+        if got.shape != tokens.shape:
+            return f"`embed` returns the shape {tuple(got.shape)}, not {tuple(tokens.shape)}"
+        if not close(got, tokens):
+            right = [i for i in range(got.shape[1]) if close(got[:, i], tokens[:, i])]
+            some = f"correct for {_tokens(right)} and wrong for the others" if right else "wrong"
+            return f"the tokens that `embed` returns are {some}"
+        features = reference.forward_features(trial.inputs)
+        if not close(trial.module.forward_features(trial.inputs.clone()), features):
+            return "`embed` is correct, but the tokens that `forward_features` returns are wrong"
+    return "`forward_features` is correct: the mistake is in `forward_head` or in `forward`"
+
+
+def _tokens(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+    return f"token {shown} (counted from 0)"
+
+
 def _largest_difference(evidence: Evidence) -> str | None:
     got, right = _outputs(evidence)
     difference = (got - right).abs()
@@ -236,6 +352,7 @@ def _largest_difference(evidence: Evidence) -> str | None:
 
 
 STATEMENTS = (
-    _shape, _parameters, _factor, _offset, _reordered, _correct_part, _weight_sums, _scale,
-    _mixes_images, _mixes_tokens, _activation, _depends_on_order, _largest_difference,
+    _shape, _parameters, _returns_input, _factor, _offset, _reordered, _correct_part, _weight_sums,
+    _scale, _mixes_images, _mixes_tokens, _activation, _read_pixels, _depends_on_order,
+    _attention_stage, _block_stage, _model_stage, _largest_difference,
 )  # fmt: skip

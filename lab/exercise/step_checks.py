@@ -154,6 +154,7 @@ def _trace_replace_head(function: Callable, seed: int) -> Trace:
     """A new head with 7 outputs on a ViT that had 5."""
     torch.manual_seed(seed)
     model = reference_class("VisionTransformer")(_Config())
+    model.init_weights()  # the reference leaves its parameters uninitialized
     old, before = model.head, {k: v.clone() for k, v in model.state_dict().items()}
     returned = function(model, 7)
     model = returned if isinstance(returned, nn.Module) else model
@@ -247,7 +248,12 @@ def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     try:
         return TRACES[part.name][0](function, seed)
     except (Exception, SystemExit) as error:
-        raise submission.explain(error) from error
+        failure = submission.explain(error)
+        if failure.line is None:  # such as a function that returns nothing
+            line = submission.line_of(part.name)
+            place = where(submission.module_of(part), line)
+            failure = Failure(f"{place}: {failure}", line, failure.cause, failure.unwritten)
+        raise failure from error
 
 
 def _failed_entry(submission: Submission, part: Part, trace: Trace, expected: Trace) -> Failure:

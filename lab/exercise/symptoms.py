@@ -167,9 +167,17 @@ SIZES = r"\b(16|32|49|50|64|65|128|192|196|197|224|384|768|2304|3072)\b"
 SYMPTOMS = (
     Symptom(
         "/ instead of //",
-        "A size is computed with /, which gives a float, and PyTorch needs an int.",
-        "The division has no remainder, but / always returns a float",
+        "A size is a float, and PyTorch needs an int.",
+        "/ always returns a float, even without a remainder, and so does a product with mlp_ratio; "
+        "use // or int()",
         _says(r"TypeError.*(float.*integer|got .*float|must be tuple of ints|type float)"),
+    ),
+    Symptom(
+        "wrong number of axes unpacked",
+        "A shape is unpacked into the wrong number of names: images have the axes (B, C, H, W), "
+        "and tokens have the axes (B, N, D).",
+        "The batch axis is left out, as in code for a single image",
+        _says(r"(too many|not enough) values to unpack"),
     ),
     Symptom(
         "super().__init__() missing",

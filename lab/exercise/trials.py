@@ -1,5 +1,6 @@
 """Runs a part in several situations and compares it with a reference that has the same weights.
 
+Seeds are set on the generator of the CPU, because torch.manual_seed is slow: it also sees to GPUs.
 All numbers are float64, so that two ways of writing the same thing agree to ten digits and even a
 small mistake, such as the tanh approximation of GELU, stands out.
 """
@@ -60,7 +61,7 @@ class Trial:
         self.failure: Failure | None = None
         self.module: nn.Module | None = None
         self.slots: list[Slot] = []
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         self.config = submission.config(case.options)
         self.inputs = case.scale * _random_inputs(part, self.config, case.batch)
         try:
@@ -78,11 +79,16 @@ class Trial:
         """
         if self.failure:
             raise self.failure
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)
         try:
             return self.module(self.inputs.clone() if inputs is None else inputs, **keywords)
         except (Exception, SystemExit) as error:
-            raise self.submission.explain(error) from error
+            failure = self.submission.explain(error)
+            if failure.line is None:  # it failed in PyTorch, such as a call with a wrong argument
+                line = self.submission.line_of(self.part.name, "forward")
+                place = where(self.submission.module_of(self.part), line)
+                failure = Failure(f"{place}: {failure}", line, error, failure.unwritten)
+            raise failure from error
 
     def output(self) -> Tensor:
         """The output as a finite tensor. Raises Failure."""
@@ -105,7 +111,7 @@ class Trial:
 
     def reference(self, mistakes: tuple[Mistake, ...] = ()) -> nn.Module:
         """timm's module for this case, with mistakes, in eval mode."""
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)
         return reference_class(self.part.name, mistakes)(self.config).eval()
 
     def layouts(self, reference: nn.Module) -> list[Layout]:
@@ -168,14 +174,14 @@ def _outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) ->
     """Runs a module on a trial's inputs; an exception is an outcome too."""
     if module is None:
         return Outcome(error=trial.failure)
-    torch.manual_seed(trial.seed)
+    torch.default_generator.manual_seed(trial.seed)
     inputs = trial.inputs.clone().requires_grad_(gradients)
     try:
         with torch.set_grad_enabled(gradients):
             out = module(inputs * 1.0)  # not a leaf, so a change in place does not fail by itself
         if not gradients:
             return Outcome(out)
-        torch.manual_seed(trial.seed + 1)
+        torch.default_generator.manual_seed(trial.seed + 1)
         tensors = [inputs, *(slot.tensor for slot in slots(module))]
         learned = [t for t in tensors if t.requires_grad]
         loss = (out * torch.randn(out.shape)).sum()  # randn_like would follow the strides of out

@@ -48,7 +48,7 @@ def find(source: str) -> Found:
     Args:
         source: a run (its folder, or its best.safetensors), a folder with config.json and
             weights, a .safetensors, .pth or Google .npz file, a Hugging Face repository
-            (owner/name), or a timm name.
+            (owner/name, or owner/name@version for a tag, branch or commit), or a timm name.
 
     Raises: UserError, if they do not exist, cannot be downloaded or cannot be read.
     """
@@ -60,7 +60,7 @@ def find(source: str) -> Found:
     if source.endswith(_SUFFIXES) or source.startswith((".", "/", "~")):
         raise UserError(f"the weights {source!r}: there is no such file or folder")
     repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", repository):
         return _from_repository(repository, partial(_fetch, repository))
     return _from_timm(source)
 
@@ -254,6 +254,8 @@ def _from_repository(origin: str, get: _Get) -> Found:
     weights = get(*_WEIGHTS)
     if weights is None:
         raise UserError(f"{origin} has neither {' nor '.join(_WEIGHTS)}")
+    if shared := _read_header(weights).get("vit-lab"):  # written by share.py
+        return _from_run(weights, origin, shared)
     state = _read_state(weights)
     if "architecture" in config:
         cfg = config.get("pretrained_cfg") or {}
@@ -313,7 +315,9 @@ def _from_timm(name: str) -> Found:
 
 
 def _fetch(repository: str, *names: str) -> Path | None:
-    """The first of these files that a hub repository has, or None.
+    """The first of these files that a hub repository (owner/name or owner/name@version) has.
+
+    Returns: its path in the cache, or None if the repository has none of them.
 
     What the cache knows, a file or that a file does not exist, needs no network.
 
@@ -325,10 +329,13 @@ def _fetch(repository: str, *names: str) -> Path | None:
         GatedRepoError,
         HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    repository, _, revision = repository.partition("@")
+    version = {"revision": revision} if revision else {}
     try:
-        cached = {name: try_to_load_from_cache(repository, name) for name in names}
+        cached = {name: try_to_load_from_cache(repository, name, **version) for name in names}
     except HFValidationError as error:
         raise UserError(
             f"there is no folder {repository!r}, and it cannot be the name of a Hugging Face "
@@ -340,14 +347,19 @@ def _fetch(repository: str, *names: str) -> Path | None:
     page = f"{constants.ENDPOINT}/{repository}"
     for name in (name for name, known in cached.items() if known is None):
         try:
-            return Path(hf_hub_download(repository, name))
+            return Path(hf_hub_download(repository, name, **version))
         except GatedRepoError as error:
             raise UserError(
                 f"{page} is gated: accept its terms there and run `hf auth login`"
             ) from error
+        except RevisionNotFoundError as error:
+            raise UserError(
+                f"{repository} has no version {revision!r}; {page}/tree/main lists its versions"
+            ) from error
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"there is no folder {repository!r}, and {page} does not exist"
+                f"there is no folder {repository!r}, and {page} does not exist or is private; "
+                "`hf auth login` gives access to your own private repositories"
             ) from error
         except Exception as error:  # no network, offline mode, a proxy, no space: each its own kind
             if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):

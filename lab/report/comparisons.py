@@ -172,24 +172,70 @@ class Pair:
 
 
 def select_models(found: list[Configuration], place: Path) -> list[list[Record]]:
-    """The runs to compare, at least two per test set.
+    """The runs to compare, at least two per test set; the user's own runs apart from references.
 
     For each model, the configuration with the best validation score, trained on all training
-    images, is represented by its first seed. The user's own runs take precedence over references.
-    Test accuracy plays no role in the selection.
+    images, is represented by its first seed. Test accuracy plays no role in the selection.
     """
-
-    def rank(c: Configuration) -> tuple[bool, tuple[float, float]]:
-        return not is_reference(c.first, place), c.validation_score
-
     full = [c for c in found if c.first.share == 1 and not c.first.sweep]
     selected = []
-    for same in group_by(full, lambda c: c.first.predictions.test_set):
+    for same in group_by(full, lambda c: comparable_key(c.first, place)):
         by_model = group_by(same, lambda c: (c.first.task, c.first.model))
-        best = sorted((max(configs, key=rank) for configs in by_model), key=rank, reverse=True)
+        best = [max(configs, key=lambda c: c.validation_score) for configs in by_model]
+        best.sort(key=lambda c: c.validation_score, reverse=True)
         if len(best) > 1:
             selected.append([c.first for c in best[:_MAX_MODELS]])
     return selected
+
+
+@dataclass(frozen=True)
+class MainResults:
+    """The three results that the report starts with; None for those that do not exist yet."""
+
+    vit: Configuration | None  # trained from scratch
+    cnn: Configuration | None  # its twin
+    equal: str  # the budget that the twins share, "epochs" or "seconds"; "" if they are no twins
+    finetuned: Configuration | None
+    tied: int  # other ViTs with the same validation accuracy
+
+
+def main_results(found: list[Configuration], place: Path) -> MainResults:
+    """The user's best ViT, its CNN twin and the best fine-tuned model, chosen by validation.
+
+    Validation scores are comparable only on the same images, so those of the newest run count. A
+    ViT with a twin takes precedence.
+    """
+    own = [c for c in found if c.first.share == 1 and not c.first.sweep
+           and not is_reference(c.first, place)]  # fmt: skip
+
+    def on_newest_images(some: list[Configuration]) -> list[Configuration]:
+        newest = max(some, key=_started, default=None)
+        return [c for c in some if newest and _test_set(c) == _test_set(newest)]
+
+    def best(some: list[Configuration]) -> Configuration | None:
+        return max(on_newest_images(some), key=lambda c: c.validation_score, default=None)
+
+    pairs = sorted(twins(own, place), key=lambda pair: pair[0])  # equal epochs first
+    scratch = [c for c in own if c.first.script == "train.py" and c.first.kind == "ViT"]
+    vits = on_newest_images([vit for _, vit, _ in pairs] or scratch)
+    vit = best(vits)
+    cnns = [(equal, cnn) for equal, of, cnn in pairs if of is vit]
+    if cnns:
+        equal, cnn = cnns[0]
+    else:
+        equal, cnn = "", best([c for c in own if c.first.task == "CNN twin"])
+    tuned = [c for c in own if c.first.pretrained and c.first.constants.get("MODE") != "scratch"]
+    tied = {c.name for c in vits if vit and c is not vit
+            and c.validation_score[0] == vit.validation_score[0]}  # fmt: skip
+    return MainResults(vit, cnn, equal, best(tuned), len(tied))
+
+
+def _started(c: Configuration) -> str:
+    return max(run.config.get("started", "") for run in c.runs)
+
+
+def _test_set(c: Configuration) -> str:
+    return c.first.predictions.test_set
 
 
 def compare_pairs(runs: list[Record]) -> list[Pair]:

@@ -12,6 +12,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from lab.data import datasets
+
+ATTRIBUTIONS = {  # by DATASET; the page shows them beside the images
+    "digits": "Images: Optical Recognition of Handwritten Digits, UCI (CC BY 4.0).",
+    "mnist-5k": "Images: MNIST, Y. LeCun and C. Cortes (CC BY-SA 3.0).",
+    "mnist": "Images: MNIST, Y. LeCun and C. Cortes (CC BY-SA 3.0).",
+    "fashion-mnist": "Images: Fashion-MNIST, Zalando SE (MIT license).",
+    "cifar10": "Images: CIFAR-10, A. Krizhevsky (no license stated; do not publish them).",
+    "cifar100": "Images: CIFAR-100, A. Krizhevsky (no license stated; do not publish them).",
+    "pets": "Photos: Oxford-IIIT Pet (CC BY-SA 4.0).",
+}
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none of them runs a program
 _MAX_SIDE = 96  # pixels of a test image
 _MAX_WIDTH = 1000  # pixels of a plot
@@ -28,7 +39,7 @@ def thumbnail(dataset: str, name: str, data_dir: Path) -> str | None:
         data_dir: the folder of downloaded datasets.
     """
     try:
-        if dataset in ("digits", "cifar10", "cifar100", "fashion-mnist"):
+        if dataset in ATTRIBUTIONS and dataset != "pets":
             pixels = _test_pixels(dataset, data_dir)[int(name.rpartition("/")[2])]
             image = Image.fromarray(pixels)
         else:
@@ -57,15 +68,16 @@ def _test_pixels(dataset: str, data_dir: Path) -> np.ndarray:
 
     Raises: RuntimeError if torchvision does not find a complete dataset.
     """
-    if dataset == "digits":
-        from sklearn.datasets import load_digits
+    if dataset in ("digits", "mnist-5k"):
+        load = datasets.load_digits if dataset == "digits" else datasets.load_mnist_5k
+        images = load().splits["train"].images(slice(None))
+        return images[:, 0].numpy()
+    import torchvision
 
-        return np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-    from torchvision import datasets
-
-    classes = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
-               "fashion-mnist": datasets.FashionMNIST}  # fmt: skip
-    return np.asarray(classes[dataset](data_dir, train=False, download=False).data)
+    classes = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST",
+               "mnist": "MNIST"}  # fmt: skip
+    load = getattr(torchvision.datasets, classes[dataset])
+    return np.asarray(load(data_dir, train=False, download=False).data)
 
 
 def _open(folder: Path, name: str) -> Image.Image:

@@ -187,14 +187,14 @@ def _pairs_table(found: list[Configuration], place: Path) -> str:
     parts = []
     for runs in select_models(found, place):
         rows = [
-            [escape(p.a.model), escape(p.b.model), str(p.only_a), str(p.only_b),
+            [escape(f"{p.a.model} ({p.a.recipe})"), escape(f"{p.b.model} ({p.b.recipe})"),
+             str(p.only_a), str(p.only_b),
              f"{p.p:.2g}", f"{p.p_holm:.2g}", escape(sentences.pair_sentence(p))]
             for p in compare_pairs(runs)
         ]  # fmt: skip
         head = ["model A", "model B", "only A correct", "only B correct", "p", "p (Holm)", "result"]
-        images = sentences.plural(runs[0].metrics["test_images"], "test image")
-        name = escape(runs[0].config["dataset"]["name"])
-        parts.append(f"McNemar's exact test on {name} ({images}):\n\n{_table(head, rows)}")
+        name = escape(runs[0].test_set)
+        parts.append(f"McNemar's exact test on {name}:\n\n{_table(head, rows)}")
     return "\n".join(parts)
 
 

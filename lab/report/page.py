@@ -2,21 +2,24 @@
 
 `build_content` collects everything the page shows as plain data, and `write_page` packs it into
 the template in web/. The heading and the summary are plain HTML, so that they can be read without
-JavaScript; everything else is stored as JSON and drawn by the scripts.
+JavaScript; everything else is stored as JSON and drawn by the scripts. All links are relative.
 """
 
 import html
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from lab.core import Run, checkpoints, stats
+from lab.core import Run, checkpoints, plots, stats
 from lab.report import images, sentences
 from lab.report.comparisons import (
     Configuration,
+    MainResults,
     Pair,
     compare_pairs,
     configurations,
@@ -25,25 +28,40 @@ from lab.report.comparisons import (
     group_by,
     hardest_images,
     is_reference,
+    main_results,
     select_models,
 )
 from lab.report.records import CURVES, TASKS, Found, Record
 
 _WEB = Path(__file__).parent / "web"
-_SCRIPTS = ("tables.js", "chart.js", "sections.js")  # each uses the ones before it
+_SCRIPTS = (
+    "tables.js",
+    "chart.js",
+    "cards.js",
+    "game.js",
+    "sections.js",
+    "page.js",
+)  # each uses the ones before it
 _CURVE_POINTS = 100  # longer curves are thinned out
 _CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
 _PLOT_BYTES = 3_000_000  # for all plots in the page; further plots stay in their folders
+_RUN_FILES = ("curves.png", "confusion.png", "metrics.json", "config.json", "history.csv",
+              "predictions.csv")  # fmt: skip
+_ATTENTION_FILES = ("attention.html", "overview.jpg", "heads.jpg", "distance.png", "positions.png",
+                    "score.png", "score.md")  # fmt: skip
 _UNITS = {"cpu": "", "cores": " cores", "threads": " threads", "gpu": ""}  # of hardware
 
 
-def build_content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
+def build_content(
+    found: Found, place: Path, data_dir: Path, title: str = "My runs"
+) -> dict[str, Any]:
     """Collects everything that the page shows.
 
     Args:
         found: the runs below `place`.
-        place: the results folder.
+        place: the results folder, which will contain the page.
         data_dir: the folder of downloaded datasets, for thumbnails of test images.
+        title: of the first section, which shows the main results.
     """
     tasks = list(TASKS.values())
 
@@ -51,34 +69,62 @@ def build_content(found: Found, place: Path, data_dir: Path) -> dict[str, Any]:
         task = tasks.index(run.task) if run.task in tasks else len(tasks)
         return bool(run.sweep), is_reference(run, place), task, run.config["dataset"]["name"]
 
-    runs = sorted(found.runs, key=order)
+    chosen = {folder / trial["folder"] for folder, sweep in found.sweeps
+              for trial in sweep["trials"]
+              if trial["number"] == sweep.get("best") and trial.get("folder")}  # fmt: skip
+    # Of a sweep, only the trial that validation chose: choosing by test accuracy would be cheating.
+    runs = sorted((r for r in found.runs if not r.sweep or r.folder in chosen), key=order)
     ids = {run.folder: i for i, run in enumerate(runs)}
     configs = configurations(runs, place)
     without_trials = [c for c in configs if not c.first.sweep]
+    results = main_results(configs, place)
     test_sets = group_by((r for r in runs if r.metrics), lambda r: r.predictions.test_set)
     test_set_ids = {same[0].predictions.test_set: i for i, same in enumerate(test_sets)}
-    compared = {some[0].predictions.test_set: some for some in select_models(configs, place)}
-    pairs = {key: compare_pairs(some) for key, some in compared.items()}
-    tunings = finetuning_groups(without_trials, place)
+    compared = [(some, compare_pairs(some)) for some in select_models(configs, place)]
+    own_pairs = [p for some, pairs in compared if not is_reference(some[0], place) for p in pairs]
     budget = [_PLOT_BYTES]
+
+    def attention_of(run: Run) -> dict[str, Any]:
+        return _attention(run, is_reference(run, place), place, budget)
+
+    attention = [attention_of(run) for run in found.attention_runs]
     return {
-        "heading": "ViT Lab: report on all runs",
+        "heading": f"ViT Lab: {title[0].lower()}{title[1:]}",
+        "title": title,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "summary": sentences.summary(found, configs, list(pairs.values()), tunings, place),
+        "summary": sentences.summary(results, own_pairs, configs, place),
+        "provenance": sentences.provenance(found, place),
+        "significance": sentences.pairs_sentence(own_pairs),
+        "cards": _cards(results, configs, ids, attention, place),
         "runs": [_run(i, run, test_set_ids, place) for i, run in enumerate(runs)],
         "seeds": [_seeds(c, ids) for c in without_trials if len(c.runs) > 1],
         "test_sets": [
-            _test_set(same[0], compared.get(key, []), pairs.get(key, []), ids, data_dir)
-            for key, same in zip(test_set_ids, test_sets, strict=True)
+            {
+                "name": same[0].config["dataset"]["name"],
+                "images": len(same[0].predictions.names),
+                "classes": same[0].config["dataset"]["classes"],
+            }
+            for same in test_sets
         ],
-        "finetuning": [_tuning(group, ids) for group in tunings],
-        "efficiency": [_efficiency(lines, ids) for lines in efficiencies(without_trials, place)],
-        "sweeps": [_sweep(folder, record, budget) for folder, record in found.sweeps],
-        "attention": [
-            _attention(run, is_reference(run, place), budget) for run in found.attention_runs
+        "comparisons": [
+            {
+                "reference": is_reference(some[0], place),
+                "test_set": test_set_ids[some[0].predictions.test_set],
+                "pairs": [_pair(pair, ids) for pair in pairs],
+                "hardest": _hardest(some, ids, data_dir),
+                "attribution": images.ATTRIBUTIONS.get(some[0].constants["DATASET"], ""),
+            }
+            for some, pairs in compared
         ],
+        "finetuning": [_tuning(g, ids, place) for g in finetuning_groups(without_trials, place)],
+        "efficiency": [
+            _efficiency(lines, ids, place) for lines in efficiencies(without_trials, place)
+        ],
+        "sweeps": [_sweep(folder, record, place, budget) for folder, record in found.sweeps],
+        "attention": attention,
         "left_out": [
-            {"folder": folder.as_posix(), "reason": reason} for folder, reason in found.left_out
+            {"folder": folder.as_posix(), "link": _link(folder, place), "reason": reason}
+            for folder, reason in found.left_out
         ],
     }
 
@@ -95,12 +141,14 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
             for run in content["runs"]
         ],
     }
-    head = {name: packed.pop(name) for name in ("heading", "made", "summary")}
+    head = {name: packed.pop(name) for name in ("heading", "made", "summary", "provenance")}
     parts = {
         "style": (_WEB / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         "heading": html.escape(head["heading"]),
         "made": html.escape(head["made"]),
+        "provenance": _sentence(head["provenance"]),
+        "palette": palette(),
         "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in head["summary"]),
         # Without "<", no text can end the script element that contains it.
         "data": json.dumps(packed, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -131,6 +179,11 @@ def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict
         "id": i,
         "name": run.folder.name,
         "folder": run.folder.as_posix(),
+        "link": _link(run.folder, place),
+        "files": _files(run.folder, _RUN_FILES, place),
+        "kind": run.kind,
+        "recipe": run.recipe,
+        "whole": run.share == 1 and not run.sweep,
         "task": f"Sweep {run.sweep.name}" if run.sweep else run.task,
         "reference": is_reference(run, place),
         "state": "finished" if metrics else "stopped",
@@ -189,12 +242,52 @@ def _seeds(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
     }
 
 
-def _test_set(run: Record, compared: list[Record], pairs: list[Pair], ids: dict[Path, int],
-              data_dir: Path) -> dict[str, Any]:  # fmt: skip
-    """A set of test images, described by the records of `run`, and the models compared on it."""
+def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, int],
+           attention: list[dict[str, Any]], place: Path) -> list[dict[str, Any]]:  # fmt: skip
+    """The cards that the page starts with; a card without a run shows the command to start one."""
+    cards = [
+        ("ViT from scratch", results.vit, sentences.vit_sentence(results), "python train.py"),
+        ("CNN twin", results.cnn, sentences.cnn_sentence(results), "python cnn_baseline.py"),
+        ("Fine-tuned", results.finetuned, sentences.finetuned_sentence(results, configs, place),
+         "python finetune.py"),
+    ]  # fmt: skip
+    made = []
+    for title, c, sentence, command in cards:
+        looks = [one for one in attention if c and one["model"] == c.first.folder.name]
+        low, high = c.around if c else (None, None)
+        made.append({
+            "title": title,
+            "run": ids[c.first.folder] if c else None,
+            "accuracy": c.mean if c else None,
+            "low": low,
+            "high": high,
+            "seeds": len(c.runs) if c else 0,
+            "sentence": sentence,
+            "command": command,
+            "attention": next((one["example"] for one in looks if one["example"]), None),
+            "live": next((one["page"] for one in looks if one["page"]), None),
+        })  # fmt: skip
+    return made
+
+
+def _pair(pair: Pair, ids: dict[Path, int]) -> dict[str, Any]:
+    return {
+        "a": ids[pair.a.folder],
+        "b": ids[pair.b.folder],
+        "only_a": pair.only_a,
+        "only_b": pair.only_b,
+        "p": pair.p,
+        "p_holm": pair.p_holm,
+        "summary": sentences.pair_sentence(pair),
+    }
+
+
+def _hardest(compared: list[Record], ids: dict[Path, int], data_dir: Path) -> list[dict[str, Any]]:
+    """The hardest test images, with the answer of each model."""
+    run = compared[0]
     predictions, classes = run.predictions, run.config["dataset"]["classes"]
     hardest = []
-    for image in hardest_images(compared) if compared else []:
+    for image in hardest_images(compared):
         index = image["index"]
         name = predictions.names[index]
         answers = [
@@ -214,24 +307,7 @@ def _test_set(run: Record, compared: list[Record], pairs: list[Pair], ids: dict[
             "of": len(compared),
             "answers": answers,
         })  # fmt: skip
-    return {
-        "name": run.config["dataset"]["name"],
-        "images": len(predictions.names),
-        "classes": classes,
-        "pairs": [
-            {
-                "a": ids[pair.a.folder],
-                "b": ids[pair.b.folder],
-                "only_a": pair.only_a,
-                "only_b": pair.only_b,
-                "p": pair.p,
-                "p_holm": pair.p_holm,
-                "summary": sentences.pair_sentence(pair),
-            }
-            for pair in pairs
-        ],
-        "hardest": hardest,
-    }
+    return hardest
 
 
 def _accuracy(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
@@ -241,15 +317,16 @@ def _accuracy(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
             "seeds": len(c.runs)}  # fmt: skip
 
 
-def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
+def _tuning(group: list[Configuration], ids: dict[Path, int], place: Path) -> dict[str, Any]:
     first = group[0].first
-    test_images = sentences.plural(first.metrics["test_images"], "test image")
     return {
-        "title": f"{first.pretrained} on {first.config['dataset']['name']} ({test_images})",
+        "title": f"{first.pretrained} on {first.test_set}",
+        "reference": is_reference(first, place),
         "points": [
             {
                 **_accuracy(c, ids),
                 "label": c.first.mode,
+                "epochs": c.first.metrics["epochs"],
                 "trained": c.first.config["model"]["trainable_parameters"],
                 "seconds": c.first.metrics["training_seconds"],
                 "memory_mb": c.first.metrics.get("peak_memory_mb"),
@@ -259,9 +336,11 @@ def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
     }
 
 
-def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[str, Any]:
+def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int],
+                place: Path) -> dict[str, Any]:  # fmt: skip
     return {
-        "title": lines[0][0].first.config["dataset"]["name"],
+        "title": lines[0][0].first.test_set,
+        "reference": is_reference(lines[0][0].first, place),
         "series": [
             {
                 "label": line[0].first.label,
@@ -280,16 +359,22 @@ def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[
     }
 
 
-def _sweep(folder: Path, record: dict[str, Any], budget: list[int]) -> dict[str, Any]:
+def _sweep(folder: Path, record: dict[str, Any], place: Path, budget: list[int]) -> dict[str, Any]:
     columns = list(dict.fromkeys(name for t in record["trials"] for name in t["params"]))
-    captions = {"parallel.png": f"Trials of the sweep {folder.name}, one line per trial"}
+    captions = {
+        "parallel.png": f"Trials of the sweep {folder.name}, one line per trial",
+        "importance.png": "Importance of each parameter",
+    }
     captions |= {f"{name.lower()}.png": f"Validation accuracy against {name}" for name in columns}
     return {
         "name": folder.name,
+        "reference": is_reference(Run(folder), place),
         "summary": record["says"],
         "folder": folder.as_posix(),
+        "link": _link(folder, place),
+        "files": _files(folder, ("sweep.md", "sweep.json"), place),
         "best": record.get("best"),
-        "plots": _plots(folder, captions, budget),
+        "plots": _plots(folder, captions, place, budget),
         "columns": columns,
         "trials": [
             {
@@ -298,42 +383,78 @@ def _sweep(folder: Path, record: dict[str, Any], budget: list[int]) -> dict[str,
                 "values": [t["params"].get(name) for name in columns],
                 "val_accuracy": t.get("val_accuracy"),
                 "epochs": t.get("epochs"),
+                "link": _link(folder / t["folder"], place) if t.get("folder") else None,
             }
             for t in record["trials"]
         ],
     }
 
 
-def _attention(run: Run, reference: bool, budget: list[int]) -> dict[str, Any]:
+def _attention(run: Run, reference: bool, place: Path, budget: list[int]) -> dict[str, Any]:
     """A run of attention_viz.py; without photos if it came with the project."""
-    metrics, dataset = run.metrics(), run.config()["dataset"]["name"]
-    title = run.folder.name
+    config = run.config()
+    title, dataset = run.folder.name, config["dataset"]["name"]
     photos = {
         "overview.jpg": f"{title}: the map of each method over the images",
         "heads.jpg": f"{title}: attention of the class token, by block and head",
     }
     captions = {
         "distance.png": f"{title}: mean attention distance of each head, by block",
+        "positions.png": f"{title}: similarity of the position embeddings",
         "score.png": f"{title}: scores of every map and of the baselines",
     }
     captions = captions if reference else photos | captions
+    files = _files(run.folder, _ATTENTION_FILES, place)
     return {
         "title": title,
+        "reference": reference,
         "folder": run.folder.as_posix(),
-        "summary": sentences.attention_sentence(metrics, dataset),
-        "plots": _plots(run.folder, captions, budget),
+        "link": _link(run.folder, place),
+        "files": files,
+        "page": next((f["link"] for f in files if f["name"] == "attention.html"), None),
+        "model": Path(str(config.get("constants", {}).get("MODEL", ""))).name,
+        "example": None if reference else images.plot(run.folder, "example.png"),
+        "summary": sentences.attention_sentence(run.metrics(), dataset),
+        "plots": _plots(run.folder, captions, place, budget),
     }
 
 
-def _plots(folder: Path, captions: dict[str, str], budget: list[int]) -> list[dict[str, str]]:
+def _plots(folder: Path, captions: dict[str, str], place: Path,
+           budget: list[int]) -> list[dict[str, str]]:  # fmt: skip
     """The plots that exist in a folder, as long as the page's budget of bytes lasts."""
     shown = []
     for name, caption in captions.items():
         source = images.plot(folder, name)
         if source and len(source) <= budget[0]:
             budget[0] -= len(source)
-            shown.append({"source": source, "caption": caption})
+            shown.append(
+                {"source": source, "caption": caption, "link": _link(folder / name, place)}
+            )
     return shown
+
+
+def _files(folder: Path, names: tuple[str, ...], place: Path) -> list[dict[str, str]]:
+    """The files that exist in a folder, with their links."""
+    return [
+        {"name": name, "link": _link(folder / name, place)}
+        for name in names
+        if (folder / name).is_file()
+    ]
+
+
+def _link(path: Path, place: Path) -> str:
+    """A relative address from the page. A quoted path cannot be mistaken for another scheme."""
+    relative = Path(os.path.relpath(path, place)).as_posix()
+    return quote(relative, safe="/", errors="surrogateescape")
+
+
+def palette() -> str:
+    """The colors of the figures as CSS variables, such as --splits-train."""
+    return "\n".join(
+        f"  --{concept}-{name}: {style.color};".lower()
+        for concept, styles in plots.PALETTES.items()
+        for name, style in styles.items()
+    )
 
 
 def _sentence(text: str) -> str:

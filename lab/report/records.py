@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import reprlib
 import shlex
 from collections.abc import Callable
@@ -35,7 +36,9 @@ CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 History = list[dict[str, float]]  # one dictionary per epoch: "epoch" and CURVES
 
 # The values of constants in records that are older than the constant.
-_OLD_DEFAULTS = {"TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0}
+_OLD_DEFAULTS = {
+    "TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0, "MODEL_FILE": None,
+}  # fmt: skip
 _RUN_FILES = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".npz"}
 
@@ -95,16 +98,49 @@ class Record:
         return mode_label(self.constants) if self.pretrained else ""
 
     @cached_property
+    def kind(self) -> str:
+        """The family of the model: "ViT", "CNN" or "Swin"."""
+        name = str(self.config["model"].get("class", ""))
+        return "Swin" if "Swin" in name else "CNN" if "CNN" in name or "Net" in name else "ViT"
+
+    @cached_property
     def model(self) -> str:
-        """What was trained, such as "vit_64x4" or "vit_128x6_cifar10, head"."""
+        """What was trained, such as "vit_64x4", "swin_48x222" or "vit_128x6_cifar10, head"."""
         if self.pretrained:
             return f"{self.pretrained}, {self.mode}"
         if "twin_of" in self.config:
             return f"CNN twin of {self.config['twin_of']['model']}"
         c = self.constants
-        if c.get("MODEL", "vit") != "vit":
+        if c.get("MODEL", "vit") == "vit":
+            return f"vit_{c['EMBED_DIM']}x{c['DEPTH']}"
+        if not (arguments := c.get("MODEL_ARGS")):
             return c["MODEL"]
-        return f"vit_{c['EMBED_DIM']}x{c['DEPTH']}"
+        values = dict(re.findall(r"(\w+)=(\([^)]*\)|\S+)", arguments))
+        depth = re.sub(r"\D", "", values.get("depths", values.get("depth", "")))
+        if depth and "embed_dim" in values:  # no longer the model of that name
+            return f"{c['MODEL'].split('_')[0]}_{values['embed_dim']}x{depth}"
+        return f"{c['MODEL']} ({arguments})"
+
+    @cached_property
+    def recipe(self) -> str:
+        """What the model's name does not tell, such as "9 epochs, Muon, progressive resizing"."""
+        c, epochs = self.constants, (self.metrics or {}).get("epochs", len(self.history))
+        parts = [f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+        if c["OPTIMIZER"] != "adamw":
+            parts.append(str(c["OPTIMIZER"]).capitalize())
+        if c["PROGRESSIVE_RESIZE"]:
+            parts.append("progressive resizing")
+        return ", ".join(parts)
+
+    @property
+    def test_set(self) -> str:
+        """The dataset and its size, such as "pets (37 classes, 111 test images)".
+
+        The name by itself would hide that two runs were tested on different subsets.
+        """
+        dataset, images = self.config["dataset"], (self.metrics or {}).get("test_images")
+        size = f", {images:,} test images" if images else ""
+        return f"{dataset['name']} ({len(dataset['classes'])} classes{size})"
 
     @property
     def label(self) -> str:
@@ -150,6 +186,8 @@ def read_runs(place: Path) -> Found:
                 sweep = read_json(folder / "sweep.json")
                 _check(sweep, _SWEEP, "sweep.json")
                 found.sweeps.append((folder, sweep))
+            elif {"config.json", "model.safetensors", "README.md"} <= names:
+                subfolders.clear()  # a model that share.py has written: no run
             elif "config.json" in names:
                 subfolders.clear()
                 _read_run(folder, found)
@@ -211,6 +249,8 @@ def _read_run(folder: Path, found: Found) -> None:
         )
     _check(config, _ATTENTION_CONFIG, "config.json")
     finished = (folder / "metrics.json").exists()
+    if _script(config) == "predict.py":
+        return  # predictions of images that need not have labels
     if _script(config) == "attention_viz.py":
         _read_attention_run(folder, finished, found)
         return

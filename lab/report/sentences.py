@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from lab.attention import score_report
+from lab.core import stats
 from lab.report.comparisons import (
     Configuration,
+    MainResults,
     Pair,
-    comparable_key,
-    group_by,
+    finetuning_groups,
     is_reference,
-    twins,
 )
+from lab.report.images import ATTRIBUTIONS
 from lab.report.records import Found
 
 
@@ -67,8 +68,9 @@ def pair_sentence(pair: Pair) -> str:
     if pair.p_holm < 0.05:
         better, worse = (pair.b, pair.a) if pair.only_b > pair.only_a else (pair.a, pair.b)
         return (
-            f"{better.model} is significantly better than {worse.model}: {undecided}, and in "
-            f"{max(pair.only_a, pair.only_b):,} of these cases it is {better.model}."
+            f"{better.model} ({better.recipe}) is significantly better than {worse.model} "
+            f"({worse.recipe}): {undecided}, and in {max(pair.only_a, pair.only_b):,} of these "
+            f"cases it is {better.model}."
         )
     if pair.p < 0.05:
         return "The difference is significant only without correction for the number of pairs."
@@ -79,94 +81,117 @@ def attention_sentence(metrics: dict[str, Any], dataset: str) -> str:
     """The result of a run of attention_viz.py."""
     if "animal_share" in metrics:  # of --score
         return score_report.verdict(metrics)[-1]
-    return "Photos: Oxford-IIIT Pet, CC BY-SA 4.0." if dataset == "pets" else ""
+    return ATTRIBUTIONS["pets"] if dataset == "pets" else ""
 
 
-def summary(found: Found, configs: list[Configuration], pairs_by_test_set: list[list[Pair]],
-            tunings: list[list[Configuration]], place: Path) -> list[str]:  # fmt: skip
-    """The most important results, to be read within a minute."""
-    said = [_overview(found)]
-    main = [c for c in configs if not c.first.sweep and c.first.share == 1]
-    own = [c for c in main if not is_reference(c.first, place)]
-    pairs = [pair for pairs in pairs_by_test_set for pair in pairs]
-    if own and len(own) < len(main):
-        said.append("This summary is about your own runs; the page also shows the reference runs "
-                    "that come with the project.")  # fmt: skip
-        main, tunings = own, [t for t in tunings if not is_reference(t[0].first, place)]
-        pairs = [p for p in pairs if not (is_reference(p.a, place) and is_reference(p.b, place))]
-    sets = group_by(main, lambda c: comparable_key(c.first, place))
-    said += [_best_model(same) for same in sorted(sets, key=len, reverse=True)[:4]]
-    said += [_twin_sentence(*pair) for pair in twins(main, place)][:3]
-    said += [text for text in map(_tuning_sentence, tunings) if text][:2]
-    if pairs:
-        significant = sum(pair.p_holm < 0.05 for pair in pairs)
-        verb = "differs" if significant == 1 else "differ"
-        said.append(
-            f"Of {plural(len(pairs), 'pair')} of models on the same test images, {significant} "
-            f"{verb} significantly (McNemar's test with Holm's correction). For the others, the "
-            "order of the accuracies may be chance."
-        )
-    return said
+def summary(results: MainResults, pairs: list[Pair], found: list[Configuration],
+            place: Path) -> list[str]:  # fmt: skip
+    """At most four sentences: one for each of the main results, and one about significance."""
+    said = [vit_sentence(results), cnn_sentence(results), finetuned_sentence(results, found, place),
+            pairs_sentence(pairs)]  # fmt: skip
+    return [text for text in said if text] or ["There are no finished runs of your own yet."]
 
 
-def _overview(found: Found) -> str:
-    finished = sum(run.metrics is not None for run in found.runs)
-    text = f"This report covers {plural(finished, 'finished run')}"
-    if stopped := len(found.runs) - finished:
-        text += f" and {plural(stopped, 'unfinished run')}"
-    if left_out := len(found.left_out):
-        text += f"; the end of the page lists {plural(left_out, 'folder')} with problems"
+def vit_sentence(results: MainResults) -> str:
+    if not (vit := results.vit):
+        return ""
+    tie = ""
+    if results.tied:
+        tie = (f" {plural(results.tied, 'other configuration')} reached the same validation "
+               "accuracy; this one has the lowest validation loss.")  # fmt: skip
+    parameters = vit.first.config["model"]["parameters"]
+    return (f"The ViT {vit.first.model} ({parameters:,} parameters, {vit.first.recipe}) reaches "
+            f"{result(vit)} on {vit.first.test_set}.{tie}")  # fmt: skip
+
+
+def cnn_sentence(results: MainResults) -> str:
+    """A CNN and its ViT on an equal budget, with a significance test."""
+    vit, cnn = results.vit, results.cnn
+    if not cnn:
+        return ""
+    if not vit or not results.equal:
+        return (f"{cnn.first.model} ({cnn.first.recipe}) reaches {result(cnn)} on "
+                f"{cnn.first.test_set}.")  # fmt: skip
+    budget = f"after the same {plural(cnn.first.constants['EPOCHS'], 'epoch')}"
+    if results.equal == "seconds":
+        budget = (f"in about the same training time ({cnn.first.recipe}, the ViT "
+                  f"{vit.first.recipe})")  # fmt: skip
+    text = f"The CNN twin of {vit.first.model} reaches {result(cnn)} {budget}"
+    points = 100 * (cnn.mean - vit.mean)
+    if round(points, 1) == 0:
+        return f"{text}, as much as the ViT."
+    text += f", {abs(points):.1f} points {'more' if points > 0 else 'less'} than the ViT"
+    p, test = _twin_test(vit, cnn)
+    if p is None:
+        return f"{text}."
+    verdict = "significant" if p < 0.05 else "not significant"
+    value = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    return f"{text}; the difference is {verdict} ({test}, {value})."
+
+
+def _twin_test(vit: Configuration, cnn: Configuration) -> tuple[float | None, str]:
+    """Welch's t-test over seeds; McNemar's test on the images for a single seed."""
+    if vit.std is None or cnn.std is None:
+        a, b = vit.first.predictions, cnn.first.predictions
+        return stats.mcnemar(a.correct, b.correct)[-1], "McNemar's test"
+    if vit.std + cnn.std == 0:
+        return None, ""
+    from scipy.stats import ttest_ind  # slow to import
+
+    test = ttest_ind(vit.accuracies, cnn.accuracies, equal_var=False)
+    return float(test.pvalue), "Welch's t-test over seeds"
+
+
+def finetuned_sentence(results: MainResults, found: list[Configuration], place: Path) -> str:
+    """The best fine-tuned model, beside its head-only and from-scratch runs."""
+    if not (tuned := results.finetuned):
+        return ""
+    text = (f"Fine-tuning {tuned.first.pretrained} ({tuned.first.mode}, {tuned.first.recipe}) "
+            f"reaches {result(tuned)} on {tuned.first.test_set}")  # fmt: skip
+    group = next((g for g in finetuning_groups(found, place) if tuned in g), [])
+    names = {"head": "training only the head", "scratch": "training from random weights"}
+    for mode, name in names.items():
+        others = [c for c in group if c.first.constants["MODE"] == mode and c is not tuned]
+        if others:
+            other = max(others, key=lambda c: c.validation_score)
+            text += f"; {name} ({other.first.recipe}) reaches {percent(other.mean)}"
     return f"{text}."
 
 
-def _best_model(configs: list[Configuration]) -> str:
-    """The best configuration by validation accuracy among those with the same test images."""
-    best = max(configs, key=lambda c: c.validation_score)
-    run = best.first
-    dataset, test_images = run.config["dataset"]["name"], run.metrics["test_images"]
-    model = f"{run.pretrained} ({run.mode})" if run.pretrained else run.model
-    return (
-        f"On {dataset} ({plural(test_images, 'test image')}), {model} has the best validation "
-        f"accuracy; its test accuracy is {result(best)}."
-    )
-
-
-def _twin_sentence(equal: str, vit: Configuration, cnn: Configuration) -> str:
-    """A ViT and its CNN twin on an equal budget; over seeds with Welch's t-test."""
-    epochs = [plural(c.first.constants["EPOCHS"], "epoch") for c in (vit, cnn)]
-    if equal == "epochs":
-        budget = f"After {epochs[0]}"
-    else:
-        budget = f"In about the same training time ({epochs[0]} of the ViT, {epochs[1]} of the CNN)"
-    difference = 100 * (vit.mean - cnn.mean)
-    text = (
-        f"{budget} on {vit.first.config['dataset']['name']}, the ViT {vit.first.model} reaches "
-        f"{result(vit)} and its CNN twin {result(cnn)}, a difference of {difference:+.1f} points"
-    )
-    if vit.std is None or cnn.std is None or vit.std + cnn.std == 0:
-        return f"{text}."
-    from scipy.stats import ttest_ind  # slow to import
-
-    p = ttest_ind(vit.accuracies, cnn.accuracies, equal_var=False).pvalue
-    verdict = "significant" if p < 0.05 else "not significant"
-    return f"{text}, which is {verdict} over seeds (Welch's t-test, p = {p:.2g})."
-
-
-def _tuning_sentence(group: list[Configuration]) -> str:
-    """Head-only and full fine-tuning of the same pretrained model; "" if one is missing."""
-    by_mode = {c.first.constants["MODE"]: c for c in group}
-    if not {"head", "full"} <= by_mode.keys():
+def pairs_sentence(pairs: list[Pair]) -> str:
+    if not pairs:
         return ""
-    head = by_mode["head"]
-    full = max((c for c in group if c.first.constants["MODE"] == "full"),
-               key=lambda c: c.validation_score)  # fmt: skip
-    model = head.first.config["model"]
-    fraction = model["trainable_parameters"] / max(1, model["parameters"])
-    text = (
-        f"On {head.first.config['dataset']['name']}, full fine-tuning of {head.first.pretrained} "
-        f"reaches {percent(full.mean)}. Training only the head ({percent(fraction, 2)} of the "
-        f"parameters) reaches {percent(head.mean)}"
+    significant = sum(pair.p_holm < 0.05 for pair in pairs)
+    test = "McNemar's test with Holm's correction"
+    if not significant:
+        return f"No two models on the same test images differ significantly ({test})."
+    if significant == len(pairs):
+        return f"All models on the same test images differ significantly ({test})."
+    return (
+        f"{significant} of {plural(len(pairs), 'pair')} of models on the same test images "
+        f"{'differs' if significant == 1 else 'differ'} significantly ({test}); for the others, "
+        "the order of the accuracies may be chance."
     )
-    if "scratch" in by_mode:
-        text += f", and training from random weights {percent(by_mode['scratch'].mean)}"
+
+
+def provenance(found: Found, place: Path) -> str:
+    """How many runs the page is made of, and what the newest of the user's own was made with."""
+    finished = [run for run in found.runs if run.metrics and not run.sweep]
+    own = [run for run in finished if not is_reference(run, place)]
+    text = f"{plural(len(own), 'own run')} and {plural(len(finished) - len(own), 'reference run')}"
+    if len(own) == len(finished):
+        text = plural(len(own), "run")
+    if own:
+        newest = max(own, key=lambda run: run.config.get("started", ""))
+        config = newest.config
+        versions, hardware = config.get("versions", {}), config.get("hardware", {})
+        changes = " with uncommitted changes" if config.get("uncommitted_changes") else ""
+        commit = config.get("commit")
+        made = [
+            f"commit {commit[:8]}{changes}" if commit else "",
+            f"Python {config.get('python')}",
+            *(f"{name} {versions[name]}" for name in ("torch", "timm") if name in versions),
+            str(hardware.get("gpu") or hardware.get("cpu") or ""),
+        ]
+        text += f"; newest run: {', '.join(filter(None, made))}"
     return f"{text}."

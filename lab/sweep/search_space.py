@@ -83,7 +83,11 @@ class Script:
 
         Raises: UserError if the constant does not accept it.
         """
-        if isinstance(self.values[name], bool) and text not in ("true", "false"):
+        is_switch = any(
+            isinstance(action, argparse.BooleanOptionalAction) and action.dest == name
+            for action in self.parser._actions
+        )
+        if is_switch and text not in ("true", "false"):
             raise UserError(f"SPACE: {name}={text}: choose true or false")
         words = constants.as_flags({name: {"true": True, "false": False}.get(text, text)})
         return _parse(self.parser, words, f"SPACE: {name}={text}")[name]

@@ -140,7 +140,7 @@ def explain_more_epochs(run: Run) -> str | None:
                 "EPOCHS": ours["constants"]["EPOCHS"],
             }
             same = same and ours["data"] == theirs["data"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, KeyError, TypeError):
             continue  # a damaged record
         if same and path.parent != run.folder:
             return (

@@ -32,7 +32,7 @@ def snapshot_epochs(epochs: int, count: int) -> list[int]:
     if count < 2:
         return [epochs][:count]
     chosen = [0]
-    for target in np.geomspace(1, epochs, count - 1):
+    for target in np.geomspace(1, epochs, count - 1)[:-1]:
         chosen.append(max(chosen[-1] + 1, round(target)))
     return [epoch for epoch in chosen if epoch < epochs] + [epochs]
 

@@ -1,7 +1,9 @@
 """What the training loop works with: model, optimizer, batches, checkpoints, and the processes."""
 
+import copy
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -25,6 +27,11 @@ from lab.training.results import Predictions
 from lab.training.snapshots import resolve_count, save_snapshot, snapshot_epochs
 from lab.training.state import EMA, TrainState
 from lab.training.tensorboard import TensorBoardLogger
+
+# Seconds between two saves. The state of ViT-B takes 1.4 GB, and writing it can take longer than an
+# epoch on a GPU. A kill loses the current epoch and at most this much before it; Ctrl-C and SIGTERM
+# save first and lose nothing.
+SAVE_INTERVAL = 60.0
 
 
 class Trainer:
@@ -68,8 +75,14 @@ class Trainer:
         count = resolve_count(config.snapshots, model)
         self._snapshot_epochs = snapshot_epochs(config.epochs, count)
         self._tensorboard: TensorBoardLogger | None = None
+        self._saved_at = time.monotonic()
+        # The best model and its row of the history, until both are written with the state.
+        self._unsaved_best: tuple[nn.Module, dict[str, Any]] | None = None
 
         model.to(device)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # worthwhile because shapes do not change
+            model.to(memory_format=torch.channels_last)  # the faster layout for convolutions
         self.ema = EMA(model, config.ema_decay) if config.ema_decay else None
         self.eval_model = self.ema.model if self.ema else model
         if config.compile:
@@ -137,7 +150,7 @@ class Trainer:
             broadcast(buffer)
 
     def finish_epoch(self, val: Predictions) -> None:
-        """Records the epoch, saves its weights if they are the best, and saves the state.
+        """Records the epoch, and saves the state if a minute has passed or the run is complete.
 
         Raises: Stopped, if a process was interrupted meanwhile and epochs remain.
         """
@@ -156,10 +169,6 @@ class Trainer:
             "images": int(images),
         }
         is_best = state.finish_epoch(row)
-        # The state comes last: after a kill between two of these, the epoch is run again.
-        if is_best:
-            path, loaders = self.run.folder / "best.safetensors", self.loaders
-            save_model(path, self.eval_model, loaders.data.classes, loaders.preprocess, row)
         if row["epoch"] in self._snapshot_epochs:
             save_snapshot(self.run.folder, self.eval_model, row["epoch"], row["val_accuracy"])
         if self.accelerator.is_main_process:
@@ -167,7 +176,15 @@ class Trainer:
         if self._tensorboard:
             self._tensorboard.add(row)
         is_last = state.epoch > self.config.epochs
-        if is_last or not self.config.trial:  # trials are short: an interrupted one starts over
+        # Trials are short: an interrupted one starts over.
+        is_due = not self.config.trial and time.monotonic() - self._saved_at >= SAVE_INTERVAL
+        if is_best:
+            keeps_changing = not (is_last or is_due)
+            self._unsaved_best = (
+                copy.deepcopy(self.eval_model) if keeps_changing else self.eval_model,
+                row,
+            )
+        if is_last or is_due:
             self.save()
         self.log(_epoch_line(row, self.config.epochs))
         if self.any_process(self.signals) and not is_last:
@@ -211,7 +228,15 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Writes last.pt, from which `resume` continues."""
+        """Writes the best weights so far, and last.pt, from which `resume` continues.
+
+        The state comes last: after a kill between the two, the epoch is trained again.
+        """
+        if self._unsaved_best:
+            (model, row), loaders = self._unsaved_best, self.loaders
+            path = self.run.folder / "best.safetensors"
+            save_model(path, model, loaders.data.classes, loaders.preprocess, row)
+            self._unsaved_best = None
         scaler = self.accelerator.scaler
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
@@ -221,6 +246,7 @@ class Trainer:
             "state": asdict(self.state),
         }
         checkpoints.save_state(self.run.folder / "last.pt", state)
+        self._saved_at = time.monotonic()
 
     def save_and_exit(self) -> None:
         """Saves an interrupted run and raises Stopped."""

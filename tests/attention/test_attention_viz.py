@@ -69,9 +69,10 @@ def test_default_is_the_newest_run_of_train_py(place):
     )
     assert viz(place).returncode == 0
     out = place / "out" / "digits-vit_64x4-s0-digits"
-    files = {path.name for path in out.iterdir()}
-    assert files == {"overview.jpg", "heads.jpg", "distance.png", "positions.png",
+    files = {path.name for path in out.iterdir()} - {".lock"}
+    assert files == {"overview.jpg", "heads.jpg", "distance.png", "positions.png", "example.png",
                      "attention.html", "config.json", "metrics.json"}  # fmt: skip
+    assert "class VisionTransformer" in (out / "attention.html").read_text()
     record = json.loads((out / "metrics.json").read_text())
     assert len(record["images"]) == 6
     assert record["methods"] == ["raw", "rollout", "gradient-rollout"]
@@ -120,7 +121,7 @@ def test_cnn_works_with_grad_cam(place):
                "--target-class", "</script>")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (place / "out" / "cnn").iterdir()} - {".lock"} == {
-        "overview.jpg", "attention.html", "config.json", "metrics.json"}  # fmt: skip
+        "overview.jpg", "example.png", "attention.html", "config.json", "metrics.json"}  # fmt: skip
     assert "skipping raw, rollout, gradient-rollout: test_resnet is not a ViT" in done.stdout
 
 

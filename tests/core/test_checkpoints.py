@@ -28,6 +28,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_whoever_is_reading_the_old_file_still_reads_it(tmp_path):
+    """The new file takes the place of the old one, whose content never changes."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with open(path) as reader:
+        checkpoints.write_atomically(path, lambda scratch: scratch.write_text("new"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_an_error_in_the_content_is_not_blamed_on_the_disk(tmp_path):
     def fail(scratch):
         raise RuntimeError("a bug")

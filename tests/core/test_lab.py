@@ -60,7 +60,7 @@ def test_a_part_that_fails_is_named_and_the_lab_resumes_there(place, capsys):
     assert lines[1].endswith("finished before")
     assert "test accuracy 12.35 %" in lines[2]
     assert lines[-1].endswith("Open results/report.html")
-    assert len(lines) == 5  # a heading, a line per part, the end
+    assert len(lines) == 8  # a heading, a line per part, the time, a summary, the end
     assert "chatter" in whole.LOG.read_text()
 
 
@@ -85,11 +85,11 @@ def test_changed_code_and_deleted_results_are_repeated(place):
     assert [runs(place, name) for name in ("one", "wrong")] == [3, 2]
 
 
-def test_the_parts_are_scripts_that_exist_and_end_with_the_report():
+def test_the_parts_are_scripts_that_exist_and_end_with_a_shared_model():
     root = Path(whole.__file__).resolve().parents[1]
     words = list(whole.PARTS.values())
     assert all((root / line.split()[0]).is_file() for line in words)
-    assert words[-1] == "report.py"
+    assert words[-3:] == ["report.py", "predict.py", "share.py"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -218,7 +218,11 @@ def test_folders_of_processes_that_were_killed_are_removed(place):
     new.mkdir()
     os.utime(old, (0, time.time() - 3600))
     file.touch()
+    nested = place / "digits-vit-s0" / "snapshots" / "x.part"
+    nested.parent.mkdir()
+    nested.touch()
     opened(place)
+    assert not nested.exists()
     assert not old.exists()
     assert new.exists(), "another process may be writing it"
     assert not file.exists()

@@ -62,3 +62,9 @@ def test_calibration_equals_torchmetrics_and_scikit_learn(_):
     assert [b[0] for b in bins] == pytest.approx(sure.tolist())
     assert [b[1] for b in bins] == pytest.approx(share.tolist())
     assert sum(b[2] for b in bins) == n
+
+
+def test_bins_of_confidence_are_closed_on_the_right():
+    """As Guo et al. define them: 0.5 belongs to (0, 0.5], not to (0.5, 1]."""
+    found = reliability(np.array([0.5, 0.5, 0.75]), np.array([True, False, True]), bins=2)
+    assert found == [(0.5, 0.5, 2), (0.75, 1.0, 1)]

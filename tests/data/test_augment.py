@@ -48,18 +48,36 @@ REFERENCES = {
 }
 
 
+MAGNITUDES = torch.tensor([0, 3, 10, 17, 29, 30]) / 30
+SIGNS = torch.tensor([1.0, -1, 1, -1, 1, -1])
+
+
 @pytest.mark.parametrize("number", REFERENCES)
 @pytest.mark.parametrize("side", [16, 33])
 def test_operation_matches_torchvision_image_by_image(number, side):
     torch.manual_seed(number)
     x = torch.randint(0, 256, (6, 3, side, side)) / 255
-    m = torch.tensor([0, 3, 10, 17, 29, 30]) / 30
-    sign = torch.tensor([1.0, -1, 1, -1, 1, -1])
-    ours = A._OPERATIONS[number](x, m, sign)
-    theirs = torch.stack(
-        [REFERENCES[number](x[i : i + 1], m[i].item(), sign[i].item())[0] for i in range(len(x))]
-    )
-    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+    ours = A._apply_operations(x, torch.full((6,), number), MAGNITUDES, SIGNS)
+    for i in range(len(x)):
+        m, sign = MAGNITUDES[i].item(), SIGNS[i].item()
+        theirs = REFERENCES[number](x[i : i + 1], m, sign)
+        torch.testing.assert_close(ours[i : i + 1], theirs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mixed_batch_matches_torchvision_image_by_image(seed):
+    """Operations that share a kernel do not disturb each other, and images keep their place."""
+    torch.manual_seed(seed)
+    count = (64, 5, 30, 1)[seed]
+    x = torch.randint(0, 256, (count, 3, 16, 16)) / 255
+    choice = torch.randint(14, (count,))
+    m, sign = torch.randint(31, (count,)) / 30, torch.randint(2, (count,)) * 2.0 - 1
+    ours = A._apply_operations(x, choice, m, sign)
+    for i, number in enumerate(choice.tolist()):
+        theirs = x[i : i + 1]
+        if number in REFERENCES:
+            theirs = REFERENCES[number](theirs, m[i].item(), sign[i].item())
+        torch.testing.assert_close(ours[i : i + 1], theirs, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,7 +89,8 @@ def test_trivial_augment_uses_every_operation_and_keeps_the_range(channels):
     assert out.max() <= 1
     same = (out == x).flatten(1).all(1).float().mean()
     assert 1 / 14 < same < 0.5  # the identity, and operations at strength zero
-    assert A._OPERATIONS[ROTATE](x[:1], torch.zeros(1), torch.ones(1)).allclose(x[:1], atol=1e-5)
+    turned = A._apply_operations(x[:1], torch.tensor([ROTATE]), torch.zeros(1), torch.ones(1))
+    assert turned.allclose(x[:1], atol=1e-5)
 
 
 def test_random_crop_and_flip_equal_torchvision_image_by_image():
@@ -133,6 +152,13 @@ def test_crops_of_whole_photographs_match_torchvisions_crops_of_the_originals(mo
     left, right = (boxes[:, 0, 2] - boxes[:, 0, 0]).min(), (boxes[:, 0, 2] + boxes[:, 0, 0]).max()
     assert left < -0.9  # 0.75 would be the edge of the central square
     assert right > 0.9
+
+
+def test_a_crop_that_shrinks_an_image_does_not_alias():
+    """Stripes of one pixel become gray, not stripes of another width."""
+    stripes = (torch.arange(40) % 2 * 255).byte().expand(1, 1, 40, 40)
+    x = augment(stripes, sized(22), Augmentation(rrc_min_area=1.0), BatchRNG(3, 1))
+    assert (x - 0.5).abs().max() < 0.3
 
 
 def test_the_size_of_stored_photographs_is_bounded():

@@ -107,6 +107,8 @@ def test_a_batch_size_that_makes_no_sense_is_refused(tmp_path):
     data = load_data("digits")
     with pytest.raises(UserError, match="BATCH_SIZE=0"):
         Loaders(data, Preprocess(8, [0.5], [0.5]), 0, Augmentation())
+    with pytest.raises(UserError, match=r"CROP_PADDING=9 is larger than the images \(8 pixels\)"):
+        Loaders(data, Preprocess(8, [0.5], [0.5]), 64, Augmentation(crop_padding=9))
     loaders = Loaders(data, Preprocess(8, [0.5], [0.5]), 64, Augmentation())
     with pytest.raises(UserError, match="use 63"):
         loaders.to(torch.device("cpu"), 0, 3)

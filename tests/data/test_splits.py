@@ -184,3 +184,10 @@ def test_the_fingerprint_changes_with_a_pixel_a_label_or_a_class_name_only():
     renamed = dataclasses.replace(loaded, classes=[*loaded.classes[:9], "nine"])
     prints.add(renamed.summary()["fingerprint"])
     assert len(prints) == 1 + 3 * 2 * 2 + 1
+
+
+def test_splits_are_the_same_in_every_version():
+    """Recorded results are comparable only if nobody changes the seed of the splits."""
+    data = load_data("digits")
+    assert data.val.rows[:6].tolist() == [12, 30, 42, 47, 49, 52]
+    assert data.test.rows[:6].tolist() == [1, 11, 18, 19, 20, 21]

@@ -231,6 +231,7 @@ SYMPTOMS_MADE = {
     "/ instead of //": ("VisionTransformer", [
         ("n = (config.img_size // config.patch_size) ** 2",
          "n = (config.img_size / config.patch_size) ** 2")]),
+    "wrong number of axes unpacked": ("Attention", [("B, N, D = x.shape", "N, D = x.shape")]),
     "super().__init__() missing": ("MLP", [("super().__init__()", "pass")]),
     "nothing returned": ("MLP", [("return h", "")]),
     "view of a transposed tensor": ("Attention", [

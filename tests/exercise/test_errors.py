@@ -155,7 +155,14 @@ UNKNOWN = {
     "fc2.weight (24, 48)": ("MLP", [("nn.Linear(hidden, D)", "nn.Linear(hidden, D + 1)")]),
     "sum to one over queries": ("Attention", [
         ("torch.softmax(scores, dim=3)", "torch.softmax(2 * scores, dim=2)")]),
-    "the largest difference is at": ("Attention", [("q @ k", "q.abs() @ k")]),
+    "the attention weights are not correct": ("Attention", [("q @ k", "q.abs() @ k")]),
+    "look at the line that merges the heads": ("Attention", [
+        ("out.transpose(1, 2).reshape", "out.permute(0, 2, 3, 1).reshape")]),
+    "the MLP does not": ("Block", [("self.mlp(self.norm2(x))", "self.mlp(self.norm2(a))")]),
+    "`embed` is correct": ("VisionTransformer", [("in self.blocks:", "in self.blocks[::-1]:")]),
+    "the output equals the input": ("MLP", [("return h", "return x")]),
+    "proj.bias (24,)": ("PatchEmbed", [("stride=P", "stride=P, bias=False")]),
+    "the largest difference is at": ("PatchEmbed", [("return x", "return x.sin()")]),
 }  # fmt: skip
 
 

@@ -1,15 +1,15 @@
 """Grading: a submission only loses its own points, whatever it does."""
 
 import csv
-import hashlib
 import json
 import zipfile
 
 import pytest
 
 from exercise import POINTS
-from lab.core import UserError
-from lab.exercise.grading import check_run, grade
+from lab.core import UserError, runtime
+from lab.exercise import grading
+from lab.exercise.grading import HandIn, check_runs, grade
 from lab.exercise.processes import Job
 from tests.exercise.conftest import ROOT, STUDENT, WEIGHTS, edited, pasted
 
@@ -51,10 +51,13 @@ def graded(tmp_path_factory):
     with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
         archive.writestr("hand-in/model.py", good)
         archive.writestr("../../escape.py", "raise SystemExit")
-        digest = hashlib.sha256(good.encode()).hexdigest()
+        digest = runtime.source_hash(good.encode())
         for name, code in (("mine", {"model.py": digest}), ("other", {"model.py": "0" * 64}),
                            ("old", None)):  # fmt: skip
-            archive.writestr(f"hand-in/results/{name}/config.json", json.dumps({"code": code}))
+            archive.writestr(
+                f"hand-in/results/{name}/config.json",
+                json.dumps({"code": code, "command": "python train.py"}),
+            )
     return folder, *run(folder)
 
 
@@ -114,7 +117,8 @@ def test_grading_again_ignores_its_own_files(graded):
 
 
 def test_a_run_without_a_readable_config_is_reported():
-    assert "cannot be read" in check_run(b"{", b"")
+    hand_in = HandIn("ada", {"model.py": b"", "results/run/config.json": b"{"})
+    assert check_runs(hand_in) == [("run results/run", "config.json cannot be read")]
 
 
 def test_a_diagnosis_is_no_formula(tmp_path):
@@ -127,3 +131,37 @@ def test_a_diagnosis_is_no_formula(tmp_path):
 def test_an_empty_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no submissions"):
         run(tmp_path)
+
+
+def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
+    link = zipfile.ZipInfo("exercise/steps.py")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "ada.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.py", pasted(STUDENT))
+        archive.writestr(link, "/etc/passwd")
+        for name in ("../up.py", "/root.py", "C:/drive.py", "a\\b.py"):
+            archive.writestr(name, "raise SystemExit")
+        archive.writestr("large.py", b" " * 10**8)
+    (hand_in,) = grading._read_submissions(tmp_path)
+    assert list(hand_in.files) == ["model.py"]
+    assert len(hand_in.skipped) == 6
+    assert any("symbolic link" in says for says in hand_in.skipped)
+    assert any("large.py is too large" in says for says in hand_in.skipped)
+
+
+def test_symbolic_links_are_not_followed(tmp_path):
+    (tmp_path / "secret.py").write_text("secret = 1")
+    (tmp_path / "in" / "ada").mkdir(parents=True)
+    (tmp_path / "in" / "ada" / "model.py").symlink_to(tmp_path / "secret.py")
+    (tmp_path / "in" / "bob.py").symlink_to(tmp_path / "secret.py")
+    ada, bob = grading._read_submissions(tmp_path / "in")
+    assert ada.files == bob.files == {}
+    assert ada.skipped == ["model.py is a symbolic link"]
+    assert "symbolic link" in bob.problem
+
+
+def test_the_model_is_the_one_that_the_hand_in_names():
+    files = {"model.py": b"1", "exercise/model.py": b"2", "hand_in.json": b"{}"}
+    assert HandIn("ada", files).model == "model.py"
+    files["hand_in.json"] = json.dumps({"model": "exercise/model.py"}).encode()
+    assert HandIn("ada", files).model == "exercise/model.py"

@@ -50,8 +50,8 @@ def test_first_mistake_and_a_hint_are_shown(run):
     assert "The activation function is ReLU." in out
     assert out.count("Hint 1 of 3") == 1
     assert "Hint 2" not in out
-    assert report["points"]["MLP"] == 0.03
-    assert report["points"]["Attention"] == 0.24
+    assert report["parts"]["MLP"]["points"] == 0.03
+    assert report["parts"]["Attention"]["points"] == 0.24
     assert report["seed"] == 3
     assert out.splitlines()[-1].endswith("report.json")
 

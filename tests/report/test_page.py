@@ -18,14 +18,23 @@ NASTY = (
     "a</script><b>bold</b><!--data--> & \"quotes\" 'n' \\ ü 🐈 \u202e\u05e9\u05dc $& {0} \u2028 "
 )
 NASTY += "x" * 300
-TITLES = ["Runs", "Learning curves", "Accuracy against cost", "Fine-tuning", "Data efficiency"]
-TITLES += ["Confusion matrix", "Hardest test images", "Paired comparisons", "Calibration"]
+TITLES = [
+    "My runs",
+    "All runs",
+    "Learning curves",
+    "Accuracy against cost",
+    "Fine-tuning",
+    "Data efficiency",
+]
+TITLES += ["Confusion matrix", "The hardest test images", "Paired comparisons", "Calibration"]
 TITLES += ["Sweeps", "Attention", "Folders with problems", "Details of each run"]
+HEAD = ("heading", "made", "summary", "provenance")  # plain HTML
 CLASSES = ["cat", "dog", "European hedgehog"]
 TRUTH, PREDICTED = (np.random.default_rng(seed).integers(0, 3, 90) for seed in (0, 1))
 COUNTS = confusion_matrix(TRUTH, PREDICTED)
 RUN = """{
-  "folder": "results/train/run", "task": "From scratch", "reference": false, "state": "finished",
+  "folder": "results/train/run", "link": "train/run", "files": [], "kind": "ViT", "whole": true,
+  "recipe": "12 epochs", "task": "From scratch", "reference": false, "state": "finished",
   "dataset": "pets", "model": "vit", "seed": 0, "test_set": 0, "test_images": 90,
   "val_accuracy": 0.9, "calibration_error": 0.05, "trained_parameters": 1290, "macs": 4e6,
   "seconds": 43.21, "images_per_second": 3100, "memory_mb": 640, "best_epoch": 3,
@@ -35,27 +44,37 @@ RUN = """{
 }"""
 CONTENT = """{
   "heading": "Every run", "made": "2026-11-22 09:00 UTC", "summary": ["First sentence.", "Second."],
+  "provenance": "3 runs.", "title": "My runs", "significance": "No two models differ.",
+  "cards": [{"title": "ViT from scratch", "run": 0, "accuracy": 0.7, "low": 0.6, "high": 0.8,
+    "seeds": 1, "sentence": "It works.", "attention": null,
+  "live": "attention_viz/x/attention.html"},
+    {"title": "CNN twin", "run": null, "command": "python cnn_baseline.py"}],
   "seeds": [{"name": "run", "task": "From scratch", "dataset": "pets", "mean": 0.672,
     "std": 0.0079, "runs": [0, 1]}],
-  "test_sets": [{"name": "pets", "images": 90, 
+  "test_sets": [{"name": "pets", "images": 90}],
+  "comparisons": [{"reference": false, "test_set": 0, "attribution": "Photos: CC BY-SA 4.0.",
     "pairs": [{"a": 0, "b": 1, "only_a": 7, "only_b": 2, "p": 0.1796875, "p_holm": 0.54,
       "summary": "may be chance"}]}],
-  "finetuning": [{"title": "vit on pets", "points": [
+  "finetuning": [{"title": "vit on pets", "reference": false,
+  "points": [
     {"run": 0, "label": "head", "trained": 1290, "accuracy": 0.7, "low": 0.65, "high": 0.8,
       "seconds": 22, "memory_mb": 971},
     {"run": 1, "label": "full", "trained": 2e6, "accuracy": 0.9, "low": 0.85, "high": 0.95,
       "seconds": 99, "memory_mb": 971}]}],
-  "efficiency": [{"title": "pets", "summary": "More helps.", "series": [{"label": "ViT", "points": [
+  "efficiency": [{"title": "pets", "reference": false,
+  "summary": "More helps.", "series": [{"label": "ViT", "points": [
     {"run": 0, "fraction": 0.1, "images": 9, "accuracy": 0.5, "low": 0.4, "high": 0.6, "seeds": 1},
     {"run": 0, "fraction": 1, "images": 90, "accuracy": 0.9, "low": 0.8, "high": 1, "seeds": 1}
   ]}]}],
-  "sweeps": [{"name": "digits", "summary": "A paragraph.", "folder": "results/sweep", "best": 0,
+  "sweeps": [{"name": "digits", "reference": false, "link": "s", "files": [],
+    "summary": "A paragraph.", "folder": "results/sweep", "best": 0,
     "columns": ["LEARNING_RATE", "AUTO_AUGMENT"], "trials": [
     {"number": 0, "state": "complete", "values": [1e-4, "none"], "val_accuracy": 1, "epochs": 9},
     {"number": 1, "state": "failed", "values": [null, "auto"], "val_accuracy": null, "epochs": 1}
   ]}],
-  "attention": [{"title": "looks", "folder": "results/look", "summary": "It works."}],
-  "left_out": [{"folder": "results/broken", "reason": "no config.json"}]
+  "attention": [{"title": "looks", "reference": false, "link": "l", "files": [], "page": null,
+  "folder": "results/look", "summary": "It works."}],
+  "left_out": [{"folder": "results/broken", "link": "broken", "reason": "no config.json"}]
 }"""
 
 
@@ -81,20 +100,22 @@ def content(runs=None, **changes):
     """Content with something in every section."""
     whole = json.loads(CONTENT)
     whole["runs"] = [run(0), run(1), run(2, reference=True)] if runs is None else runs
-    shown = [{"source": png(40), "caption": "a plot"}]
+    shown = [{"source": png(40), "caption": "a plot", "link": "s/rate.png"}]
     whole["sweeps"][0]["plots"] = whole["attention"][0]["plots"] = shown
     answers = [
         {"run": i, "prediction": "dog", "confidence": 0.83, "correct": False} for i in (0, 1)
     ]
     hardest = {"image": "7", "label": "cat", "thumbnail": png(8), "wrong": 2, "of": 2}
-    whole["test_sets"][0] |= {"classes": CLASSES, "hardest": [hardest | {"answers": answers}] * 9}
+    whole["test_sets"][0] |= {"classes": CLASSES}
+    hard = [hardest | {"answers": answers, "image": str(i)} for i in range(7, 16)]
+    whole["comparisons"][0]["hardest"] = hard
     return whole | changes
 
 
 def everything_named(value, name):
     """The content with all texts replaced, except images, states and tasks."""
     if isinstance(value, dict):
-        kept = ("thumbnail", "source", "state", "task")
+        kept = ("thumbnail", "source", "state", "task", "kind", "image")
         return {k: v if k in kept else everything_named(v, name) for k, v in value.items()}
     if isinstance(value, list):
         return [everything_named(part, name) for part in value]
@@ -123,7 +144,7 @@ def test_page_contains_the_content_with_shortened_curves(tmp_path):
             assert record["curves"][name] == pytest.approx(values, rel=5e-5)
             assert all(len(f"{value}".lstrip("0.")) <= 5 for value in record["curves"][name])
         record["curves"] = original["curves"]
-    assert packed == {k: v for k, v in whole.items() if k not in ("heading", "made", "summary")}
+    assert packed == {k: v for k, v in whole.items() if k not in HEAD}
 
 
 @pytest.mark.parametrize(
@@ -169,9 +190,9 @@ def shown(browser, tmp_path):
     for page, _ in opened:
         page.close()
     assert problems == []
-    assert [address for address in asked if not address.startswith("data:image/")] == [
+    assert {address for address in asked if not address.startswith("data:image/")} == {
         address for _, address in opened
-    ]
+    }
 
 
 def column(page, place, table="#runs table >> nth=1"):
@@ -209,7 +230,6 @@ def numbers(text):
 def test_page_loads_every_section_without_requests(shown):
     page = shown()
     assert page.title() == page.locator("h1").text_content() == "Every run"
-    assert page.locator(".summary li").all_text_contents() == ["First sentence.", "Second."]
     assert page.locator("main h2").all_text_contents() == TITLES
     targets = page.locator("nav a").evaluate_all("all => all.map(one => one.hash.slice(1))")
     assert targets == page.locator("section").evaluate_all("all => all.map(one => one.id)")
@@ -220,12 +240,79 @@ def test_page_loads_every_section_without_requests(shown):
 
 
 def test_page_without_runs_gives_advice(shown):
-    kept = ("heading", "made", "summary")
-    page = shown({key: value if key in kept else [] for key, value in content().items()})
-    assert page.locator("main > *").all_text_contents() == [
-        "There are no runs yet. Train a model first, for example with python train.py."
-    ]
-    assert page.locator("nav").is_hidden()
+    empty = {"run": None, "title": "ViT from scratch", "command": "python train.py"}
+    kept = (*HEAD, "title")
+    page = shown(
+        {key: value if key in kept else [] for key, value in content().items()}
+        | {"cards": [empty], "significance": ""}
+    )
+    assert page.locator("main > section").count() == 1
+    card = page.locator(".card").text_content()
+    assert card == "ViT from scratchNo finished run yet. Start one withpython train.py"
+
+
+def test_summary_is_readable_without_javascript(browser, tmp_path):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(written(tmp_path, content()).as_uri())
+    assert page.locator(".summary li").all_text_contents() == ["First sentence.", "Second."]
+    page.close()
+
+
+def test_links_are_relative_and_the_live_page_has_a_button(shown):
+    files = [{"name": "curves.png", "link": "train/run/curves.png"}]
+    page = shown(content([run(0, files=files), run(1)]))
+    assert page.locator("#actions .live").get_attribute("href") == "attention_viz/x/attention.html"
+    assert page.locator(".card").get_by_text("curves.png").count() == 1
+    targets = page.locator("main a, header a").evaluate_all(
+        "all => all.map(one => one.getAttribute('href'))"
+    )
+    assert [t for t in targets if ":" in t or t.startswith("/")] == []
+
+
+def test_what_i_learned_and_the_theme_are_remembered(shown):
+    page = shown()
+    page.locator("textarea").fill("Patches are tokens.")
+    page.locator("#scheme").click()
+    page.reload()
+    assert page.locator("textarea").input_value() == "Patches are tokens."
+    assert page.locator("#scheme").text_content() == "Light page"
+    page.emulate_media(media="print")
+    assert page.locator(".printed").text_content() == "Patches are tokens."
+    assert page.locator(".printed").is_visible()
+
+
+def test_hand_in_view_prints_on_two_pages(shown):
+    page = shown(content([run(i) for i in range(40)]))
+    page.locator("textarea").fill("word " * 360)
+    page.get_by_role("button", name="Hand-in view").click()
+    assert page.locator("#runs").is_hidden()
+    file = page.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", file)) == 2
+
+
+def test_game_shows_answers_only_after_a_guess(shown):
+    page = shown()
+    tile = page.locator("#hardest .tile").nth(0)
+    assert "83" not in tile.text_content()
+    tile.get_by_role("button", name="cat").click()
+    assert tile.locator("li.right").text_content() == "✓\u00a0cat you"
+    assert tile.locator("li.wrong").count() == 2
+    low, _ = wilson_interval(1, 1)
+    score = page.locator("#hardest .score").text_content()
+    assert score.startswith(f"Your score: 1 of 1, 100\u00a0% (95 % interval {100 * low:.0f} to")
+    page.get_by_role("button", name="Show all answers").click()
+    assert page.locator("#hardest button:visible").count() == 0
+
+
+def test_targets_are_at_least_24_pixels_high(shown):
+    page = shown(width=390)
+    found = page.locator("main button, main summary, main select, main label, #actions > *")
+    heights = found.evaluate_all(
+        "all => all.filter(one => one.checkVisibility()).map(one =>"
+        " one.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 30
+    assert min(heights) >= 24
 
 
 def test_tables_sort_with_missing_values_last(shown):
@@ -239,11 +326,11 @@ def test_tables_sort_with_missing_values_last(shown):
     heads = page.locator("#runs table >> nth=1").locator("thead th")
     accuracy = heads.nth(2)
     accuracy.locator("button").click()
+    assert [text[:5] for text in column(page, 2)] == ["97.00", "50.00", "9.90 ", "\u2013"]
+    assert accuracy.get_attribute("aria-sort") == "descending"  # the best first
+    accuracy.locator("button").press("Enter")
     assert [text[:5] for text in column(page, 2)] == ["9.90 ", "50.00", "97.00", "\u2013"]
     assert accuracy.get_attribute("aria-sort") == "ascending"
-    accuracy.locator("button").press("Enter")
-    assert [text[:5] for text in column(page, 2)] == ["97.00", "50.00", "9.90 ", "\u2013"]
-    assert accuracy.get_attribute("aria-sort") == "descending"
     heads.nth(0).locator("button").press("Space")
     assert column(page, 0) == ["Änne", "run1", "run9stopped", "run10"]
     assert accuracy.get_attribute("aria-sort") is None
@@ -251,6 +338,8 @@ def test_tables_sort_with_missing_values_last(shown):
 
 def test_own_runs_come_first_and_references_are_marked(shown):
     page = shown(content([run(0, reference=True), run(1)]))
+    assert "run0" not in page.locator("#runs").text_content()
+    page.get_by_label("Show reference runs").check()
     assert column(page, 0) == ["run1", "run0reference"]
     page.locator("#runs table >> nth=1").get_by_role("link", name="run0").click()
     assert page.locator("#run-0 dl").is_visible()
@@ -272,6 +361,7 @@ def test_many_runs_are_folded_and_filtered(shown):
 
 def test_checkboxes_hide_curves(shown):
     page = shown()
+    page.get_by_label("Show reference runs").check()
     curves = page.locator("#curves figure > svg .line")
     assert curves.count() == 3
     before = curves.nth(1).get_attribute("style")
@@ -354,9 +444,10 @@ def test_confusion_matrix_equals_scikit_learn(shown):
 def test_pairs_and_hardest_images_show_their_content(shown):
     page = shown()
     row = page.locator("#pairs tbody tr > *").all_text_contents()
-    assert row == ["run0", "run1", "7", "2", "0.18", "0.54", "may be chance"]
-    first = page.locator("#hardest tbody tr").nth(0)
-    assert first.locator("td").all_text_contents() == ["✗\u00a0dog83\u00a0%"] * 2
+    assert row == ["vit (12 epochs)", "vit (12 epochs)", "7", "2", "0.18", "0.54", "may be chance"]
+    first = page.locator("#hardest .tile").nth(0)
+    assert first.locator("button").all_text_contents() == CLASSES
+    first.locator("button").nth(1).click()
     image = first.get_by_alt_text("test image 7, true class cat")
     assert image.evaluate("one => getComputedStyle(one).imageRendering") == "pixelated"
 

@@ -20,7 +20,7 @@ from lab.data.preprocess import Preprocess
 from lab.models import load_model, profiling
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import model_header
-from lab.training import results
+from lab.training import loop, results, trainer
 from lab.training.config import FitConfig
 from lab.training.loop import fit
 from lab.training.optimizers import Schedule, adamw, layers, muon
@@ -140,6 +140,73 @@ def test_moving_average_is_what_is_validated_and_kept(data, tmp_path):
     averaged = torch.load(folder / "last.pt", weights_only=True)["ema"]
     assert all(kept[name].equal(averaged[name]) for name in kept)
     assert not kept["head.weight"].equal(weights["head.weight"])
+
+
+LONGER = dataclasses.replace(FP32, epochs=3)
+TRAIN_ONE_EPOCH = loop.train_one_epoch
+
+
+@pytest.mark.parametrize(("interval", "saves"), [(0, 3), (3600, 1)])
+def test_state_is_saved_when_the_interval_has_passed_and_at_the_end(
+    data, tmp_path, monkeypatch, interval, saves
+):
+    """Saving less often changes neither the state nor the weights that are kept."""
+    _, weights, expected = trained(data, tmp_path / "reference", LONGER)
+    saved, save = [], checkpoints.save_state
+    monkeypatch.setattr(trainer, "SAVE_INTERVAL", interval)
+    monkeypatch.setattr(checkpoints, "save_state", lambda *a: saved.append(a) or save(*a))
+    _, same, folder = trained(data, tmp_path / "run", LONGER)
+    assert len(saved) == saves
+    assert all(weights[name].equal(same[name]) for name in weights)
+    assert (folder / "best.safetensors").read_bytes() == (
+        expected / "best.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("best_epoch", [1, 2, 3])
+def test_kept_weights_are_those_of_the_best_epoch_when_it_was_not_saved_at_once(
+    data, tmp_path, monkeypatch, best_epoch
+):
+    states = []
+
+    def scored(model, *_):
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        logits = torch.nn.functional.one_hot(data.val.labels, 10) * 9.0
+        if len(states) != best_epoch:
+            logits = logits.roll(1, 0)
+        return Predictions(logits, data.val.labels)
+
+    monkeypatch.setattr(loop, "evaluate", scored)
+    trained(data, tmp_path, dataclasses.replace(LONGER, trial=True))
+    kept, header = checkpoints.load_weights(tmp_path / "run" / "best.safetensors")
+    assert all(kept[name].equal(states[best_epoch - 1][name]) for name in kept)
+    assert header["epoch"] == best_epoch
+
+
+def test_a_kill_loses_nothing_that_was_saved(data, tmp_path, monkeypatch):
+    """The run dies in epoch 3; the state of epoch 1 and its best weights were saved together."""
+    _, expected, whole = trained(data, tmp_path / "whole", LONGER)
+    clock = iter([0.0, 100.0, 100.0, 101.0])  # start; epoch 1 is due; saved; epoch 2 is not due
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+
+    def die_in_epoch_3(running):
+        if running.state.epoch == 3:
+            raise KeyError("killed")
+        TRAIN_ONE_EPOCH(running)
+
+    monkeypatch.setattr(loop, "train_one_epoch", die_in_epoch_3)
+    with pytest.raises(KeyError, match="killed"):
+        trained(data, tmp_path / "killed", LONGER)
+    monkeypatch.undo()
+    folder = tmp_path / "killed" / "run"
+    state = torch.load(folder / "last.pt", weights_only=True)["state"]
+    assert state["epoch"] == 2
+    assert checkpoints.load_weights(folder / "best.safetensors")[1]["epoch"] == 1
+    assert len((folder / "history.csv").read_text().splitlines()) == 3  # header, epochs 1 and 2
+    _, weights, folder = trained(data, tmp_path / "killed", LONGER)
+    assert all(weights[name].equal(expected[name]) for name in expected)
+    for name in ("best.safetensors", "predictions.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.parametrize(("decay", "reference"), [

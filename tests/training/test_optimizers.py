@@ -165,6 +165,17 @@ def test_muon_skips_parameters_without_gradients(fp32):
     assert not optimizer.state
 
 
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_adamw_has_the_usual_betas_also_beside_muon(make):
+    """So comparing the two optimizers compares only the blocks' matrices."""
+    model = VisionTransformer(
+        ViTConfig(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+    )
+    usual = torch.optim.AdamW([torch.zeros(1)]).defaults["betas"]
+    found = [group["betas"] for group in make(model, 1e-3, 0.05).param_groups if "betas" in group]
+    assert found == [usual, usual]
+
+
 class CountLaunches(TorchDispatchMode):
     """Counts operators that compute something: on a GPU, each is at least one kernel launch."""
 

@@ -12,7 +12,7 @@ from lab.data.datasets import load_data
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from lab.models import profiling
-from lab.training import FitConfig, fit, loop, precision, progress, trainer
+from lab.training import FitConfig, fit, loop, precision, progress, results, trainer
 from lab.training.optimizers import adamw
 from model import VisionTransformer, ViTConfig
 
@@ -159,3 +159,14 @@ def test_frozen_modules_stay_in_evaluation_mode():
     assert model.training
     assert model.head.training
     assert not model.blocks[0].attn.training
+
+
+def test_a_damaged_record_of_another_run_does_not_stop_a_new_one(data, tmp_path):
+    facts = {"model": {}, "dataset": data.summary()}
+    for name in ("damaged", "new"):
+        run = Run.open(tmp_path, name, {"EPOCHS": 2}, facts, False)
+    (tmp_path / "damaged" / "metrics.json").touch()
+    for content in ("{", "[]", '{"constants": null}', None):
+        path = tmp_path / "damaged" / "config.json"
+        path.unlink() if content is None else path.write_text(content)
+        assert results.explain_more_epochs(run) is None

@@ -229,8 +229,8 @@ def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    (["--batch-size", "33"], "BATCH_SIZE=33 does not divide over 2 processes"),
-    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of digits"),
+    (["--batch-size", "33"], "BATCH_SIZE=33 cannot be divided by the 2 processes"),
+    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of mnist-5k, digits"),
 ])  # fmt: skip
 def test_a_mistake_is_told_once(tmp_path, words, sentence):
     status, _, err = finished(start(TORCHRUN, [*TRAIN, "--results-dir", str(tmp_path), *words]))

@@ -87,7 +87,7 @@ def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
     rng = random.Random(seed)
     signals = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
     for number, epoch in zip(signals, (1, 3, 5), strict=True):
-        step = rng.randrange(1, STEPS)
+        step = rng.randrange(1, STEPS - 1)  # after the last step, the epoch would be complete
         status, err = interrupt(tmp_path, number, (epoch, step), *RANDOM)
         assert "Traceback" not in err, (seed, err)
         if number == signal.SIGKILL:
@@ -117,7 +117,7 @@ def test_a_run_leaves_its_records(uninterrupted):
     names = {p.name for p in folder.iterdir()} - {".lock"}
     assert names == {
         "config.json", "history.csv", "metrics.json", "predictions.csv", "curves.png",
-        "confusion.png", "best.safetensors", "last.pt",
+        "confusion.png", "best.safetensors", "last.pt", "snapshots",
     }  # fmt: skip
     assert out.rstrip().endswith("curves.png")
     config = json.loads((folder / "config.json").read_text())
@@ -142,11 +142,11 @@ def test_a_run_leaves_its_records(uninterrupted):
 
 def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     folder, _ = uninterrupted
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     status, out, _ = run(folder.parent, *RANDOM)
     assert status == 0
     assert "this run is finished; --overwrite repeats it" in out
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
     status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "3e-3", "--epochs", "1")
     assert status == 0, err
@@ -156,7 +156,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
         folder.name,
         "digits-vit_32x2-e1-lr0.003-s0",
     }
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
@@ -226,9 +226,31 @@ def test_importing_train_loads_only_what_it_needs():
     loaded = set(done.stdout.split())
     assert "lab.training.loop" in loaded
     packages = ("finetuning", "attention", "sweep", "report", "exercise")
-    unwanted = {f"lab.{package}" for package in packages} | {"lab.models.conversion", "sklearn",
-                "matplotlib", "optuna", "scipy"}  # fmt: skip
+    unwanted = {f"lab.{package}" for package in packages} | {
+        "lab.models.conversion", "sklearn", "matplotlib", "optuna", "scipy", "timm", "torchvision"
+    }  # fmt: skip
     assert not loaded & unwanted
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dataset", ["digits", "mnist-5k"])
+def test_first_step_loads_no_library_that_it_does_not_need(dataset, optimizer, tmp_path):
+    """scikit-learn, scipy, timm and torchvision together take longer to import than torch."""
+    code = (
+        "import sys, runpy\n"
+        "from lab.training.progress import Progress\n"
+        "Progress.finish_step = lambda self: (print(*sys.modules), sys.exit())\n"
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    words = ["--dataset", dataset, "--optimizer", optimizer, "--results-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "lab.training.loop" in loaded
+    slow = {"sklearn", "scipy", "pandas", "timm", "torchvision", "matplotlib", "huggingface_hub"}
+    assert not loaded & slow
 
 
 def test_drop_path_is_left_out_for_models_without_it(monkeypatch, capsys):

@@ -90,7 +90,8 @@ function showBreak() {
   const words = (probabilities) => `${classes[argmax(probabilities)]} · ${percent(Math.max(...probabilities))}`;
   byId("intact").textContent = words(intact);
   byId("broken").textContent = words(broken);
-  byId("broken-label").textContent = parts.join(", ") || "nothing is broken yet";
+  byId("broken-label").textContent = parts.join(", ");
+  byId("compare").classList.toggle("broken", parts.length > 0);
   byId("compare").classList.toggle("changed", argmax(broken) !== argmax(intact));
   byId("repair").disabled = !parts.length;
   showBars(byId("broken-bars"), broken, intact);

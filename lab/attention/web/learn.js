@@ -19,9 +19,9 @@ function startLearn() {
   slider.addEventListener("input", () => { stop(); goTo(Number(slider.value)); });
   byId("play").addEventListener("click", () => (timer ? stop() : play()));
   byId("epoch-reset").addEventListener("click", () => { stop(); goTo(FINAL); });
-  states.forEach((_, index) => {
-    const canvas = element("canvas"), caption = element("span");
-    const button = element("button", { type: "button" }, canvas, element("b"), caption);
+  states.forEach((one, index) => {
+    const parts = [element("canvas"), element("b"), element("span")];
+    const button = element("button", { type: "button", aria: { label: stateName(one) } }, ...parts);
     button.addEventListener("click", () => { stop(); goTo(index); });
     byId("film").append(button);
   });

@@ -20,7 +20,7 @@ const state = {
   block: DEPTH - 1, head: MEAN, rollout: false,
   query: POOLED, view: "heat",
   removed: new Set(), order: null, noPositions: false, noScale: false, silent: new Set(),
-  milliseconds: 0,
+  milliseconds: Infinity,  // of the fastest forward pass so far
 };
 let current = null;  // the result of the forward pass of `state`
 
@@ -31,7 +31,9 @@ function modelAt(snapshot) {
 
 /* Logits, probabilities and recorded values for an image (C, S, S) with pixels from 0 to 255. */
 function infer(image, snapshot = FINAL, changes = NO_CHANGES) {
-  const record = {}, logits = modelAt(snapshot).forward(normalize(image, preprocess), changes, record);
+  const model = modelAt(snapshot), start = performance.now(), record = {};
+  const logits = model.forward(normalize(image, preprocess), changes, record);
+  state.milliseconds = Math.min(state.milliseconds, performance.now() - start);
   return { logits, probabilities: softmax(logits.slice()), ...record };
 }
 
@@ -41,9 +43,7 @@ function requestUpdate() {
 }
 
 function update() {
-  const start = performance.now();
   current = infer(state.image, state.snapshot);
-  state.milliseconds = performance.now() - start;
   showPrediction();
   showLook();
   showBreak();
@@ -189,7 +189,14 @@ function readPalette() {
   const names = ["attention", "broken", "predict", "learn", "ink", "quiet", "paper"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
-dark.addEventListener("change", () => { palette = readPalette(); update(); });
+dark.addEventListener("change", recolor);
+for (const name of ["beforeprint", "afterprint"]) addEventListener(name, recolor);
+function recolor() {  // on paper as in the light theme
+  palette = readPalette();
+  showLook();
+  showBreak();
+  showFilm();
+}
 
 /* Maps */
 

@@ -1,11 +1,13 @@
 /* Draws every chart of the page. A spec has
    label     description for screen readers
    x, y      {name, unit, log, percent, whole, from, to}
-   series    [{name, slot, hollow, line, marked, points: [{x, y, low, high, name, note, label}]}]
+   series    [{name, slot, color, hollow, line, marked,
+               points: [{x, y, low, high, name, note, label}]}]
    diagonal  whether to draw the line y = x
-   bare      whether the chart has no legend of its own */
+   bare      whether the chart has no legend of its own
+   small     whether the chart is a part of a card */
 
-const colorOf = (slot) => `var(--c${slot % COLORS})`;
+const colorOf = ({ slot, color }) => color ?? `var(--series-${slot % COLORS})`;
 const patternOf = (slot, patterns) => patterns[(slot + Math.floor(slot / COLORS)) % 4];
 
 function niceStep(least) {
@@ -67,17 +69,17 @@ function valueOf(axis, value) {
   return `${axis.name} ${text}${unit ? `\u00a0${unit}` : ""}`;
 }
 
-function symbol({ slot, hollow }, x, y) {
-  const fill = hollow ? "var(--paper)" : colorOf(slot);
+function symbol(series, x, y) {
+  const fill = series.hollow ? "var(--paper)" : colorOf(series);
   return svg("path", {
-    class: "point", d: patternOf(slot, SYMBOLS), transform: `translate(${x},${y})`,
-    style: `stroke: ${colorOf(slot)}; fill: ${fill}`,
+    class: "point", d: patternOf(series.slot, SYMBOLS), transform: `translate(${x},${y})`,
+    style: `stroke: ${colorOf(series)}; fill: ${fill}`,
   });
 }
 
-function line({ slot }, d) {
-  const dashes = { "stroke-dasharray": patternOf(slot, DASHES) };
-  return svg("path", { class: "line", d, style: `stroke: ${colorOf(slot)}`, ...dashes });
+function line(series, d) {
+  const dashes = { "stroke-dasharray": patternOf(series.slot, DASHES) };
+  return svg("path", { class: "line", d, style: `stroke: ${colorOf(series)}`, ...dashes });
 }
 
 function legendOf(series) {
@@ -99,7 +101,7 @@ function drawSeries(series, spots) {
   for (const { x, y, ends: [low, high] } of spots) {
     if (low !== undefined) {
       const d = `M${x - 3},${low}h6M${x - 3},${high}h6M${x},${low}V${high}`;
-      drawn.push(svg("path", { class: "bar", d, style: `stroke: ${colorOf(series.slot)}` }));
+      drawn.push(svg("path", { class: "bar", d, style: `stroke: ${colorOf(series)}` }));
     }
     // a long line needs no symbols, but a single point is invisible without one
     if (!series.line || series.marked || spots.length === 1) drawn.push(symbol(series, x, y));
@@ -107,23 +109,23 @@ function drawSeries(series, spots) {
   return drawn;
 }
 
-/* Places labels beside their points where there is room; if there is none, over error bars. */
+/* Places labels next to their points where there is room. The readout names the other points. */
 function drawLabels(spots, width) {
   const bars = spots.map(({ x, ends: [low, high] }) => [x - 4, high, x + 4, low]);
   const taken = spots.map(({ x, y }) => [x - 6, y - 6, x + 6, y + 6]);
   const apart = (a, b) => a[2] < b[0] || a[0] > b[2] || a[3] < b[1] || a[1] > b[3];
   const isFree = (place, others) =>
     place[0] > 0 && place[2] < width && others.every((other) => apart(place, other));
-  return spots.filter(({ point }) => point.label).map(({ x, y, point }) => {
+  return spots.filter(({ point }) => point.label).flatMap(({ x, y, point }) => {
     const text = point.label.length > 24 ? `${point.label.slice(0, 23)}…` : point.label;
     const long = 6.8 * text.length;
-    const places = [0, 14, -14, 28, -28, 42, -42].flatMap((down) =>
+    const places = [0, 14, -14].flatMap((down) =>
       [x + 9, x - 9 - long, x - long / 2].map((left) =>
         [left, y + down - 6, left + long, y + down + 6]));
-    const place = places.find((one) => isFree(one, [...taken, ...bars])) ??
-      places.find((one) => isFree(one, taken)) ?? places[1];
+    const place = places.find((one) => isFree(one, [...taken, ...bars]));
+    if (!place) return [];
     taken.push(place);
-    return svg("text", { x: place[0], y: place[3] - 2, class: "label" }, text);
+    return [svg("text", { x: place[0], y: place[3] - 2, class: "label" }, text)];
   });
 }
 
@@ -137,8 +139,9 @@ function chart(spec) {
   let current = -1;
 
   function draw(onPaper = false) {
-    const width = onPaper ? PAPER[spec.bare ? 0 : 1] : Math.max(node.clientWidth, 240);
-    const height = Math.round(Math.min(400, Math.max(260, 0.6 * width)));
+    const paper = spec.small ? PAPER[2] : PAPER[spec.bare ? 0 : 1];
+    const width = onPaper ? paper : Math.max(node.clientWidth, 240);
+    const height = Math.round(Math.min(400, Math.max(spec.small ? 190 : 260, 0.6 * width)));
     const { x, y, series } = spec;
     const tickText = (axis, tick) => compact(axis.percent ? 100 * tick : tick);
     const points = series.flatMap((one) => one.points);

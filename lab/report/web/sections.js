@@ -3,37 +3,40 @@
 
 const RUN_COLUMNS = [
   textColumn("run", (run) => run.name, (run) => runLink(run.id)),
-  textColumn("dataset", (run) => run.dataset),
+  textColumn("dataset", setName),
   accuracyColumn,
-  percentColumn("val. accuracy in %", "val_accuracy"),
+  bestFirst(percentColumn("val. accuracy in %", "val_accuracy")),
   numberColumn("param\u00adeters", "parameters"),
   numberColumn("trained param\u00adeters", "trained_parameters"),
   numberColumn("MACs", "macs", compact),
   numberColumn("epochs", "epochs"),
   numberColumn("training seconds", "seconds"),
-  numberColumn("images/s", "images_per_second"),
+  bestFirst(numberColumn("images/s", "images_per_second")),
   numberColumn("peak memory in MB", "memory_mb"),
 ];
 
 function runsSection() {
+  const runs = allRuns();
   if (runs.length === 0) return null;
   const groups = [...grouped(runs, (run) => run.task)].map(([task, members]) => {
     const { node, items } = sortingTable(`Runs: ${task}`, RUN_COLUMNS, members);
     return { node: taskBox(task, members.length, node), items };
   });
+  const seeds = data.seeds.filter(({ runs: [id] }) => visible([data.runs[id]]).length > 0);
   const filter = filterField("Filter by name, task, dataset or model", groups);
   return [
     note("Test accuracy uses the weights of the epoch with the best validation accuracy. Its 95 % ",
       "interval (Wilson) covers the choice of test images, but not the choice of the seed. ",
       "Unfinished runs have no test accuracy. MACs are multiply-accumulate operations per image. ",
-      "Click a column heading to sort the table; click it again to reverse the order."),
+      "Of a sweep, only the trial that validation chose is listed. Click a column heading to sort ",
+      "the table, the best first; click it again to reverse the order."),
     ...(runs.length > MANY ? [filter] : []),
-    ...(data.seeds.length > 0 ? [element("h3", {}, "Repeated runs"), seedsTable()] : []),
+    ...(seeds.length > 0 ? [element("h3", {}, "Repeated runs"), seedsTable(seeds)] : []),
     ...groups.map((group) => group.node),
   ];
 }
 
-function seedsTable() {
+function seedsTable(rows) {
   const name = (row) => plainName({
     name: row.name, reference: row.runs.every((id) => data.runs[id].reference),
   });
@@ -44,32 +47,36 @@ function seedsTable() {
     textColumn("configuration", name),
     textColumn("task", (row) => row.task),
     textColumn("dataset", (row) => row.dataset),
-    percentColumn("mean test accuracy in %", "mean"),
+    bestFirst(percentColumn("mean test accuracy in %", "mean")),
     percentColumn("standard deviation in points", "std"),
     { name: "seeds", value: count, show: count, number: true },
     textColumn("test accuracy per seed in %", count, perSeed),
   ];
-  return sortingTable("Repeated runs", columns, data.seeds).node;
+  return sortingTable("Repeated runs", columns, rows).node;
 }
 
 function curvesSection() {
-  const candidates = runs.filter((run) => run.curves.epoch?.length > 0);
+  const candidates = allRuns().filter((run) => run.curves.epoch?.length > 0);
   if (candidates.length === 0) return null;
   const log = element("input", { type: "checkbox", autocomplete: "off" });
   let quantity = "val_accuracy";
+  let relative = false;
   const first = candidates.filter((run) => run.state === "finished" && !isSweep(run));
   const { node, slots } = chooser(candidates, first.slice(0, FIRST_CURVES), () => show());
   const curve = ([run, slot]) => {
     const values = run.curves[quantity] ?? [];
-    const points = run.curves.epoch.map((epoch, place) => ({ x: epoch, y: values[place] }));
+    const last = run.curves.epoch.at(-1);
+    const points = run.curves.epoch.map((epoch, place) =>
+      ({ x: relative ? epoch / last : epoch, y: values[place] }));
     return { name: plainName(run), slot, line: true, points };
   };
   const spec = () => {
     const isPercent = quantity.endsWith("accuracy");
     log.disabled = isPercent;
     return {
-      label: `Learning curves: ${QUANTITIES[quantity]} by epoch`,
-      x: { name: "epoch", whole: true },
+      label: `Learning curves: ${QUANTITIES[quantity]} by ${relative ? "training time" : "epoch"}`,
+      x: relative ? { name: "fraction of the training", percent: true, from: 0 }
+        : { name: "epoch", whole: true },
       y: { name: QUANTITIES[quantity], percent: isPercent, log: !isPercent && log.checked },
       series: [...slots].map(curve),
     };
@@ -82,31 +89,38 @@ function curvesSection() {
     quantity = key;
     show();
   });
+  const axes = [option("epoch", "epochs"), option("relative", "fraction of the training")];
+  const axisField = select("Horizontal axis", axes, (key) => {
+    relative = key === "relative";
+    show();
+  });
   const logField = element("label", { className: "screen" }, log, "logarithmic axis (losses only)");
   return [
     note("Hover over a chart to read its values, or focus it and use the arrow keys."),
-    box("choices", field, logField), box("beside", made.node, node),
+    box("choices", field, axisField, logField), box("beside", made.node, node),
   ];
 }
 
 const ACCURACY = { name: "test accuracy", percent: true };
 
 function costSection() {
-  const measured = finished.filter((run) => run.accuracy != null);
+  const measured = finished().filter((run) => run.accuracy != null && run.whole);
   if (measured.length === 0) return null;
   // accuracies on different test images cannot be compared, even if the datasets share a name
   const sets = [...grouped(measured, (run) => run.test_set ?? run.dataset).values()];
-  const tasks = [...new Set(measured.map((run) => run.task))];
   const axes = [
     { key: "parameters", name: "parameters", log: true },
     { key: "macs", name: "MACs per image", log: true },
     { key: "seconds", name: "training time", unit: "seconds", log: true },
   ];
   const seriesOf = (members, key) => {
-    const groups = grouped(members, ({ task, reference }) => plainName({ name: task, reference }));
-    const pointOf = (run) => ({ ...run, x: run[key], y: run.accuracy, name: plainName(run) });
+    const groups = grouped(members, ({ kind, reference }) => plainName({ name: kind, reference }));
+    const pointOf = (run) => ({
+      ...run, x: run[key], y: run.accuracy, name: plainName(run), note: run.recipe,
+      label: run.model.split(", ").at(-1),  // of a fine-tuned model, what was trained
+    });
     return [...groups].map(([name, group]) => ({
-      name, slot: tasks.indexOf(group[0].task), hollow: group[0].reference,
+      name, slot: KINDS[group[0].kind], color: kindColor(group[0].kind), hollow: group[0].reference,
       points: group.map(pointOf),
     }));
   };
@@ -124,8 +138,8 @@ function costSection() {
   const options = sets.map((members, place) => option(place, setName(members[0])));
   const field = select("Test images", options, (place) => show(sets[place]));
   return [
-    note("Each point is a run. Your own runs are filled, reference runs are hollow. Bars are 95 % ",
-      "intervals. Training time depends on the hardware, which is listed in each run’s details."),
+    note("Each point is a run on all training images. Your own runs are filled, reference runs are ",
+      "hollow. Bars are 95 % intervals. Training time depends on the hardware, which is listed in each run’s details."),
     box("choices", field), box("panels", ...made.map((one) => one.node)), legend,
   ];
 }
@@ -134,7 +148,7 @@ function finetuningSection() {
   const columns = [
     textColumn("mode", (row) => row.label, (row) => runLink(row.run, row.label)),
     numberColumn("trained param\u00adeters", "trained"),
-    accuracyColumn, numberColumn("training seconds", "seconds"),
+    accuracyColumn, numberColumn("epochs", "epochs"), numberColumn("training seconds", "seconds"),
     numberColumn("peak memory in MB", "memory_mb"),
   ];
   const part = ({ title, points }) => {
@@ -147,10 +161,10 @@ function finetuningSection() {
     const numbers = sortingTable(`Fine-tuning: ${title}`, columns, points);
     return [element("h3", {}, words(title)), box("beside", made.node, numbers.node)];
   };
-  if (data.finetuning.length === 0) return null;
+  if (visible(data.finetuning).length === 0) return null;
   return [
     note("How much of a pretrained model needs to be trained? Bars are 95 % intervals."),
-    ...data.finetuning.flatMap(part),
+    ...visible(data.finetuning).flatMap(part),
   ];
 }
 
@@ -180,16 +194,16 @@ function efficiencySection() {
       box("beside", made.node, numbers.node),
     ];
   };
-  if (data.efficiency.length === 0) return null;
+  if (visible(data.efficiency).length === 0) return null;
   return [
     note("How accuracy depends on the number of training images; the test images stay the same. ",
       "Bars are 95 % intervals, or the standard deviation if there are several seeds."),
-    ...data.efficiency.flatMap(part),
+    ...visible(data.efficiency).flatMap(part),
   ];
 }
 
 function confusionSection() {
-  const candidates = finished.filter((run) => run.confusion?.length > 0 && run.test_set != null);
+  const candidates = finished().filter((run) => run.confusion?.length > 0 && run.test_set != null);
   if (candidates.length === 0) return null;
   const groups = [...grouped(candidates, (run) => run.task)];
   const options = groups.map(([task, members]) => {
@@ -241,7 +255,7 @@ function matrixTable(classes, counts, totals, pointed) {
       const cell = element("td", {}, count || "");
       if (count > 0) {
         cell.className = guess === truth ? "hit" : "miss";
-        const share = 12 + (88 * count) / totals[truth];  // so that a single image is visible
+        const share = 12 + (48 * count) / totals[truth];  // so that a single image is visible
         cell.style.setProperty("--share", `${share.toFixed(1)}%`);
       }
       return cell;
@@ -261,67 +275,24 @@ function matrixTable(classes, counts, totals, pointed) {
   return made;
 }
 
-const setHead = (set) =>
-  element("h3", {}, words(set.name), ` (${plural(set.images, "test image")})`);
+const setHead = (comparison) => {
+  const set = data.test_sets[comparison.test_set];
+  return element("h3", {}, words(describeSet(set.name, set)),
+    ...(comparison.reference ? [element("span", { className: "badge" }, "reference")] : []));
+};
 
 const SELECTION = "Each model is represented by the configuration with the best validation " +
   "accuracy and by its first seed; the test images play no role in this choice.";
 
-function hardestSection() {
-  const sets = data.test_sets.filter((set) => set.hardest.length > 0);
-  if (sets.length === 0) return null;
-  return [
-    note("The test images that most runs misclassify, with each run’s prediction and its ",
-      "confidence. Some of these images are ambiguous, and some labels may be wrong. ", SELECTION),
-    ...sets.flatMap((set) => {
-      const rest = set.hardest.slice(FIRST_HARDEST);
-      return [
-        setHead(set), hardestTable(set, set.hardest.slice(0, FIRST_HARDEST)),
-        ...(rest.length > 0 ? [folded([`${rest.length} more`], hardestTable(set, rest))] : []),
-      ];
-    }),
-  ];
-}
-
-/* A row is an image, a column a run. */
-function hardestTable(set, images) {
-  const ids = [...new Set(images.flatMap((one) => one.answers.map(({ run }) => run)))];
-  const answerOf = (one, id) => {
-    const answer = one.answers.find(({ run }) => run === id);
-    if (!answer) return element("td", {}, DASH);
-    const className = answer.correct ? "right" : "wrong";
-    const mark = answer.correct ? "✓\u00a0" : "✗\u00a0";
-    return element("td", {}, element("div", { className }, mark, words(answer.prediction)),
-      box("quiet", `${percent(answer.confidence, 0)}\u00a0%`));
-  };
-  const rows = images.map((one) => {
-    const head = element("th", { scope: "row", className: "with-thumbnail" }, thumbnailOf(one),
-      element("strong", {}, words(one.label)), box("quiet", `${one.wrong} of ${one.of} wrong`));
-    return element("tr", {}, head, ...ids.map((id) => answerOf(one, id)));
-  });
-  const heads = ["image and true label", ...ids.map((id) => runLink(id))];
-  const made = plainTable(`Hardest images of ${set.name}`,
-    heads.map((head) => element("th", { scope: "col" }, head)), rows);
-  made.classList.add("hardest");
-  return made;
-}
-
-function thumbnailOf({ image, label, thumbnail }) {
-  if (thumbnail === null) return box("quiet", words(image));
-  const alt = `test image ${image}, true class ${label}`;
-  const made = element("img", { alt, title: image, src: thumbnail });
-  made.addEventListener("load", () => {
-    made.classList.toggle("pixels", made.naturalWidth < SMALL_IMAGE);
-  });
-  return made;
-}
+/* A run by its model and everything that the model's name does not tell. */
+const modelLink = (id) => runLink(id, `${data.runs[id].model} (${data.runs[id].recipe})`);
 
 function pairsSection() {
-  const sets = data.test_sets.filter((set) => set.pairs.length > 0);
+  const sets = visible(data.comparisons).filter((set) => set.pairs.length > 0);
   if (sets.length === 0) return null;
   const columns = [
-    textColumn("run A", (pair) => data.runs[pair.a].name, (pair) => runLink(pair.a)),
-    textColumn("run B", (pair) => data.runs[pair.b].name, (pair) => runLink(pair.b)),
+    textColumn("model A", (pair) => data.runs[pair.a].name, (pair) => modelLink(pair.a)),
+    textColumn("model B", (pair) => data.runs[pair.b].name, (pair) => modelLink(pair.b)),
     numberColumn("only A correct", "only_a"), numberColumn("only B correct", "only_b"),
     numberColumn("p", "p", probability), numberColumn("p (Holm)", "p_holm", probability),
     textColumn("result", (pair) => pair.summary),
@@ -332,7 +303,7 @@ function pairsSection() {
       "split at least as uneven (McNemar’s exact test). Holm’s correction accounts for the number ",
       "of pairs. A difference is significant if the corrected p is below 0.05. ", SELECTION),
     ...sets.flatMap((set) =>
-      [setHead(set), sortingTable(`Pairs on ${set.name}`, columns, set.pairs).node]),
+      [setHead(set), sortingTable("Paired comparisons", columns, set.pairs).node]),
   ];
 }
 
@@ -346,7 +317,7 @@ function wilson(fraction, count) {
 }
 
 function calibrationSection() {
-  const candidates = finished.filter((run) => run.calibration?.length > 0);
+  const candidates = finished().filter((run) => run.calibration?.length > 0);
   if (candidates.length === 0) return null;
   const first = candidates.filter((run) => !isSweep(run)).slice(0, FIRST_CALIBRATED);
   const { node, slots } = chooser(candidates, first, () => show());
@@ -390,9 +361,13 @@ function calibrationSection() {
   ];
 }
 
-const gallery = (plots) => box("plots", ...plots.map(({ source, caption }) =>
-  element("figure", {}, element("img", { src: source, alt: caption }),
+const gallery = (plots) => box("plots", ...plots.map(({ source, caption, link }) =>
+  element("figure", {},
+    element("a", { href: link }, element("img", { src: source, alt: caption })),
     element("figcaption", { ariaHidden: "true" }, words(caption)))));
+
+const linksOf = ({ folder, link, files }) => note(fileLink(folder, `${link}/`),
+  ...files.flatMap((file) => [" · ", fileLink(file.name, file.link)]));
 
 function sweepsSection() {
   const part = (sweep) => {
@@ -404,35 +379,43 @@ function sweepsSection() {
       }
       return textColumn(name, value);
     });
-    const best = (trial) => `${trial.number}${trial.number === sweep.best ? " (best)" : ""}`;
+    const best = (trial) => {
+      const name = `${trial.number}${trial.number === sweep.best ? " (best)" : ""}`;
+      return trial.link ? fileLink(name, `${trial.link}/`) : name;
+    };
     const columns = [
       { name: "trial", value: (trial) => trial.number, show: best, number: true },
       textColumn("state", (trial) => trial.state), ...values,
-      percentColumn("val. accuracy in %", "val_accuracy"), numberColumn("epochs", "epochs"),
+      bestFirst(percentColumn("val. accuracy in %", "val_accuracy")),
+      numberColumn("epochs", "epochs"),
     ];
     const { node } = sortingTable(`Trials of ${sweep.name}`, columns, sweep.trials);
     const count = sweep.trials.length;
     return [
       element("h3", {}, words(sweep.name)), ...sentences(sweep.summary),
-      note(words(sweep.folder)), gallery(sweep.plots),
+      linksOf(sweep), gallery(sweep.plots),
       count > MANY ? folded([plural(count, "trial")], node) : node,
     ];
   };
-  return data.sweeps.length > 0 ? data.sweeps.flatMap(part) : null;
+  const shown = visible(data.sweeps);
+  return shown.length > 0 ? shown.flatMap(part) : null;
 }
 
 function attentionSection() {
-  const part = ({ title, folder, summary, plots }) => [
-    element("h3", {}, words(title)), ...sentences(summary),
-    note(words(folder)), gallery(plots),
+  const part = (one) => [
+    element("h3", {}, words(one.title)), ...sentences(one.summary),
+    ...(one.page ? [element("p", {}, element("a", { className: "live", href: one.page },
+      "Open the live page"))] : []),
+    linksOf(one), gallery(one.plots),
   ];
-  return data.attention.length > 0 ? data.attention.flatMap(part) : null;
+  const shown = visible(data.attention);
+  return shown.length > 0 ? shown.flatMap(part) : null;
 }
 
 function leftOutSection() {
   if (data.left_out.length === 0) return null;
-  const items = data.left_out.map(({ folder, reason }) =>
-    element("li", {}, element("code", {}, words(folder)), ": ", words(reason)));
+  const items = data.left_out.map(({ folder, link, reason }) =>
+    element("li", {}, fileLink(folder, `${link}/`), ": ", words(reason)));
   return [
     note("Folders that are damaged, unfinished or unrelated, and the reason for each."),
     element("ul", {}, ...items),
@@ -440,6 +423,7 @@ function leftOutSection() {
 }
 
 function detailsSection() {
+  const runs = allRuns();
   if (runs.length === 0) return null;
   const items = runs.map((row) => ({ node: runDetails(row), row }));
   const node = box("", ...items.map((item) => item.node));
@@ -452,9 +436,10 @@ function detailsSection() {
 function runDetails(run) {
   const changes = run.uncommitted_changes ? "with uncommitted changes" : "no uncommitted changes";
   const rows = [
-    ["folder", run.folder], ["command", run.command],
+    ["command", run.command],
     ["commit", run.commit && `${run.commit}, ${changes}`], ["started", run.started],
-    ["hardware", run.hardware], ["versions", run.versions], ["model", run.model],
+    ["hardware", run.hardware], ["versions", run.versions],
+    ["model", `${run.model} (${run.recipe})`],
     ["dataset", setName(run)], ["seed", run.seed], ["best epoch", run.best_epoch],
     ...run.notes.map((text) => ["note", text]),
   ];
@@ -464,89 +449,8 @@ function runDetails(run) {
     const part = name === "command" ? element("code", {}, shown) : shown;
     return [element("dt", {}, name), element("dd", {}, part)];
   });
-  const made = folded([runName(run)], element("dl", {}, ...list));
+  const made = folded([runName(run)], linksOf(run), element("dl", {}, ...list));
   made.id = `run-${run.id}`;
   made.classList.toggle("own", !run.reference && !isSweep(run));
   return made;
 }
-
-/* The page */
-
-const SECTIONS = [  // id, title, short title in the navigation, function
-  ["runs", "Runs", "Runs", runsSection],
-  ["curves", "Learning curves", "Curves", curvesSection],
-  ["cost", "Accuracy against cost", "Cost", costSection],
-  ["finetuning", "Fine-tuning", "Fine-tuning", finetuningSection],
-  ["efficiency", "Data efficiency", "Data efficiency", efficiencySection],
-  ["confusion", "Confusion matrix", "Confusion", confusionSection],
-  ["hardest", "Hardest test images", "Hardest images", hardestSection],
-  ["pairs", "Paired comparisons", "Pairs", pairsSection],
-  ["calibration", "Calibration", "Calibration", calibrationSection],
-  ["sweeps", "Sweeps", "Sweeps", sweepsSection],
-  ["attention", "Attention", "Attention", attentionSection],
-  ["left-out", "Folders with problems", "Problems", leftOutSection],
-  ["details", "Details of each run", "Details", detailsSection],
-];
-
-function build() {
-  for (const [id, title, short, make] of SECTIONS) {
-    const nodes = make();
-    if (nodes === null) continue;
-    const heading = element("h2", { id: `${id}-title` }, title);
-    const section = element("section", { id }, heading, ...nodes);
-    section.setAttribute("aria-labelledby", heading.id);
-    byId("content").append(section);
-    byId("sections").append(element("a", { href: `#${id}` }, short));
-  }
-  byId("sections").hidden = byId("sections").children.length === 0;
-  if (runs.length === 0) {
-    const advice = "There are no runs yet. Train a model first, for example with python train.py.";
-    byId("content").prepend(element("p", {}, advice));
-  }
-}
-
-/* Opens the details of a run when a link points to them. */
-function openTarget() {
-  const target = byId(location.hash.slice(1));
-  if (target?.localName === "details") target.open = true;
-}
-
-function lightOrDark() {
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const { style } = document.documentElement;
-  const isDark = () => (style.colorScheme ? style.colorScheme === "dark" : system.matches);
-  const show = () => { byId("scheme").textContent = isDark() ? "Light page" : "Dark page"; };
-  byId("scheme").addEventListener("click", () => {
-    style.colorScheme = isDark() ? "light" : "dark";
-    show();
-  });
-  system.addEventListener("change", show);
-  byId("scheme").hidden = false;
-  show();
-}
-
-/* The printed page includes the details of the user's own runs. */
-function printing() {
-  let opened = [];
-  addEventListener("beforeprint", () => {
-    charts.forEach((draw) => draw(true));
-    opened = [...document.querySelectorAll("details.own:not([open])")];
-    opened.forEach((one) => { one.open = true; });
-  });
-  addEventListener("afterprint", () => {
-    charts.forEach((draw) => draw());
-    opened.forEach((one) => { one.open = false; });
-  });
-}
-
-build();
-charts.forEach((draw) => draw());
-lightOrDark();
-printing();
-openTarget();
-addEventListener("hashchange", openTarget);
-let waiting = 0;
-addEventListener("resize", () => {
-  cancelAnimationFrame(waiting);
-  waiting = requestAnimationFrame(() => charts.forEach((draw) => draw()));
-});

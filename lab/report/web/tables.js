@@ -2,9 +2,8 @@
 const MANY = 30;  // longer tables are folded, and longer lists get a filter
 const FIRST_CURVES = 6;  // shown at first
 const FIRST_CALIBRATED = 3;
-const FIRST_HARDEST = 8;  // not folded
 const SMALL_IMAGE = 64;  // pixels; smaller images are enlarged without smoothing
-const PAPER = [400, 600];  // pixels: width of a printed chart, side by side and single
+const PAPER = [400, 600, 260];  // pixels: width of a printed chart: side by side, single, in a card
 const DASH = "–";  // for missing values
 const COLORS = 6;
 const DASHES = ["none", "7 3", "2 3", "10 3 2 3"];
@@ -19,9 +18,14 @@ const QUANTITIES = {
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
-const runs = [...data.runs].sort((a, b) => a.reference - b.reference);  // the user's own runs first
-const finished = runs.filter((run) => run.state === "finished");
+const hasOwn = data.runs.some((run) => !run.reference);
+const hasReferences = data.runs.some((run) => run.reference);
+const showing = { references: !hasOwn };  // whether the sections include reference runs
+const visible = (items) => items.filter((one) => showing.references || !one.reference);
+const allRuns = () => visible(data.runs).sort((a, b) => a.reference - b.reference);  // own ones first
+const finished = () => allRuns().filter((run) => run.state === "finished");
 const isSweep = (run) => run.task.startsWith("Sweep ");
+const kindColor = (kind) => `var(--models-${kind.toLowerCase()})`;
 const charts = [];  // functions that draw the charts, called when the page has its width
 
 function element(name, properties, ...children) {
@@ -39,6 +43,7 @@ function svg(name, attributes, ...children) {
 
 const box = (className, ...children) => element("div", { className }, ...children);
 const note = (...children) => element("p", { className: "quiet" }, ...children);
+const fileLink = (name, href) => element("a", { href }, words(name));
 const folded = (summary, ...children) =>
   element("details", {}, element("summary", {}, ...summary), ...children);
 
@@ -84,7 +89,7 @@ function percent(fraction, digits = 2) {
   return (100 * fraction).toLocaleString("en", exactly);
 }
 
-const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+const plural = (count, noun, ending = "s") => `${number(count)} ${noun}${count === 1 ? "" : ending}`;
 const probability = (p) => (p !== 0 && p < 1e-3 ? p.toExponential(1) : number(p, 2));
 const interval = ({ low, high }) =>
   low == null ? "" : ` (${percent(low, 1)} to ${percent(high, 1)})`;
@@ -92,8 +97,9 @@ const interval = ({ low, high }) =>
 /* Names of runs */
 
 const plainName = (run) => (run.reference ? `${run.name} (reference)` : run.name);
-const setName = (run) =>
-  run.dataset + (run.test_images == null ? "" : ` (${plural(run.test_images, "test image")})`);
+const describeSet = (name, set) => (set == null ? name :
+  `${name} (${plural(set.classes.length, "class", "es")}, ${plural(set.images, "test image")})`);
+const setName = (run) => describeSet(run.dataset, data.test_sets[run.test_set]);
 
 function badges(run) {
   const texts = [run.reference && "reference", run.state !== "finished" && run.state];
@@ -107,15 +113,28 @@ function runLink(id, name) {
   return element("span", {}, link, ...(name === undefined ? badges(data.runs[id]) : []));
 }
 
-/* Sortable tables. A column has a name, value(row) to sort by, show(row) to display, and number:
-   whether its values are numbers. */
+/* What the browser keeps for this page; some browsers keep nothing for local files. */
+const storageKey = (name) => `vit-lab ${name}${name === "theme" ? "" : ` ${location.pathname}`}`;
+
+function remembered(name) {
+  try { return localStorage.getItem(storageKey(name)); } catch { return null; }
+}
+
+function remember(name, value) {
+  try { localStorage.setItem(storageKey(name), value); } catch { return false; }
+  return true;
+}
+
+/* Sortable tables. A column has a name, value(row) to sort by, show(row) to display, number: whether
+   its values are numbers, and descending: whether the first click puts the largest value on top. */
 
 const textColumn = (name, value, show = (row) => words(value(row))) => ({ name, value, show });
 const numberColumn = (name, key, format = (value) => number(value)) =>
   ({ name, value: (row) => row[key], show: (row) => format(row[key]), number: true });
 const percentColumn = (name, key) => numberColumn(name, key, (fraction) => percent(fraction));
+const bestFirst = (column) => ({ ...column, descending: true });
 const accuracyColumn = {
-  ...percentColumn("test accuracy in % (95 % interval)", "accuracy"),
+  ...bestFirst(percentColumn("test accuracy in % (95 % interval)", "accuracy")),
   show: (row) => (row.accuracy == null ? DASH : percent(row.accuracy) + interval(row)),
 };
 const collator = new Intl.Collator("en", { numeric: true });
@@ -148,7 +167,8 @@ function sortingTable(label, columns, rows) {
     const className = column.number ? "number" : "";
     const head = element("th", { scope: "col", className }, button);
     button.addEventListener("click", () => {
-      const direction = head.ariaSort === "ascending" ? -1 : 1;
+      const now = head.ariaSort;
+      const direction = (now ? now === "descending" : !column.descending) ? 1 : -1;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
       const key = (item) => column.value(item.row);

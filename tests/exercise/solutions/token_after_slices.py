@@ -18,6 +18,7 @@ class VisionTransformer(nn.Module):
         rates = torch.linspace(0, config.drop_path_rate, config.depth).tolist()
         self.blocks = nn.Sequential(*[Block(config, rate) for rate in rates])  # noqa: F821
         self.norm = nn.LayerNorm(D, eps=config.norm_eps)
+        self.drop = nn.Dropout(config.drop_rate)
         self.head = nn.Linear(D, config.num_classes)
 
     def forward(self, images):
@@ -30,5 +31,5 @@ class VisionTransformer(nn.Module):
         tokens[:, n:] = patches
         tokens = self.blocks(tokens + self.position_embedding)
         if self.config.global_pool == "token":
-            return self.head(self.norm(tokens[:, 0]))
-        return self.head(self.norm(tokens[:, n:].mean(1)))
+            return self.head(self.drop(self.norm(tokens[:, 0])))
+        return self.head(self.drop(self.norm(tokens[:, n:].mean(1))))

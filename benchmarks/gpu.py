@@ -1,0 +1,239 @@
+"""Everything that needs a GPU, in one command: `make gpu`, or `python -m benchmarks.gpu`.
+
+    python -m benchmarks.gpu --estimate       # only print how long each part will take
+    python -m benchmarks.gpu                  # estimated: an hour on an H100, at most six on a T4
+    python -m benchmarks.gpu --quick          # toy sizes on a CPU: does the whole chain run?
+
+The parts run in order, each in its own process. The same command resumes: a finished part is not
+repeated, and a stopped training run continues. If a dataset or weights cannot be downloaded, a part
+uses the embedded ones, and its records say so. On cards below SMALL_CARD TFLOP/s, some parts run a
+documented subset (`small`). Records go to results/official/ and benchmarks/results/; afterwards,
+`python report.py --official` updates the tables. No part has been run on a GPU yet.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import product, product_flop, seconds
+from lab.core import UserError, checkpoints, constants, run_script, runtime
+from lab.data import load_data
+from lab.models import load_pretrained
+
+PARTS: str | None = None  # names of parts, separated by commas; none: all
+ESTIMATE: bool = False  # print the estimate and stop
+QUICK: bool = False  # toy sizes, embedded data and weights, any device
+DATA_DIR: str = "data"  # folder for downloads
+RESULTS: str | None = None  # folder for runs; none: results/official, or with QUICK a local one
+BENCHMARKS: str | None = None  # folder for speed; none: benchmarks/results, or with QUICK local
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL_CARD = 100.0  # TFLOP/s of matrix products: a T4 reaches about 25, an A100 250, an H100 650
+UTILIZATION = 0.3  # assumed fraction of the matrix-product rate that training reaches
+SECONDS_PER_STEP = 4e-3  # assumed time in which Python launches the kernels of a step
+SPEED = "-m benchmarks.{} --out {{benchmarks}}/{}-{{device}}.md"
+TOY_VIT = "--embed-dim 32 --depth 1 --num-heads 2 --batch-size 64 --epochs 1 --precision fp32"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command, and what its duration depends on."""
+
+    command: str  # behind the interpreter; names in braces are filled in
+    quick: str  # flags for toy sizes
+    minutes: float = 0.0  # that do not depend on the card
+    pflop: float = 0.0  # operations of all training steps, in 10^15
+    steps: int = 0  # optimizer steps
+    small: str = ""  # flags for a smaller card
+    small_fraction: float = 1.0  # of the operations and steps that remain with them
+
+
+ALL = {
+    "tests": Part(
+        "-m pytest -q tests/training/test_precision.py tests/data/test_loaders.py",
+        "-k split", minutes=3,
+    ),
+    "speed": Part(
+        SPEED.format("model_speed", "model_speed") + " --rounds 1 "
+        "--works 'training, bf16;training, bf16, compiled;inference, bf16'",
+        "--repeats 1 --steps 1 --embed-dim 64 --depth 1 --batch-size 4 --libraries ours,timm "
+        "--works 'training, fp32'", minutes=6,
+    ),
+    "utilization": Part(
+        SPEED.format("finetune_full", "finetune_full"),
+        "--peers ours --repeats 1 --steps 1 --model vit_tiny_patch16_224 --batch-size 2 "
+        "--workers 0 --precision fp32", minutes=3,
+        small="--batch-size 32 --steps 10",
+    ),
+    "race": Part(  # 90, 93 and 95 %; two more seeds take 19 minutes more
+        "-m benchmarks.speedrun --dataset {cifar10} --num-seeds 1 "
+        "--out {benchmarks}/speedrun-{device}",
+        "--seconds 1 --embed-dim 24 --depth 1 --num-heads 2 --batch-size 10 --checks 1 "
+        "--progressive-resize 0 --precision fp32 --no-compile", minutes=11,
+    ),
+    "cifar10": Part(
+        "train.py --dataset {cifar10} --results-dir {results}/train", TOY_VIT,
+        minutes=2, pflop=21, steps=105_000, small="--epochs 100", small_fraction=1 / 3,
+    ),
+    "pets": Part(
+        "train.py --dataset {pets} --results-dir {results}/train", TOY_VIT + " --seed 1",
+        minutes=3, pflop=5, steps=5_200,
+    ),
+    "vit-b-cifar10": Part(
+        "finetune.py --mode all --dataset {cifar10} --pretrained {vit_b} --epochs 3 "
+        "--batch-size 128 --results-dir {results}/finetune",
+        "--epochs 1 --mode full --precision fp32", minutes=4, pflop=72, steps=7_200,
+        small="--mode head", small_fraction=0.1,
+    ),
+    "vit-b-pets": Part(
+        "finetune.py --mode all --dataset {pets} --pretrained {vit_b} "
+        "--results-dir {results}/finetune",
+        "--epochs 1 --mode head --precision fp32", minutes=4, pflop=40, steps=8_000,
+        small="--epochs 5", small_fraction=0.25,
+    ),
+    "swin-pets": Part(
+        "finetune_swin.py --dataset {pets} --model {swin} --drop-path-rate 0.2 --epochs 30 "
+        "--learning-rate 2e-5 --results-dir {results}/finetune_swin",
+        "--epochs 1 --mode head --precision fp32", minutes=2, pflop=12, steps=1_600,
+        small="--epochs 10", small_fraction=1 / 3,
+    ),
+    "attention": Part(
+        "attention_viz.py --model {finetuned} --images {scored} "
+        "--results-dir {results}/attention_viz", "--no-score", minutes=3,
+    ),
+}  # fmt: skip
+WANTED = {  # what the commands name, how to check it, and what is embedded instead
+    "cifar10": ("cifar10", "mnist-5k"),
+    "pets": ("pets", "digits"),
+    "vit_b": ("vit_base_patch16_224.augreg_in21k", "weights/vit_128x6_cifar10.safetensors"),
+    "swin": (
+        "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k",
+        "weights/swin_48x222_cifar10.safetensors",
+    ),
+}
+
+
+def find_inputs(names: set[str]) -> dict[str, str]:
+    """The datasets and weights to use: the wanted ones, or where they are missing the embedded."""
+    found = {}
+    for name in sorted(names & WANTED.keys()):
+        wanted, embedded = WANTED[name]
+        found[name] = embedded
+        if QUICK:
+            continue
+        try:
+            if name in ("cifar10", "pets"):
+                load_data(wanted, DATA_DIR)
+            else:
+                load_pretrained(wanted)
+            found[name] = wanted
+        except UserError as error:
+            print(f"{wanted} is not available, {embedded} is used instead: {error}")
+    return found
+
+
+def estimate(part: Part, tflops: float) -> float:
+    """Minutes that a part takes on a card with this rate of matrix products, in TFLOP/s."""
+    fraction = part.small_fraction if part.small and tflops < SMALL_CARD else 1.0
+    computing = 1e3 * part.pflop / (UTILIZATION * tflops)
+    launching = part.steps * SECONDS_PER_STEP
+    return part.minutes + fraction * max(computing, launching) / 60
+
+
+def matrix_product_rate(device: torch.device) -> float:
+    """TFLOP/s of large matrix products in the precision that training uses."""
+    if device.type != "cuda":
+        dtype = torch.float32
+    else:
+        dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float16
+    work = product(device.type, dtype)
+    work()
+    return product_flop(device.type) / seconds(work, device.type) / 1e12
+
+
+def words_of(part: Part, values: dict[str, str], tflops: float) -> list[str]:
+    """A part's command behind the interpreter."""
+    extra = part.quick if QUICK else part.small if tflops < SMALL_CARD else ""
+    return shlex.split(f"{part.command} {extra}".format(**values))  # the last of two flags counts
+
+
+def finetuned_run(results: str, dataset: str) -> str:
+    """The newest run that fine-tuned a model on a dataset, all of its layers if there is one.
+
+    If there is no run, the folder that the part will not find and name in its error.
+    """
+    runs = [path.parent for path in Path(results, "finetune").glob("*/best.safetensors")]
+    runs = [run for run in runs if run.name.startswith(dataset)] or runs
+    if not runs:
+        return f"{results}/finetune/{dataset}"
+    full = [run for run in runs if "-full" in run.name] or runs
+    return str(max(full, key=lambda run: (run / "best.safetensors").stat().st_mtime))
+
+
+def main() -> None:
+    constants.override(sys.modules[__name__])
+    device = runtime.process_state().device
+    if device.type != "cuda" and not (QUICK or ESTIMATE):
+        raise UserError("these parts need a CUDA GPU; --quick runs all of them at toy size")
+    names = PARTS.split(",") if PARTS else list(ALL)
+    if unknown := [name for name in names if name not in ALL]:
+        raise UserError(f"PARTS: {unknown[0]!r} is none of {', '.join(ALL)}")
+    tflops = matrix_product_rate(device)
+    print(f"{device.type}: matrix products at {tflops:,.1f} TFLOP/s")
+    if not QUICK:
+        minutes = {name: estimate(ALL[name], tflops) for name in names}
+        for name, value in minutes.items():
+            subset = f"  subset: {ALL[name].small}" * bool(ALL[name].small and tflops < SMALL_CARD)
+            print(f"  {name:<14} {value:6.0f} minutes{subset}")
+        print(f"  {'total':<14} {sum(minutes.values()):6.0f} minutes (estimated)")
+    if ESTIMATE:
+        return
+
+    local = "benchmarks/local/gpu-quick"
+    results = RESULTS or (local if QUICK else "results/official")
+    benchmarks = BENCHMARKS or (local if QUICK else "benchmarks/results")
+    inputs = find_inputs({key for key in WANTED for n in names if f"{{{key}}}" in ALL[n].command})
+    values = {**inputs, "results": results, "benchmarks": benchmarks, "device": device.type}
+    state_file, log_file = Path(results, ".gpu.json"), Path(results, "gpu.log")
+    state_file.parent.mkdir(parents=True, exist_ok=True)
+    done = checkpoints.read_json(state_file) if state_file.exists() else {}
+    failed = []
+    for number, name in enumerate(names, 1):
+        if name == "attention":
+            is_pets = values.get("pets", "digits") == "pets"
+            values["scored"] = "pets --score" if is_pets else "digits"
+            values["finetuned"] = finetuned_run(results, "pets" if is_pets else "digits")
+        words = words_of(ALL[name], values, tflops)
+        print(f"{number}/{len(names)}  {name:<14} python {shlex.join(words)}", flush=True)
+        if done.get(name) == words:
+            print("  finished before")
+            continue
+        started = time.monotonic()
+        with open(log_file, "a", encoding="utf-8") as log:
+            log.write(f"\n=== {name}: python {shlex.join(words)}\n")
+            log.flush()
+            status = subprocess.call(
+                [sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
+        if status in (130, 143):  # Ctrl-C or SIGTERM: the part saved its state
+            raise SystemExit(status)
+        minutes_taken = (time.monotonic() - started) / 60
+        if status:
+            failed.append(name)
+            last = [s for s in log_file.read_text(encoding="utf-8").splitlines() if s.strip()][-3:]
+            print("\n".join(f"    {line}" for line in last))
+        else:
+            checkpoints.write_json(state_file, done := {**done, name: words})
+        print(f"  {'failed' if status else 'done'}, {minutes_taken:.1f} minutes")
+    print(f"failed: {', '.join(failed)}; see {log_file}" if failed else str(log_file))
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,402 @@
+"""The model card of a shared model, built from the records of its run, and its license."""
+
+import csv
+import json
+import shlex
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.core import Run, UserError, checkpoints
+from lab.models import Pretrained, registry
+from lab.sharing.formats import Comparison
+
+_PROJECT_LICENSE = "mit"  # of models that are trained from scratch
+_HUB_DATASETS = {  # names on the hub of the lab's datasets
+    "mnist-5k": "ylecun/mnist", "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100", "pets": "timm/oxford-iiit-pet",
+}  # fmt: skip
+_HUB_LICENSES = (  # other licenses are "other" with a name
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "unlicense",
+)  # fmt: skip
+_TABLE_CLASSES = 12  # up to this number, the card contains the whole confusion matrix
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the run of a model recorded."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def find(cls, source: str) -> "Records | None":
+        """The records of a run's folder or of a file in one; None for a model without them."""
+        path = registry.find_path(source)
+        folder = path.parent if path and path.is_file() else path
+        if folder is None or not (folder / "metrics.json").is_file():
+            return None
+        run = Run(folder)
+        config = run.config()
+        return cls(folder, config, run.metrics()) if "constants" in config else None
+
+    @property
+    def base(self) -> str | None:
+        """The weights that the run was fine-tuned from; None if it started from random weights."""
+        if self.config["constants"].get("MODE") == "scratch":
+            return None
+        return self.config.get("pretrained", {}).get("origin")
+
+    @property
+    def command(self) -> str:
+        """The command of the run; the user's home folder is not named."""
+        home = str(Path.home())
+        return (
+            self.config["command"].replace(home, "~") if len(home) > 1 else self.config["command"]
+        )
+
+
+@dataclass
+class Release:
+    """What the card of a shared model says."""
+
+    name: str
+    repository: str | None
+    pretrained: Pretrained
+    records: Records | None
+    license: str
+    images: str  # which images the formats were compared on
+    formats: dict[str, Comparison] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)  # by format, the reason
+    int8: dict[str, float] | None = None  # test accuracy of "fp32" and "int8"
+
+
+# --- License ---
+
+
+def license_of(source: str, records: Records | None, given: str | None) -> str:
+    """The license of a model: that of its base weights, because a fine-tuned model inherits it.
+
+    Args:
+        source: the model.
+        records: of its run.
+        given: LICENSE, which is needed if the license of the base weights is unknown.
+
+    Raises: UserError, if the license is unknown or `given` contradicts it.
+    """
+    base = records.base if records else source
+    known = _PROJECT_LICENSE if base is None else _license_of_weights(base)
+    if known is None and not given:
+        raise UserError(
+            f"the license of {base} is unknown, and the model inherits it: find out which it is "
+            "and name it, such as --license apache-2.0"
+        )
+    if given and known and base and given != known:
+        raise UserError(
+            f"LICENSE={given!r}, but {base} has the license {known!r}, which the model inherits: "
+            f"use --license {known} or leave it out"
+        )
+    return given or known
+
+
+def _license_of_weights(source: str, depth: int = 0) -> str | None:
+    """The license of a timm name, a run, a shared folder or this project's weights, if known."""
+    path = registry.find_path(source)
+    if path is None:
+        import timm
+
+        name = source.partition("@")[0].removeprefix("hf-hub:").removeprefix("hf_hub:")
+        if timm.is_model(name.removeprefix("timm/").split(".")[0]):
+            found = timm.get_pretrained_cfg(name.removeprefix("timm/")).license
+            return None if found in (None, "unknown") else found
+        return _license_in_card(name) if "/" in name else None
+    root = Path(__file__).resolve().parents[2]
+    if path.resolve().parent == root / "weights" and path.with_suffix(".md").is_file():
+        return _PROJECT_LICENSE  # the weights that come with this project
+    folder = path.parent if path.is_file() else path
+    if (folder / "README.md").is_file():
+        return _license_in_card(folder / "README.md")
+    records = Records.find(source)
+    if records is None or depth > 10:
+        return None
+    return (
+        _PROJECT_LICENSE if records.base is None else _license_of_weights(records.base, depth + 1)
+    )
+
+
+def _license_in_card(card: str | Path) -> str | None:
+    """The license in a model card: a file, or that of a repository on the hub."""
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # no network, no card, a damaged card: the license stays unknown
+        return None
+    found = data.get("license")
+    found = data.get("license_name") if found == "other" else found
+    return found if isinstance(found, str) and found != "unknown" else None
+
+
+# --- Card ---
+
+
+def write_card(folder: Path, release: Release) -> None:
+    """Writes README.md: metadata for the hub, then how to use the model and what is known of it."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(f"---\n{_metadata(release).to_yaml()}\n---\n\n{_body(folder, release)}")
+    checkpoints.write_atomically(
+        folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8")
+    )
+
+
+def _metadata(release: Release) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    is_known = release.license in _HUB_LICENSES
+    data: dict[str, Any] = {
+        "license": release.license if is_known else "other",
+        "license_name": None if is_known else release.license,
+        "library_name": "timm" if "timm" in release.formats else "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "vit-lab", *sorted(release.formats)],
+        "metrics": ["accuracy"],
+    }
+    records = release.records
+    if records:
+        name = records.config["dataset"]["name"]
+        hub_name = _HUB_DATASETS.get(name)
+        data["datasets"] = [hub_name] if hub_name else None
+        if records.base and registry.find_path(records.base) is None and "/" in records.base:
+            data["base_model"] = records.base
+        low, high = records.metrics["test_accuracy_95"]
+        data["model_name"] = release.name
+        data["eval_results"] = [
+            EvalResult(
+                task_type="image-classification", dataset_type=hub_name or name, dataset_name=name,
+                dataset_split="test", metric_type="accuracy",
+                metric_value=records.metrics["test_accuracy"],
+                metric_name=f"Test accuracy (95 % interval {low:.3f} to {high:.3f})",
+                metric_args={"confidence_interval_95": [low, high]},
+            )
+        ]  # fmt: skip
+    return ModelCardData(**data)
+
+
+def _body(folder: Path, release: Release) -> str:
+    pretrained, records = release.pretrained, release.records
+    model, preprocess, names = pretrained.model, pretrained.preprocess, pretrained.class_names
+    size = preprocess.img_size
+    count = sum(p.numel() for p in model.parameters())
+    listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
+    color = "color" if len(preprocess.mean) == 3 else "grayscale"
+    parts = [
+        f"# {release.name}",
+        f"A {type(model).__name__} with {count:,} parameters that classifies {color} images of "
+        f"{size} x {size} pixels into {len(names)} classes: {listed}.",
+    ]
+    if records:
+        parts.append(f"**{_accuracy(records.metrics)}**")
+    parts += ["## How to use it", _usage(release), "## Formats", _formats(release)]
+    if records:
+        parts += ["## Training", _training(records), "## Errors", _confusion(folder, records)]
+    else:
+        text = (
+            f"The weights come from `{pretrained.origin}`. No records of their training were "
+            "available, so their accuracy is not stated here."
+        )
+        parts += ["## Training", text]
+    parts += [
+        "## Preprocessing",
+        f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), "
+        f"crop the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
+        f"{_rounded(preprocess.mean)} and divide by the standard deviation "
+        f"{_rounded(preprocess.std)}, per channel. All formats but ONNX store this.",
+        "## Limitations",
+        _limitations(records, names),
+        "## License",
+        _license_text(release),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in metrics["test_accuracy_95"])
+    return (
+        f"Test accuracy {100 * metrics['test_accuracy']:.2f} % (95 % interval {low:.1f} to "
+        f"{high:.1f}, {metrics['test_images']:,} images)"
+    )
+
+
+def _usage(release: Release) -> str:
+    repository, folder = release.repository, f"results/share/{release.name}"
+    place = repository or folder
+    blocks = []
+    if "timm" in release.formats:
+        source = f"hf-hub:{repository}" if repository else f"local-dir:{folder}"
+        blocks.append(
+            ("With timm", "import timm\n\n"
+             f'model = timm.create_model("{source}", pretrained=True).eval()\n'
+             "config = timm.data.resolve_model_data_config(model)\n"
+             "transform = timm.data.create_transform(**config)")
+        )  # fmt: skip
+        blocks.append(
+            ("With transformers and timm",
+             "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+             f'processor = AutoImageProcessor.from_pretrained("{place}")\n'
+             f'model = AutoModelForImageClassification.from_pretrained("{place}")')
+        )  # fmt: skip
+    if "transformers" in release.formats:
+        blocks.append(
+            ("With transformers, without timm",
+             "from transformers import AutoModelForImageClassification\n\n"
+             "model = AutoModelForImageClassification.from_pretrained(\n"
+             f'    "{place}", subfolder="transformers"\n)')
+        )  # fmt: skip
+    if "onnx" in release.formats:
+        path = "path" if repository else f'"{folder}/model.onnx"'
+        download = f'path = hf_hub_download("{repository}", "model.onnx")\n' if repository else ""
+        if repository:
+            download = f"from huggingface_hub import hf_hub_download\n\n{download}"
+        blocks.append(
+            ("With ONNX Runtime; `images` is a float32 array (batch, channels, height, width), "
+             "normalized as described below",
+             f"import onnxruntime\n{download}session = onnxruntime.InferenceSession({path})\n"
+             '(logits,) = session.run(None, {"images": images})')
+        )  # fmt: skip
+    blocks.append(
+        ("With ViT Lab", "from lab.models import load_model\n\n"
+         f'model, preprocess, classes = load_model("{place}")\n'
+         'logits = model(preprocess("photo.jpg")[None])\n'
+         "print(classes[logits.argmax()])")
+    )  # fmt: skip
+    text = "\n\n".join(f"{title}:\n\n```python\n{code}\n```" for title, code in blocks)
+    if repository:
+        text += (
+            "\n\nEvery upload is a version: v1, v2, and so on. An older version is loaded by "
+            f'`"hf-hub:{repository}@v1"` in timm, `revision="v1"` in transformers, and '
+            f'`"{repository}@v1"` in ViT Lab.'
+        )
+    return text
+
+
+def _formats(release: Release) -> str:
+    rows = ["| format | compared with the original model |", "|---|---|"]
+    rows += [f"| {name} | {found} |" for name, found in release.formats.items()]
+    if release.int8:
+        fp32, int8 = (100 * release.int8[name] for name in ("fp32", "int8"))
+        rows.append(f"| onnx, int8 (`model-int8.onnx`) | test accuracy {int8:.2f} %, instead of "
+                    f"{fp32:.2f} % in fp32 |")  # fmt: skip
+    text = "\n".join(rows) + f"\n\nThe comparison used {release.images}."
+    missing = [f"- {name}: {reason}." for name, reason in release.skipped.items()]
+    return text + ("\n\nNot included:\n\n" + "\n".join(missing) if missing else "")
+
+
+def _training(records: Records) -> str:
+    config, metrics = records.config, records.metrics
+    data, hardware = config["dataset"], config["hardware"]
+    off = (None, "", 0, False, "none")
+    hidden = {*Run.NOT_IDENTITY, "DATASET", "PRETRAINED"}  # the latter two may be local paths
+    recipe = {k: v for k, v in config["constants"].items() if v not in off and k not in hidden}
+    changed = ", with uncommitted changes" if config.get("uncommitted_changes") else ""
+    start = f"fine-tuned from {_public(records.base)}" if records.base else "trained from scratch"
+    machine = (
+        hardware.get("gpu")
+        or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
+    )
+    rows = {
+        "data": f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and "
+                f"{data['test']:,} test images",
+        "start": start,
+        "duration": f"{metrics['epochs']} epochs, {metrics['training_seconds']:,.0f} s on "
+                    f"{machine}",
+        "selection": f"epoch {metrics['best_epoch']}, which had the best validation accuracy",
+        "command": f"`{records.command}`",
+        "constants": f"`{json.dumps(recipe)}`",
+        "commit": f"{config.get('commit') or 'unknown'}{changed}",
+        "versions": ", ".join(f"{k} {v}" for k, v in config["versions"].items()),
+    }  # fmt: skip
+    table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items())
+    return f"| | |\n|---|---|\n{table}"
+
+
+def _confusion(folder: Path, records: Records) -> str:
+    """The confusion matrix of the test split, as a table or as its largest entries."""
+    try:
+        with open(records.folder / "predictions.csv", newline="", encoding="utf-8") as file:
+            pairs = Counter((row["label"], row["prediction"]) for row in csv.DictReader(file))
+    except (OSError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{records.folder / 'predictions.csv'} cannot be read ({error}); the card is made from "
+            "it: --overwrite repeats the run"
+        ) from error
+    names = records.config["dataset"]["classes"]
+    if len(names) <= _TABLE_CLASSES:
+        head = f"| label | {' | '.join(map(_cell, names))} |\n|{'---|' * (len(names) + 1)}"
+        rows = [
+            f"| {_cell(label)} | {' | '.join(str(pairs[label, guess]) for guess in names)} |"
+            for label in names
+        ]
+        text = "Test images by label (rows) and prediction (columns):\n\n" + "\n".join(
+            [head, *rows]
+        )
+    else:
+        wrong = [(pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]][:10]
+        rows = [f"| {_cell(a)} | {_cell(b)} | {n} |" for (a, b), n in wrong]
+        text = (
+            "The most frequent errors on the test images:\n\n"
+            "| label | prediction | images |\n|---|---|---|\n" + "\n".join(rows)
+        )
+    if (folder / "confusion.png").is_file():
+        text += "\n\n![Confusion matrix of the test images](confusion.png)"
+    return text
+
+
+def _limitations(records: Records | None, names: list[str]) -> str:
+    text = (
+        f"The model always chooses one of its {len(names)} classes, also for images that show "
+        "something else, and its probabilities are then meaningless. It sees only the central "
+        "square of an image."
+    )
+    if records:
+        per_class = {k: v for k, v in records.metrics.get("per_class_accuracy", {}).items()
+                     if v is not None}  # fmt: skip
+        text += (
+            f" It was trained on {records.config['dataset']['train']:,} images of "
+            f"{records.config['dataset']['name']}; expect a lower accuracy on images from other "
+            "sources."
+        )
+        if per_class:
+            worst = min(per_class, key=per_class.__getitem__)
+            text += f" It is least accurate on {worst}: {100 * per_class[worst]:.0f} % correct."
+        if error := records.metrics.get("calibration_error"):
+            text += f" Its probabilities are off by {100 * error:.1f} points on average (ECE)."
+    return text
+
+
+def _license_text(release: Release) -> str:
+    base = release.records.base if release.records else release.pretrained.origin
+    if base is None:
+        return f"{release.license}. The data has its own license."
+    return (
+        f"{release.license}, inherited from the base weights {_public(base)}. The data has its own "
+        "license."
+    )
+
+
+def _public(source: str) -> str:
+    """The name of weights, without the folders of this computer."""
+    return f"`{registry.short_name(source) if registry.find_path(source) else shlex.quote(source)}`"
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _rounded(values: list[float]) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"

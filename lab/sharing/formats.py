@@ -1,0 +1,372 @@
+"""A trained model in the formats of timm, transformers and ONNX.
+
+Each `write_*` function writes its files, loads them back, compares the logits with the model's own
+on real images, and returns the comparison. It raises NotPossible for a model that the format cannot
+hold, and if the packages that it needs are not installed.
+"""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lab.core import UserError, checkpoints
+from lab.data import Loaders
+from lab.models import Pretrained, load_pretrained, registry
+from model import VisionTransformer, ViTConfig
+
+_TOLERANCE = 1e-4  # largest accepted difference of the logits, relative to the largest logit
+_BATCH_SIZES = (1, 3, 64)  # that the ONNX model is checked with
+_State = dict[str, Tensor]
+
+
+class NotPossible(UserError):
+    """A format that cannot hold a model, or a package that is missing; says which."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the logits of a written model compare with the original's on the same images."""
+
+    difference: float  # the largest absolute difference of any logit
+    same: int  # images with the same predicted class
+    images: int
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference of a logit {self.difference:.1e}, same prediction for {self.same} "
+            f"of {self.images} images"
+        )
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, images: Tensor, logits: Tensor, name: str) -> Comparison:
+    """Raises: UserError, if the logits (B, classes) of the written model are not the model's."""
+    expected = model(images)
+    difference = (logits - expected).abs().max().item()
+    if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise NotPossible(f"{name}: its logits differ from the model's by up to {difference:.1e}")
+    same = (logits.argmax(1) == expected.argmax(1)).sum().item()
+    return Comparison(difference, same, len(images))
+
+
+def write_weights(folder: Path, pretrained: Pretrained) -> None:
+    """Writes model.safetensors, which this project loads from its header, and a config.json.
+
+    `write_timm` replaces the config.json by one that timm and transformers understand.
+    """
+    names, model = pretrained.class_names, pretrained.model
+    header = registry.model_header(model, names, pretrained.preprocess)
+    metadata = {"format": "pt", "vit-lab": json.dumps(header)}  # transformers requires a format
+    _save(folder / "model.safetensors", model.state_dict(), metadata)
+    config = {
+        "library_name": "vit-lab", "model": header["model"], "num_classes": len(names),
+        "label_names": names,
+    }  # fmt: skip
+    checkpoints.write_json(folder / "config.json", config)
+
+
+def _save(path: Path, state: _State, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file; the same weights always give the same bytes.
+
+    safetensors writes metadata in random order, and an upload would then look like a new version.
+    """
+    content = save({name: value.contiguous() for name, value in state.items()}, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {**json.loads(content[8:end]), "__metadata__": metadata}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = len(text).to_bytes(8, "little") + text + content[end:]
+    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(data))
+
+
+# --- timm ---
+
+
+def write_timm(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparison:
+    """Writes the config.json with which timm and, if timm is installed, transformers load it.
+
+    Args:
+        folder: contains model.safetensors.
+        pretrained: the model.
+        images: normalized (B, C, S, S), for the comparison.
+    """
+    import timm
+
+    config = timm_config(pretrained)
+    before = (folder / "config.json").read_text(encoding="utf-8")
+    checkpoints.write_json(folder / "config.json", config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+        with torch.no_grad():
+            return _compare(pretrained.model, images, model(images), "timm")
+    except Exception as error:  # timm raises many kinds
+        (folder / "config.json").write_text(before, encoding="utf-8")
+        if isinstance(error, NotPossible):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or repr(error)
+        raise NotPossible(f"timm cannot load this model: {reason}") from error
+
+
+def timm_config(pretrained: Pretrained) -> dict[str, Any]:
+    """The content of timm's config.json. Raises: NotPossible, for our CNN."""
+    import timm
+
+    model, preprocess, names = pretrained.model, pretrained.preprocess, pretrained.class_names
+    config = model.config
+    if isinstance(config, ViTConfig):
+        architecture, arguments = "vit_tiny_patch16_224", _timm_arguments(config)
+        num_features, pool = config.embed_dim, config.global_pool
+    elif isinstance(config, registry.TimmConfig):
+        architecture = config.architecture
+        arguments = {k: v for k, v in config.arguments.items() if k != "num_classes"}
+        num_features, pool = model.num_features, getattr(model, "global_pool", "avg")
+    else:
+        raise NotPossible(
+            f"timm has no architecture for a {type(model).__name__}; use ONNX or this project"
+        )
+    known = timm.get_pretrained_cfg(architecture).to_dict()
+    channels, size = len(preprocess.mean), preprocess.img_size
+    return {
+        "architecture": architecture,
+        "num_classes": len(names),
+        "num_features": num_features,
+        "global_pool": pool if isinstance(pool, str) else "avg",
+        "label_names": names,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "tag": "vit_lab",
+            "custom_load": False,
+            "input_size": [channels, size, size],
+            "fixed_input_size": known.get("fixed_input_size", False),
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_pct,
+            "crop_mode": "center",
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+            "num_classes": len(names),
+            # timm converts the first layer of color models to other channels, but no others.
+            "first_conv": known.get("first_conv") if channels == 3 else None,
+            "classifier": known.get("classifier"),
+        },
+    }
+
+
+def _timm_arguments(config: ViTConfig) -> dict[str, Any]:
+    """A config of model.py as arguments of timm's VisionTransformer."""
+    names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
+             "qkv_bias", "init_values", "global_pool", "class_token", "no_embed_class",
+             "dynamic_img_size")  # fmt: skip
+    default = ViTConfig()
+    shape = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+    values = {name: getattr(config, name) for name in names}
+    return {k: v for k, v in values.items() if k in shape or v != getattr(default, k)}
+
+
+# --- transformers ---
+
+
+def write_transformers(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparison:
+    """Writes a ViT as a ViTForImageClassification of transformers, which then needs no timm.
+
+    The files go to `folder`/transformers. They are compared as this project loads them.
+    """
+    config, model = pretrained.model.config, pretrained.model
+    if not isinstance(model, VisionTransformer):
+        raise NotPossible(
+            f"ViTForImageClassification is a plain ViT, and this is a {type(model).__name__}"
+        )
+    if config.global_pool != "token":
+        raise NotPossible(
+            "ViTForImageClassification reads the class token, and this ViT averages its patches"
+        )
+    place = folder / "transformers"
+    place.mkdir(exist_ok=True)
+    names, preprocess = pretrained.class_names, pretrained.preprocess
+    state = to_transformers(model.state_dict(), config)
+    _save(place / "model.safetensors", state, {"format": "pt"})
+    content = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": int(config.embed_dim * config.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": config.norm_eps,
+        "qkv_bias": config.qkv_bias,
+        "image_size": config.img_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.in_chans,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    checkpoints.write_json(place / "config.json", content)
+    processor = {  # ViTImageProcessor would squash images that are not square
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": len(preprocess.mean) == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocess.resized},
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocess.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": preprocess.img_size, "width": preprocess.img_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": preprocess.mean,
+        "image_std": preprocess.std,
+    }
+    checkpoints.write_json(place / "preprocessor_config.json", processor)
+    with torch.no_grad():
+        logits = load_pretrained(str(place)).model(images)
+    return _compare(model, images, logits, "transformers")
+
+
+def to_transformers(state: _State, config: ViTConfig) -> _State:
+    """Weights of model.py as a ViTForImageClassification names them.
+
+    transformers' ViT has neither LayerScale, which is folded into the layer before it, nor a class
+    token without a position, which gets the position zero.
+    """
+    state = dict(state)
+    if config.no_embed_class:
+        none = state["pos_embed"].new_zeros(1, 1, config.embed_dim)
+        state["pos_embed"] = torch.cat([none, state["pos_embed"]], dim=1)
+    found = {
+        "vit.embeddings.cls_token": state["cls_token"],
+        "vit.embeddings.position_embeddings": state["pos_embed"],
+    }
+    layers = {"patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+              "norm": "vit.layernorm", "head": "classifier"}  # fmt: skip
+    for i in range(config.depth):
+        theirs = f"vit.encoder.layer.{i}"
+        layers |= {
+            f"blocks.{i}.norm1": f"{theirs}.layernorm_before",
+            f"blocks.{i}.attn.proj": f"{theirs}.attention.output.dense",
+            f"blocks.{i}.norm2": f"{theirs}.layernorm_after",
+            f"blocks.{i}.mlp.fc1": f"{theirs}.intermediate.dense",
+            f"blocks.{i}.mlp.fc2": f"{theirs}.output.dense",
+        }
+        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
+            gamma = state.get(f"blocks.{i}.{scale}.gamma")
+            if gamma is not None:
+                state[f"blocks.{i}.{layer}.weight"] = (
+                    gamma[:, None] * state[f"blocks.{i}.{layer}.weight"]
+                )
+                state[f"blocks.{i}.{layer}.bias"] = gamma * state[f"blocks.{i}.{layer}.bias"]
+        for kind in ("weight", "bias"):
+            qkv = state.get(f"blocks.{i}.attn.qkv.{kind}")  # without qkv_bias there is no bias
+            parts = () if qkv is None else qkv.chunk(3)
+            for name, part in zip(("query", "key", "value"), parts, strict=False):
+                found[f"{theirs}.attention.attention.{name}.{kind}"] = part
+    for ours, theirs in layers.items():
+        for kind in ("weight", "bias"):
+            found[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
+    return found
+
+
+# --- ONNX ---
+
+
+def write_onnx(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparison:
+    """Writes model.onnx: normalized images (batch, C, S, S) to logits, for batches of any size.
+
+    The images are compared in batches of 1, 3 and 64.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    path, model = folder / "model.onnx", pretrained.model
+    example = images[:2]  # torch.export would fix a batch size of 1
+    try:
+        with _silent():
+            program = torch.onnx.export(
+                model, (example,), dynamo=True, external_data=False, verbose=False,
+                input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},),
+            )  # fmt: skip
+    except Exception as error:  # the exporter raises many kinds
+        reason = next(iter(str(error).splitlines()), "") or repr(error)
+        raise NotPossible(f"torch.onnx cannot export this model: {reason}") from error
+    program.model.metadata_props.update(
+        classes=json.dumps(pretrained.class_names),
+        mean=json.dumps(pretrained.preprocess.mean),
+        std=json.dumps(pretrained.preprocess.std),
+    )
+    checkpoints.write_atomically(path, lambda scratch: program.save(scratch, external_data=False))
+    predict = _onnx_model(path)
+    found = []
+    for size in _BATCH_SIZES:
+        logits = torch.cat([predict(batch) for batch in images.split(size)])
+        found.append(_compare(model, images, logits, f"ONNX in batches of {size}"))
+    return Comparison(max(x.difference for x in found), min(x.same for x in found), len(images))
+
+
+def write_int8(folder: Path, loaders: Loaders) -> dict[str, float]:
+    """Writes model-int8.onnx, whose linear layers are int8, and measures what that costs.
+
+    Args:
+        folder: contains model.onnx.
+        loaders: of the dataset that the model was trained on; its whole test split is predicted.
+
+    Returns: the test accuracy of "fp32" and "int8".
+    """
+    _require("onnx", "onnxruntime")
+    source, path = folder / "model.onnx", folder / "model-int8.onnx"
+    if not source.exists():
+        raise NotPossible("int8 is made from model.onnx, which could not be written")
+    with _silent():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            source, path, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8,
+            per_channel=True,
+        )  # fmt: skip
+    models = {"fp32": _onnx_model(source), "int8": _onnx_model(path)}
+    correct = dict.fromkeys(models, 0)
+    total = len(loaders.data.test)
+    with tqdm(total=total, desc="int8", unit=" images", leave=False, disable=None) as bar:
+        for _, images, labels in loaders.evaluation("test"):
+            for name, predict in models.items():
+                correct[name] += (predict(images).argmax(1) == labels).sum().item()
+            bar.update(len(labels))
+    return {name: count / total for name, count in correct.items()}
+
+
+def _onnx_model(path: Path) -> Callable[[Tensor], Tensor]:
+    """Images (B, C, S, S) to logits (B, classes), by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise NotPossible(f"{names} not installed; to get it: pip install {names}")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Suppresses what exporters print about their own progress; errors still raise."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

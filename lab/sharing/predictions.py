@@ -1,0 +1,395 @@
+"""Predictions for images: files of any number in bounded memory, or a split of a dataset.
+
+`UserImages` reads files while the model computes, `SplitImages` reads a dataset, and `predict`
+writes predictions.csv and collects what the contact sheet and the terminal show.
+"""
+
+import csv
+import glob
+import hashlib
+import os
+import shlex
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from lab.core import UserError, checkpoints, stats
+from lab.data import Dataset, Preprocess, datasets, images
+from lab.models import Pretrained
+
+_SHOWN = 24  # images on the contact sheet
+MapsOf = Callable[[Tensor], Tensor]  # normalized images (B, C, S, S) to maps (B, rows, columns)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images: their numbers in the source, names, uint8 pixels (B, C, H, H) and labels.
+
+    A label is the name of a class, or "" if it is unknown.
+    """
+
+    numbers: list[int]
+    names: list[str]
+    pixels: Tensor
+    labels: list[str]
+
+
+class Images(Protocol):
+    """A source of images. `unreadable` gives the reason for each image left out so far."""
+
+    name: str
+    unreadable: dict[str, str]
+
+    def __len__(self) -> int: ...
+    def fingerprint(self) -> str: ...
+    def batches(self, size: int) -> Iterator[Batch]: ...
+
+
+def find_images(
+    source: str, split: Literal["train", "val", "test"], data_dir: str, preprocess: Preprocess
+) -> Images:
+    """The images that IMAGES names.
+
+    Args:
+        source: a dataset's name, or a folder with train/; or files, folders and patterns such as
+            photos/*.jpg, separated by spaces. Names that contain spaces are quoted.
+        split: which part of a dataset.
+        data_dir: where downloaded datasets are stored.
+        preprocess: of the model.
+
+    Raises: UserError, for images that do not exist.
+    """
+    folder = Path(source).expanduser()
+    if source not in datasets.DATASETS and not (folder / "train").is_dir():
+        return UserImages(source, _paths(source), preprocess)
+    part = folder / split
+    if source not in datasets.DATASETS and part.is_dir():
+        return UserImages(str(part), _paths(str(part)), preprocess)
+    size, interpolation = preprocess.resized, preprocess.interpolation
+    data = datasets.load_data(source, data_dir, size, interpolation=interpolation)
+    return SplitImages(data, split)
+
+
+class UserImages:
+    """Image files, read by several threads a little ahead of the model.
+
+    The label of a file is the name of its folder, which counts if it is a class of the model.
+    """
+
+    def __init__(self, source: str, paths: list[Path], preprocess: Preprocess):
+        folder = Path(source).expanduser()
+        self.name = folder.resolve().name if folder.is_dir() else f"{len(paths)}-images"
+        if len(paths) == 1:
+            self.name = paths[0].stem
+        self.paths, self.preprocess = paths, preprocess
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fingerprint(self) -> str:
+        """A hash of names, sizes and times of the files; it does not read them."""
+        digest = hashlib.blake2b(digest_size=8)
+        for path in self.paths:
+            stat = path.stat() if path.exists() else None
+            facts = (str(path), stat and (stat.st_size, stat.st_mtime_ns, stat.st_mode))
+            digest.update(repr(facts).encode(errors="backslashreplace"))
+        return digest.hexdigest()
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All readable images in order; at most two batches are in memory."""
+        waiting: deque[tuple[int, Future]] = deque()
+        todo = iter(enumerate(self.paths))
+        found: list[tuple[int, np.ndarray]] = []
+        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        try:
+            while True:
+                while len(waiting) < 2 * size and (item := next(todo, None)):
+                    waiting.append((item[0], pool.submit(self._read, item[1])))
+                if not waiting:
+                    break
+                number, future = waiting.popleft()
+                try:
+                    found.append((number, future.result()))
+                except UnidentifiedImageError:
+                    self.unreadable[str(self.paths[number])] = "not an image"
+                except Exception as error:  # Pillow raises many kinds for damaged files
+                    reason = getattr(error, "strerror", None) or str(error) or repr(error)
+                    self.unreadable[str(self.paths[number])] = reason.splitlines()[0]
+                if len(found) == size:
+                    yield self._batch(found)
+                    found = []
+            if found:
+                yield self._batch(found)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, path: Path) -> np.ndarray:
+        return images.read_image(path, self.preprocess.reading)[0]
+
+    def _batch(self, found: list[tuple[int, np.ndarray]]) -> Batch:
+        numbers = [number for number, _ in found]
+        paths = [self.paths[number] for number in numbers]
+        pixels = torch.from_numpy(np.stack([array for _, array in found]))
+        labels = [images.printable(path.absolute().parent.name) for path in paths]
+        return Batch(numbers, [str(path) for path in paths], pixels, labels)
+
+
+class SplitImages:
+    """A split of a dataset, as training sees it."""
+
+    def __init__(self, data: Dataset, split: str):
+        self.name, self.data, self.split = f"{data.name}-{split}", data, getattr(data, split)
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All images in order."""
+        classes = self.data.classes
+        for numbers in torch.arange(len(self.split)).split(size):
+            labels = [classes[label] for label in self.split.labels[numbers].tolist()]
+            names = [self.split.names[number] for number in numbers.tolist()]
+            yield Batch(numbers.tolist(), names, self.split.images(numbers), labels)
+
+
+def _paths(source: str) -> list[Path]:
+    """The files that a list of files, folders and patterns names, in order and without repeats."""
+    try:
+        places = [source] if Path(source).expanduser().exists() else shlex.split(source)
+    except ValueError as error:  # an odd number of quotes
+        raise UserError(f"IMAGES={source!r}: {error}; quote names that contain spaces") from error
+    if not places:
+        raise UserError("IMAGES is empty: name files, folders or patterns such as photos/*.jpg")
+    found: dict[Path, None] = {}
+    for place in places:
+        path = Path(place).expanduser()
+        if path.exists():
+            matches = [path]
+        elif glob.has_magic(place):
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        else:
+            raise UserError(
+                f"IMAGES: {place!r} is not a file, a folder or a dataset "
+                f"({', '.join(datasets.DATASETS)})"
+            )
+        files = [file for match in matches for file in _files(match)]
+        if not files:
+            kinds = " ".join(sorted(images.EXTENSIONS))
+            raise UserError(f"IMAGES: there are no images ({kinds}) in {place!r}")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file itself; of a folder, the images in it and below it that are not hidden."""
+    if not path.is_dir():
+        return [path]
+    return [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in images.EXTENSIONS
+        and images.CACHE_FOLDER not in file.parts
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+
+
+# --- Predicting ---
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the contact sheet; `classes` and `probabilities` are the top k, best first."""
+
+    name: str
+    label: str | None
+    classes: list[str]
+    probabilities: list[float]
+    pixels: np.ndarray  # uint8 (S, S, 3), as the model sees it
+    map: np.ndarray | None  # (rows, columns)
+
+
+@dataclass
+class Summary:
+    """What `predict` found out besides predictions.csv."""
+
+    images: int = 0
+    labeled: int = 0  # images whose label is a class of the model
+    correct: int = 0  # of them
+    examples: list[Example] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        """For metrics.json: the number of images, and the accuracy if labels are known."""
+        found: dict[str, Any] = {"images": self.images}
+        if self.labeled:
+            low, high = stats.wilson_interval(self.correct, self.labeled)
+            found["labeled_images"] = self.labeled
+            found["accuracy"] = round(self.correct / self.labeled, 6)
+            found["accuracy_95"] = [round(low, 4), round(high, 4)]
+        return found
+
+
+@torch.no_grad()
+def predict(
+    pretrained: Pretrained,
+    source: Images,
+    path: Path,
+    top_k: int,
+    batch_size: int,
+    device: torch.device,
+    maps_of: MapsOf | None = None,
+) -> Summary:
+    """Writes a row for each readable image: name, label, and the k most probable classes.
+
+    Args:
+        pretrained: the model, on `device`.
+        source: the images; its `unreadable` is complete afterwards.
+        path: predictions.csv. It is complete or not written.
+        top_k: classes per image.
+        batch_size: images per forward pass.
+        device: where the model is.
+        maps_of: draws maps of the images on the contact sheet.
+
+    Raises: UserError, if no image can be read.
+    """
+    classes, preprocess = pretrained.class_names, pretrained.preprocess
+    index = {name: i for i, name in enumerate(classes)}
+    shown = {int(i) for i in np.linspace(0, len(source) - 1, min(_SHOWN, len(source))).round()}
+    summary = Summary()
+    columns = [f"{name}_{i}" for i in range(1, top_k + 1) for name in ("class", "probability")]
+
+    def write(scratch: Path) -> None:
+        with (
+            open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+            tqdm(total=len(source), unit=" images", leave=False, disable=None) as bar,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["image", "label", *columns])
+            for batch in source.batches(batch_size):
+                inputs = preprocess.normalize(batch.pixels.to(device))
+                top = pretrained.model(inputs).double().softmax(1).cpu().topk(top_k)
+                for i, (name, label) in enumerate(zip(batch.names, batch.labels, strict=True)):
+                    known = label if label in index else ""
+                    summary.images += 1
+                    summary.labeled += bool(known)
+                    summary.correct += bool(known) and index[known] == top.indices[i, 0].item()
+                    pairs = zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
+                    cells = [cell for j, p in pairs for cell in (classes[j], f"{p:.4f}")]
+                    writer.writerow([name, known, *cells])
+                picked = [i for i, number in enumerate(batch.numbers) if number in shown]
+                if picked:
+                    maps = maps_of(inputs[picked]).float().cpu().numpy() if maps_of else None
+                    for row, i in enumerate(picked):
+                        drawn = None if maps is None else maps[row]
+                        summary.examples.append(_example(batch, i, top, classes, preprocess, drawn))
+                bar.update(len(batch.names))
+        if not summary.images:
+            raise UserError(
+                f"none of the {len(source)} files could be read: {describe_unreadable(source)}"
+            )
+
+    checkpoints.write_atomically(path, write)
+    return summary
+
+
+def _example(
+    batch: Batch, i: int, top: Any, classes: list[str], preprocess: Preprocess, drawn: Any
+) -> Example:
+    label = batch.labels[i] if batch.labels[i] in classes else None
+    crop = (preprocess.center_crop(batch.pixels[i : i + 1])[0] * 255).round().byte()
+    pixels = crop.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    names = [classes[j] for j in top.indices[i].tolist()]
+    return Example(batch.names[i], label, names, top.values[i].tolist(), pixels, drawn)
+
+
+def describe_unreadable(source: Images) -> str:
+    """The files that could not be read, with the reasons."""
+    return images.abbreviate([f"{name} ({why})" for name, why in source.unreadable.items()], "; ")
+
+
+def table(summary: Summary, most: int = 8) -> str:
+    """The first predictions as text, a line per image."""
+    rows = []
+    for x in summary.examples[:most]:
+        pairs = list(zip(x.classes, x.probabilities, strict=True))[:3]
+        guesses = ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
+        rows.append((images.printable(Path(x.name).name), guesses))
+    width = min(40, max(len(name) for name, _ in rows))
+    lines = [f"{name:<{width}}  {guesses}" for name, guesses in rows]
+    more = summary.images - len(rows)
+    return "\n".join(lines + ([f"... and {more:,} more in predictions.csv"] if more else []))
+
+
+def plot_contact_sheet(path: Path, summary: Summary, title: str, map_name: str | None) -> None:
+    """Draws the examples with their most probable classes, and the map next to each image.
+
+    Args:
+        path: the .jpg file.
+        summary: what `predict` returned.
+        title: of the figure.
+        map_name: what the maps are; None: there are none.
+    """
+    from lab.core import plots  # loads matplotlib
+
+    per_image = 2 if map_name else 1
+    columns = min(len(summary.examples), 3 if map_name else 6)
+    rows = -(-len(summary.examples) // columns)
+    figure, axes = plots.plt.subplots(
+        rows, columns * per_image, squeeze=False, layout="constrained",
+        figsize=(max(5, 2.1 * columns * per_image), 3 * rows + 0.8),
+    )  # fmt: skip
+    figure.get_layout_engine().set(hspace=0.07)  # room for the captions
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, example in enumerate(summary.examples):
+        row, column = divmod(number, columns)
+        side = example.pixels.shape[0]
+        extent = (0, side, side, 0)
+        for axis in axes[row, per_image * column :][:per_image]:
+            axis.imshow(example.pixels, extent=extent, interpolation="nearest")
+        if map_name:
+            axis = axes[row, per_image * column + 1]
+            axis.imshow(example.map, extent=extent, cmap="inferno", alpha=0.65, vmin=0,
+                        vmax=np.quantile(example.map, 0.99) or 1,
+                        interpolation="bilinear" if side > 64 else "nearest")  # fmt: skip
+        _caption(axes[row, per_image * column], example)
+    figure.suptitle(_fit(title, 14 * columns * per_image), fontsize=11)
+    if map_name:
+        figure.supxlabel(f"Right of each image: {map_name}.", fontsize=8, color="dimgray")
+    plots.save_figure(figure, path, 110)
+
+
+def _caption(axis: Any, example: Example) -> None:
+    """Name and label above an image, predictions below it; green: correct, red: wrong."""
+    name = images.printable(example.label or Path(example.name).name).replace("$", r"\$")
+    correct = example.label == example.classes[0] if example.label else None
+    color = {True: "#1a7431", False: "#b3261e", None: "black"}[correct]
+    axis.set_title(_fit(name, 26), fontsize=8, color="dimgray")
+    pairs = list(zip(example.classes, example.probabilities, strict=True))[:3]
+    lines = [f"{_fit(name, 20)} {100 * p:.0f} %" for name, p in pairs]
+    for line, text in enumerate(lines):
+        axis.text(0.5, -0.03 - 0.11 * line, text.replace("$", r"\$"), transform=axis.transAxes,
+                  ha="center", va="top", fontsize=9 if line == 0 else 7.5,
+                  color=color if line == 0 else "dimgray",
+                  weight="bold" if line == 0 else "normal")  # fmt: skip
+
+
+def _fit(text: str, width: int) -> str:
+    """Text of at most `width` characters; an ellipsis replaces its middle if it is longer."""
+    if len(text) <= width:
+        return text
+    left = (width - 1) // 2
+    return f"{text[:left]}…{text[-(width - 1 - left) :]}"

@@ -1,0 +1,134 @@
+"""Classify your own images with a trained model.
+
+    python predict.py --images "cat.jpg dog.jpg"             # with the newest run of train.py
+    python predict.py --model results/finetune/<run> --images my-photos
+    python predict.py --model user/name --revision v1 --images "photos/*.jpg" --attention
+
+Writes predictions.csv (the most probable classes of every image) and predictions.jpg (a contact
+sheet) to results/predict/<name>/. If the images are in folders named after their classes, it also
+reports the accuracy. Grayscale, CMYK, 16-bit and rotated images are converted as in training.
+
+Exit status: 0; 1 if some files could not be read, which are named; 2 if there is no result.
+In your own code: model, preprocess, classes = lab.models.load_model("results/train/<run>")
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lab.attention import saliency
+from lab.core import Run, UserError, checkpoints, constants, run_script, runtime
+from lab.models import Pretrained, load_pretrained, registry
+from lab.sharing import predictions
+
+# --- Model and images ---
+MODEL: str | None = None  # a run, weight file, timm name or owner/repository; none: the newest run
+REVISION: str | None = None  # version of a repository, such as v1; none: the latest
+IMAGES: str | None = None  # files, folders, patterns or a dataset; none: the run's dataset
+SPLIT: Literal["train", "val", "test"] = "test"  # part of a dataset
+DATA_DIR: str = "data"  # folder of downloaded datasets
+
+# --- Output ---
+TOP_K: int = 5  # most probable classes that predictions.csv lists for each image
+ATTENTION: bool = False  # show attention next to each image; Grad-CAM for a CNN
+
+# --- Run ---
+BATCH_SIZE: int = 64  # images per forward pass; a smaller value needs less memory
+RESULTS_DIR: str = "results/predict"  # one folder per model and images
+NAME: str | None = None  # name of that folder; none: made from model and images
+OVERWRITE: bool = False  # predict again and replace existing results
+
+
+def main() -> None:
+    c = SimpleNamespace(**constants.override(sys.modules[__name__]))
+    for name in ("TOP_K", "BATCH_SIZE"):
+        if getattr(c, name) < 1:
+            raise UserError(f"{name}={getattr(c, name)} must be at least 1, such as 5")
+    c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
+    c.IMAGES = c.IMAGES or trained_on(c.MODEL)
+    pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
+    if not pretrained.num_classes:
+        raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
+    source = predictions.find_images(c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained.preprocess)
+
+    identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
+    facts = {
+        "model": {"origin": pretrained.origin, "classes": pretrained.class_names},
+        "dataset": {"name": source.name, "fingerprint": source.fingerprint()},
+    }
+    name = c.NAME or f"{registry.short_name(c.MODEL)}-{source.name}"
+    run = Run.open(Path(c.RESULTS_DIR), name, identity, facts, c.OVERWRITE)
+    if run.finished:
+        print("this was done before; --overwrite runs it again")
+    else:
+        predict(c, pretrained, source, run)
+    print(run.folder / "predictions.jpg")
+    if unreadable := run.metrics()["unreadable"]:
+        sys.exit(f"{len(unreadable)} of {len(source)} files could not be read")
+
+
+def predict(
+    c: SimpleNamespace, pretrained: Pretrained, source: predictions.Images, run: Run
+) -> None:
+    """Predicts all images, prints what was found, and writes the files of the run."""
+    device = runtime.process_state().device
+    pretrained.model.to(device)
+    smaller = max(1, c.BATCH_SIZE // 2)
+    with runtime.explain_out_of_memory(f"Use a smaller batch, such as --batch-size {smaller}."):
+        maps = AttentionMaps(pretrained) if c.ATTENTION else None
+        top_k = min(c.TOP_K, pretrained.num_classes)
+        path = run.folder / "predictions.csv"
+        summary = predictions.predict(pretrained, source, path, top_k, c.BATCH_SIZE, device, maps)
+    for remark in pretrained.remarks:
+        print(f"note: {remark}")
+    print(predictions.table(summary))
+    metrics = {**summary.metrics(), "unreadable": source.unreadable, "open": "predictions.jpg"}
+    title = f"{run.folder.name}: {summary.images:,} images"
+    if summary.labeled:
+        low, high = (100 * bound for bound in metrics["accuracy_95"])
+        accuracy = f"accuracy {100 * metrics['accuracy']:.1f} %"
+        title += f", {accuracy}"
+        print(f"{accuracy} (95 % interval {low:.1f} to {high:.1f}, {summary.labeled:,} images)")
+    map_name = maps.name if maps else None
+    predictions.plot_contact_sheet(run.folder / "predictions.jpg", summary, title, map_name)
+    if source.unreadable:
+        print(f"could not be read: {predictions.describe_unreadable(source)}")
+    checkpoints.write_json(run.folder / "metrics.json", metrics)
+
+
+class AttentionMaps:
+    """Maps for the contact sheet: attention of the last block, or Grad-CAM for a model without."""
+
+    def __init__(self, pretrained: Pretrained):
+        self.model = pretrained.model
+        self.name = "attention of the last block, mean of its heads"
+        self.is_checked = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if not self.is_checked:
+            reasons: dict[str, Any] = saliency.unavailable_methods(self.model, images)
+            if "raw" in reasons:
+                self.name = "Grad-CAM for the predicted class"
+            self.is_checked = True
+        if "Grad-CAM" in self.name:
+            return saliency.compute_map("grad-cam", self.model, images, None)
+        return saliency.select_map(saliency.raw_attention(self.model, images), -1, None)
+
+
+def trained_on(model: str) -> str:
+    """The dataset of a run. Raises: UserError, for weights without a run."""
+    folder = registry.find_path(model)
+    try:
+        return Run(folder).config()["constants"]["DATASET"]
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{model} does not say what it was trained on: choose images with --images, such as "
+            '--images "cat.jpg dog.jpg"'
+        ) from error
+
+
+if __name__ == "__main__":
+    run_script(main)

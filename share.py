@@ -1,0 +1,170 @@
+"""Give a trained model to classmates: a folder, or a repository on the Hugging Face hub.
+
+    python share.py                                          # the newest run of train.py
+    python share.py --model results/finetune/<run>
+    python share.py --model results/finetune/<run> --repository user/name   # upload it, too
+
+Writes a self-contained folder results/share/<name>/ that timm, transformers, ONNX Runtime and this
+project can load: model.safetensors, config.json, transformers/, model.onnx and a model card,
+README.md. Takes about ten seconds, most of them for ONNX. `pip install onnx onnxscript onnxruntime`
+adds that format; without these packages it is left out.
+
+The upload needs `hf auth login`. Each upload gets the tag v1, v2, ... and predict.py loads an older
+one with --revision v1. If an upload is interrupted, the same command resumes.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+from lab.attention import views
+from lab.core import Run, UserError, checkpoints, constants, run_script
+from lab.data import Augmentation, Loaders, datasets
+from lab.models import Pretrained, load_pretrained, registry
+from lab.sharing import card, formats, hub
+
+# --- Model ---
+MODEL: str | None = None  # a run, weight file, timm name or owner/repository; none: the newest run
+LICENSE: str | None = None  # none: MIT if trained from scratch, else that of the base weights
+INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy
+DATA_DIR: str = "data"  # folder of downloaded datasets
+
+# --- Upload ---
+REPOSITORY: str | None = None  # owner/name on the Hugging Face hub; none: only write the folder
+PRIVATE: bool = False  # only you can see the repository
+
+# --- Run ---
+RESULTS_DIR: str = "results/share"  # one folder per model
+NAME: str | None = None  # name of that folder; none: the name of the run
+OVERWRITE: bool = False  # replace another model, in the folder and in the repository
+
+NUM_COMPARED = 64  # test images for which the formats must give the same logits
+DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py",
+             "cifar100": "cifar-100-python", "pets": "oxford-iiit-pet"}  # fmt: skip
+
+
+def main() -> None:
+    c = SimpleNamespace(**constants.override(sys.modules[__name__]))
+    if c.REPOSITORY:
+        hub.check_name(c.REPOSITORY)
+    c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
+    pretrained = load_pretrained(c.MODEL)
+    if not pretrained.num_classes:
+        raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
+    records = card.Records.find(c.MODEL)
+    license = card.license_of(c.MODEL, records, c.LICENSE)
+    name = c.NAME or registry.short_name(c.MODEL)
+    folder = Path(c.RESULTS_DIR, name)
+    check_folder(folder, pretrained, c.OVERWRITE)
+    loaders, dataset = example_images(pretrained, records, c.DATA_DIR)
+    if c.INT8 and dataset is None:
+        raise UserError(
+            "INT8 needs the test images of the model's dataset, to measure its accuracy: share a "
+            "run whose dataset is on this computer"
+        )
+    images = f"test images of {dataset}" if dataset else "embedded MNIST images"
+    release = card.Release(name, c.REPOSITORY, pretrained, records, license, images)
+    write_folder(folder, release, loaders, c.INT8)
+    if c.REPOSITORY:
+        version, page = hub.upload(folder, c.REPOSITORY, c.PRIVATE, c.OVERWRITE)
+        print(f"{page} is version {version}")
+    print(folder)
+
+
+def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bool) -> None:
+    """Writes everything that others need; the folder is complete or as it was before."""
+    pretrained = release.pretrained
+    _, images, _ = next(loaders.evaluation("test"))
+    images = images[:NUM_COMPARED]
+    with checkpoints.explain_write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+    try:
+        scratch.chmod(0o755)  # mkdtemp's folders are private
+        formats.write_weights(scratch, pretrained)
+        for name, write in (
+            ("timm", formats.write_timm),
+            ("transformers", formats.write_transformers),
+            ("onnx", formats.write_onnx),
+        ):
+            try:
+                release.formats[name] = write(scratch, pretrained, images)
+                print(f"{name}: {release.formats[name]}")
+            except formats.NotPossible as reason:
+                release.skipped[name] = str(reason)
+                print(f"skipping {name}: {reason}")
+        if int8:
+            try:
+                release.int8 = formats.write_int8(scratch, loaders)
+                accuracies = (f"{name} {100 * x:.2f} %" for name, x in release.int8.items())
+                print(f"test accuracy with ONNX: {', '.join(accuracies)}")
+            except formats.NotPossible as reason:
+                release.skipped["int8"] = str(reason)
+                print(f"skipping int8: {reason}")
+        if release.records:
+            for name in ("metrics.json", "confusion.png"):
+                if (source := release.records.folder / name).is_file():
+                    shutil.copyfile(source, scratch / name)
+        add_page(scratch, release, loaders)
+        card.write_card(scratch, release)
+        with checkpoints.explain_write_errors(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.rename(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if report := os.environ.get(Run.FOLDERS_VARIABLE):  # python -m lab reads it
+        with open(report, "a", encoding="utf-8") as file:
+            file.write(f"{folder}\n")
+
+
+def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
+    """Writes the live page of a small ViT: with index.html, the folder is a static Space."""
+    run = Run(release.records.folder) if release.records else None
+    shown = views.Views(release.pretrained, loaders, views.ViewConfig(), run)
+    if not shown.write_live_page(folder / "index.html", release.name):
+        print("skipping index.html: the live page shows ViTs of model.py with up to 4M parameters")
+
+
+def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:
+    """Raises: UserError, if a folder contains anything but an earlier version of this model."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --name")
+    if overwrite or not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        same = load_pretrained(str(folder)).fingerprint() == pretrained.fingerprint()
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(
+            f"{folder} contains another model: choose another --name, or replace it with "
+            "--overwrite"
+        )
+
+
+def example_images(
+    pretrained: Pretrained, records: card.Records | None, data_dir: str
+) -> tuple[Loaders, str | None]:
+    """Real images to compare formats on: of the model's test split if it is on this computer.
+
+    Returns: their batches, and the name of the dataset; embedded images and None without it.
+    """
+    preprocess = pretrained.preprocess
+    dataset = records.config["constants"].get("DATASET", "") if records else ""
+    folder = Path(data_dir, DOWNLOADS[dataset]) if dataset in DOWNLOADS else Path(dataset)
+    is_here = dataset in ("digits", "mnist-5k") or (dataset and folder.expanduser().is_dir())
+    if is_here:
+        data = datasets.load_data(dataset, data_dir, preprocess.resized, skip_unreadable=True,
+                                  interpolation=preprocess.interpolation)  # fmt: skip
+    else:
+        data = datasets.load_data("mnist-5k")
+    loaders = Loaders(data, preprocess, NUM_COMPARED, Augmentation())
+    return loaders, data.name if is_here else None
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,70 @@
+"""The zip of report.py --hand-in: what is in it, and what it says is missing."""
+
+import hashlib
+import json
+import zipfile
+
+import report
+from lab.core import runtime
+from lab.report import hand_in, read_runs
+from tests.report.json_files import change_json
+
+
+def items(content, task):
+    return {item["what"]: item["found"] for item in next(
+        entry for entry in content["tasks"] if entry["task"] == task)["items"]}  # fmt: skip
+
+
+def test_zip_holds_records_images_code_and_no_weights(place, monkeypatch, capsys):
+    constants = {name: value for name, value in vars(report).items() if name.isupper()}
+    flags = ["report.py", "--hand-in", "--results", str(place)]
+    monkeypatch.setattr("sys.argv", flags)
+    report.main()
+    vars(report).update(constants)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(place / "hand-in.zip")
+    assert any(line.startswith("task 1.V: missing: a fine-tuned Swin") for line in printed)
+    with zipfile.ZipFile(place / "hand-in.zip") as archive:
+        names = set(archive.namelist())
+        content = json.loads(archive.read("hand_in.json"))
+        page = archive.read("hand_in.md").decode()
+    run = "results/train/digits-vit_16x2-s0"
+    assert {f"{run}/config.json", f"{run}/curves.png", "results/report.html", "model.py"} <= names
+    assert not any(name.endswith((".safetensors", ".pt", ".zip")) for name in names)
+    assert not any("official" in name for name in names)
+    assert "| `python finetune_swin.py` |" in page
+    assert content["code"]["model.py"] == runtime.source_hash(
+        (hand_in.ROOT / "model.py").read_bytes()
+    )
+
+
+def test_tasks_are_done_by_finished_runs_of_the_user(place):
+    content = hand_in._content(read_runs(place), place, {})
+    assert items(content, "1.IV")["fine-tuning, mode head"]
+    assert items(content, "1.IV")["fine-tuning, mode top-k"] == []
+    assert len(items(content, "2.1")["a CNN of the same size"]) == 2
+    assert items(content, "1.III")["a ViT trained on CIFAR-10"] == []
+    for path in (place / "train").glob("*/config.json"):
+        change_json(path, lambda record: record["constants"].update(MODEL_FILE="mine.py"))
+    assert "mine.py" in hand_in._content(read_runs(place), place, {})["model_files"]
+
+
+def test_a_part_counts_while_its_file_is_the_one_that_passed(tmp_path):
+    file, path = tmp_path / "model.py", tmp_path / "report.json"
+    file.write_text("x = 1\n")
+    part = {"points": 0.13, "of": 0.13, "file": str(file), "code": runtime.source_hash(b"x = 1\n")}
+    path.write_text(json.dumps({"parts": {"MLP": part}}))
+    assert hand_in._read_exercise(path)["parts"]["MLP"]["current"]
+    file.write_text("x = 2\n")
+    assert not hand_in._read_exercise(path)["parts"]["MLP"]["current"]
+    path.write_text('{"parts": {"MLP": 3}}')
+    assert hand_in._read_exercise(path) == {}
+
+
+def test_edited_files_differ_from_what_was_handed_out(tmp_path):
+    (tmp_path / "exercise").mkdir()
+    (tmp_path / "same.py").write_text("1")
+    (tmp_path / "new.py").write_text("2")
+    given = {"same.py": hashlib.sha256(b"1").hexdigest()}
+    (tmp_path / hand_in.HANDED_OUT).write_text(json.dumps(given))
+    assert hand_in.edited_files(tmp_path) == [tmp_path / "new.py"]

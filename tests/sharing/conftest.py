@@ -1,0 +1,87 @@
+"""A run of a tiny ViT, and the hub on localhost as huggingface_hub's only hub."""
+
+import json
+import runpy
+import sys
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+
+from lab.data import Preprocess
+from lab.models.registry import save_model
+from model import VisionTransformer, ViTConfig
+from tests.models.reference import DIGITS, ROOT
+from tests.shaken import shaken
+from tests.sharing.hub_server import GOOD, Hub
+
+CONFIG = ViTConfig(
+    img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=1, num_heads=2
+)
+
+
+def save_run(folder, model, preprocess, classes=DIGITS, **constants):
+    """A finished run of train.py on digits, as far as share.py reads it."""
+    folder.mkdir(parents=True)
+    save_model(folder / "best.safetensors", model, classes, preprocess,
+               {"epoch": 1, "val_accuracy": 0.5})  # fmt: skip
+    config = {
+        "constants": {"DATASET": "digits", **constants}, "command": "python train.py",
+        "commit": "c0ffee", "versions": {"torch": "2"}, "schema": 1,
+        "hardware": {"cpu": "y", "cores": 2, "threads": 1},
+        "dataset": {"name": "digits", "train": 4, "val": 2, "test": 3, "classes": classes},
+    }  # fmt: skip
+    metrics = {"test_accuracy": 0.75, "test_accuracy_95": [0.7, 0.8], "test_images": 4,
+               "best_epoch": 1, "epochs": 1, "training_seconds": 1.0}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = [
+        "image,label,prediction,confidence",
+        *(f"{i},{c},{c},0.9" for i, c in enumerate("0123")),
+    ]
+    (folder / "predictions.csv").write_text("\n".join([*rows, "4,3,8,0.5"]))
+    return folder
+
+
+@pytest.fixture
+def vit_run(tmp_path):
+    torch.manual_seed(0)
+    model = shaken(VisionTransformer(CONFIG))
+    return save_run(tmp_path / "runs" / "vit", model, Preprocess(8, [0.3], [0.4]))
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """Runs a script in this process; its results go to `tmp_path`/out."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *flags):
+        argv = [str(ROOT / name), "--results-dir", "out", *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", argv)
+        code = 0
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = Hub()
+    constants = huggingface_hub.constants
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_TOKEN", GOOD)
+    yield hub
+    hub.stop()

@@ -1,0 +1,166 @@
+"""A shared folder gives the same logits in timm, transformers, ONNX Runtime and this project."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from lab.core import UserError
+from lab.data import Preprocess
+from lab.models import load_model, load_pretrained
+from lab.models.cnn import CNNConfig, ResidualCNN
+from lab.models.registry import TimmConfig, build_timm_model
+from lab.sharing import card, formats
+from model import VisionTransformer, ViTConfig
+from tests.models.reference import DIGITS, SMALL, SMALL_SWIN
+from tests.models.reference import save_run as save_weights
+from tests.sample_data import noise_image
+from tests.shaken import shaken
+from tests.sharing.conftest import save_run
+
+
+@torch.no_grad()
+def same_logits(ours, theirs, channels=1, size=8):
+    images = torch.randn(5, channels, size, size, generator=torch.Generator().manual_seed(3))
+    expected = ours.eval()(images)
+    found = theirs(images)
+    torch.testing.assert_close(getattr(found, "logits", found), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_format_of_a_vit_loads_with_the_same_logits(script, vit_run, tmp_path):
+    done = script("share.py", "--model", vit_run, "--int8")
+    assert done.code == 0, done.err
+    folder = tmp_path / "out" / "vit"
+    assert done.out.splitlines()[-1] == "out/vit"
+    model = load_pretrained(str(vit_run)).model
+    same_logits(model, timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
+    auto = transformers.AutoModelForImageClassification
+    wrapped = auto.from_pretrained(folder)
+    same_logits(model, wrapped)
+    assert list(wrapped.config.id2label.values()) == DIGITS
+    native = auto.from_pretrained(folder, subfolder="transformers")
+    assert type(native).__name__ == "ViTForImageClassification"
+    same_logits(model, native)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for count in (1, 2, 7):
+        images = np.random.default_rng(0).normal(size=(count, 1, 8, 8)).astype(np.float32)
+        (logits,) = session.run(None, {"images": images})
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    copied = folder.rename(tmp_path / "somewhere else")
+    ours, preprocess, classes = load_model(copied)
+    same_logits(model, ours)
+    assert (preprocess, classes) == (Preprocess(8, [0.3], [0.4]), DIGITS)
+    check_card(copied, done.out)
+
+
+def check_card(folder, out):
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.library_name) == ("mit", "timm")
+    assert data.pipeline_tag == "image-classification"
+    assert data.eval_results[0].metric_value == 0.75
+    assert data.eval_results[0].metric_args == {"confidence_interval_95": [0.7, 0.8]}
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for said in ("75.00 % (95 % interval 70.0 to 80.0, 4 images)", "`python train.py`", "c0ffee",
+                 "| 3 | 0 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 0 |",
+                 "test images of digits"):  # fmt: skip
+        assert said in text
+    int8, fp32 = text.split("test accuracy ")[1].split(" % in fp32")[0].split(" %, instead of ")
+    assert f"fp32 {fp32} %, int8 {int8} %" in out
+    assert str(folder.parent) not in text
+
+
+def test_transformers_holds_layer_scale_and_a_token_without_position(tmp_path):
+    config = ViTConfig(**SMALL, num_classes=3, init_values=0.1, no_embed_class=True, qkv_bias=False)
+    model = shaken(VisionTransformer(config)).eval()
+    save_weights(
+        tmp_path / "run", model, ["a", "b", "c"], Preprocess(32, [0.4] * 3, [0.5] * 3, 0.8)
+    )
+    images = torch.randn(4, 3, 32, 32)
+    pretrained = load_pretrained(str(tmp_path / "run"))
+    formats.write_transformers(tmp_path, pretrained, images)
+    native = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "transformers")
+    same_logits(model, native, 3, 32)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "transformers")
+    photo = Image.fromarray(np.full((60, 90, 3), 77, np.uint8))
+    found = torch.as_tensor(np.array(processor(photo)["pixel_values"][0]))
+    torch.testing.assert_close(found, pretrained.preprocess(photo), atol=1e-4, rtol=0)
+    found = torch.as_tensor(np.array(processor(noise_image(90, 60))["pixel_values"][0]))
+    assert found.shape == (3, 32, 32)
+
+
+def test_swin_goes_to_timm_and_a_cnn_to_this_project(tmp_path):
+    preprocess = Preprocess(64, [0.5] * 3, [0.5] * 3)
+    options = {**SMALL_SWIN, "window_size": 4, "num_classes": 3, "img_size": 64}
+    swin = shaken(build_timm_model(TimmConfig("swin_tiny_patch4_window7_224", options))).eval()
+    cnn = shaken(ResidualCNN(CNNConfig(dims=(4, 8), blocks=1, num_classes=3))).eval()
+    images = torch.randn(3, 3, 64, 64)
+    for name, model in (("swin", swin), ("cnn", cnn)):
+        save_weights(tmp_path / name, model, ["a", "b", "c"], preprocess)
+        pretrained = load_pretrained(str(tmp_path / name))
+        folder = tmp_path / f"shared {name}"
+        folder.mkdir()
+        formats.write_weights(folder, pretrained)
+        with pytest.raises(formats.NotPossible, match="plain ViT, and this is a"):
+            formats.write_transformers(folder, pretrained, images)
+        if name == "swin":
+            assert formats.write_timm(folder, pretrained, images).difference < 1e-5
+            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            same_logits(model, theirs, 3, 64)
+        else:
+            with pytest.raises(formats.NotPossible, match="no architecture for a ResidualCNN"):
+                formats.write_timm(folder, pretrained, images)
+        same_logits(model, load_model(folder)[0], 3, 64)
+
+
+def test_a_format_with_other_logits_is_refused(tmp_path):
+    config = ViTConfig(**SMALL, num_classes=3, norm_eps=0.1)  # timm's config cannot say this
+    model = shaken(VisionTransformer(config))
+    save_weights(tmp_path / "run", model, ["a", "b", "c"], Preprocess(32, [0.4] * 3, [0.5] * 3))
+    pretrained = load_pretrained(str(tmp_path / "run"))
+    formats.write_weights(tmp_path, pretrained)
+    with pytest.raises(formats.NotPossible, match="differ from the model's"):
+        formats.write_timm(tmp_path, pretrained, torch.randn(3, 3, 32, 32))
+    assert json.loads((tmp_path / "config.json").read_text())["library_name"] == "vit-lab"
+
+
+def test_missing_packages_and_other_models_are_named(script, vit_run, tmp_path, monkeypatch):
+    found = formats.importlib.util.find_spec
+    monkeypatch.setattr(formats.importlib.util, "find_spec",
+                        lambda name: None if name == "onnxruntime" else found(name))  # fmt: skip
+    done = script("share.py", "--model", vit_run, "--name", "x")
+    assert done.code == 0, done.err
+    assert (
+        "skipping onnx: onnxruntime not installed; to get it: pip install onnxruntime" in done.out
+    )
+    assert "pip install onnxruntime" in (tmp_path / "out" / "x" / "README.md").read_text()
+    model = shaken(VisionTransformer(replace(load_pretrained(str(vit_run)).model.config, depth=2)))
+    other = save_run(tmp_path / "other", model, Preprocess(8, [0.3], [0.4]))
+    done = script("share.py", "--model", other, "--name", "x")
+    assert done.code == 2
+    assert "out/x contains another model: choose another --name" in done.err
+    assert script("share.py", "--model", other, "--name", "x", "--overwrite").code == 0
+
+
+def test_license_is_inherited_and_asked_for_if_unknown(vit_run, tmp_path):
+    def license_of(given=None, **pretrained):
+        config = {"constants": {"MODE": "full"}, "pretrained": pretrained, "dataset": {}}
+        return card.license_of("run", card.Records(tmp_path, config, {}), given)
+
+    assert license_of(origin=None) == "mit"
+    assert license_of(origin=str(vit_run)) == "mit"
+    assert license_of(origin="vit_base_patch16_224.augreg_in21k") == "apache-2.0"
+    assert license_of(origin="vit_base_patch16_224.mae") == "cc-by-nc-4.0"
+    with pytest.raises(UserError, match=r"unknown.*--license"):
+        license_of(origin="gone/best.safetensors")
+    assert license_of("mit", origin="gone/best.safetensors") == "mit"
+    with pytest.raises(UserError, match=r"'cc-by-nc-4.0', which the model inherits"):
+        license_of("mit", origin="vit_base_patch16_224.mae")

@@ -1,0 +1,136 @@
+"""predict.py: files, folders, patterns and datasets; labels; files that cannot be read."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab.data import Preprocess
+from lab.models import load_model
+from model import VisionTransformer, ViTConfig
+from tests.models.reference import save_run
+from tests.sample_data import noise_image
+from tests.shaken import shaken
+from tests.sharing.conftest import script  # noqa: F401
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(img_size=8, patch_size=4, num_classes=3, embed_dim=16, depth=1, num_heads=2)
+    model = shaken(VisionTransformer(config))
+    return save_run(
+        tmp_path / "a run", model, ["cat", "dog", "$x$"], Preprocess(8, [0.5] * 3, [0.5] * 3)
+    )
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve images in folders named after two classes, of all kinds, and a hidden file."""
+    for i in range(12):
+        folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        image = noise_image(20 + i, 20, seed=i)
+        mode = ("RGB", "L", "CMYK")[i % 3]
+        image.convert(mode).save(folder / f"{i:02}.jpg", exif=rotated(i))
+    (tmp_path / "photos" / "._hidden.jpg").write_bytes(b"x")
+    return tmp_path / "photos"
+
+
+def rotated(i):
+    exif = Image.Exif()
+    exif[0x0112] = 6 if i == 4 else 1
+    return exif
+
+
+def rows_of(folder):
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_and_accuracy_equal_load_model(script, run_folder, photos, tmp_path):  # noqa: F811
+    done = script("predict.py", "--model", run_folder, "--images", "photos", "--top-k", 9,
+                  "--batch-size", 5, "--attention")  # fmt: skip
+    assert done.code == 0, done.err
+    folder = tmp_path / "out" / "a run-photos"
+    rows = rows_of(folder)
+    assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
+    assert len(rows) == 12
+    model, preprocess, classes = load_model(run_folder)
+    correct = 0
+    for row in rows:
+        with torch.no_grad():
+            p = model(preprocess(row["image"])[None])[0].softmax(0)
+        order = p.argsort(descending=True).tolist()
+        assert [row[f"class_{k}"] for k in (1, 2, 3)] == [classes[i] for i in order]
+        assert float(row["probability_1"]) == pytest.approx(p.max().item(), abs=1e-4)
+        assert row["label"] in row["image"]
+        correct += row["label"] == classes[order[0]]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["accuracy"] == pytest.approx(correct / 12, abs=1e-6)
+    assert f"accuracy {100 * correct / 12:.1f} % (95 % interval" in done.out
+    assert Image.open(folder / "predictions.jpg").size[0] > 500
+    assert done.out.splitlines()[-1].endswith("predictions.jpg")
+    assert "done before" in script(
+        "predict.py", "--model", run_folder, "--images", "photos", "--top-k", 9,
+        "--batch-size", 5, "--attention").out  # fmt: skip
+
+
+def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder, photos, tmp_path):  # noqa: F811
+    (photos / "cat" / "broken.jpg").write_bytes(b"no image")
+    whole = (photos / "cat" / "01.jpg").read_bytes()
+    (photos / "cat" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    done = script(
+        "predict.py", "--model", run_folder, "--images", "photos/cat/*.jpg photos/dog/00.jpg"
+    )
+    assert "2 of 9 files could not be read" in str(done.code)
+    assert "broken.jpg (not an image)" in done.out
+    assert "truncated.jpg (" in done.out
+    assert len(rows_of(tmp_path / "out" / "a run-9-images")) == 7
+    done = script("predict.py", "--model", run_folder, "--images", "photos/cat/broken.jpg")
+    assert done.code == 2
+    assert "none of the 1 files could be read" in done.err
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--images", "nothing.jpg"], "'nothing.jpg' is not a file, a folder or a dataset"),
+    (["--images", "*.webp"], "there are no images"),
+    (["--images", ""], "does not say what it was trained on"),
+    (["--images", "'"], "quote names that contain spaces"),
+    (["--images", "photos", "--top-k", "0"], "TOP_K=0 must be at least 1"),
+    (["--images", "photos", "--batch-size", "0"], "BATCH_SIZE=0 must be at least 1"),
+    ([], "does not say what it was trained on"),
+    (["--images", "photos", "--model", "none/"], "none"),
+])  # fmt: skip
+def test_bad_input_ends_with_one_sentence(flags, message, script, run_folder, photos):  # noqa: F811
+    done = script("predict.py", "--model", run_folder, *flags)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+def test_dataset_split_gives_the_accuracy_of_its_labels(script, tmp_path):  # noqa: F811
+    config = ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16,
+                       depth=1, num_heads=2)  # fmt: skip
+    model = shaken(VisionTransformer(config))
+    run = save_run(
+        tmp_path / "gray", model, [str(i) for i in range(10)], Preprocess(8, [0.3], [0.4])
+    )
+    done = script("predict.py", "--model", run, "--images", "digits")
+    assert done.code == 0, done.err
+    rows = rows_of(tmp_path / "out" / "gray-digits-test")
+    assert len(rows) == 359
+    correct = sum(row["label"] == row["class_1"] for row in rows)
+    assert f"accuracy {100 * correct / 359:.1f} %" in done.out
+
+
+def test_color_image_becomes_gray_for_a_model_of_gray_images():
+    preprocess = Preprocess(8, [0.3], [0.4])
+    image = noise_image(8, 8)
+    expected = (np.asarray(image.convert("L")) / 255 - 0.3) / 0.4
+    found = preprocess(image)
+    assert found.shape == (1, 8, 8)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=0.01)
