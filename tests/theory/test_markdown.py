@@ -23,8 +23,6 @@ def markdown_files() -> list[Path]:
 
 @pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_renders_as_meant(path):
-    if path.stem in ("normalisation", "swin_vs_vit"):
-        pytest.skip("known defects, to be rewritten")
     assert defects(path.read_text(encoding="utf-8"), path) == []
 
 
