@@ -20,7 +20,7 @@ from lab.report import build_content, read_runs
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {  # fewer epochs than the scripts' own where those would take longer than ten minutes
     "a ViT from scratch": "train.py",
-    "a CNN of the same size": "cnn_baseline.py",
+    "a CNN of the same cost": "cnn_baseline.py --match macs",
     "fine-tuning, every mode": "finetune.py --mode all --epochs 5",
     "a Swin, only its head": "finetune_swin.py --mode head",
     "a Swin, all layers": "finetune_swin.py --layer-decay 0.7 --epochs 5",
@@ -31,7 +31,7 @@ PARTS = {  # fewer epochs than the scripts' own where those would take longer th
 }
 SECONDS = {  # of each part, on two otherwise idle cores
     "a ViT from scratch": 70,
-    "a CNN of the same size": 110,
+    "a CNN of the same cost": 110,
     "fine-tuning, every mode": 105,
     "a Swin, only its head": 8,
     "a Swin, all layers": 28,

@@ -153,7 +153,7 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
         (("--images", "nowhere"), "'nowhere' is not a file, a folder or one of mnist-5k, digits"),
         (("--method", "grad-cam"), "Use METHOD=gradient-rollout"),
         (("--target-class", "frgo"), "is not one of the model's 10 classes, such as frog"),
-        (("--score",), "digits has no outlines"),
+        (("--score",), "mnist-5k has no outlines"),
         (("--num-images", 0), "NUM_IMAGES=0 must be at least 1"),
     ],
 )
@@ -186,7 +186,7 @@ def test_unreadable_image_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cut\.png"):
         load_images(f"'{tmp_path}/cut.png'", "data", preprocess)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="contains no images"):
         load_images(str(tmp_path / "empty"), "data", preprocess)
 
 

@@ -285,7 +285,7 @@ def test_hand_in_view_prints_on_two_pages(shown):
     page = shown(content([run(i) for i in range(40)]))
     page.locator("textarea").fill("word " * 360)
     page.get_by_role("button", name="Hand-in view").click()
-    assert page.locator("#runs").is_hidden()
+    page.locator("#runs").wait_for(state="hidden")
     file = page.pdf(prefer_css_page_size=True)
     assert len(re.findall(rb"/Type\s*/Page\b", file)) == 2
 

@@ -73,7 +73,7 @@ def test_incomplete_cifar10_is_not_downloaded(place, tmp_path, monkeypatch):
     content = build_content(read_runs(place), place, data)
     assert thumbnail("cifar10", "test/3", data) is None
     assert thumbnail("fashion-mnist", "test/3", data) is None
-    hardest = [image for test_set in content["test_sets"] for image in test_set["hardest"]]
+    hardest = [image for group in content["comparisons"] for image in group["hardest"]]
     assert hardest
     assert all(image["thumbnail"] is None for image in hardest)
     assert downloads == []

@@ -89,7 +89,7 @@ def rows_of(path):
 
 def record_names(folder):
     """The files of a run, without the lock that a process holds while it writes."""
-    return {path.name for path in folder.iterdir() if path.name != ".lock"}
+    return {path.name for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 def assert_same_run(ours, theirs):
