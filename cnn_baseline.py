@@ -1,7 +1,7 @@
 """Train a CNN with as many parameters as a ViT, by the same recipe and on the same data.
 
     python cnn_baseline.py                             # as many parameters as train.py's ViT
-    python cnn_baseline.py --match macs                # as many multiply-adds, a seventh of the time
+    python cnn_baseline.py --match macs                # as many multiply-adds; much faster
     python cnn_baseline.py --dataset cifar10           # uses train.py's recipe for the dataset
     python cnn_baseline.py --vit results/train/<run>   # matches the ViT of that run
 
