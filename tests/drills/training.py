@@ -22,8 +22,8 @@ from lab.data import Loaders
 from tests.drills.harness import Attempt, Ended, Lost, Process, event
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["--embed-dim", "8", "--depth", "1", "--num-heads", "1", "--epochs", "2",
-         "--batch-size", "432", "--results-dir"]  # fmt: skip
+WORDS = ["--dataset", "digits", "--embed-dim", "8", "--depth", "1", "--num-heads", "1",
+         "--epochs", "2", "--batch-size", "432", "--results-dir"]  # fmt: skip
 MEASURED = {"seconds", "images_per_second", "peak_memory_mb"}  # differ from run to run
 VALUES = (b"1" + b"0" * 400, b"NaN", b"\0", b"null", b"[]", b"-1", b'"', b"[" * 9999)
 SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
