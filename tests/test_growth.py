@@ -28,7 +28,7 @@ from lab.data.preprocess import Preprocess
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
 
-# The whole of train.py where libraries may take what they take, and all else 150 MB (and some for
+# The whole of train.py where libraries may take what they take, and all else 240 MB (and some for
 # each thread's stack); then the cache that it trained on, held in memory at once.
 UNDER_LIMIT = """
 import os, re, resource, sys
@@ -37,7 +37,7 @@ import matplotlib.pyplot, scipy.stats, sklearn.metrics  # libraries that records
 import timm.optim, torch._dynamo, torchvision.transforms.v2  # and those that training needs
 import train
 taken = 1024 * int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1])
-limit = taken + 150 * 10**6 + 10**7 * os.cpu_count()
+limit = taken + 240 * 10**6 + 10**7 * os.cpu_count()
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 cache, *sys.argv = sys.argv[1:]
 train.main()

@@ -61,12 +61,12 @@ def test_control_characters_are_not_printed(place, run_report, capsys):
 
 
 def test_incomplete_cifar10_is_not_downloaded(place, tmp_path, monkeypatch):
-    """Two runs on CIFAR-10 and an empty data folder, where torchvision would download."""
+    """Runs on CIFAR-10 and an empty data folder, where torchvision would download."""
     from torchvision.datasets import CIFAR10
 
     downloads = []
     monkeypatch.setattr(CIFAR10, "download", lambda self: downloads.append(self.root))
-    for path in (place / "train").rglob("config.json"):
+    for path in place.rglob("config.json"):
         change_json(path, lambda record: record["constants"].update(DATASET="cifar10"))
     data = tmp_path / "data"
     (data / "cifar-10-batches-py").mkdir(parents=True)
