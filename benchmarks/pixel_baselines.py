@@ -8,6 +8,7 @@ regularization, as it chooses the epoch of our runs. The test split is used once
 record go to OUT.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ def main() -> None:
     splits = {name: _pixels(getattr(data, name)) for name in ("train", "val", "test")}
     rows = [_fit(name, splits) for name in GRIDS]
     record = {
-        "command": runtime.original_command(),
+        "command": shlex.join(["python", "-m", "benchmarks.pixel_baselines", *sys.argv[1:]]),
         "dataset": data.summary(),
         "hardware": runtime.hardware(),
         "models": rows,
