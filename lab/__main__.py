@@ -29,12 +29,12 @@ PARTS = {  # fewer epochs than the scripts' own where those would take longer th
     "predictions of the ViT": "predict.py",
     "the ViT, to share": "share.py",
 }
-SECONDS = {  # of each part, on two otherwise idle cores
-    "a ViT from scratch": 70,
-    "a CNN of the same cost": 110,
-    "fine-tuning, every mode": 105,
-    "a Swin, only its head": 8,
-    "a Swin, all layers": 28,
+SECONDS = {  # of each part, roughly, on two cores without AVX-512
+    "a ViT from scratch": 120,
+    "a CNN of the same cost": 180,
+    "fine-tuning, every mode": 240,
+    "a Swin, only its head": 20,
+    "a Swin, all layers": 60,
     "attention of the ViT": 10,
     "the report": 8,
     "predictions of the ViT": 6,
