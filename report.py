@@ -20,9 +20,7 @@ from lab.report import build_content, hand_in, markdown, read_runs, write_page
 # --- What to report on ---
 RESULTS: str = "results"  # folder that contains the runs
 DATA_DIR: str = "data"  # folder of downloaded datasets, for thumbnails; nothing is downloaded
-HAND_IN: bool = (
-    False  # also write hand-in.zip: records, images, the page, your code, what is missing
-)
+HAND_IN: bool = False  # also write hand-in.zip for the teacher: records, code, what is missing
 OFFICIAL: bool = False  # write the page and tables in results/official and README.md instead
 
 _ROOT = Path(__file__).resolve().parent

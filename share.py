@@ -116,9 +116,7 @@ def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bo
             os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    if report := os.environ.get(Run.FOLDERS_VARIABLE):  # python -m lab reads it
-        with open(report, "a", encoding="utf-8") as file:
-            file.write(f"{folder}\n")
+    Run.announce(folder)  # to python -m lab
 
 
 def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:

@@ -196,8 +196,8 @@ def _facts(content: LiveContent) -> list[str]:
             f"Trained with: {config.get('command', 'an unknown command')} (started "
             f"{config.get('started', 'at an unknown time')})."
         )
-        if content.run.finished and (interval := content.run.metrics().get("test_accuracy_95")):
-            metrics = content.run.metrics()
+        metrics = content.run.metrics() if content.run.finished else {}
+        if interval := metrics.get("test_accuracy_95"):
             facts.append(
                 f"Test accuracy {100 * metrics['test_accuracy']:.2f} % on {metrics['test_images']} "
                 f"images; 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %."

@@ -6,3 +6,8 @@ class UserError(Exception):
 
     `run_script` prints the message without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type and arguments if it has no message."""
+    return next(iter(str(error).splitlines()), "") or repr(error)

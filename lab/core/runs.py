@@ -131,10 +131,16 @@ class Run:
                 same = folder
                 break  # else another process has just taken the folder
             fresh = False
-        if main and (report := os.environ.get(cls.FOLDERS_VARIABLE)):
-            with explain_write_errors(Path(report)), open(report, "a", encoding="utf-8") as file:
-                file.write(f"{same}\n")
+        if main:
+            cls.announce(same)
         return cls(same)
+
+    @classmethod
+    def announce(cls, folder: Path) -> None:
+        """Tells the program that started this script, if there is one, where its results are."""
+        if report := os.environ.get(cls.FOLDERS_VARIABLE):
+            with explain_write_errors(Path(report)), open(report, "a", encoding="utf-8") as file:
+                file.write(f"{folder}\n")
 
     @classmethod
     def newest(cls, place: Path, advice: str) -> Path:

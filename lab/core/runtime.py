@@ -23,7 +23,7 @@ from accelerate import PartialState
 
 from lab.core import constants
 from lab.core.code import code_hashes, import_model, source_hash, uses_model
-from lab.core.errors import UserError
+from lab.core.errors import UserError, first_line
 
 __all__ = [
     "SCHEMA",
@@ -31,6 +31,7 @@ __all__ = [
     "can_compile",
     "code_hashes",
     "explain_out_of_memory",
+    "first_line",
     "handle_signals",
     "hardware",
     "has_bf16",

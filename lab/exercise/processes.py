@@ -30,7 +30,7 @@ from lab.exercise.submission import Failure, Submission
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 CPU_SIGNAL = getattr(signal, "SIGPROF", 0)  # arrives when the processor time is used up
 START = 60.0  # seconds within which a process must be ready
-WAIT = 3  # a part may take so many times its processor time, for a submission that sleeps
+WAIT = 3  # limit on wall-clock time, as a multiple of the processor time: a submission may sleep
 MAX_FILE = 50 * 2**20  # bytes that a submission may write to a file, its output included
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lab.core import UserError
+from lab.core import UserError, runtime
 from lab.data import Preprocess
 from lab.models.cnn import CNNConfig
 from lab.models.registry import (
@@ -19,7 +19,7 @@ from lab.models.registry import (
     meta_model,
     unknown_architecture,
 )
-from lab.models.sources import Found, find, first_line
+from lab.models.sources import Found, find
 from model import VisionTransformer, ViTConfig, interpolate_pos_embed
 
 # ImageNet's, as in timm.data.IMAGENET_DEFAULT_MEAN and _STD, which are slow to import.
@@ -299,7 +299,7 @@ def _preprocess(found: Found, img_size: int, in_chans: int) -> Preprocess:
         if len(mean) != in_chans:
             mean, std = [sum(mean) / len(mean)] * in_chans, [sum(std) / len(std)] * in_chans
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        reason = first_line(error)
+        reason = runtime.first_line(error)
         raise UserError(f"{found.origin}: its mean, std or crop is invalid ({reason})") from error
     if not all(abs(value) < 1e6 for value in (*mean, *std)):  # NaN is not, either
         raise UserError(f"{found.origin}: its mean {mean} or std {std} is invalid")

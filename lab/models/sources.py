@@ -65,10 +65,6 @@ def find(source: str) -> Found:
     return _from_timm(source)
 
 
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or repr(error)
-
-
 # --- Files ---
 
 
@@ -77,7 +73,8 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a complete JSON file: {first_line(error)}") from error
+        reason = runtime.first_line(error)
+        raise UserError(f"{path} is not a complete JSON file: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must contain a JSON object, not {str(content)[:40]}")
     return content
@@ -110,7 +107,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{f' ({code[1]})' if code else ''} could run code. Get these weights as .safetensors"
         ) from error
     except Exception as error:  # a damaged file raises many kinds
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {runtime.first_line(error)}") from error
     for key in ("state_dict", "model"):  # where training scripts put the weights
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -129,7 +126,7 @@ def _explain(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = first_line(error)
+        reason = runtime.first_line(error)
         raise UserError(f"{what} has a value of a wrong type or size: {reason}") from error
 
 
@@ -172,7 +169,7 @@ def _from_run(path: Path, origin: str, header: str) -> Found:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin} has a damaged header: {first_line(error)}") from error
+        raise UserError(f"{origin} has a damaged header: {runtime.first_line(error)}") from error
     _check_model_file(path.parent, origin)
     config = config_from_header(content, origin)
     return Found(origin, _read_state(path), config, content["preprocess"], content["classes"])
@@ -206,7 +203,7 @@ def _from_google(path: Path, origin: str) -> Found:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        reason = first_line(error)
+        reason = runtime.first_line(error)
         raise UserError(f"{path} is not a complete .npz file of arrays: {reason}") from error
     with _explain(origin):
         state, config, left = from_google(arrays)
@@ -339,7 +336,7 @@ def _fetch(repository: str, *names: str) -> Path | None:
     except HFValidationError as error:
         raise UserError(
             f"there is no folder {repository!r}, and it cannot be the name of a Hugging Face "
-            f"repository: {first_line(error)}"
+            f"repository: {runtime.first_line(error)}"
         ) from error
     for path in cached.values():
         if isinstance(path, str):
@@ -367,7 +364,7 @@ def _fetch(repository: str, *names: str) -> Path | None:
             folder = f"weights/{repository.split('/')[1]}"
             raise UserError(
                 f"{name} of {repository} is not in the cache ({constants.HF_HUB_CACHE}) and could "
-                f"not be downloaded: {first_line(error.__cause__ or error)}\n"
+                f"not be downloaded: {runtime.first_line(error.__cause__ or error)}\n"
                 "Without a network: use another computer to download config.json, "
                 f"{_WEIGHTS[0]} and, if there is one, preprocessor_config.json from\n"
                 f"  {page}/tree/main\n"

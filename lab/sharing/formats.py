@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.core import UserError, checkpoints
+from lab.core import UserError, checkpoints, runtime
 from lab.data import Loaders
 from lab.models import Pretrained, load_pretrained, registry
 from model import VisionTransformer, ViTConfig
@@ -117,7 +117,7 @@ def write_timm(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparis
         (folder / "config.json").write_text(before, encoding="utf-8")
         if isinstance(error, NotPossible):
             raise
-        reason = next(iter(str(error).splitlines()), "") or repr(error)
+        reason = runtime.first_line(error)
         raise NotPossible(f"timm cannot load this model: {reason}") from error
 
 
@@ -298,7 +298,7 @@ def write_onnx(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparis
                 input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},),
             )  # fmt: skip
     except Exception as error:  # the exporter raises many kinds
-        reason = next(iter(str(error).splitlines()), "") or repr(error)
+        reason = runtime.first_line(error)
         raise NotPossible(f"torch.onnx cannot export this model: {reason}") from error
     program.model.metadata_props.update(
         classes=json.dumps(pretrained.class_names),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.core import UserError, checkpoints
+from lab.core import UserError, checkpoints, runtime
 
 _UPLOAD_RESUMES = "The same command continues where the upload stopped"
 
@@ -164,5 +164,4 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     """The first line of an error, without what looks like a token."""
-    line = next(iter(str(error).splitlines()), "") or repr(error)
-    return re.sub(r"hf_\w{4,}", "hf_***", line).rstrip(".")
+    return re.sub(r"hf_\w{4,}", "hf_***", runtime.first_line(error)).rstrip(".")

@@ -16,7 +16,7 @@ from lab.training.results import label_smoothing_floor
 @pytest.mark.parametrize("vision", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
 @pytest.mark.parametrize("concept", plots.PALETTES)
 def test_colors_of_a_concept_stay_apart(concept, vision):
-    """By Machado et al. 2009 at full severity; the difference is that of CAM02-UCS."""
+    """Simulates vision by Machado et al. 2009, full severity; measures CAM02-UCS differences."""
     colors = [to_rgb(style.color) for style in plots.PALETTES[concept].values()]
     if vision:
         space = {"name": "sRGB1+CVD", "cvd_type": vision, "severity": 100}
