@@ -96,10 +96,10 @@ def steps() -> dict[str, str]:
     assert scores[2].tolist() == [0] * 4
     for query, denominator in ((0, (1 + E) ** 2), (1, (1 + E**2) ** 2)):
         assert abs(scores[query].exp().sum() - denominator) < 1e-12
+    products = " + ".join(rf"{a:.0f} \cdot {b:.0f}" for a, b in zip(q[0], k[1], strict=True))
     powers = " + ".join(f"e^{s:.0f}" for s in scores[0])
     said = {
-        "a score": rf"Query 1 and key 2: $q_1 \cdot k_2 = {q[0, 0]:.0f} \cdot {k[1, 0]:.0f} + {q[0, 1]:.0f} \cdot "
-                   f"{k[1, 1]:.0f} = {scores[0, 1]:.0f}$",
+        "a score": rf"Query 1 and key 2: $q_1 \cdot k_2 = {products} = {scores[0, 1]:.0f}$",
         "keys": claim("The second number of every key is 0, so each score is the product of two "
                       "first numbers", not k[:, 1].any()),
         "scores": f"S = {written(scores)}",
