@@ -18,8 +18,9 @@ from model import VisionTransformer, ViTConfig
 RESULTS = ROOT / "results"
 SOURCES = {  # definitions and results of others
     "a 3 x 3 convolution connects a pixel with its 8 neighbors": "definition",
-    "With enough data they matter less: pretrained on ImageNet-1k alone (1.3 million images), ViTs stay "
-    "behind ResNets; pretrained on JFT-300M (300 million), they are ahead": "Dosovitskiy et al. 2021, section 4.3 and figure 3",
+    "With enough data they matter less: pretrained on ImageNet-1k alone (1.3 million images), "
+    "ViTs stay behind ResNets; pretrained on JFT-300M (300 million), they are ahead":
+        "Dosovitskiy et al. 2021, section 4.3 and figure 3",
     "trains for 300 epochs with strong augmentation": "Touvron et al. 2021",
     "pretrained by DINOv2 on 142 million images": "Oquab et al. 2023",
     "for 75 minutes on one core": "weights/vit_128x6_cifar10.md",
