@@ -77,7 +77,11 @@ def row(values: Tensor, digits: int = 4) -> str:
 def given() -> dict[str, str]:
     """The task, and step 1."""
     said = {f"p_{i}": f"p_{i} = {written(patch)}" for i, patch in enumerate(PATCHES, 1)}
-    first = PATCHES[0]
+    first, any_patch = PATCHES[0], torch.tensor([3.0, 5.0]).double()
+    said["example"] = "For patch 1"
+    said["W"] = claim("$W_Q$ changes nothing, $W_K$ keeps the first number and $W_V$ the second",
+                      (W_Q @ any_patch).tolist() == [3, 5], (W_K @ any_patch).tolist() == [3, 0],
+                      (W_V @ any_patch).tolist() == [0, 5])  # fmt: skip
     for name, w in {"Q": W_Q, "K": W_K, "V": W_V}.items():
         said[f"W_{name}"] = f"W_{name} = {written(w)}"
         sums = [[rf"{a:.0f} \cdot {first[0]:.0f} + {b:.0f} \cdot {first[1]:.0f}"] for a, b in w]

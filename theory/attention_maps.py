@@ -164,9 +164,11 @@ def precision_said(tuned: Scores, scratch: Scores) -> dict[str, str]:
     bad = [precision(tuned, "rollout"), precision(scratch, best)]
     early = [precision(tuned, f"block {i}")["center Gaussian"][2] for i in range(1, 10)]
     return said | {
-        "share": f"The animal covers {sentences.percent(tuned['animal_share'])} of the pixels and "
-                 f"gets {sentences.percent(mass['block 12'][0])} of the attention that block 12 "
-                 "pays to patches",
+        "share": claim(
+            f"**The last block attends to the animal.** The animal covers "
+            f"{sentences.percent(tuned['animal_share'])} of the pixels and gets "
+            f"{sentences.percent(mass['block 12'][0])} of the attention that block 12 pays to "
+            "patches", mass["block 12"][1] > 2 * tuned["animal_share"]),
         "uninformative": f"A map that knows nothing scores "
                          f"{sentences.percent(tuned['animal_share'])}, a Gaussian at the center "
                          f"{sentences.percent(gaussian[0])}",

@@ -98,11 +98,13 @@ def digits_said(lines: Lines) -> dict[str, str]:
         "significant": claim("Only with 649 images is it not significant (p < 0.05, not corrected)",
                              significant == [True] * 4 + [False, True],
                              sentences.images(vit[0.5]) == "649"),
+        "seeds": claim("Most runs have one seed",
+                       sum(run.std is None for line in (vit, cnn) for run in line.values()) > 6),
         "interval": f"with {images} images the interval is about ±{100 * half:.0f} points wide",
         "more images": claim(
-            f"help most at the start: from {images} to {sentences.images(vit[0.05])} images the "
-            f"ViT gains {100 * (means[1] - means[0]):.1f} points; from "
-            f"{sentences.images(vit[0.1])} to {sentences.images(vit[1.0])} it gains "
+            f"**More images** help most at the start: from {images} to "
+            f"{sentences.images(vit[0.05])} images the ViT gains {100 * (means[1] - means[0]):.1f} points; "
+            f"from {sentences.images(vit[0.1])} to {sentences.images(vit[1.0])} it gains "
             f"{100 * (means[3] - means[2]):.1f} more",
             means[1] - means[0] > means[3] - means[2]),
     }  # fmt: skip
