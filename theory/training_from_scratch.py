@@ -103,9 +103,9 @@ def digits_said(lines: Lines) -> dict[str, str]:
         "interval": f"with {images} images the interval is about ±{100 * half:.0f} points wide",
         "more images": claim(
             f"**More images** help most at the start: from {images} to "
-            f"{sentences.images(vit[0.05])} images the ViT gains {100 * (means[1] - means[0]):.1f} points; "
-            f"from {sentences.images(vit[0.1])} to {sentences.images(vit[1.0])} it gains "
-            f"{100 * (means[3] - means[2]):.1f} more",
+            f"{sentences.images(vit[0.05])} images the ViT gains "
+            f"{100 * (means[1] - means[0]):.1f} points; from {sentences.images(vit[0.1])} to "
+            f"{sentences.images(vit[1.0])} it gains {100 * (means[3] - means[2]):.1f} more",
             means[1] - means[0] > means[3] - means[2]),
     }  # fmt: skip
 
