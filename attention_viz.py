@@ -56,7 +56,11 @@ def main() -> None:
     config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
-    c.IMAGES = c.IMAGES or trained_on(Path(c.MODEL))
+    c.IMAGES = c.IMAGES or registry.trained_on(c.MODEL)
+    if c.IMAGES is None:
+        c.IMAGES = "mnist-5k"
+        print(f"{c.MODEL} does not say what it was trained on: the images are mnist-5k's (see "
+              "--images)")  # fmt: skip
     data = datasets.load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     device = runtime.process_state().device
@@ -84,15 +88,6 @@ def main() -> None:
             print(run.folder / run.metrics()["open"])
         else:
             job.write(run)
-
-
-def trained_on(folder: Path) -> str:
-    """The dataset of a run folder; mnist-5k for weights without a run folder."""
-    try:
-        return Run(folder).config()["constants"]["DATASET"]
-    except (UserError, KeyError, TypeError):
-        print(f"{folder} does not say what it was trained on; showing mnist-5k (see --images)")
-        return "mnist-5k"
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from lab.attention import saliency
 from lab.core import Run, UserError, checkpoints, constants, run_script, runtime
+from lab.data import datasets
 from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import predictions
 
 # --- Model and images ---
 MODEL: str | None = None  # a run, weight file, timm name or owner/repository; none: the newest run
 REVISION: str | None = None  # version of a repository, such as v1; none: the latest
+MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 IMAGES: str | None = None  # files, folders, patterns or a dataset; none: the run's dataset
 SPLIT: Literal["train", "val", "test"] = "test"  # part of a dataset
 DATA_DIR: str = "data"  # folder of downloaded datasets
@@ -48,11 +50,23 @@ def main() -> None:
         if getattr(c, name) < 1:
             raise UserError(f"{name}={getattr(c, name)} must be at least 1, such as 5")
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
-    c.IMAGES = c.IMAGES or trained_on(c.MODEL)
+    dataset = registry.trained_on(c.MODEL)
+    c.IMAGES = c.IMAGES or dataset
+    if c.IMAGES is None:
+        raise UserError(
+            f"{c.MODEL} does not say what it was trained on: choose images with --images, such as "
+            '--images "cat.jpg dog.jpg"'
+        )
     pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
     if not pretrained.num_classes:
         raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
-    source = predictions.find_images(c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained.preprocess)
+    # Of the folder that the model was trained on, only the chosen split is predicted.
+    is_dataset = dataset is not None and (
+        datasets.canonical_name(c.IMAGES) == datasets.canonical_name(dataset)
+    )
+    source = predictions.find_images(
+        c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained.preprocess, is_dataset
+    )
 
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     facts = {
@@ -116,18 +130,6 @@ class AttentionMaps:
         if "Grad-CAM" in self.name:
             return saliency.compute_map("grad-cam", self.model, images, None)
         return saliency.select_map(saliency.raw_attention(self.model, images), -1, None)
-
-
-def trained_on(model: str) -> str:
-    """The dataset of a run. Raises: UserError, for weights without a run."""
-    folder = registry.find_path(model)
-    try:
-        return Run(folder).config()["constants"]["DATASET"]
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{model} does not say what it was trained on: choose images with --images, such as "
-            '--images "cat.jpg dog.jpg"'
-        ) from error
 
 
 if __name__ == "__main__":

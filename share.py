@@ -28,6 +28,7 @@ from lab.sharing import card, formats, hub
 
 # --- Model ---
 MODEL: str | None = None  # a run, weight file, timm name or owner/repository; none: the newest run
+MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 LICENSE: str | None = None  # none: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy
 DATA_DIR: str = "data"  # folder of downloaded datasets
@@ -67,14 +68,16 @@ def main() -> None:
         )
     images = f"test images of {dataset}" if dataset else "embedded MNIST images"
     release = card.Release(name, c.REPOSITORY, pretrained, records, license, images)
-    write_folder(folder, release, loaders, c.INT8)
+    write_folder(folder, release, loaders, c.INT8, c.MODEL_FILE)
     if c.REPOSITORY:
         version, page = hub.upload(folder, c.REPOSITORY, c.PRIVATE, c.OVERWRITE)
         print(f"{page} is version {version}")
     print(folder)
 
 
-def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bool) -> None:
+def write_folder(
+    folder: Path, release: card.Release, loaders: Loaders, int8: bool, model_file: str | None
+) -> None:
     """Writes everything that others need; the folder is complete or as it was before."""
     pretrained = release.pretrained
     _, images, _ = next(loaders.evaluation("test"))
@@ -96,6 +99,11 @@ def write_folder(folder: Path, release: card.Release, loaders: Loaders, int8: bo
             except formats.NotPossible as reason:
                 release.skipped[name] = str(reason)
                 print(f"skipping {name}: {reason}")
+        if model_file and "timm" in release.skipped:
+            raise UserError(
+                f"the ViT in {model_file} is not timm's, so others could not load it "
+                f"({release.skipped['timm']}): share a run of the lab's model.py"
+            )
         if int8:
             try:
                 release.int8 = formats.write_int8(scratch, loaders)

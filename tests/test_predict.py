@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lab.data import Preprocess
+from lab.data import Preprocess, images, load_data
 from lab.models import load_model
+from lab.sharing import predictions
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import save_run
 from tests.sample_data import noise_image
@@ -93,6 +94,47 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     done = script("predict.py", "--model", run_folder, "--images", "photos/cat/broken.jpg")
     assert done.code == 2
     assert "none of the 1 files could be read" in done.err
+
+
+def test_files_are_read_one_batch_ahead(run_folder, photos, monkeypatch):
+    read = images.read_image
+    started = []
+    monkeypatch.setattr(
+        predictions.images, "read_image", lambda *args: started.append(1) or read(*args)
+    )
+    preprocess = load_model(run_folder)[1]
+    source = predictions.find_images(f"{photos}", "test", "", preprocess)
+    taken = 0
+    for batch in source.batches(2):
+        taken += len(batch.names)
+        assert len(started) <= taken + 2
+    assert taken == len(started) == 12
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Ten images of each class in a folder without train/, of which one is unreadable."""
+    for i, name in enumerate(["$x$", "cat", "dog"] * 10):
+        (tmp_path / "all" / name).mkdir(parents=True, exist_ok=True)
+        noise_image(90, 90, seed=i).save(tmp_path / "all" / name / f"{i:02}.jpg")
+    (tmp_path / "all" / "dog" / "29.jpg").write_bytes(b"no image")
+    return tmp_path / "all"
+
+
+def test_split_of_the_training_data_is_predicted_without_its_unreadable_images(
+    script,  # noqa: F811
+    run_folder,
+    dataset,
+    tmp_path,
+):
+    (tmp_path / "a run" / "config.json").write_text('{"constants": {"DATASET": "all"}}')
+    done = script("predict.py", "--model", run_folder, "--batch-size", 2)
+    assert done.code == "1 of 7 files could not be read", done.err
+    assert "could not be read: dog/29.jpg (not an image" in done.out
+    rows = rows_of(tmp_path / "out" / "a run-all-test")
+    held_out = load_data(str(dataset), skip_unreadable=True).test
+    assert [row["image"] for row in rows] == held_out.names
+    assert len(rows) == 6
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -17,5 +17,4 @@ __all__ = [
     "run_script",
     "runtime",
     "stats",  # loads scipy only when an interval or a test is computed
-    "web_page",
 ]

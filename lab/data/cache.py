@@ -44,13 +44,13 @@ class Decoded:
     Args:
         array: uint8 (N, 3, size, size), memory-mapped and read-only; unreadable images are black.
         sizes: width and height of the originals in pixels; (1, 1) for an unreadable image.
-        readable: indices of the readable images.
+        failures: the reason for each unreadable image, by index.
         remarks: for the user.
     """
 
     array: np.memmap
     sizes: list[tuple[int, int]]
-    readable: list[int]
+    failures: dict[int, str]
     remarks: list[str]
 
 
@@ -81,7 +81,7 @@ def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
     else:
         found = _write_cache(_first_writable(places), key, shape, paths, reading)
     array, record = found
-    failures = {i: f"{paths[i]}: {reason}" for i, reason in record["failures"]}
+    failures = dict(record["failures"])
     sizes = [(width, height) for width, height in record["sizes"]]
     tiny = [
         f"{path.name} ({width}x{height} pixels)"
@@ -91,7 +91,7 @@ def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
     if failures and not reading.skip_unreadable:
         raise UserError(
             f"{len(failures)} of {len(paths)} images cannot be read:\n  "
-            + abbreviate(list(failures.values()), "\n  ")
+            + abbreviate([f"{paths[i]}: {reason}" for i, reason in failures.items()], "\n  ")
             + "\nRepair or delete them, or leave them out with --skip-unreadable"
         )
     remarks = []
@@ -100,7 +100,7 @@ def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
         remarks.append(f"unreadable images left out ({len(failures)}): {left_out}")
     if tiny:
         remarks.append(f"images under {TINY} pixels enlarged ({len(tiny)}): {abbreviate(tiny)}")
-    return Decoded(array, sizes, [i for i in range(len(paths)) if i not in failures], remarks)
+    return Decoded(array, sizes, failures, remarks)
 
 
 def open_array(path: Path) -> np.memmap:

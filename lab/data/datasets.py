@@ -68,6 +68,7 @@ class Split:
         whole: for training photographs, the same images for random resized crops: larger, and
             squeezed into squares instead of cropped to their central square.
         ratios: width divided by height of the originals, (M,), if the store has whole images.
+        unreadable: files that were left out, with the reasons; both halves of a split list all.
     """
 
     store: Tensor
@@ -77,6 +78,7 @@ class Split:
     read_ahead: Callable[[list[int]], None] | None = None
     whole: "Split | None" = None
     ratios: Tensor | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -409,8 +411,9 @@ class Source:
         kind = "whole" if reading.whole else reading.interpolation
         place = root / CACHE_FOLDER / f"{split}-{reading.size}-{kind}"
         decoded = cache.decode(paths, reading, place)
-        names = [printable(paths[i].relative_to(root).as_posix()) for i in decoded.readable]
-        rows = torch.tensor(decoded.readable, dtype=torch.int64)
+        all_names = [printable(path.relative_to(root).as_posix()) for path in paths]
+        readable = [i for i in range(len(paths)) if i not in decoded.failures]
+        rows = torch.tensor(readable, dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the array is read-only; nobody writes
             store = torch.from_numpy(decoded.array)
@@ -424,10 +427,11 @@ class Source:
             store,
             rows,
             labels[rows],
-            names,
+            [all_names[i] for i in readable],
             read_ahead=partial(cache.prefetch, decoded.array),
             whole=whole,
             ratios=torch.tensor([w / h for w, h in decoded.sizes]) if reading.whole else None,
+            unreadable={all_names[i]: reason for i, reason in decoded.failures.items()},
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.core import UserError, checkpoints
+from lab.core import Run, UserError, checkpoints
 from lab.data import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.lora import merged_state
@@ -212,6 +212,15 @@ def short_name(source: str) -> str:
     if path and path.is_dir():
         return path.resolve().name
     return Path(source).stem if path or "/" in source else source.split(".")[0]
+
+
+def trained_on(source: str) -> str | None:
+    """The dataset of a run, given its folder or a file in it; None for other weights."""
+    path = find_path(source)
+    try:
+        return Run(path.parent if path.is_file() else path).config()["constants"]["DATASET"]
+    except (UserError, AttributeError, KeyError, TypeError):
+        return None
 
 
 # --- Headers ---

@@ -190,7 +190,7 @@ def _check_model_file(folder: Path, origin: str) -> None:
     if isinstance(file, str) and not runtime.uses_model(file, recorded):
         raise UserError(
             f"{origin} was trained with MODEL_FILE={file} and needs the classes of that file: add "
-            f"--model-file {file}, a flag of train.py, finetune.py and attention_viz.py"
+            f"--model-file {file}"
         )
 
 
@@ -316,7 +316,9 @@ def _fetch(repository: str, *names: str) -> Path | None:
 
     Returns: its path in the cache, or None if the repository has none of them.
 
-    What the cache knows, a file or that a file does not exist, needs no network.
+    What the cache knows, a file or that a file does not exist, needs no network. Only config.json
+    is always requested, if the hub can be reached: the answer says which commit the version is now,
+    and the cache then has no other files for it if somebody has uploaded new ones.
 
     Raises: UserError, if there is no network, or no such repository.
     """
@@ -338,6 +340,8 @@ def _fetch(repository: str, *names: str) -> Path | None:
             f"there is no folder {repository!r}, and it cannot be the name of a Hugging Face "
             f"repository: {runtime.first_line(error)}"
         ) from error
+    if names == ("config.json",):
+        cached = dict.fromkeys(names)
     for path in cached.values():
         if isinstance(path, str):
             return Path(path)

@@ -128,16 +128,23 @@ def _license_of_weights(source: str, depth: int = 0) -> str | None:
     )
 
 
-def _license_in_card(card: str | Path) -> str | None:
-    """The license in a model card: a file, or that of a repository on the hub."""
-    from huggingface_hub import ModelCard
+def _license_in_card(card: Path | str) -> str | None:
+    """The license in a model card: a file, or that of a repository (owner/name, or with @version).
+
+    None without a card, without a network, and for a damaged card.
+    """
+    from huggingface_hub import HfApi, ModelCard
 
     try:
-        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except Exception:  # no network, no card, a damaged card: the license stays unknown
+        if isinstance(card, Path):
+            data = ModelCard.load(card, ignore_metadata_errors=True).data
+        else:
+            name, _, revision = card.partition("@")
+            data = HfApi().model_info(name, revision=revision or None, timeout=10).card_data
+        found = data.get("license")
+        found = data.get("license_name") if found == "other" else found
+    except Exception:  # each cause has its own kind
         return None
-    found = data.get("license")
-    found = data.get("license_name") if found == "other" else found
     return found if isinstance(found, str) and found != "unknown" else None
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from lab.core import UserError, checkpoints, runtime
 
-_UPLOAD_RESUMES = "The same command continues where the upload stopped"
-
 
 def check_name(repository: str) -> None:
     """Raises: UserError, unless a name is `owner/name` as the hub allows it."""
@@ -121,11 +119,7 @@ def _check_same_model(api: Any, repository: str, folder: Path) -> None:
 @contextmanager
 def _explain(repository: str, endpoint: str) -> Iterator[None]:
     """Turns what huggingface_hub raises into one sentence with advice."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     owner = repository.split("/")[0]
     try:
@@ -141,10 +135,13 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
         raise UserError(
             "HF_HUB_OFFLINE is set, so nothing is uploaded: unset it and run the same command again"
         ) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
+    except Exception as error:  # refusals, no network, a broken connection: each its own kind
+        status = getattr(getattr(error, "response", None), "status_code", None)
         if status == 401:
-            message = "the hub does not accept the token: store a valid one with `hf auth login`"
+            message = (
+                "the hub does not accept the token: store a valid one with `hf auth login`, and "
+                "unset HF_TOKEN if it is set"
+            )
         elif status == 403:
             message = (
                 f"the token may not write to {repository}: use a token with write permission, "
@@ -152,14 +149,14 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
             )
         elif status == 409:
             message = f"{repository} changed during the upload: run the same command again"
-        else:
+        elif status:
             message = f"the hub refused with status {status}: {_first_line(error)}"
-        raise UserError(f"{message}. The folder on this computer is complete.") from error
-    except Exception as error:  # no network, a proxy, an interrupted connection: each its own kind
-        raise UserError(
-            f"{endpoint} cannot be reached or the connection broke: {_first_line(error)}. "
-            f"{_UPLOAD_RESUMES}; the folder on this computer is complete."
-        ) from error
+        else:
+            message = (
+                f"{endpoint} cannot be reached or the connection broke: {_first_line(error)}. The "
+                "same command continues where the upload stopped"
+            )
+        raise UserError(f"{message}. The folder on this computer is complete") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,12 +9,11 @@ import glob
 import hashlib
 import os
 import shlex
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from lab.core import UserError, checkpoints, stats
+from lab.core import UserError, checkpoints, runtime, stats
 from lab.data import Dataset, Preprocess, datasets, images
 from lab.models import Pretrained
 
@@ -43,55 +42,19 @@ class Batch:
     labels: list[str]
 
 
-class Images(Protocol):
-    """A source of images. `unreadable` gives the reason for each image left out so far."""
-
-    name: str
-    unreadable: dict[str, str]
-
-    def __len__(self) -> int: ...
-    def fingerprint(self) -> str: ...
-    def batches(self, size: int) -> Iterator[Batch]: ...
-
-
-def find_images(
-    source: str, split: Literal["train", "val", "test"], data_dir: str, preprocess: Preprocess
-) -> Images:
-    """The images that IMAGES names.
-
-    Args:
-        source: a dataset's name, or a folder with train/; or files, folders and patterns such as
-            photos/*.jpg, separated by spaces. Names that contain spaces are quoted.
-        split: which part of a dataset.
-        data_dir: where downloaded datasets are stored.
-        preprocess: of the model.
-
-    Raises: UserError, for images that do not exist.
-    """
-    folder = Path(source).expanduser()
-    if source not in datasets.DATASETS and not (folder / "train").is_dir():
-        return UserImages(source, _paths(source), preprocess)
-    part = folder / split
-    if source not in datasets.DATASETS and part.is_dir():
-        return UserImages(str(part), _paths(str(part)), preprocess)
-    size, interpolation = preprocess.resized, preprocess.interpolation
-    data = datasets.load_data(source, data_dir, size, interpolation=interpolation)
-    return SplitImages(data, split)
-
-
 class UserImages:
-    """Image files, read by several threads a little ahead of the model.
+    """Image files, read by several threads one batch ahead of the model.
 
     The label of a file is the name of its folder, which counts if it is a class of the model.
     """
 
-    def __init__(self, source: str, paths: list[Path], preprocess: Preprocess):
+    def __init__(self, source: str, preprocess: Preprocess):
+        self.paths, self.reading = _paths(source), preprocess.reading
         folder = Path(source).expanduser()
-        self.name = folder.resolve().name if folder.is_dir() else f"{len(paths)}-images"
-        if len(paths) == 1:
-            self.name = paths[0].stem
-        self.paths, self.preprocess = paths, preprocess
-        self.unreadable: dict[str, str] = {}
+        self.name = folder.resolve().name if folder.is_dir() else f"{len(self.paths)}-images"
+        if len(self.paths) == 1:
+            self.name = self.paths[0].stem
+        self.unreadable: dict[str, str] = {}  # files left out so far, with the reasons
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -107,39 +70,36 @@ class UserImages:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All readable images in order; at most two batches are in memory."""
-        waiting: deque[tuple[int, Future]] = deque()
-        todo = iter(enumerate(self.paths))
-        found: list[tuple[int, np.ndarray]] = []
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
-            while True:
-                while len(waiting) < 2 * size and (item := next(todo, None)):
-                    waiting.append((item[0], pool.submit(self._read, item[1])))
-                if not waiting:
-                    break
-                number, future = waiting.popleft()
-                try:
-                    found.append((number, future.result()))
-                except UnidentifiedImageError:
-                    self.unreadable[str(self.paths[number])] = "not an image"
-                except Exception as error:  # Pillow raises many kinds for damaged files
-                    reason = getattr(error, "strerror", None) or str(error) or repr(error)
-                    self.unreadable[str(self.paths[number])] = reason.splitlines()[0]
-                if len(found) == size:
-                    yield self._batch(found)
-                    found = []
-            if found:
-                yield self._batch(found)
+            following = pool.map(self._read, self.paths[:size])
+            for start in range(0, len(self.paths), size):
+                found = list(following)
+                following = pool.map(self._read, self.paths[start + size : start + 2 * size])
+                kept = []
+                for number, pixels in enumerate(found, start):
+                    if isinstance(pixels, str):
+                        self.unreadable[str(self.paths[number])] = pixels
+                    else:
+                        kept.append((number, pixels))
+                if kept:
+                    yield self._batch(kept)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, path: Path) -> np.ndarray:
-        return images.read_image(path, self.preprocess.reading)[0]
+    def _read(self, path: Path) -> np.ndarray | str:
+        """The pixels of a file, or the reason why it cannot be read."""
+        try:
+            return images.read_image(path, self.reading)[0]
+        except UnidentifiedImageError:
+            return "not an image"
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            return getattr(error, "strerror", None) or runtime.first_line(error)
 
-    def _batch(self, found: list[tuple[int, np.ndarray]]) -> Batch:
-        numbers = [number for number, _ in found]
+    def _batch(self, kept: list[tuple[int, np.ndarray]]) -> Batch:
+        numbers = [number for number, _ in kept]
         paths = [self.paths[number] for number in numbers]
-        pixels = torch.from_numpy(np.stack([array for _, array in found]))
+        pixels = torch.from_numpy(np.stack([array for _, array in kept]))
         labels = [images.printable(path.absolute().parent.name) for path in paths]
         return Batch(numbers, [str(path) for path in paths], pixels, labels)
 
@@ -149,21 +109,49 @@ class SplitImages:
 
     def __init__(self, data: Dataset, split: str):
         self.name, self.data, self.split = f"{data.name}-{split}", data, getattr(data, split)
-        self.unreadable: dict[str, str] = {}
+        self.unreadable = self.split.unreadable
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.split) + len(self.unreadable)
 
     def fingerprint(self) -> str:
         return self.data.fingerprint
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All images in order."""
-        classes = self.data.classes
+        """All readable images in order."""
         for numbers in torch.arange(len(self.split)).split(size):
-            labels = [classes[label] for label in self.split.labels[numbers].tolist()]
+            labels = [self.data.classes[label] for label in self.split.labels[numbers].tolist()]
             names = [self.split.names[number] for number in numbers.tolist()]
             yield Batch(numbers.tolist(), names, self.split.images(numbers), labels)
+
+
+Images = UserImages | SplitImages
+
+
+def find_images(
+    source: str, split: str, data_dir: str, preprocess: Preprocess, is_dataset: bool = False
+) -> Images:
+    """The images that IMAGES names.
+
+    Args:
+        source: a dataset's name, or a folder with train/; or files, folders and patterns such as
+            photos/*.jpg, separated by spaces. Names that contain spaces are quoted.
+        split: which part of a dataset: "train", "val" or "test".
+        data_dir: where downloaded datasets are stored.
+        preprocess: of the model.
+        is_dataset: the source is a dataset even if it is a folder without train/.
+
+    Raises: UserError, for images that do not exist.
+    """
+    if source not in datasets.DATASETS:
+        folder = Path(source).expanduser()
+        if (folder / "train").is_dir() and (folder / split).is_dir():
+            return UserImages(str(folder / split), preprocess)
+        if not is_dataset and not (folder / "train").is_dir():
+            return UserImages(source, preprocess)
+    data = datasets.load_data(source, data_dir, preprocess.resized, skip_unreadable=True,
+                              interpolation=preprocess.interpolation)  # fmt: skip
+    return SplitImages(data, split)
 
 
 def _paths(source: str) -> list[Path]:
@@ -367,16 +355,22 @@ def plot_contact_sheet(path: Path, summary: Summary, title: str, map_name: str |
                         interpolation="bilinear" if side > 64 else "nearest")  # fmt: skip
         _caption(axes[row, per_image * column], example)
     figure.suptitle(_fit(title, 14 * columns * per_image), fontsize=11)
-    if map_name:
-        figure.supxlabel(f"Right of each image: {map_name}.", fontsize=8, color="dimgray")
+    notes = [f"Right of each image: {map_name}."] if map_name else []
+    if summary.labeled:
+        notes.append("Blue: correct. Orange: wrong.")
+    figure.supxlabel(" ".join(notes), fontsize=8, color="dimgray")
     plots.save_figure(figure, path, 110)
 
 
 def _caption(axis: Any, example: Example) -> None:
-    """Name and label above an image, predictions below it; green: correct, red: wrong."""
+    """The label, or else the name, above an image; predictions below it."""
+    from lab.core import plots
+
     name = images.printable(example.label or Path(example.name).name).replace("$", r"\$")
-    correct = example.label == example.classes[0] if example.label else None
-    color = {True: "#1a7431", False: "#b3261e", None: "black"}[correct]
+    color = "black"
+    if example.label:
+        is_correct = example.label == example.classes[0]
+        color = plots.ANSWERS["correct" if is_correct else "wrong"].color
     axis.set_title(_fit(name, 26), fontsize=8, color="dimgray")
     pairs = list(zip(example.classes, example.probabilities, strict=True))[:3]
     lines = [f"{_fit(name, 20)} {100 * p:.0f} %" for name, p in pairs]

@@ -38,17 +38,20 @@ def test_config_records_the_file_and_its_hash(trained):
     assert config["code"]["model.py"] != code.source_hash((ROOT / "model.py").read_bytes())
 
 
-def test_attention_viz_needs_the_file_of_the_run(trained, tmp_path):
+@pytest.mark.parametrize(("script", "flags", "file_name"), [
+    ("attention_viz.py", ("--num-images", "2"), "attention.html"),
+    ("predict.py", ("--images", "digits"), "predictions.csv"),
+])  # fmt: skip
+def test_other_scripts_need_the_file_of_the_run(script, flags, file_name, trained, tmp_path):
     file, folder = trained
-    words = (ROOT / "attention_viz.py", "--model", folder, "--num-images", "2", "--results-dir",
-             tmp_path)  # fmt: skip
+    words = (ROOT / script, "--model", folder, "--results-dir", tmp_path, *flags)
     refused = run(*words)
     assert refused.returncode == 2
     assert f"add --model-file {file}" in refused.stderr
     assert "Traceback" not in refused.stderr
     drawn = run(*words, "--model-file", file)
     assert drawn.returncode == 0, drawn.stderr
-    assert list(tmp_path.glob("*/attention.html"))
+    assert list(tmp_path.glob(f"*/{file_name}"))
 
 
 SCRIPT = """

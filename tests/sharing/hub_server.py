@@ -10,6 +10,8 @@ import http.server
 import json
 import threading
 
+from huggingface_hub import ModelCard
+
 GOOD, READ_ONLY = "hf_goodtokengoodtoken", "hf_readonlyreadonly"
 
 
@@ -133,8 +135,10 @@ def _handler(hub):
             if found is None:
                 return self.refused(404, "RevisionNotFound")
             oid, files = found
+            card = ModelCard(files.get("README.md", b"").decode()).data.to_dict()
             self.reply({"id": repository, "sha": oid, "private": hub.private[repository],
-                        "siblings": [{"rfilename": name} for name in files]})  # fmt: skip
+                        "siblings": [{"rfilename": name} for name in files],
+                        "cardData": card})  # fmt: skip
 
         def preupload(self, repository, asked):
             _, there = hub.files(repository)

@@ -19,11 +19,11 @@ from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import TimmConfig, build_timm_model
 from lab.sharing import card, formats
 from model import VisionTransformer, ViTConfig
-from tests.models.reference import DIGITS, SMALL, SMALL_SWIN
+from tests.models.reference import DIGITS, ROOT, SMALL, SMALL_SWIN
 from tests.models.reference import save_run as save_weights
 from tests.sample_data import noise_image
 from tests.shaken import shaken
-from tests.sharing.conftest import save_run
+from tests.sharing.conftest import CONFIG, save_run
 
 
 @torch.no_grad()
@@ -130,6 +130,23 @@ def test_a_format_with_other_logits_is_refused(tmp_path):
     with pytest.raises(formats.NotPossible, match="differ from the model's"):
         formats.write_timm(tmp_path, pretrained, torch.randn(3, 3, 32, 32))
     assert json.loads((tmp_path / "config.json").read_text())["library_name"] == "vit-lab"
+
+
+def test_own_model_file_must_compute_what_timm_computes(script, vit_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "write_onnx", not_possible)
+    flags = ("--model-file", ROOT / "model.py")
+    assert script("share.py", "--model", vit_run, *flags).code == 0
+    model = shaken(VisionTransformer(replace(CONFIG, norm_eps=0.1)))
+    run = save_run(tmp_path / "other", model, Preprocess(8, [0.3], [0.4]))
+    assert script("share.py", "--model", run).code == 0
+    done = script("share.py", "--model", run, "--name", "x", *flags)
+    assert done.code == 2
+    assert "model.py is not timm's, so others could not load it (timm: its logits" in done.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other", "vit"]
+
+
+def not_possible(*_):
+    raise formats.NotPossible("takes long, and does not matter here")
 
 
 def test_missing_packages_and_other_models_are_named(script, vit_run, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import transformers
 from lab.core import UserError
 from lab.data import Preprocess
 from lab.models import load_model, load_pretrained
+from lab.sharing import card
 from lab.sharing import hub as sharing_hub
 from model import VisionTransformer
 from tests.models.reference import DIGITS
@@ -44,24 +45,28 @@ def test_versions_load_in_timm_transformers_and_this_project(hub, script, vit_ru
     assert done.code == 0, done.err
     assert f"{hub.address}/me/vit is version v1" in done.out
     assert {"config.json", "README.md", "transformers/config.json"} <= set(hub.files("me/vit")[1])
+    assert card.license_of("me/vit@v1", None, None) == "mit"
     first = load_pretrained(str(vit_run)).model
+    load_model("me/vit")  # is now in the cache
     torch.manual_seed(1)
     second = shaken(VisionTransformer(CONFIG), 1)
     better = save_run(tmp_path / "better", second, Preprocess(8, [0.3], [0.4]))
     done = script("share.py", "--model", better, "--repository", "me/vit")
     assert f"{hub.address}/me/vit is version v2" in done.out, done.err
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert load_model("me/vit")[0](images).equal(second.eval()(images))
     again = script("share.py", "--model", better, "--repository", "me/vit")
     assert "is version v2" in again.out
-    images = torch.randn(3, 1, 8, 8)
     auto = transformers.AutoModelForImageClassification
     with torch.no_grad():
-        for version, model in (("v1", first), ("v2", second.eval()), (None, second)):
+        for version, model in (("v1", first), ("v2", second), (None, second)):
             expected, suffix = model(images), f"@{version}" if version else ""
             revision = {"revision": version} if version else {}
-            loaded = timm.create_model(f"hf-hub:me/vit{suffix}", pretrained=True).eval()
-            torch.testing.assert_close(loaded(images), expected, atol=1e-5, rtol=1e-5)
             ours, _, classes = load_model(f"me/vit{suffix}")
             assert (classes, ours(images).equal(expected)) == (DIGITS, True)
+            loaded = timm.create_model(f"hf-hub:me/vit{suffix}", pretrained=True).eval()
+            torch.testing.assert_close(loaded(images), expected, atol=1e-5, rtol=1e-5)
             wrapped = auto.from_pretrained("me/vit", **revision)
             native = auto.from_pretrained("me/vit", subfolder="transformers", **revision)
             for theirs in (wrapped, native):
@@ -71,6 +76,10 @@ def test_versions_load_in_timm_transformers_and_this_project(hub, script, vit_ru
         load_model("me/vit@v9")
     done = script("predict.py", "--model", "me/vit", "--revision", "v1", "--images", "digits")
     assert done.code == 0, done.err
+    hub.stop()
+    with torch.no_grad():
+        assert load_model("me/vit")[0](images).equal(second(images))  # from the cache
+        assert load_model("me/vit@v1")[0](images).equal(first(images))
     assert GOOD not in done.out + "".join(
         path.read_text(errors="ignore") for path in (tmp_path / "out").rglob("*") if path.is_file()
     )

@@ -15,11 +15,5 @@ class Attention(nn.Module):
         )
 
     def forward(self, x, return_weights=False):
-        out, _ = self.attn(x, x, x, need_weights=False)
-        if not return_weights:
-            return out
-        training = self.attn.training
-        self.attn.eval()  # in training mode the layer returns weights after dropout
-        _, weights = self.attn(x, x, x, average_attn_weights=False)
-        self.attn.train(training)
-        return out, weights
+        out, weights = self.attn(x, x, x, need_weights=True, average_attn_weights=False)
+        return (out, weights) if return_weights else out
