@@ -52,7 +52,7 @@ OUT: str = "benchmarks/local/model_speed-{device}.md"  # where the table goes; e
 
 KNOWN = [f"{kind}, {dtype}{compiled}" for kind in ("training", "inference")
          for dtype in ("fp32", "bf16") for compiled in ("", ", compiled")]  # fmt: skip
-WARMUP_FRACTION = 2  # turns: the first compiles, the second finds the memory
+WARMUP_TURNS = 2  # the first compiles, the second finds the memory
 CLASSES, HEAD_DIM = 10, 64
 
 
@@ -143,7 +143,7 @@ def rounds_of(
     memory: dict[str, int] = {}
     for _ in range(ROUNDS):
         found, held = in_turns(
-            library_process, names, {**values, "WORK": work}, REPEATS, WARMUP_FRACTION
+            library_process, names, {**values, "WORK": work}, REPEATS, WARMUP_TURNS
         )
         memory = {name: max(mb or 0, memory.get(name, 0)) for name, mb in held.items()}
         for name in names:

@@ -12,34 +12,33 @@ import sys
 import time
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lab.core import Run, UserError, checkpoints, run_script, runtime
-from lab.report import build_content, read_runs
+from lab.report import comparisons, read_runs, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {  # fewer epochs than the scripts' own where those would take longer than ten minutes
-    "a ViT from scratch": "train.py",
-    "a CNN of the same cost": "cnn_baseline.py --match macs",
-    "fine-tuning, every mode": "finetune.py --mode all --epochs 5",
-    "a Swin, only its head": "finetune_swin.py --mode head",
-    "a Swin, all layers": "finetune_swin.py --layer-decay 0.7 --epochs 5",
-    "attention of the ViT": "attention_viz.py",
-    "the report": "report.py",
-    "predictions of the ViT": "predict.py",
-    "the ViT, to share": "share.py",
-}
-SECONDS = {  # of each part, roughly, on two cores without AVX-512
-    "a ViT from scratch": 120,
-    "a CNN of the same cost": 180,
-    "fine-tuning, every mode": 240,
-    "a Swin, only its head": 20,
-    "a Swin, all layers": 60,
-    "attention of the ViT": 10,
-    "the report": 8,
-    "predictions of the ViT": 6,
-    "the ViT, to share": 12,
-}
+
+
+class Part(NamedTuple):
+    """One script of the lab."""
+
+    title: str
+    command: str
+    seconds: int  # roughly, on two cores without AVX-512
+
+
+PARTS = [  # fewer epochs than the scripts' own where those would take longer than ten minutes
+    Part("a ViT from scratch", "train.py", 120),
+    Part("a CNN of the same cost", "cnn_baseline.py --match macs", 180),
+    Part("fine-tuning, every mode", "finetune.py --mode all --epochs 5", 240),
+    Part("a Swin, only its head", "finetune_swin.py --mode head", 20),
+    Part("a Swin, all layers", "finetune_swin.py --layer-decay 0.7 --epochs 5", 60),
+    Part("attention of the ViT", "attention_viz.py", 10),
+    Part("the report", "report.py", 8),
+    Part("predictions of the ViT", "predict.py", 6),
+    Part("the ViT, to share", "share.py", 12),
+]
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 REPORT = "results/report.html"
 
@@ -51,13 +50,13 @@ def main() -> None:
     """
     DONE.parent.mkdir(exist_ok=True)
     done = _finished_parts()
-    minutes = sum(SECONDS.get(title, 0) for title in PARTS) / 60
+    minutes = sum(part.seconds for part in PARTS) / 60
     print(f"The lab has {len(PARTS)} parts and takes about {minutes:.0f} minutes on two "
           f"CPU cores. Their output goes to {LOG.relative_to(ROOT)}")  # fmt: skip
     state, started = _fingerprint(), time.monotonic()
-    for number, (title, command) in enumerate(PARTS.items(), 1):
-        estimate = f"  (about {SECONDS[title]} s)" if title in SECONDS else ""
-        print(f"{number}/{len(PARTS)}  {title:<24} python {command}{estimate}", end="", flush=True)
+    for number, (title, command, seconds) in enumerate(PARTS, 1):
+        print(f"{number}/{len(PARTS)}  {title:<24} python {command}  (about {seconds} s)", end="",
+              flush=True)  # fmt: skip
         before = done.get(command, {})
         complete = all(Run(ROOT / folder).finished for folder in before.get("folders", []))
         # The report is always written again, because there may be more runs.
@@ -75,7 +74,8 @@ def main() -> None:
         print(f"  {accuracy}{time.monotonic() - since:.0f} s")
     print(f"{time.monotonic() - started:.0f} s in total\n")
     results = ROOT / "results"
-    for sentence in build_content(read_runs(results), results, ROOT / "data")["summary"]:
+    found = comparisons.configurations(read_runs(results).runs, results)
+    for sentence in sentences.summary(found, results):
         print("".join(char if char.isprintable() else "?" for char in sentence))
     print(f"Open {REPORT}")
 
@@ -117,7 +117,7 @@ def _run(title: str, command: str) -> list[str]:
 
 def _fingerprint() -> str:
     """A hash of everything that determines the results: scripts, packages and weights."""
-    scripts = {ROOT / command.split()[0] for command in PARTS.values()}
+    scripts = {ROOT / command.split()[0] for _, command, _ in PARTS}
     digest = blake2b(json.dumps(runtime.code_hashes(*sorted(scripts))).encode(), digest_size=8)
     for path in sorted((ROOT / "weights").glob("*.safetensors")):
         digest.update(path.name.encode() + path.read_bytes())

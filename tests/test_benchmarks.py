@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,11 +133,12 @@ def test_a_peer_that_nobody_knows_is_named():
         table.present(["ours", "tim"])
 
 
-def run_all(monkeypatch, capsys, *flags: str) -> tuple[int | str, list[str]]:
+def run_all(monkeypatch, capsys, parts: str, folder: Path) -> tuple[int | str, list[str]]:
     """`python -m benchmarks` in this process: its exit status, and what it printed."""
     for name in ("PARTS", "QUICK", "REPEATS", "OUT"):
         monkeypatch.setattr(whole, name, getattr(whole, name))  # to be put back
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", *flags])
+    argv = ["__main__.py", "--quick", "--parts", parts, "--out", str(folder)]
+    monkeypatch.setattr(sys, "argv", argv)
     status = 0
     try:
         whole.main()
@@ -148,8 +150,7 @@ def run_all(monkeypatch, capsys, *flags: str) -> tuple[int | str, list[str]]:
 def test_a_whole_run_ends_with_the_table_and_its_path(tmp_path, monkeypatch, capsys):
     few = whole.QUICK_FLAGS["model_speed"] + " --libraries ours,timm --works 'training, fp32'"
     monkeypatch.setitem(whole.QUICK_FLAGS, "model_speed", few)
-    flags = ["--parts", "limits,model_speed,data_feeding", "--out", str(tmp_path)]
-    status, printed = run_all(monkeypatch, capsys, *flags)
+    status, printed = run_all(monkeypatch, capsys, "limits,model_speed,data_feeding", tmp_path)
     assert status == 0, printed
     (path,) = tmp_path.glob("table-*.md")
     text = path.read_text(encoding="utf-8")
@@ -172,8 +173,7 @@ def test_a_whole_run_ends_with_the_table_and_its_path(tmp_path, monkeypatch, cap
 
 def test_a_part_that_fails_is_named_and_the_table_still_comes(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(whole.QUICK_FLAGS, "startup", "--repeats many")
-    flags = ["--parts", "startup,limits", "--out", str(tmp_path)]
-    status, printed = run_all(monkeypatch, capsys, *flags)
+    status, printed = run_all(monkeypatch, capsys, "startup,limits", tmp_path)
     assert status == 1
     (path,) = tmp_path.glob("table-*.md")
     assert printed[-1] == str(path)
@@ -184,6 +184,5 @@ def test_a_part_that_fails_is_named_and_the_table_still_comes(tmp_path, monkeypa
 
 
 def test_a_part_that_does_not_exist_is_refused_at_once(tmp_path, monkeypatch, capsys):
-    flags = ["--parts", "limits,speed", "--out", str(tmp_path)]
-    refusal, _ = run_all(monkeypatch, capsys, *flags)
+    refusal, _ = run_all(monkeypatch, capsys, "limits,speed", tmp_path)
     assert "'speed' is none of limits, model_speed" in refusal

@@ -37,14 +37,14 @@ def scripts() -> list[Path]:
     return sorted(THEORY.glob("[!_]*.py"))
 
 
-def computed(script: Path) -> tuple[dict[str, str], dict[str, str] | None]:
+def computed(script: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Runs a script without its check.
 
     Returns: the phrases it computed, and the phrases it takes from sources.
     """
     calls = []
 
-    def record(path: str, said: dict[str, str], sources: dict[str, str] | None = None) -> None:
+    def record(path: str, said: dict[str, str], sources: dict[str, str]) -> None:
         calls.append((said, sources))
 
     arguments = patch.object(sys, "argv", [str(script)])
@@ -75,7 +75,7 @@ def _replaced(
 
 
 def survivors(
-    script: Path, said: dict[str, str], sources: dict[str, str] | None, sample: int | None = None
+    script: Path, said: dict[str, str], sources: dict[str, str], sample: int | None = None
 ) -> tuple[list[Mutation], list[Mutation]]:
     """Mutates the text of a script.
 

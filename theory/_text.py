@@ -42,7 +42,7 @@ OPPOSITES = {second: first for first, second in OPPOSITES.items()} | OPPOSITES
 COMPARISON = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITES, key=len, reverse=True))})\b")
 
 
-def check(script: str, said: dict[str, str], sources: dict[str, str] | None = None) -> None:
+def check(script: str, said: dict[str, str], sources: dict[str, str]) -> None:
     """Prints what was computed, and fails if the text beside the script says anything else.
 
     Args:
@@ -50,8 +50,7 @@ def check(script: str, said: dict[str, str], sources: dict[str, str] | None = No
         said: what was computed, and the phrase that the text must contain exactly once. A phrase
             with a comparison ("beats the Gaussian by more than 10 points") comes from `claim`.
         sources: phrases with numbers or comparisons that come from a publication or a definition,
-            and where they come from. Without this argument (scripts that are not yet converted)
-            numbers that no phrase contains are not an error.
+            and where they come from.
 
     Raises: AssertionError, which lists every difference.
     """
@@ -59,7 +58,7 @@ def check(script: str, said: dict[str, str], sources: dict[str, str] | None = No
     text = path.read_text(encoding="utf-8")
     for what, phrase in said.items():
         print(f"{what}: {phrase}")
-    for phrase, source in (sources or {}).items():
+    for phrase, source in sources.items():
         print(f"{source}: {phrase}")
     found = problems(text, said, sources)
     for word, line in unclaimed(text, COMPARISON, said, sources):
@@ -74,24 +73,23 @@ def claim(phrase: str, *conditions: bool) -> str:
     return phrase
 
 
-def problems(text: str, said: dict[str, str], sources: dict[str, str] | None) -> list[str]:
+def problems(text: str, said: dict[str, str], sources: dict[str, str]) -> list[str]:
     """What is wrong with a text; nothing if it says what was computed and no other number."""
     found = []
-    for phrase in [*said.values(), *(sources or {})]:
+    for phrase in [*said.values(), *sources]:
         count = len(_places(text, phrase))
-        if count != 1 and (sources is not None or count == 0):
+        if count != 1:
             found.append(f"should say exactly once, says {count} times: {phrase!r}")
-    if sources is not None:
-        for number, line in unclaimed(text, NUMBER, said, sources):
-            found.append(f"line {line}: no phrase of the script contains {number!r}")
+    for number, line in unclaimed(text, NUMBER, said, sources):
+        found.append(f"line {line}: no phrase of the script contains {number!r}")
     return found
 
 
 def unclaimed(
-    text: str, pattern: re.Pattern, said: dict[str, str], sources: dict[str, str] | None
+    text: str, pattern: re.Pattern, said: dict[str, str], sources: dict[str, str]
 ) -> list[tuple[str, int]]:
     """Matches of a pattern outside all phrases and exempt places, each with its line."""
-    phrases = [*said.values(), *(sources or {})]
+    phrases = [*said.values(), *sources]
     spans = [span for phrase in phrases for span in _places(text, phrase)]
     return [
         (match.group(), text.count("\n", 0, match.start()) + 1)

@@ -1,113 +1,283 @@
-"""Why a ViT from scratch falls behind: the numbers in training_from_scratch.md, from our runs.
+"""Why a ViT from scratch falls behind: the numbers in training_from_scratch.md, from our records.
 
 python theory/training_from_scratch.py             # prints them, and fails if the text differs
-python theory/training_from_scratch.py --draw      # draws the picture again
+python theory/training_from_scratch.py --draw      # draws training_from_scratch.png too
 """
 
 import sys
 
-import matplotlib.pyplot as plt
-from _text import ROOT, check
+import torch
+from _text import ROOT, check, claim
+from scipy.stats import ttest_ind
+from torch import Tensor
 
-from lab.core import plots
+from lab.core import stats
 from lab.report import Record, comparisons, read_runs, sentences
+from model import VisionTransformer, ViTConfig
 
-PLACE = ROOT / "results"
-PICTURE = ROOT / "theory" / "training_from_scratch.png"
-COLOURS = {"vit_64x4": "#c2571a", "CNN twin of vit_64x4": "#1f5fa8",
-           "vit_128x6_cifar10, full": "#2a8a57", "vit_128x6_cifar10, head": "#7b4fa3"}  # fmt: skip
-LABELS = {"vit_64x4": "ViT from scratch", "CNN twin of vit_64x4": "CNN of its size, from scratch",
-          "vit_128x6_cifar10, full": "ViT pretrained on CIFAR-10 images, fine-tuned",
-          "vit_128x6_cifar10, head": "the same, head alone"}  # fmt: skip
+RESULTS = ROOT / "results"
+SOURCES = {  # definitions and results of others
+    "a 3 x 3 convolution connects a pixel with its 8 neighbors": "definition",
+    "With enough data they matter less: pretrained on ImageNet-1k alone (1.3 million images), "
+    "ViTs stay behind ResNets; pretrained on JFT-300M (300 million), they are ahead":
+        "Dosovitskiy et al. 2021, section 4.3 and figure 3",
+    "trains for 300 epochs with strong augmentation": "Touvron et al. 2021",
+    "pretrained by DINOv2 on 142 million images": "Oquab et al. 2023",
+    "for 75 minutes on one core": "weights/vit_128x6_cifar10.md",
+}  # fmt: skip
+VIT, CNN = "vit_64x4", "CNN twin of vit_64x4"
+TUNED, HEAD = "vit_128x6_cifar10, full", "vit_128x6_cifar10, head"
+COLORS = {VIT: "#c2571a", CNN: "#1f5fa8", TUNED: "#2a8a57", HEAD: "#7b4fa3"}
+LABELS = {VIT: "ViT from scratch", CNN: "CNN from scratch", TUNED: "ViT pretrained on CIFAR-10, "
+          "fine-tuned", HEAD: "the same, head only"}  # fmt: skip
+CIFAR = {
+    "ViT": "cifar10-jpeg-vit_128x6-s0",
+    "ViT with Muon": "cifar10-jpeg-vit_128x6-muon-s0",
+    "CNN": "cifar10-jpeg-cnn_42-85-168-s0",
+}
+PETS = "pets-vit_small_patch14_dinov2_saliency"
+Lines = dict[str, dict[float, comparisons.Configuration]]  # model, then share of training images
 
 
-def numbers(runs: dict[str, Record], curves: dict) -> dict[str, str]:
-    def accuracy(name: str) -> str:
-        return sentences.percent(runs[name].metrics["test_accuracy"])
+def differing(one: Record, other: Record) -> set[str]:
+    """The constants that two runs set differently; older runs lack some constants."""
+    shared = one.constants.keys() & other.constants.keys()
+    return {key for key in shared if one.constants[key] != other.constants[key]}
 
-    vit, cnn = curves["vit_64x4"], curves["CNN twin of vit_64x4"]
-    said = {}
-    for share in (0.01, 0.1, 1.0):
-        a, b = vit[share], cnn[share]
-        said[f"ViT and CNN on {100 * share:g} %"] = (
-            f"| {100 * share:g} % ({sentences.images(a)}) "
-            f"| {sentences.percent(a.mean)} | {sentences.percent(b.mean)} "
-            f"| {100 * (b.mean - a.mean):.1f} |"
+
+def result(run: Record) -> str:
+    return sentences.result(comparisons.Configuration([run]))
+
+
+def p_value(one: comparisons.Configuration, other: comparisons.Configuration) -> float:
+    """McNemar's test for one seed each, Welch's t-test for several."""
+    if one.std is None:
+        right = [c.first.predictions.correct for c in (one, other)]
+        return stats.mcnemar(*right)[2]
+    return ttest_ind(one.accuracies, other.accuracies, equal_var=False).pvalue
+
+
+def digits_said(lines: Lines) -> dict[str, str]:
+    """The ViT and its CNN twin by the number of training images."""
+    vit, cnn = lines[VIT], lines[CNN]
+    few, twin = vit[0.01].first, cnn[0.01].first
+    assert differing(few, twin) == set()
+    sizes = [run.config["model"]["parameters"] for run in (few, twin)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.01
+    steps = {run.first.constants["EPOCHS"] for line in (vit, cnn) for run in line.values()}
+    assert len(steps) == 1
+    ends = [run.history[-1]["train_accuracy"] for run in (few, twin)]
+    digits, images = len(few.config["dataset"]["classes"]), sentences.train_images(vit[0.01])
+    assert digits == images == 10
+    said = {
+        "images": f"one image of each digit, {images} in all, and repeat them, so that the run "
+                  f"takes as many steps as with all {sentences.images(vit[1.0])}",
+        "learned": f"the ViT classifies {sentences.percent(ends[0])} of its augmented training "
+                   f"images correctly, but only "
+                   f"{sentences.percent(few.history[-1]['val_accuracy'])} of the validation images",
+        "the CNN": claim(f"fits its training images too ({sentences.percent(ends[1])}), but it "
+                         "generalizes better", ends[0] == ends[1] == 1,
+                         few.metrics["test_accuracy"] < twin.metrics["test_accuracy"]),
+        "test images": f"of {few.metrics['test_images']} test images",
+    }  # fmt: skip
+    gaps, significant = [], []
+    for share in sorted(vit):
+        one, other = vit[share], cnn[share]
+        gaps.append(other.mean - one.mean)
+        p = p_value(one, other)
+        significant.append(p < 0.05)
+        said[f"{100 * share:g} %"] = (
+            f"| {sentences.images(one)} | {sentences.result(one)} | {sentences.result(other)} "
+            f"| {100 * gaps[-1]:.1f} | {'< 0.001' if p < 0.001 else f'{p:.3f}'} |"
         )
-    last = runs["digits-of0.01-vit_64x4-s0"].history[-1]
-    said["10 images, learnt"] = (
-        f"{sentences.percent(last['train_accuracy'])} of the (augmented) training"
-    )
-    said["10 images, validation"] = (
-        f"{sentences.percent(last['val_accuracy'])} of the validation images"
-    )
-    said["five times the images"] = (
-        f"from {sentences.images(vit[0.01])} to {sentences.images(vit[0.05])} images"
-    )
-    said["gains"] = f"{100 * (vit[0.05].mean - vit[0.01].mean):.1f} points"
-    said["ten times the images"] = (
-        f"from {sentences.images(vit[0.1])} to {sentences.images(vit[1.0])}"
-    )
-    said["gains less"] = f"{100 * (vit[1.0].mean - vit[0.1].mean):.1f} points"
+    means = [vit[share].mean for share in (0.01, 0.05, 0.1, 1.0)]
+    half = (vit[0.01].around[1] - vit[0.01].around[0]) / 2
+    return said | {
+        "gap": claim("The CNN is always ahead, and the fewer images, the larger the gap",
+                     min(gaps) > 0, gaps == sorted(gaps, reverse=True)),
+        "significant": claim("Only with 649 images is it not significant (p < 0.05, not corrected)",
+                             significant == [True] * 4 + [False, True],
+                             sentences.images(vit[0.5]) == "649"),
+        "seeds": claim("Most runs have one seed",
+                       sum(run.std is None for line in (vit, cnn) for run in line.values()) > 6),
+        "interval": f"with {images} images the interval is about ±{100 * half:.0f} points wide",
+        "more images": claim(
+            f"**More images** help most at the start: from {images} to "
+            f"{sentences.images(vit[0.05])} images the ViT gains "
+            f"{100 * (means[1] - means[0]):.1f} points; from {sentences.images(vit[0.1])} to "
+            f"{sentences.images(vit[1.0])} it gains {100 * (means[3] - means[2]):.1f} more",
+            means[1] - means[0] > means[3] - means[2]),
+    }  # fmt: skip
 
-    short = ("cifar10-jpeg-vit_128x6-s0", "cifar10-jpeg-cnn_42-85-168-s0")
-    for name, run in zip(("ViT", "CNN"), short, strict=True):
-        end = runs[run].history[-1]
-        said[f"{name} on CIFAR-10, five epochs"] = f"{name} {accuracy(run)}"
-        said[f"{name}, training"] = (
-            f"{sentences.percent(end['train_accuracy'])} of the training images"
-        )
+
+def pixels_said() -> dict[str, str]:
+    """A ViT whose pixels are shuffled can be given weights with which it computes the same."""
+    torch.manual_seed(0)
+    model = VisionTransformer(ViTConfig(img_size=32, patch_size=8, embed_dim=48, num_heads=4,
+                                        depth=3, num_classes=5)).double().eval()  # fmt: skip
+    images = torch.randn(4, 3, 32, 32).double()
+    within, between = torch.randperm(64), torch.randperm(16)
+
+    def shuffle(images: Tensor) -> Tensor:
+        patches = torch.nn.functional.unfold(images, 8, stride=8)  # (B, C * 64, 16)
+        mixed = patches.unflatten(1, (3, 64))[:, :, within][..., between].flatten(1, 2)
+        return torch.nn.functional.fold(mixed, 32, 8, stride=8)
+
+    with torch.no_grad():
+        before = model(images)
+        unchanged = (model(shuffle(images)) - before).abs().max().item()
+        kernel = model.patch_embed.proj.weight
+        kernel.copy_(kernel.flatten(2)[..., within].unflatten(2, (8, 8)))
+        model.pos_embed[:, 1:] = model.pos_embed[:, 1:][:, between].clone()
+        gap = (model(shuffle(images)) - before).abs().max().item()
+    return {"shuffled": claim("gives the same output (within 1e-12)", gap < 1e-12 < unchanged)}
+
+
+def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
+    """Few epochs on many images."""
+    vit, muon, cnn = (runs[name] for name in CIFAR.values())
+    assert differing(vit, muon) == {"OPTIMIZER"}
+    assert {run.constants["OPTIMIZER"] for run in (vit, cnn)} == {"adamw"}
+    ends = {name: runs[run].history[-1] for name, run in CIFAR.items()}
+    data = vit.config["dataset"]
+    trained = [sentences.percent(ends[name]["train_accuracy"]) for name in ("ViT", "CNN")]
+    close = [abs(e["train_accuracy"] - e["val_accuracy"]) < 0.02 for e in ends.values()]
+    p = stats.mcnemar(muon.predictions.correct, cnn.predictions.correct)[2]
+    assert p > 0.05
+    macs = [run.config["model"]["macs"] for run in (vit, cnn)]
+    both = [runs[f"mnist-5k-{name}-s0"] for name in ("patch4", "cnn")]
+    assert differing(*both) == set()
+    assert {run.constants["OPTIMIZER"] for run in both} == {"muon"}
     longer = runs["cifar10-jpeg-vit_128x6-pretraining"]
-    epochs = f"{longer.metrics['epochs']} epochs"
-    said["longer"] = f"{epochs}: {sentences.percent(longer.metrics['test_accuracy'])}"
+    assert {"EPOCHS", "BATCH_SIZE", "LABEL_SMOOTHING", "MIXUP"} <= differing(vit, longer)
+    equal = [runs[f"cifar10-jpeg-{name}-equal-seconds-s0"]
+             for name in ("vit_128x6", "cnn_42-85-168")]  # fmt: skip
+    return {
+        "epochs": f"{vit.metrics['epochs']} epochs on {data['train']:,} images of CIFAR-10",
+        "results": claim(
+            f"the ViT reaches {result(vit)} and a CNN with as many parameters {result(cnn)}",
+            vit.metrics["test_accuracy_95"][1] < cnn.metrics["test_accuracy_95"][0],
+        ),
+        "training accuracy": claim(
+            f"The ViT classifies only {trained[0]} of its training images correctly, the CNN "
+            f"{trained[1]}, about as many as of the validation images", *close),
+        "longer": claim(
+            f"After {longer.metrics['epochs']} epochs (with other settings, too) the ViT reaches "
+            f"{result(longer)}",
+            longer.metrics["test_accuracy"] > vit.metrics["test_accuracy"]),
+        "Muon": f"With the optimizer Muon instead of AdamW and nothing else changed, the same "
+                f"{muon.metrics['epochs']} epochs bring the ViT to {result(muon)}, which cannot be "
+                f"distinguished from the CNN with AdamW (McNemar, p = {p:.2f})",
+        "mnist-5k": claim(
+            f"With {both[0].config['dataset']['train']:,} images of mnist-5k and Muon for both, "
+            f"the CNN reaches {result(both[1])} and the ViT {result(both[0])}",
+            both[0].metrics["test_accuracy_95"][1] < both[1].metrics["test_accuracy_95"][0]),
+        "multiply-adds": f"the CNN needs {macs[1] / macs[0]:.1f} times as many multiply-adds",
+        "equal time": claim(
+            f"with equal training time it still leads, {sentences.percent(accuracy(equal[1]))} to "
+            f"{sentences.percent(accuracy(equal[0]))}",
+            equal[1].metrics["test_accuracy_95"][0] > equal[0].metrics["test_accuracy_95"][1]),
+    }  # fmt: skip
 
-    pets = "pets-vit_small_patch14_dinov2_saliency"
-    said["Pets sample, scratch"] = f"from scratch {accuracy(f'{pets}-scratch-s0')}"
-    said["Pets sample, our own ViT-Ti"] = f"train.py's recipe {accuracy('pets-vit_192x12-s0')}"
-    said["Pets sample, head alone"] = f"the head alone {accuracy(f'{pets}-head-s0')}"
-    said["Pets sample, full"] = f"all of it {accuracy(f'{pets}-full-s0')}"
-    tuned, head = (curves[f"vit_128x6_cifar10, {mode}"] for mode in ("full", "head"))
-    said["fine-tuned on 10 digits"] = f"fine-tuned {sentences.percent(tuned[0.01].mean)}"
-    said["head on 10 digits"] = f"head alone {sentences.percent(head[0.01].mean)}"
-    return said
+
+def accuracy(run: Record) -> float:
+    return run.metrics["test_accuracy"]
 
 
-def draw(curves: dict) -> None:
-    """Accuracy by share of the training images; a line for each model."""
-    figure, axis = plt.subplots(figsize=(8.4, 5), layout="constrained")
-    for name, line in curves.items():
-        shares = sorted(line)
-        means = [100 * line[s].mean for s in shares]
-        low = [m - 100 * line[s].around[0] for m, s in zip(means, shares, strict=True)]
-        high = [100 * line[s].around[1] - m for m, s in zip(means, shares, strict=True)]
-        axis.errorbar([100 * s for s in shares], means, [low, high], color=COLOURS[name],
-                      label=LABELS[name], marker="o", ms=5, capsize=3, lw=1.8)  # fmt: skip
-    first = curves["vit_64x4"]
-    axis.set_xscale("log")
-    axis.set_xticks(
-        [100 * s for s in first],
-        [f"{100 * s:g} %\n({sentences.images(c)})" for s, c in first.items()],
+def pretrained_said(runs: dict[str, Record], lines: Lines) -> dict[str, str]:
+    """The Pets runs, and pretraining on images that differ too much."""
+    sample = {name: runs[f"{PETS}-{name}-s0"] for name in ("scratch", "head", "full")}
+    breeds = {name: runs[f"pets-3breeds-224-{name}-s0"] for name in ("scratch", "full-decay0.7")}
+    small, resnet = runs["pets-vit_192x12-s0"], runs["pets-3breeds-resnet18-s0"]
+    data = [run.config["dataset"] for run in (sample["head"], breeds["scratch"])]
+    assert len(data[0]["classes"]) * 6 == data[0]["train"]
+    low = sample["head"].metrics["test_accuracy_95"][0]
+    assert low > sample["scratch"].metrics["test_accuracy_95"][1]
+    gain = 100 * (accuracy(sample["head"]) - accuracy(sample["scratch"]))
+    epochs = [run.metrics["epochs"] for run in (resnet, breeds["scratch"])]
+    ahead = stats.mcnemar(resnet.predictions.correct, breeds["scratch"].predictions.correct)[2]
+    tuned, head, scratch = (lines[name][0.01] for name in (TUNED, HEAD, VIT))
+    p = p_value(tuned, scratch)
+    assert p > 0.05
+    return {
+        "data": f"| training | {data[0]['train']} images of {len(data[0]['classes'])} breeds "
+                f"| {data[1]['train']} images of three breeds |",
+        "chance": f"| chance | {sentences.percent(1 / len(data[0]['classes']))} "
+                  f"| {sentences.percent(1 / len(data[1]['classes']))} |",
+        "scratch": f"| ViT-S/14 from scratch | {result(sample['scratch'])} "
+                   f"| {result(breeds['scratch'])} |",
+        "small": f"| ViT-Ti/16 from scratch, recipe of `train.py` | {result(small)} | not run |",
+        "ResNet": f"| ResNet-18 from scratch | not run | {result(resnet)} |",
+        "head": f"| ViT-S/14 pretrained, only the head trained | {result(sample['head'])} "
+                "| not run |",
+        "full": f"| ViT-S/14 pretrained, fully fine-tuned | {result(sample['full'])} "
+                f"| {result(breeds['full-decay0.7'])} |",
+        "features": f"Training only the head gains {gain:.0f} points over training from scratch, "
+                    "although no weight inside the ViT changes",
+        "ResNet epochs": claim(
+            "A ResNet-18 from scratch is clearly ahead of the ViT from scratch (McNemar, "
+            f"p < 0.001), but it ran for {epochs[0]} epochs, the ViT for {epochs[1]}",
+            ahead < 0.001, accuracy(resnet) > accuracy(breeds["scratch"])),
+        "too far": f"On ten digits they reach {sentences.result(tuned)} if fine-tuned, which "
+                   f"cannot be distinguished from the ViT from scratch (McNemar, p = {p:.2f}), "
+                   f"and {sentences.result(head)} with only the head trained",
+        "head lower": claim("clearly less than from scratch", head.around[1] < scratch.around[0]),
+    }  # fmt: skip
+
+
+def draw(runs: dict[str, Record], lines: Lines) -> None:
+    """The figure: accuracy by number of images, and training and validation accuracy by epoch."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12.5, 4.4), width_ratios=(1.25, 1), layout="constrained"
     )
-    axis.minorticks_off()
-    axis.set(xlabel="share of the training images (number)", ylabel="test accuracy (%)",
-             title="Digits: the fewer images, the further the CNN is ahead of the ViT")  # fmt: skip
-    axis.grid(alpha=0.25)
-    axis.legend(loc="lower right")
-    figure.supxlabel(
-        "All of a line take equally many steps. Bars: 95 % interval of one run, 359 test images; "
-        "standard deviation where there are several seeds.", fontsize=8, color="dimgray"
-    )  # fmt: skip
-    plots.save_figure(figure, PICTURE)
+    for name, label in LABELS.items():
+        line = lines[name]
+        counts = [sentences.train_images(line[share]) for share in sorted(line)]
+        means = [100 * line[share].mean for share in sorted(line)]
+        errors = [[abs(100 * line[share].around[end] - mean)
+                   for share, mean in zip(sorted(line), means, strict=True)]
+                  for end in (0, 1)]  # fmt: skip
+        left.errorbar(counts, means, errors, color=COLORS[name], label=label, fmt="o-", capsize=3)
+    left.set_xscale("log")
+    left.set_xticks(counts, [f"{count:,}" for count in counts])
+    left.minorticks_off()
+    left.set(xlabel="training images (digits). Bars: 95 % interval; standard deviation for 5 seeds",
+             ylabel="test accuracy (%)",
+             title="The fewer images, the further the CNN is ahead of the ViT;\n"
+                   "pretraining on unrelated images does not help")  # fmt: skip
+    left.legend(loc="lower right")
+    colors = {"ViT": COLORS[VIT], "ViT with Muon": "#e3a23c", "CNN": COLORS[CNN]}
+    for name, run in CIFAR.items():
+        history = runs[run].history
+        epochs = [row["epoch"] for row in history]
+        for key, style, label in (("val_accuracy", "o-", name), ("train_accuracy", "--", None)):
+            right.plot(epochs, [100 * row[key] for row in history], style, color=colors[name],
+                       label=label, markersize=4)  # fmt: skip
+    right.plot([], [], "k-", label="validation images")
+    right.plot([], [], "k--", label="training images")
+    right.set_xticks(epochs)
+    right.set(xlabel="epoch (CIFAR-10, JPEG copy)", ylabel="accuracy (%)",
+              title="With many images and few epochs the ViT is\nslow, not overfitted; another "
+                    "optimizer helps")  # fmt: skip
+    right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(ROOT / "theory" / "training_from_scratch.png", dpi=130)
 
 
 def main() -> None:
-    found = read_runs(PLACE / "official")
-    runs = {run.folder.name: run for run in found.runs}
-    (series,) = comparisons.efficiencies(comparisons.configurations(found.runs, PLACE), PLACE)
-    curves = {line[0].first.model: {c.first.share: c for c in line} for line in series}
+    found = read_runs(RESULTS / "official").runs
+    short = read_runs(ROOT / "theory" / "patch_size").runs
+    runs = {run.folder.name: run for run in [*found, *short]}
+    (series,) = comparisons.efficiencies(comparisons.configurations(found, RESULTS), RESULTS)
+    lines = {line[0].first.model: {c.first.share: c for c in line} for line in series}
     if "--draw" in sys.argv:
-        draw(curves)
-    check(__file__, numbers(runs, curves))
+        draw(runs, lines)
+    numbers = (digits_said(lines) | pixels_said() | cifar_said(runs)
+               | pretrained_said(runs, lines))  # fmt: skip
+    check(__file__, numbers, SOURCES)
 
 
 if __name__ == "__main__":

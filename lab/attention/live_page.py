@@ -5,11 +5,8 @@ One file without network or framework: the weights as fp16, a forward pass in Ja
 page of precomputed maps in page.py.
 """
 
-import hashlib
 import html
-import json
 import re
-from base64 import b64encode
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.core import Run, UserError, checkpoints
+from lab.core import Run, UserError, checkpoints, web_page
 from lab.data import Preprocess
 from model import VisionTransformer
 
 MAX_PARAMETERS = 4_000_000  # a larger model needs more than half a second per image in a browser
 
-_WEB = Path(__file__).parent / "web"
-_SCRIPTS = ("vit.js", "image.js", "live.js", "draw.js", "look.js", "break.js", "learn.js")
+_TEMPLATE = Path(__file__).parent / "web" / "live.html"
 _BLOCK = r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)"
 _PARAMETER = re.compile(  # the parameters that web/vit.js knows
     rf"{_BLOCK}|blocks\.\d+\.ls[12]\.gamma|cls_token|pos_embed"
@@ -73,28 +69,14 @@ def runs_in_browser(model: nn.Module) -> bool:
 def write_live_page(path: Path, content: LiveContent) -> None:
     """Writes the page. Raises: UserError, if the file or a record of the run cannot be used."""
     is_gray = content.model.config.in_chans == 1
-    heading = "Draw. Your own ViT answers." if is_gray else "Show your own ViT an image."
-    style = (_WEB / "live.css").read_text(encoding="utf-8")
-    scripts = ['"use strict";\n' + (_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS]
-    hashes = " ".join(_hash(script) for script in scripts)
+    title = "Draw. Your own ViT answers." if is_gray else "Show your own ViT an image."
     parts = {
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
-        f"script-src {hashes}",
-        "heading": html.escape(heading),
         "kicker": html.escape(_kicker(content)),
         "lead": "The Vision Transformer that you trained is in this file and runs in your browser. "
         "See what it looks at, take it apart, and replay how it learned.",
         "facts": "\n".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(content)),
-        "style": style,
-        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
-        # Without "<", nothing in the data can end its script element.
-        "data": json.dumps(_pack(content)).replace("<", "\\u003c"),
     }
-    template = (_WEB / "live.html").read_text(encoding="utf-8")
-    page = re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], template)
-    # File names that are not UTF-8 contain lone surrogates, which no encoding can write.
-    encoded = page.encode("utf-8", errors="replace")
-    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(encoded))
+    web_page.write_page(path, _TEMPLATE, title, parts, _pack(content))
 
 
 def _pack(content: LiveContent) -> dict[str, Any]:
@@ -141,7 +123,7 @@ def _state_header(header: dict[str, Any]) -> dict[str, Any]:
 def _half(weights: dict[str, Tensor], order: dict[str, Tensor]) -> str:
     """Weights as base64 of little-endian fp16, in the order of the names in `order`."""
     values = torch.cat([weights[name].detach().flatten().cpu().half() for name in order])
-    return _base64(values.numpy().astype("<f2").tobytes())
+    return web_page.base64(values.numpy().astype("<f2").tobytes())
 
 
 def _history(run: Run | None) -> list[dict[str, Any]]:
@@ -167,7 +149,7 @@ def _examples(content: LiveContent) -> list[dict[str, Any]]:
         {
             "title": example.title,
             "correct": example.correct,
-            "pixels": _base64(example.pixels.contiguous().numpy().tobytes()),
+            "pixels": web_page.base64(example.pixels.contiguous().numpy().tobytes()),
             "logits": [round(value, 5) for value in row.tolist()],
         }
         for example, row in zip(content.examples, logits, strict=True)
@@ -204,12 +186,3 @@ def _facts(content: LiveContent) -> list[str]:
             )
     facts.append("Nothing leaves this page: it makes no request, and your browser enforces that.")
     return facts
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{b64encode(digest).decode()}'"
-
-
-def _base64(content: bytes) -> str:
-    return b64encode(content).decode("ascii")

@@ -1,14 +1,12 @@
 """A web page for exploring attention maps: one file that needs no network and no server.
 
-`page.html` beside this file holds layout and behavior; this module fills in the data. Each value
-of a map becomes one byte between the minimum and maximum of the map, which are stored exactly, so
-the page stays small and the numbers it displays stay correct.
+web/maps.html holds layout and behavior; this module fills in the data. Each value of a map becomes
+one byte between the minimum and maximum of the map, which are stored exactly, so the page stays
+small and the numbers it displays stay correct.
 """
 
 import html
 import io
-import json
-from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from lab.attention.plots import COLORMAP, AttentionExample
-from lab.core import checkpoints
+from lab.core import web_page
 
-_TEMPLATE = Path(__file__).with_name("page.html")
+_TEMPLATE = Path(__file__).parent / "web" / "maps.html"
 
 
 def write_page(
@@ -35,19 +33,9 @@ def write_page(
     if not examples:
         raise ValueError("a page needs at least one image")
     colors = matplotlib.colormaps[COLORMAP](np.arange(256), bytes=True)[:, :3]  # (256, 3)
-    data = {"colors": _base64(colors.tobytes()), "images": [_pack(x) for x in examples]}
-    parts = {
-        "heading": html.escape(heading),
-        "notes": "\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        # Without "<", nothing in the data can end its script element.
-        "data": json.dumps(data).replace("<", "\\u003c"),
-    }
-    page = _TEMPLATE.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        page = page.replace(f"<!--{name}-->", part)
-    # File names that are not UTF-8 contain lone surrogates, which no encoding can write.
-    content = page.encode("utf-8", errors="replace")
-    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(content))
+    data = {"colors": web_page.base64(colors.tobytes()), "images": [_pack(x) for x in examples]}
+    parts = {"notes": "\n".join(f"<p>{html.escape(note)}</p>" for note in notes)}
+    web_page.write_page(path, _TEMPLATE, heading, parts, data)
 
 
 def _pack(example: AttentionExample) -> dict[str, Any]:
@@ -60,7 +48,7 @@ def _pack(example: AttentionExample) -> dict[str, Any]:
         return {
             "title": example.title,
             "correct": example.correct,
-            "picture": "data:image/png;base64," + _base64(_png(example.pixels)),
+            "picture": web_page.data_uri("image/png", _png(example.pixels)),
             "blocks": [_quantize(maps) for maps in blocks],
             "others": {name: _quantize(values[None]) for name, values in others.items()},
         }
@@ -81,7 +69,7 @@ def _quantize(maps: np.ndarray) -> dict[str, Any]:
         "columns": maps.shape[2],
         "low": low.tolist(),
         "high": high.tolist(),
-        "values": _base64(steps.round().astype(np.uint8).tobytes()),
+        "values": web_page.base64(steps.round().astype(np.uint8).tobytes()),
     }
 
 
@@ -89,7 +77,3 @@ def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="png")
     return file.getvalue()
-
-
-def _base64(content: bytes) -> str:
-    return b64encode(content).decode("ascii")

@@ -17,4 +17,5 @@ __all__ = [
     "run_script",
     "runtime",
     "stats",  # loads scipy only when an interval or a test is computed
+    "web_page",
 ]

@@ -10,24 +10,16 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from lab.exercise.diagnosis import diagnose
+from lab.exercise.options import OPTIONS
 from lab.exercise.parts import PARTS, Part
-from lab.exercise.reference import NEEDS, reference_class
+from lab.exercise.reference import NEEDS
 from lab.exercise.step_checks import check_step, diagnose_step
 from lab.exercise.submission import Failure, Submission, where
-from lab.exercise.symptoms import SYMPTOMS
-from lab.exercise.trials import BASE, ONE, THREE, TWO, Case, Evidence, build, close
+from lab.exercise.symptoms import SYMPTOMS, Symptom
+from lab.exercise.trials import ONE, THREE, TWO, Case, Evidence, close
 
-LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
-MEAN = Case("global_pool='avg'", BASE | {"global_pool": "avg"})
-NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": False})
-WANTED = {
-    "global_pool='avg'": "the mean over the patch tokens, without the class token, goes through "
-    "`fc_norm` and then the head",
-    "no class token": "there are only patch tokens, and pos_embed has one position for each",
-}
 RELEASED = {
     "PatchEmbed": "patch_embed.", "MLP": "blocks.0.mlp.", "Attention": "blocks.0.attn.",
     "Block": "blocks.0.", "VisionTransformer": "",
@@ -136,72 +128,10 @@ def _gradients(evidence: Evidence, weights: Path) -> None:
 
 
 def _options(evidence: Evidence, weights: Path) -> None:
-    """What the configuration can ask for besides sizes."""
-    OPTIONS[evidence.part.name](evidence)
-
-
-def _attention_options(evidence: Evidence) -> None:
-    trial = evidence.trial(TWO)
-    reference = trial.load(trial.reference(), evidence.layout(TWO))
-    seen: list[Tensor] = []
-    reference.attn_drop.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-    out, right = trial.run(return_weights=True), reference(trial.inputs)
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise _failure(evidence, "with return_weights=True the result must be (output, weights)")
-    if not close(out[0], right):
-        raise _failure(evidence, "with return_weights=True the output changes; it must not")
-    if not close(out[1], seen[0]):
-        raise _failure(
-            evidence, "with return_weights=True the weights must be (B, h, N, N), after the softmax"
-        )
-    dropping = evidence.new_trial(Case("dropout", BASE | {"attn_drop_rate": 0.5}))
-    without = dropping.run()
-    dropping.module.train()
-    if close(dropping.run(), without):
-        raise _failure(evidence, "config.attn_drop_rate has no effect in training mode")
-
-
-def _block_options(evidence: Evidence) -> None:
-    if not evidence.agrees(cases=(LAYER_SCALE,)):
-        raise _failure(
-            evidence, "with config.init_values=0.1 the output is wrong: each branch goes through "
-            "its LayerScale before the addition"
-        )  # fmt: skip
-    trial = evidence.new_trial(Case("many images", batch=64))
-    trial.module = build(
-        evidence.submission, evidence.part, trial.config, 0.9, fill_in=evidence.fill_in
-    ).train()
-    with torch.no_grad():
-        changed = (trial.run() - trial.inputs).flatten(1).abs().amax(1) > 0
-    if changed.all():
-        raise _failure(
-            evidence, "with drop_path=0.9 in training mode most images must skip both branches, "
-            "but none does"
-        )  # fmt: skip
-    if not changed.any():
-        raise _failure(evidence, "with drop_path=0.9 in training mode no image is changed at all")
-
-
-def _model_options(evidence: Evidence) -> None:
-    for case in (MEAN, NO_TOKEN):
-        if not evidence.agrees(cases=(case,)):
-            error = evidence.outcome(case).error
-            if error:
-                raise evidence.submission.explain(error)
-            raise _failure(evidence, f"with {case.name} the output is wrong: {WANTED[case.name]}")
-    dropping = evidence.new_trial(Case("dropout before the head", BASE | {"drop_rate": 0.5}))
-    without = dropping.run()
-    dropping.module.train()
-    if close(dropping.run(), without):
-        raise _failure(evidence, "config.drop_rate has no effect in training mode")
-    config = evidence.submission.config(BASE | {"depth": 3, "drop_path_rate": 0.4})
-    model = build(evidence.submission, evidence.part, config)
-    rates = [m.drop_path_rate for m in model.modules() if isinstance(m, reference_class("Block"))]
-    if rates and [round(rate, 6) for rate in rates] != [0, 0.2, 0.4]:
-        raise _failure(
-            evidence, "with drop_path_rate=0.4 the drop path rates of three blocks must be 0, 0.2 "
-            f"and 0.4, not {', '.join(f'{rate:g}' for rate in rates)}"
-        )  # fmt: skip
+    """The part does what the configuration can ask for besides sizes, also in training mode."""
+    for mistake in OPTIONS[evidence.part.name]:
+        if mistake.test(evidence, ""):
+            raise _failure(evidence, mistake.sentence(evidence), mistake)
 
 
 def _released(evidence: Evidence, weights: Path) -> None:
@@ -223,10 +153,12 @@ def _released(evidence: Evidence, weights: Path) -> None:
     raise _failure(evidence, "with released weights the output is not that of timm's model")
 
 
-def _failure(evidence: Evidence, sentence: str) -> Failure:
-    """A failure that names the line of the part's forward."""
-    line = evidence.submission.line_of(evidence.part.name, "forward")
-    return Failure(f"{where(evidence.submission.model, line)}: {sentence}", line)
+def _failure(evidence: Evidence, sentence: str, mistake: Symptom | None = None) -> Failure:
+    """A failure that names the line of the part's forward, or of the method of the mistake."""
+    method = mistake.method if mistake else "forward"
+    line = evidence.submission.line_of(evidence.part.name, method)
+    place = where(evidence.submission.model, line)
+    return Failure(f"{place}: {sentence}", line, mistake=mistake)
 
 
 CHECKS: dict[str, Callable[[Evidence, Path], None]] = {
@@ -235,9 +167,4 @@ CHECKS: dict[str, Callable[[Evidence, Path], None]] = {
     "gradients": _gradients,
     "options": _options,
     "released weights": _released,
-}
-OPTIONS: dict[str, Callable[[Evidence], None]] = {
-    "Attention": _attention_options,
-    "Block": _block_options,
-    "VisionTransformer": _model_options,
 }

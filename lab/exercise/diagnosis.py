@@ -26,6 +26,8 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     text = f"{type(failure.cause).__name__}: {failure.cause}" if failure.cause else str(failure)
     if failure.unwritten or (evidence.trial(TWO).module is None and not failure.cause):
         return Diagnosis(str(failure))
+    if failure.mistake:
+        return Diagnosis(str(failure), failure.mistake.because, [failure.mistake.name])
     if check in ("options", "released weights"):  # the part is correct otherwise
         return Diagnosis(str(failure))
     gradients = check == "gradients"
@@ -36,7 +38,7 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     known: list[Mistake | Symptom] = symptoms + twins if gradients else twins + symptoms
     if known:
         found = known[0]
-        says = found.says(evidence) if callable(found.says) else found.says
+        says = found.sentence(evidence) if isinstance(found, Symptom) else found.says
         names = [mistake.name for mistake in known]
         return Diagnosis(_sentence(failure, evidence, says), found.because, names)
     if not gradients and finite(evidence.outcome(TWO).output):

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import inspect
 import sys
 import traceback
@@ -23,6 +24,7 @@ class Failure(Exception):
         line: the sentence names it already; None where no line can be blamed.
         cause: the student's exception, if there was one.
         unwritten: whether the part is still a TODO.
+        mistake: what the failed check has recognized, an entry of options.py.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class Failure(Exception):
         line: int | None = None,
         cause: BaseException | None = None,
         unwritten: bool = False,
+        mistake: Any = None,
     ):
         super().__init__(sentence)
-        self.line, self.cause, self.unwritten = line, cause, unwritten
+        self.line, self.cause, self.unwritten, self.mistake = line, cause, unwritten, mistake
 
 
 @dataclass
@@ -100,7 +103,7 @@ class Submission:
     def line_of(self, name: str, method: str | None = None) -> int | None:
         """The line where a class or function, or a method of the class, is defined."""
         for file in self.files:
-            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            for node in _statements(file.read_text(encoding="utf-8")):
                 if getattr(node, "name", None) == name:
                     for inner in getattr(node, "body", []):
                         if getattr(inner, "name", None) == method:
@@ -113,6 +116,11 @@ class Submission:
         if isinstance(error, Failure):
             return error
         return _explain(error, self.files)
+
+
+@functools.cache
+def _statements(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body
 
 
 def _load_module(path: Path, name: str) -> types.ModuleType:

@@ -23,6 +23,10 @@ class Symptom:
     because: str
     test: Callable[[Evidence, str], bool]
     only_training: bool = False  # the values are right, but training or another device fails
+    method: str = "forward"  # where to look
+
+    def sentence(self, evidence: Evidence) -> str:
+        return self.says(evidence) if callable(self.says) else self.says
 
 
 def finite(output: object) -> bool:

@@ -5,6 +5,7 @@ All numbers are float64, so that two ways of writing the same thing agree to ten
 small mistake, such as the tanh approximation of GELU, stands out.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,7 @@ class Trial:
         except Failure as failure:
             self.failure = failure
         self._layouts: dict[object, list[Layout]] = {}
+        self._twins: list[tuple[nn.Module, Layout]] | None = None  # see twins
 
     def run(self, inputs: Tensor | None = None, **keywords: Any) -> Any:
         """What the student's module returns; the random numbers of dropout are always the same.
@@ -95,19 +97,17 @@ class Trial:
         finder = NaNFinder(self.submission.files)
         with finder:
             out = self.run()
-        module = self.submission.module_of(self.part)
-        line = self.submission.line_of(self.part.name, "forward")
         if not isinstance(out, Tensor):
             kind = "nothing (is a return missing?)" if out is None else f"a {type(out).__name__}"
-            raise Failure(
-                f"{where(module, line)}: {self.part.name} returns {kind}, not a tensor", line
-            )
-        if not out.isfinite().all():
-            line = finder.line or line
+            says, line = f"{self.part.name} returns {kind}, not a tensor", None
+        elif not out.isfinite().all():
             what = "NaN (not a number)" if out.isnan().any() else "infinite values"
-            raise Failure(f"{where(module, line)}: the output contains {what}; it starts here",
-                          line)  # fmt: skip
-        return out
+            says, line = f"the output contains {what}; it starts here", finder.line
+        else:
+            return out
+        line = line or self.submission.line_of(self.part.name, "forward")
+        module = self.submission.module_of(self.part)
+        raise Failure(f"{where(module, line)}: {says}", line)
 
     def reference(self, mistakes: tuple[Mistake, ...] = ()) -> nn.Module:
         """timm's module for this case, with mistakes, in eval mode."""
@@ -121,6 +121,26 @@ class Trial:
         if key not in self._layouts:
             self._layouts[key] = list(layouts(self.slots, wanted))
         return self._layouts[key]
+
+    def twins(self, mistakes: tuple[Mistake, ...]) -> Iterator[tuple[nn.Module, Layout]]:
+        """timm's module with mistakes and the student's parameters, for each possible layout.
+
+        A twin is valid until the next one is asked for. Raises what the reference raises.
+        """
+        if any(mistake.change for mistake in mistakes):
+            reference = self.reference(mistakes)
+            for layout in self.layouts(reference):
+                yield self.load(reference, layout), layout
+            return
+        # These mistakes only replace methods, so the correct module takes another class. To build
+        # a new module for each of hundreds of pairs would take most of the time of a check.
+        mistaken = reference_class(self.part.name, mistakes)
+        if self._twins is None:
+            found = self.layouts(self.reference())
+            self._twins = [(self.load(self.reference(), layout), layout) for layout in found]
+        for twin, layout in self._twins:
+            twin.__class__ = mistaken
+            yield twin, layout
 
     def load(self, reference: nn.Module, layout: Layout) -> nn.Module:
         """Copies the student's parameters into the reference."""
@@ -230,16 +250,14 @@ class Evidence:
             trial, with_gradients = self.trial(case), gradients and case is cases[0]
             own = self.outcome(case, with_gradients)
             try:
-                twin = trial.reference(mistakes)
+                twins = trial.twins(mistakes)
+                if not any(_same(own, trial, *twin, with_gradients) for twin in twins):
+                    return False
             except DoesNotApply:
                 raise
-            except Exception:
-                twin = None
-            found: list[Layout | None] = [None]  # a twin that fails needs no parameters
-            if twin is not None:
-                found = [] if trial.module is None else trial.layouts(twin)
-            if not any(_same(own, trial, twin, layout, with_gradients) for layout in found):
-                return False
+            except Exception:  # the reference with these mistakes cannot be built
+                if own.error is None:
+                    return False
             worked = worked or own.error is None
         return worked
 
@@ -249,17 +267,13 @@ class Evidence:
         reference = trial.reference()
         found = trial.layouts(reference)
         own = self.outcome(case)
-        right = (x for x in found if _same(own, trial, reference, x, False))
+        right = (x for x in found if _same(own, trial, trial.load(reference, x), x, False))
         return next(right, found[0] if found else None)
 
 
-def _same(
-    own: Outcome, trial: Trial, twin: nn.Module | None, layout: Layout | None, gradients: bool
-) -> bool:
+def _same(own: Outcome, trial: Trial, twin: nn.Module, layout: Layout, gradients: bool) -> bool:
     """Whether a twin with the student's parameters does what the student's module did."""
-    if twin is None:
-        return own.error is not None  # both fail
-    theirs = _outcome(trial.load(twin, layout), trial, gradients)
+    theirs = _outcome(twin, trial, gradients)
     if not close(own.output, theirs.output):
         return False
     if not gradients or own.error:

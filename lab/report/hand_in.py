@@ -81,7 +81,7 @@ def _two_patch_sizes(work: Work) -> list[str]:
 TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
     "1.I": ("Patches, class token, positions", (
         _part("PatchEmbed"), _part("VisionTransformer"),
-        Item("runs with two patch sizes", "python train.py --patch-size 2", _two_patch_sizes),
+        Item("runs with two patch sizes", "python train.py --patch-size 14", _two_patch_sizes),
     )),
     "1.II": ("Attention, MLP, block", (_part("Attention"), _part("MLP"), _part("Block"))),
     "1.III": ("Training from scratch", (

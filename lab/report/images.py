@@ -5,13 +5,13 @@ expected folder and have one of the listed formats are opened.
 """
 
 import io
-from base64 import b64encode
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from lab.core import web_page
 from lab.data import datasets
 
 ATTRIBUTIONS = {  # by DATASET; the page shows them beside the images
@@ -92,4 +92,4 @@ def _open(folder: Path, name: str) -> Image.Image:
 def _data_uri(image: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 82} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}"
+    return web_page.data_uri(f"image/{kind.lower()}", buffer.getvalue())

@@ -6,7 +6,6 @@ JavaScript; everything else is stored as JSON and drawn by the scripts. All link
 """
 
 import html
-import json
 import os
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from lab.core import Run, checkpoints, plots, stats
+from lab.core import Run, plots, stats, web_page
 from lab.report import images, sentences
 from lab.report.comparisons import (
     Configuration,
@@ -33,15 +32,7 @@ from lab.report.comparisons import (
 )
 from lab.report.records import CURVES, TASKS, Found, Record
 
-_WEB = Path(__file__).parent / "web"
-_SCRIPTS = (
-    "tables.js",
-    "chart.js",
-    "cards.js",
-    "game.js",
-    "sections.js",
-    "page.js",
-)  # each uses the ones before it
+_TEMPLATE = Path(__file__).parent / "web" / "page.html"
 _CURVE_POINTS = 100  # longer curves are thinned out
 _CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
 _PLOT_BYTES = 3_000_000  # for all plots in the page; further plots stay in their folders
@@ -81,7 +72,6 @@ def build_content(
     test_sets = group_by((r for r in runs if r.metrics), lambda r: r.predictions.test_set)
     test_set_ids = {same[0].predictions.test_set: i for i, same in enumerate(test_sets)}
     compared = [(some, compare_pairs(some)) for some in select_models(configs, place)]
-    own_pairs = [p for some, pairs in compared if not is_reference(some[0], place) for p in pairs]
     budget = [_PLOT_BYTES]
 
     def attention_of(run: Run) -> dict[str, Any]:
@@ -92,9 +82,9 @@ def build_content(
         "heading": f"ViT Lab: {title[0].lower()}{title[1:]}",
         "title": title,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "summary": sentences.summary(results, own_pairs, configs, place),
+        "summary": sentences.summary(configs, place),
         "provenance": sentences.provenance(found, place),
-        "significance": sentences.pairs_sentence(own_pairs),
+        "significance": sentences.pairs_sentence(configs, place),
         "cards": _cards(results, configs, ids, attention, place),
         "runs": [_run(i, run, test_set_ids, place) for i, run in enumerate(runs)],
         "seeds": [_seeds(c, ids) for c in without_trials if len(c.runs) > 1],
@@ -143,22 +133,12 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
     }
     head = {name: packed.pop(name) for name in ("heading", "made", "summary", "provenance")}
     parts = {
-        "style": (_WEB / "page.css").read_text(encoding="utf-8"),
-        "script": "\n".join((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS),
-        "heading": html.escape(head["heading"]),
         "made": html.escape(head["made"]),
         "provenance": _sentence(head["provenance"]),
         "palette": palette(),
         "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in head["summary"]),
-        # Without "<", no text can end the script element that contains it.
-        "data": json.dumps(packed, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
-    page = (_WEB / "page.html").read_text(encoding="utf-8")
-    for name, part in parts.items():
-        page = page.replace(f"<!--{name}-->", part)
-    # A file name that is not valid Unicode contains surrogates, which UTF-8 cannot encode.
-    encoded = page.encode("utf-8", errors="replace")
-    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(encoded))
+    web_page.write_page(path, _TEMPLATE, head["heading"], parts, packed)
 
 
 def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict[str, Any]:
@@ -319,13 +299,21 @@ def _accuracy(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
 
 def _tuning(group: list[Configuration], ids: dict[Path, int], place: Path) -> dict[str, Any]:
     first = group[0].first
+    modes = [c.first.mode for c in group]
+
+    def label(run: Record) -> str:
+        rates = str(run.constants.get("RATES")).strip("[]")
+        return run.mode + f", learning rate {rates}" * (modes.count(run.mode) > 1)
+
+    size = first.constants.get("IMG_SIZE")
+    recipe = f"{size} pixels, {first.recipe}" if size else first.recipe
     return {
-        "title": f"{first.pretrained} on {first.test_set}",
+        "title": f"{first.pretrained} on {first.test_set}, {recipe}",
         "reference": is_reference(first, place),
         "points": [
             {
                 **_accuracy(c, ids),
-                "label": c.first.mode,
+                "label": label(c.first),
                 "epochs": c.first.metrics["epochs"],
                 "trained": c.first.config["model"]["trainable_parameters"],
                 "seconds": c.first.metrics["training_seconds"],

@@ -348,10 +348,14 @@ def _read_text(path: Path) -> str:
 
 
 def _script(config: dict[str, Any]) -> str:
-    """The script in a record's command, such as "train.py". Raises: InvalidRecord."""
+    """The script in a record's command, such as "train.py", also after torchrun and its flags.
+
+    Raises: InvalidRecord.
+    """
     try:
-        return Path(shlex.split(config["command"])[1]).name
-    except (ValueError, IndexError) as error:
+        words = shlex.split(config["command"])
+        return next(Path(word).name for word in words if word.endswith(".py"))
+    except (ValueError, StopIteration) as error:
         raise InvalidRecord(
             f"config.json: the command {_short(config['command'])} does not name a script"
         ) from error

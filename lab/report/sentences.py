@@ -9,8 +9,11 @@ from lab.report.comparisons import (
     Configuration,
     MainResults,
     Pair,
+    compare_pairs,
     finetuning_groups,
     is_reference,
+    main_results,
+    select_models,
 )
 from lab.report.images import ATTRIBUTIONS
 from lab.report.records import Found
@@ -84,11 +87,16 @@ def attention_sentence(metrics: dict[str, Any], dataset: str) -> str:
     return ATTRIBUTIONS["pets"] if dataset == "pets" else ""
 
 
-def summary(results: MainResults, pairs: list[Pair], found: list[Configuration],
-            place: Path) -> list[str]:  # fmt: skip
-    """At most four sentences: one for each of the main results, and one about significance."""
+def summary(found: list[Configuration], place: Path) -> list[str]:
+    """At most four sentences: one for each of the main results, and one about significance.
+
+    Args:
+        found: the configurations below `place`.
+        place: the results folder.
+    """
+    results = main_results(found, place)
     said = [vit_sentence(results), cnn_sentence(results), finetuned_sentence(results, found, place),
-            pairs_sentence(pairs)]  # fmt: skip
+            pairs_sentence(found, place)]  # fmt: skip
     return [text for text in said if text] or ["There are no finished runs of your own yet."]
 
 
@@ -158,10 +166,16 @@ def finetuned_sentence(results: MainResults, found: list[Configuration], place: 
     return f"{text}."
 
 
-def pairs_sentence(pairs: list[Pair]) -> str:
+def pairs_sentence(found: list[Configuration], place: Path) -> str:
+    """How many pairs of the user's models differ significantly."""
+    own = [c for c in found if not is_reference(c.first, place)]
+    pairs = [pair for some in select_models(own, place) for pair in compare_pairs(some)]
     if not pairs:
         return ""
     significant = sum(pair.p_holm < 0.05 for pair in pairs)
+    if len(pairs) == 1:
+        verdict = "differ" if significant else "do not differ"
+        return f"The two models on the same test images {verdict} significantly (McNemar's test)."
     test = "McNemar's test with Holm's correction"
     if not significant:
         return f"No two models on the same test images differ significantly ({test})."

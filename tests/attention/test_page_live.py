@@ -210,7 +210,7 @@ def draw(page, *strokes):
 def settled(page):
     """Waits until the page has read the drawing, and returns the probabilities."""
     return page.evaluate("""() => new Promise((resolve) => {
-      const wait = () => reading || scheduled
+      const wait = () => scheduled
         ? requestAnimationFrame(wait) : resolve([...current.probabilities]);
       wait();
     })""")
@@ -498,7 +498,7 @@ def test_weights_are_embedded_as_fp16(tmp_path):
     shown = content()
     write_live_page(tmp_path / "page.html", shown)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    (encoded,) = re.findall(r'"weights": "([^"]+)"', text)
+    (encoded,) = re.findall(r'"weights":"([^"]+)"', text)
     found = np.frombuffer(io.BytesIO(b64decode(encoded)).read(), "<f2")
     wanted = torch.cat([value.flatten() for value in shown.model.state_dict().values()])
     assert np.array_equal(found.astype(np.float32), wanted.numpy())

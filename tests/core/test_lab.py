@@ -34,7 +34,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "ROOT", tmp_path)
     monkeypatch.setattr(whole, "LOG", tmp_path / "results" / "lab.log")
     monkeypatch.setattr(whole, "DONE", tmp_path / "results" / "lab.json")
-    parts = {"first": "part.py one", "second": "part.py wrong", "third": "part.py report"}
+    commands = {"first": "part.py one", "second": "part.py wrong", "third": "part.py report"}
+    parts = [whole.Part(title, command, 1) for title, command in commands.items()]
     monkeypatch.setattr(whole, "PARTS", parts)
     return tmp_path
 
@@ -87,7 +88,7 @@ def test_changed_code_and_deleted_results_are_repeated(place):
 
 def test_the_parts_are_scripts_that_exist_and_end_with_a_shared_model():
     root = Path(whole.__file__).resolve().parents[1]
-    words = list(whole.PARTS.values())
+    words = [part.command for part in whole.PARTS]
     assert all((root / line.split()[0]).is_file() for line in words)
     assert words[-3:] == ["report.py", "predict.py", "share.py"]
 
@@ -101,7 +102,7 @@ def test_ctrl_c_stops_the_part_and_says_how_to_resume(place):
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"import lab.__main__ as w, pathlib; w.ROOT = pathlib.Path({str(place)!r});"
         "w.LOG = w.ROOT / 'results/lab.log'; w.DONE = w.ROOT / 'results/lab.json';"
-        "w.PARTS = {'first': 'part.py one'}; w.main()"
+        "w.PARTS = [w.Part('first', 'part.py one', 1)]; w.main()"
     )
     root = Path(whole.__file__).resolve().parents[1]
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, text=True,

@@ -261,6 +261,38 @@ SYMPTOMS_MADE = {
          "dropped = weights\n        weights *= 1.0")]),
     "detached graph": ("Attention", [("out = self.proj(out)", "out = self.proj(out).detach()")]),
 }  # fmt: skip
+# Mistakes that only the options of the configuration or training mode show: part, edits.
+DROP = "dropped = F.dropout(weights, self.p, self.training)"
+OPTIONS_MADE = {
+    "weights not returned": ("Attention", [("return (out, weights) if return_weights else out",
+                                            "return out")]),
+    "return_weights changes the output": ("Attention", [
+        ("return (out, weights)", "return (out + 1, weights)")]),
+    "wrong weights returned": ("Attention", [("return (out, weights)", "return (out, scores)")]),
+    "no attention dropout": ("Attention", [(DROP, "dropped = weights")]),
+    "dropout on the output": ("Attention", [
+        (DROP, "dropped = weights"),
+        ("out = self.proj(out)", "out = F.dropout(self.proj(out), self.p, self.training)")]),
+    "dropout before the softmax": ("Attention", [
+        (DROP, "dropped = weights"),
+        ("weights = torch", "scores = F.dropout(scores, self.p, self.training)\n"
+         "        weights = torch")]),
+    "dropout with other weights": ("Attention", [
+        (DROP, "dropped = F.dropout(weights, self.p / 2, self.training)")]),
+    "weights returned after dropout": ("Attention", [
+        ("return (out, weights)", "return (out, dropped)")]),
+    "LayerScale missing or misplaced": ("Block", [("self.drop(self.ls1(a))", "self.drop(a)")]),
+    "no drop path": ("Block", [("DropPath(drop_path)", "DropPath(0.0)")]),
+    "drop path without residual": ("Block", [("DropPath(drop_path)", "DropPath(1.0)")]),
+    "wrong mean": ("VisionTransformer", [("x[:, self.num_prefix_tokens :].mean(1)", "x.mean(1)")]),
+    "class token without class_token": ("VisionTransformer", [
+        ("x[:, self.num_prefix_tokens :].mean(1)", "x[:, 1:].mean(1)")]),
+    "no dropout before the head": ("VisionTransformer", [
+        ("self.dropout(self.fc_norm(x))", "self.fc_norm(x)")]),
+    "wrong drop path rates": ("VisionTransformer", [("Block(config, rate)",
+                                                     "Block(config, config.drop_path_rate)")]),
+    "init_weights() not called": ("VisionTransformer", [("self.init_weights()", "")]),
+}  # fmt: skip
 STEPS_MADE = {
     "training_step": {
         "gradients not cleared": [("optimizer.zero_grad()", "")],

@@ -3,10 +3,11 @@
 import pytest
 
 from lab.exercise.mistakes import MISTAKES
+from lab.exercise.options import OPTIONS
 from lab.exercise.step_mistakes import STEP_MISTAKES
 from lab.exercise.symptoms import SYMPTOMS
 from tests.exercise.conftest import STUDENT, edited, pasted
-from tests.exercise.mistakes_made import MADE, PAIRS, STEPS_MADE, SYMPTOMS_MADE
+from tests.exercise.mistakes_made import MADE, OPTIONS_MADE, PAIRS, STEPS_MADE, SYMPTOMS_MADE
 
 SINGLE = [(part, name) for part in MADE for name in MADE[part]]
 STEPS = [(part, name) for part in STEPS_MADE for name in STEPS_MADE[part]]
@@ -18,6 +19,7 @@ def test_every_mistake_of_the_library_is_made_here():
     for part, mistakes in STEP_MISTAKES.items():
         assert {m.name for m in mistakes} == set(STEPS_MADE[part])
     assert {s.name for s in SYMPTOMS} == set(SYMPTOMS_MADE)
+    assert {o.name for options in OPTIONS.values() for o in options} == set(OPTIONS_MADE)
     assert len(SINGLE) + len(STEPS) + len(SYMPTOMS) >= 60
 
 
@@ -34,9 +36,9 @@ def test_mistake_in_a_step_is_ranked_first(check, part, name):
     assert result.mistakes[:1] == [name], f"{result.says} {result.mistakes}"
 
 
-@pytest.mark.parametrize("name", SYMPTOMS_MADE)
+@pytest.mark.parametrize("name", [*SYMPTOMS_MADE, *OPTIONS_MADE])
 def test_symptom_is_ranked_first(check, name):
-    part, edits = SYMPTOMS_MADE[name]
+    part, edits = (SYMPTOMS_MADE | OPTIONS_MADE)[name]
     result = check(pasted(edited(part, edits)), part)
     assert result.mistakes[:1] == [name], f"{result.says} {result.mistakes}"
 

@@ -3,10 +3,11 @@
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 
-from lab.report import build_content, markdown, read_runs
+from lab.report import Record, build_content, markdown, read_runs
 from lab.report.page import write_page
 from tests.report.json_files import change_json
 
@@ -99,6 +100,13 @@ def test_damaged_run_is_listed_and_the_others_are_shown(place, tmp_path, name):
     assert len(listed) < 300
     assert len([run for run in content["runs"] if run["state"] == "finished"]) == 8
     assert markdown.escape(listed) in page
+
+
+@pytest.mark.parametrize("command", ["torchrun --standalone --nproc-per-node 2 train.py --seed 1",
+                                     "accelerate launch train.py", "python train.py"])  # fmt: skip
+def test_script_is_found_after_a_launcher(command):
+    record = Record(Path("run"), {"command": command}, [], None, None, None)
+    assert (record.script, record.task) == ("train.py", "From scratch")
 
 
 def test_folders_without_runs_are_listed(place):

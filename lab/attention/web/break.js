@@ -1,4 +1,4 @@
-/* Break it: patches removed, parts turned off, and the cost of each patch compared with attention. */
+/* Break it: patches removed, parts turned off, the cost of each patch compared with attention. */
 
 let breakPicker = null;
 const costs = { values: null, of: null };  // the drop in probability for each removed patch
@@ -42,8 +42,8 @@ function buildSilence() {
     for (let head = -1; head < HEADS; head++) {
       const part = head < 0 ? `${block}` : `${block}.${head}`;
       const words = head < 0 ? `block ${block + 1}` : `block ${block + 1}, head ${head + 1}`;
-      const button = element("button", { type: "button", aria: { pressed: "false", label: `Silence ${words}` } },
-        head < 0 ? words : `${head + 1}`);
+      const aria = { pressed: "false", label: `Silence ${words}` };
+      const button = element("button", { type: "button", aria }, head < 0 ? words : `${head + 1}`);
       button.dataset.part = part;
       button.addEventListener("click", () => {
         if (!state.silent.delete(part)) state.silent.add(part);
@@ -64,14 +64,15 @@ function repair() {
 }
 
 function brokenParts() {
-  const parts = [], plural = (n, name) => `${n} ${name}${n > 1 ? "s" : ""}`;
-  if (state.removed.size) parts.push(`without ${plural(state.removed.size, "patch").replace("patchs", "patches")}`);
+  const parts = [], plural = (n, name, ending = "s") => `${n} ${name}${n > 1 ? ending : ""}`;
+  if (state.removed.size) parts.push(`without ${plural(state.removed.size, "patch", "es")}`);
   if (state.noPositions) parts.push("without positions");
   if (state.order) parts.push("shuffled");
   if (state.noScale) parts.push("without 1/√d");
   const blocks = [...state.silent].filter((part) => !part.includes(".")).length;
+  const heads = state.silent.size - blocks;
   if (blocks) parts.push(`${plural(blocks, "block")} silent`);
-  if (state.silent.size > blocks) parts.push(`${plural(state.silent.size - blocks, "head")} silent`);
+  if (heads) parts.push(`${plural(heads, "head")} silent`);
   return parts;
 }
 
@@ -87,7 +88,8 @@ function showBreak() {
   };
   const intact = current.probabilities;
   const broken = parts.length ? infer(state.image, state.snapshot, changes).probabilities : intact;
-  const words = (probabilities) => `${classes[argmax(probabilities)]} · ${percent(Math.max(...probabilities))}`;
+  const words = (probabilities) =>
+    `${classes[argmax(probabilities)]} · ${percent(Math.max(...probabilities))}`;
   byId("intact").textContent = words(intact);
   byId("broken").textContent = words(broken);
   byId("broken-label").textContent = parts.join(", ");
@@ -132,10 +134,11 @@ function showBreakImage(patch) {
     context.stroke();
   }
   if (patch !== null) outlinePatch(context, STAGE, patch, palette.broken, STAGE / 110);
-  const name = patch === null ? "" : `${patchName(patch)[0].toUpperCase()}${patchName(patch).slice(1)}`;
+  const known = patch !== null && costs.of === current;
   byId("break-value").textContent = patch === null ? "Click patches to remove their tokens."
-    : `${name}: ${state.removed.has(patch) ? "removed" : "click to remove it"}` +
-      (costs.values && costs.of === current ? `; this patch by itself costs ${points(costs.values[patch])}.` : ".");
+    : `${capital(patchName(patch))}: ` +
+      (state.removed.has(patch) ? "removed" : "click to remove it") +
+      (known ? `; this patch by itself costs ${points(costs.values[patch])}.` : ".");
 }
 
 function points(drop) {
@@ -146,11 +149,12 @@ function points(drop) {
 function* measurePatches() {
   if (costs.of === current || !PATCHES || PATCHES < 2) return;
   const result = current, best = argmax(result.probabilities), values = new Float32Array(PATCHES);
+  const intact = result.probabilities[best];
   byId("proof-text").textContent = "Removing every patch in turn …";
   let start = performance.now();
   for (let patch = 0; patch < PATCHES; patch++) {
     const changes = { ...NO_CHANGES, keep: keptPatches(new Set([patch])) };
-    values[patch] = result.probabilities[best] - infer(state.image, state.snapshot, changes).probabilities[best];
+    values[patch] = intact - infer(state.image, state.snapshot, changes).probabilities[best];
     if (performance.now() - start > 12) { yield; start = performance.now(); }
   }
   Object.assign(costs, { values, of: result });
@@ -162,14 +166,16 @@ function showBreakMaps() {
   const attention = shownMap(current, POOLED);
   drawHeat(clearCanvas(byId("suggested"), STAGE), STAGE, attention, palette.attention);
   if (costs.of !== current) return;
-  const { values } = costs, best = argmax(current.probabilities), costly = argmax(values), bright = argmax(attention);
-  drawHeat(clearCanvas(byId("measured"), STAGE), STAGE, values, palette.broken, Math.max(...values, 1e-6));
+  const { values } = costs, best = argmax(current.probabilities);
+  const costly = argmax(values), bright = argmax(attention), high = Math.max(...values, 1e-6);
+  drawHeat(clearCanvas(byId("measured"), STAGE), STAGE, values, palette.broken, high);
   const rho = rankCorrelation(attention, values);
   byId("proof-text").textContent =
-    `The patch with the most attention (${patchName(bright)}; ${percent(attention[bright])}) costs ${points(values[bright])} of ` +
-    `the probability of “${classes[best]}” when it is removed. ` +
+    `The patch with the most attention (${patchName(bright)}; ${percent(attention[bright])}) ` +
+    `costs ${points(values[bright])} of the probability of “${classes[best]}” when removed. ` +
     (bright === costly ? "It is also the patch that costs most. "
-      : `The patch that costs most (${patchName(costly)}) costs ${points(values[costly])} and got ${percent(attention[costly])} of the attention. `) +
+      : `The patch that costs most (${patchName(costly)}) costs ${points(values[costly])} and ` +
+        `got ${percent(attention[costly])} of the attention. `) +
     `Rank correlation of attention and cost over all ${PATCHES} patches: ${number(rho)}.`;
   showScatter(attention, values, bright, costly);
 }
@@ -190,21 +196,25 @@ function ranks(values) {
 
 function showScatter(attention, drops, bright, costly) {
   const [width, height, left, bottom, top] = [320, 220, 44, 184, 14];
-  const xHigh = Math.max(...attention), yHigh = Math.max(...drops, 0.01), yLow = Math.min(...drops, 0);
+  const xHigh = Math.max(...attention);
+  const yHigh = Math.max(...drops, 0.01), yLow = Math.min(...drops, 0);
   const x = (value) => left + (value / xHigh) * (width - left - 12);
   const y = (value) => bottom - ((value - yLow) / (yHigh - yLow)) * (bottom - top);
   const text = (content, at, anchor = "middle") =>
     svg("text", { x: at[0], y: at[1], "text-anchor": anchor }, content);
+  const kind = (i) => (i === costly ? "costly" : i === bright ? "bright" : "dot");
   const dots = [...attention].map((value, i) => svg("circle", {
-    cx: x(value).toFixed(1), cy: y(drops[i]).toFixed(1), r: i === bright || i === costly ? 5.5 : 3.5,
-    class: i === costly ? "costly" : i === bright ? "bright" : "dot",
+    cx: x(value).toFixed(1), cy: y(drops[i]).toFixed(1), r: kind(i) === "dot" ? 3.5 : 5.5,
+    class: kind(i),
   }, svg("title", {}, `${patchName(i)}: attention ${percent(value)}, costs ${points(drops[i])}`)));
   byId("scatter").replaceChildren(
     svg("path", { class: "axis", d: `M${left} ${top}V${bottom}H${width - 8}` }),
     svg("path", { class: "zero", d: `M${left} ${y(0)}H${width - 8}` }),
-    text(points(yHigh).replace(" points", ""), [left - 6, top + 4], "end"), text("0", [left - 6, y(0) + 4], "end"),
+    text(number(100 * yHigh, 1), [left - 6, top + 4], "end"),
+    text("0", [left - 6, y(0) + 4], "end"),
     text("0", [left, bottom + 16]), text(percent(xHigh), [width - 12, bottom + 16], "end"),
     text("attention", [(left + width) / 2, height - 4]),
-    svg("text", { transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "cost in points"),
+    svg("text", { transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)`,
+      "text-anchor": "middle" }, "cost in points"),
     ...dots);
 }

@@ -34,10 +34,11 @@ function startDraw() {
 function fitSentence() {
   const rule = data.drawing;
   if (!rule) return `Your drawing is scaled to ${S} × ${S} pixels; size and place stay.`;
-  const name = rule.center === "mass" ? "As MNIST was made" : `As the images of ${data.dataset} were made`;
-  const center = rule.center === "mass" ? "moved so that its center of mass is in the middle" : "centered";
-  return `${name}: your drawing is scaled into a box of ${rule.box} × ${rule.box} pixels and ${center} ` +
-    `of ${S} × ${S}. Uncheck to see how much that matters.`;
+  const isMass = rule.center === "mass";
+  return `${isMass ? "As MNIST was made" : `As the images of ${data.dataset} were made`}: your ` +
+    `drawing is scaled into a box of ${rule.box} × ${rule.box} pixels, and ` +
+    `${isMass ? "its center of mass is moved to" : "it is centered in"} the middle of ` +
+    `${S} × ${S}. Uncheck to see how much that matters.`;
 }
 
 /* Examples */
@@ -59,6 +60,7 @@ function showExample(example) {
   pen.isTouched = false;
   padContext.clearRect(0, 0, pad.width, pad.height);
   setImage(example.image, example);
+  requestUpdate();
   padContext.imageSmoothingEnabled = S > SMALL;
   if (canDraw) {  // as ink, so that one can draw on
     const ink = new ImageData(S, S), layer = element("canvas", { width: S, height: S });
@@ -79,14 +81,14 @@ function setImage(image, example = null) {
   byId("hint").textContent = "";
   imageCanvas.getContext("2d").putImageData(toImageData(image, S, C), 0, 0);
   for (const other of data.examples) press(other.button, other === example);
-  requestUpdate();
 }
 
 /* The pen */
 
 function listenToPen() {
   pad.setAttribute("role", "application");
-  pad.setAttribute("aria-label", "Drawing area. Arrow keys move the pen, space lowers and lifts it.");
+  pad.setAttribute("aria-label",
+    "Drawing area. Arrow keys move the pen, space lowers and lifts it.");
   pad.addEventListener("pointerdown", (event) => {
     event.preventDefault();
     pad.focus({ preventScroll: true });
@@ -120,7 +122,8 @@ function listenToPen() {
 
 function placeOf(event) {
   const box = pad.getBoundingClientRect();
-  return [((event.clientX - box.left) / box.width) * PAD, ((event.clientY - box.top) / box.height) * PAD];
+  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  return [x * PAD, y * PAD];
 }
 
 function stroke(points) {
@@ -155,17 +158,21 @@ function onPadKey(event) {
   cursor.style.top = `${(100 * pen.y) / PAD}%`;
 }
 
-let reading = 0;
-function readDrawing() {  // at most once per frame, because a pen reports faster than that
-  reading ||= requestAnimationFrame(() => {
-    reading = 0;
-    const rgba = padContext.getImageData(0, 0, PAD, PAD).data, ink = new Float32Array(PAD * PAD);
-    for (let i = 0; i < ink.length; i++) ink[i] = rgba[4 * i + 3];
-    const image = fitDrawing(ink, PAD, S, byId("fit-on").checked ? data.drawing : null);
-    setImage(image.map((value) => Math.round(data.ink_is_bright ? value : 255 - value)));
-    state.isEmpty = !ink.some((value) => value > 127);
-    byId("hint").textContent = state.isEmpty ? "draw here" : "";
-  });
+/* Reads the drawing in the next frame: a pen reports its place more often than that. */
+let reading = false;
+function readDrawing() {
+  reading = true;
+  requestUpdate();
+}
+
+function readInk() {
+  reading = false;
+  const rgba = padContext.getImageData(0, 0, PAD, PAD).data, ink = new Float32Array(PAD * PAD);
+  for (let i = 0; i < ink.length; i++) ink[i] = rgba[4 * i + 3];
+  const image = fitDrawing(ink, PAD, S, byId("fit-on").checked ? data.drawing : null);
+  setImage(image.map((value) => Math.round(data.ink_is_bright ? value : 255 - value)));
+  state.isEmpty = !ink.some((value) => value > 127);
+  byId("hint").textContent = state.isEmpty ? "draw here" : "";
 }
 
 /* Photographs */
@@ -184,6 +191,7 @@ async function readFile(file) {
   try {
     const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
     setImage(cropPhotograph(bitmap, preprocess, C));
+    requestUpdate();
     padContext.imageSmoothingEnabled = S > SMALL;
     padContext.drawImage(imageCanvas, 0, 0, pad.width, pad.height);
   } catch {

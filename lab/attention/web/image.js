@@ -1,7 +1,8 @@
-/* From a drawing or a photograph to the input of the model, as the images of the dataset were made. */
+/* From a drawing or a photograph to the input of the model, as the dataset was made. */
 
-/* Antialiased resize as in Pillow: each output pixel is a weighted mean of all input pixels that its
-   filter covers, and the filter widens as the image shrinks. `pixels` is one channel (height, width). */
+/* Antialiased resize as in Pillow: each output pixel is a weighted mean of all input pixels that
+   its filter covers, and the filter widens as the image shrinks. `pixels` is one channel
+   (height, width). */
 const FILTERS = {
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: {
@@ -41,7 +42,8 @@ function filterWeights(size, newSize, { support, weight }) {
   const scale = size / newSize, stretch = Math.max(1, scale), reach = support * stretch;
   return Array.from({ length: newSize }, (_, i) => {
     const center = (i + 0.5) * scale;
-    const first = Math.max(0, Math.round(center - reach)), end = Math.min(size, Math.round(center + reach));
+    const first = Math.max(0, Math.round(center - reach));
+    const end = Math.min(size, Math.round(center + reach));
     const weights = [];
     for (let j = first; j < end; j++) weights.push(weight((j + 0.5 - center) / stretch));
     const sum = weights.reduce((a, b) => a + b, 0);
@@ -51,16 +53,19 @@ function filterWeights(size, newSize, { support, weight }) {
 
 /* A drawing as the dataset would have stored it. `ink` is (side, side) with values from 0 to 255.
 
-   MNIST scaled each digit, with its proportions, into a box of 20 x 20 pixels and moved its center of
-   mass to the center of 28 x 28 pixels (LeCun et al. 1998). `rule` is
+   MNIST scaled each digit, with its proportions, into a box of 20 x 20 pixels and moved its center
+   of mass to the center of 28 x 28 pixels (LeCun et al. 1998). `rule` is
    { box, center: "mass" or "box" }, or null to keep size and place of the drawing. */
 function fitDrawing(ink, side, size, rule) {
   const bounds = rule && inkBounds(ink, side);
   if (!bounds) return resize(ink, side, side, size, size, FILTERS.bilinear);
   const { left, top, width, height } = bounds, scale = rule.box / Math.max(width, height);
-  const newWidth = Math.max(1, Math.round(width * scale)), newHeight = Math.max(1, Math.round(height * scale));
+  const [newWidth, newHeight] = [width, height].map((n) => Math.max(1, Math.round(n * scale)));
   const cut = new Float32Array(width * height);
-  for (let y = 0; y < height; y++) cut.set(ink.subarray((top + y) * side + left, (top + y) * side + left + width), y * width);
+  for (let y = 0; y < height; y++) {
+    const start = (top + y) * side + left;
+    cut.set(ink.subarray(start, start + width), y * width);
+  }
   const small = resize(cut, width, height, newWidth, newHeight, FILTERS.bilinear);
   let [x0, y0] = [(size - newWidth) / 2, (size - newHeight) / 2].map(Math.floor);
   if (rule.center === "mass") {
@@ -90,7 +95,7 @@ function inkBounds(ink, side) {
 }
 
 /* A photograph as evaluation sees it: the central square resized to `resized` pixels, of which the
-   central `img_size` pixels are kept. `source` is an ImageBitmap. Returns channels (C, H, W), 0 to 255. */
+   central `img_size` pixels are kept. `source` is an ImageBitmap. Returns (C, H, W), 0 to 255. */
 function cropPhotograph(source, { img_size: S, resized: R, interpolation }, channels) {
   const short = Math.min(source.width, source.height);
   const [width, height] = [source.width, source.height].map((n) => Math.floor((R * n) / short));

@@ -9,10 +9,11 @@ function startLearn() {
   byId("player").hidden = byId("film").hidden = byId("replay-figure").hidden = !hasStates;
   byId("history-figure").hidden = !history.length;
   byId("learn-text").textContent = hasStates
-    ? `The run stored its weights ${states.length - 1} times. The slider loads them into the whole page: ` +
-      "your image, the maps and the answers are those of the model at that time."
-    : "This run stored no snapshots of its weights. train.py stores about ten with --snapshots 10, and for " +
-      "models below 0.5M parameters also without it.";
+    ? `The run stored its weights ${states.length - 1} times. The slider loads them into the ` +
+      "whole page: maps and answers for your image are those of the model at that time. A map in " +
+      "one color is uniform attention."
+    : "This run stored no snapshots of its weights. train.py stores about ten with " +
+      "--snapshots 10, and for models below 0.5M parameters also without it.";
   const slider = byId("epoch");
   slider.max = states.length - 1;
   slider.value = FINAL;
@@ -58,7 +59,8 @@ function stateName({ epoch }) {
 function showLearn() {
   const shown = data.states[state.snapshot], { epoch, val_accuracy: accuracy } = shown;
   const score = accuracy === null ? "" : `, validation accuracy ${percent(accuracy)}`;
-  const words = `${stateName(shown)}${score}${state.snapshot === FINAL ? " (the final model)" : ""}`;
+  const isFinal = state.snapshot === FINAL;
+  const words = `${stateName(shown)}${score}${isFinal ? " (the final model)" : ""}`;
   byId("epoch-value").textContent = words;
   byId("epoch").setAttribute("aria-valuetext", words);
   [...byId("film").children].forEach((button, i) => press(button, i === state.snapshot));
@@ -85,8 +87,10 @@ function showFilm() {
     const side = S * Math.max(1, Math.round(112 / S)), best = argmax(result.probabilities);
     drawHeat(clearCanvas(canvas, side), side, shownMap(result), palette.attention);
     answer.textContent = classes[best];
-    caption.textContent = data.states[i].epoch === 0 ? "random" : `epoch ${data.states[i].epoch}`;
-    button.setAttribute("aria-label", `${stateName(data.states[i])}: ${classes[best]}, ${percent(result.probabilities[best])}`);
+    const name = stateName(data.states[i]);
+    caption.textContent = name.replace(" weights", "");
+    button.setAttribute("aria-label",
+      `${name}: ${classes[best]}, ${percent(result.probabilities[best])}`);
   });
 }
 
@@ -94,7 +98,8 @@ function showHistory(epoch) {
   const { history } = data;
   if (!history.length) return;
   byId("history-title").textContent = "Accuracy on the dataset";
-  const series = [["val_accuracy", "validation", "learn"], ["train_accuracy", "training", "second"]];
+  const series = [["val_accuracy", "validation", "learn"],
+    ["train_accuracy", "training", "second"]];
   lineChart(byId("history"), series.map(([key, name, kind]) =>
     ({ name, kind, points: history.map((row) => [row.epoch, row[key]]) })), epoch);
 }
@@ -103,9 +108,10 @@ function showReplay(epoch) {
   const { results } = replayed;
   if (!results.length) return;
   byId("replay-title").textContent = "Probability for this image";
-  const final = results[FINAL].probabilities;
+  const answer = argmax(results[FINAL].probabilities), trained = results.slice(1);
+  const highest = (i) =>
+    i === answer ? 2 : Math.max(...trained.map(({ probabilities }) => probabilities[i]));
   const top = classes.map((_, i) => i).sort((a, b) => highest(b) - highest(a)).slice(0, 4);
-  function highest(i) { return i === argmax(final) ? 2 : Math.max(...results.slice(1).map((r) => r.probabilities[i])); }
   lineChart(byId("replay"), top.map((index, i) => ({
     name: classes[index], kind: i ? "second" : "predict",
     points: results.map(({ probabilities }, at) => [data.states[at].epoch, probabilities[index]]),
@@ -116,7 +122,8 @@ function showReplay(epoch) {
 function lineChart(chart, series, epoch) {
   const [width, left, right, top, bottom] = [420, 44, 330, 12, 186];
   const last = Math.max(1, ...series.flatMap(({ points: all }) => all.map(([x]) => x)));
-  const x = (value) => left + (value / last) * (right - left), y = (value) => bottom - value * (bottom - top);
+  const x = (value) => left + (value / last) * (right - left);
+  const y = (value) => bottom - value * (bottom - top);
   const parts = [0, 0.5, 1].flatMap((value) => [
     svg("path", { class: "grid", d: `M${left} ${y(value)}H${right}` }),
     svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, percent(value)),
@@ -125,14 +132,15 @@ function lineChart(chart, series, epoch) {
     svg("text", { x: right, y: bottom + 18, "text-anchor": "middle" }, `${last}`),
     svg("text", { x: (left + right) / 2, y: bottom + 18, "text-anchor": "middle" }, "epoch"),
     svg("path", { class: "marker", d: `M${x(epoch)} ${top}V${bottom}` }));
-  const labels = series.map((one) => ({ ...one, at: y(one.points.at(-1)[1]) })).sort((a, b) => a.at - b.at);
+  const labels = series.map((one) => ({ ...one, at: y(one.points.at(-1)[1]) }))
+    .sort((a, b) => a.at - b.at);
   for (let i = labels.length - 1, low = bottom; i >= 0; i--) {  // labels must not cover each other
     labels[i].at = Math.min(labels[i].at, low);
     low = labels[i].at - 15;
   }
   for (const { name, kind, points: all, at } of labels) {
-    const d = all.map(([px, py], i) => `${i ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`).join("");
-    parts.push(svg("path", { class: `line ${kind}`, d }),
+    const places = all.map(([px, py]) => `${x(px).toFixed(1)} ${y(py).toFixed(1)}`);
+    parts.push(svg("path", { class: `line ${kind}`, d: `M${places.join("L")}` }),
       svg("text", { class: `end ${kind}`, x: right + 8, y: at + 4 }, name.slice(0, 12)));
     for (const [px, py] of all) {
       if (px === epoch) parts.push(svg("circle", { class: kind, cx: x(px), cy: y(py), r: 4 }));
@@ -144,7 +152,10 @@ function lineChart(chart, series, epoch) {
 }
 
 /* The current answer stays in view on small screens. */
-new IntersectionObserver(([entry]) => { byId("peek").hidden = entry.isIntersecting; }).observe(byId("pad"));
+const inView = new IntersectionObserver(([entry]) => {
+  byId("peek").hidden = entry.isIntersecting;
+});
+inView.observe(byId("pad"));
 
 startLook();
 startBreak();

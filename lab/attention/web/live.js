@@ -43,6 +43,7 @@ function requestUpdate() {
 }
 
 function update() {
+  if (reading) readInk();
   current = infer(state.image, state.snapshot);
   showPrediction();
   showLook();
@@ -51,7 +52,7 @@ function update() {
   afterwards();
 }
 
-/* Slower work, which many forward passes make up, runs once the image has not changed for a moment. */
+/* Work of many forward passes runs once the image has not changed for a moment. */
 let pending = 0, generation = 0;
 function afterwards() {
   clearTimeout(pending);
@@ -111,7 +112,11 @@ function shownMap(result, query = state.query) {
 
 function shownName() {
   if (state.rollout) return "Rollout through all blocks";
-  return `Block ${state.block + 1}, ${state.head === MEAN ? "mean of all heads" : `head ${state.head + 1}`}`;
+  return `Block ${state.block + 1}, ${headName(state.head)}`;
+}
+
+function headName(head) {
+  return head === MEAN ? "mean of all heads" : `head ${head + 1}`;
 }
 
 /* Words and numbers */
@@ -127,6 +132,10 @@ function number(value, digits = 2) {
 
 function patchName(patch) {
   return `row ${Math.floor(patch / SIDE) + 1}, column ${(patch % SIDE) + 1}`;
+}
+
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 function argmax(values) {
@@ -181,17 +190,23 @@ function showBars(list, probabilities, before = null) {
   });
 }
 
-/* Colors follow the theme of the system. */
+/* Colors follow the theme of the system; paper is light. */
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let palette = readPalette();
 function readPalette() {
   const style = getComputedStyle(document.documentElement);
   const names = ["attention", "broken", "predict", "learn", "ink", "quiet", "paper"];
-  return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  const colorOf = (name) => style.getPropertyValue(`--${name}`).trim();
+  return Object.fromEntries(names.map((name) => [name, colorOf(name)]));
 }
 dark.addEventListener("change", recolor);
-for (const name of ["beforeprint", "afterprint"]) addEventListener(name, recolor);
-function recolor() {  // on paper as in the light theme
+for (const name of ["beforeprint", "afterprint"]) {
+  addEventListener(name, () => {
+    document.documentElement.classList.toggle("paper", name === "beforeprint");
+    recolor();
+  });
+}
+function recolor() {
   palette = readPalette();
   showLook();
   showBreak();
@@ -233,11 +248,15 @@ function paintVeil(context, side, values) {
 function drawOutline(context, side) {
   const unit = side / S, isInk = (x, y) =>
     x >= 0 && y >= 0 && x < S && y < S && (state.image[y * S + x] > 127) === data.ink_is_bright;
+  const edge = (x, y, toX, toY) => {
+    context.moveTo(x * unit, y * unit);
+    context.lineTo(toX * unit, toY * unit);
+  };
   context.beginPath();
   for (let y = 0; y <= S; y++) {
     for (let x = 0; x <= S; x++) {
-      if (isInk(x, y) !== isInk(x - 1, y)) { context.moveTo(x * unit, y * unit); context.lineTo(x * unit, (y + 1) * unit); }
-      if (isInk(x, y) !== isInk(x, y - 1)) { context.moveTo(x * unit, y * unit); context.lineTo((x + 1) * unit, y * unit); }
+      if (isInk(x, y) !== isInk(x - 1, y)) edge(x, y, x, y + 1);
+      if (isInk(x, y) !== isInk(x, y - 1)) edge(x, y, x + 1, y);
     }
   }
   context.strokeStyle = palette.ink;
@@ -339,7 +358,7 @@ function checkAgainstPyTorch() {
       `difference of a logit is ${number(largest, 4)} (weights are stored as fp16). One forward ` +
       `pass took ${number(state.milliseconds, 1)} ms.`
     : `Do not trust this page: its logits differ from PyTorch's by up to ${number(largest)}. It ` +
-      "computes model.py as it was published, so this happens if you have changed the forward pass.";
+      "computes model.py as it was published. Have you changed the forward pass?";
 }
 for (const example of data.examples) {
   example.image = Float32Array.from(atob(example.pixels), (character) => character.charCodeAt(0));

@@ -27,15 +27,15 @@ function choose(changes) {
 
 function buildHeads() {
   const names = ["mean", ...Array.from({ length: HEADS }, (_, i) => `${i + 1}`)];
-  const top = element("tr", {}, element("td"), ...names.map((name) => element("th", { scope: "col" }, name)));
-  byId("heads").append(element("thead", {}, top));
+  const cells = names.map((name) => element("th", { scope: "col" }, name));
+  byId("heads").append(element("thead", {}, element("tr", {}, element("td"), ...cells)));
   const body = element("tbody");
   for (let block = 0; block < DEPTH; block++) {
     const row = element("tr", {}, element("th", { scope: "row" }, `block ${block + 1}`));
     for (let head = MEAN; head < HEADS; head++) {
       const canvas = element("canvas", { width: SIDE, height: SIDE });
-      const words = head === MEAN ? "mean of all heads" : `head ${head + 1}`;
-      const button = element("button", { type: "button", aria: { label: `Block ${block + 1}, ${words}` } }, canvas);
+      const aria = { label: `Block ${block + 1}, ${headName(head)}` };
+      const button = element("button", { type: "button", aria }, canvas);
       button.addEventListener("click", () => choose({ block, head, rollout: false }));
       button.addEventListener("keydown", (event) => moveHead(event, block, head));
       row.append(element("td", {}, button));
@@ -66,17 +66,18 @@ function moveHead(event, block, head) {
 function showLook() {
   if (!current) return;
   press(byId("pooled"), state.query === POOLED);
-  byId("query-text").textContent = state.query === POOLED ? "or click a patch" : `asking the patch in ${patchName(state.query)}`;
+  byId("query-text").textContent = state.query === POOLED ? "or click a patch"
+    : `or the patch in ${patchName(state.query)}`;
   press(byId("view-heat"), state.view === "heat");
   press(byId("view-lines"), state.view === "lines");
   press(byId("rollout"), state.rollout);
   for (let block = 0; block < DEPTH; block++) {
     for (let head = MEAN; head < HEADS; head++) {
-      const button = headButton(block, head), isShown = !state.rollout && block === state.block && head === state.head;
-      const context = clearCanvas(button.firstChild, SIDE);
+      const button = headButton(block, head), context = clearCanvas(button.firstChild, SIDE);
+      const isChosen = block === state.block && head === state.head;
       paintMap(context, SIDE, attentionMap(current, block, head, state.query), palette.attention);
-      press(button, isShown);
-      button.tabIndex = block === state.block && head === state.head ? 0 : -1;
+      press(button, isChosen && !state.rollout);
+      button.tabIndex = isChosen ? 0 : -1;
     }
   }
   showPointed(lookPicker.cursor);
@@ -92,18 +93,20 @@ function showPointed(patch) {
   else drawLines(context, values);
   if (state.query !== POOLED) outlinePatch(context, STAGE, state.query, palette.ink, STAGE / 110);
   if (patch !== null) outlinePatch(context, STAGE, patch, palette.attention, STAGE / 90);
-  const best = argmax(values), from = state.query === POOLED ? `the ${POOLED_NAME}` : "this patch";
+  const best = argmax(values), from = state.query === POOLED ? `The ${POOLED_NAME}` : "This patch";
   byId("look-shown").textContent = `${shownName()}. `;
   const whole = state.rollout ? "of the rollout" : "of its attention";
   byId("look-value").textContent = patch === null
-    ? `From ${from}, most ${whole} goes to ${patchName(best)}: ${percent(values[best])}.`
-    : `${patchName(patch)[0].toUpperCase()}${patchName(patch).slice(1)}: ${percent(values[patch])} ${whole}.`;
+    ? `${from} attends most to ${patchName(best)}: ${percent(values[best])} ${whole}.` +
+      (state.view === "lines" && state.query === POOLED ? " Its lines start at the top." : "")
+    : `${capital(patchName(patch))}: ${percent(values[patch])} ${whole}.`;
 }
 
 /* Lines from the query to the patches, as wide as the attention is large. */
 function drawLines(context, values) {
   const cell = STAGE / SIDE, high = Math.max(...values);
-  const center = (patch) => [((patch % SIDE) + 0.5) * cell, (Math.floor(patch / SIDE) + 0.5) * cell];
+  const center = (patch) =>
+    [((patch % SIDE) + 0.5) * cell, (Math.floor(patch / SIDE) + 0.5) * cell];
   const start = state.query === POOLED ? [STAGE / 2, cell * 0.18] : center(state.query);
   context.globalAlpha = C === 1 ? 0.35 : 1;
   drawImage(context, STAGE);
@@ -133,7 +136,8 @@ function drawLines(context, values) {
 /* The logit lens: a row per block, a column per class. */
 function showLens() {
   const table = byId("lens"), shown = shownClasses(current.probabilities, 8);
-  const head = element("tr", {}, element("td"), ...shown.map((i) => element("th", { scope: "col", title: classes[i] }, classes[i])));
+  const names = shown.map((i) => element("th", { scope: "col", title: classes[i] }, classes[i]));
+  const head = element("tr", {}, element("td"), ...names);
   const rows = current.lens.map((logits, block) => {
     const probabilities = softmax(logits.slice()), best = argmax(probabilities);
     const name = block === 0 ? "input" : block === DEPTH ? "output" : `block ${block}`;
@@ -148,46 +152,57 @@ function showLens() {
     });
     return element("tr", {}, element("th", { scope: "row" }, name), ...cells);
   });
-  table.replaceChildren(element("caption", {}, "probability in percent"), element("thead", {}, head), element("tbody", {}, ...rows));
+  table.replaceChildren(element("caption", {}, "probability in percent"),
+    element("thead", {}, head), element("tbody", {}, ...rows));
 }
 
 /* One number: a pixel, its patch's token, the token's key, a softmax, the logit. */
 function showTrace() {
   const { block } = state, result = current, model = modelAt(state.snapshot);
-  const N = result.tokens.length / config.embed_dim, prefix = N - PATCHES, D = config.embed_dim;
+  const D = config.embed_dim, N = result.tokens.length / D, prefix = N - PATCHES, V = C * P * P;
   const patch = argmax(attentionMap(result, block, state.head, state.query));
-  const head = state.head !== MEAN ? state.head : argmax(Array.from({ length: HEADS },
-    (_, h) => attentionMap(result, block, h, state.query)[patch]));
-  const isMean = state.query === POOLED && config.global_pool === "avg";
-  const i = state.query === POOLED ? (isMean ? prefix + patch : 0) : prefix + state.query, j = prefix + patch;
-  const asker = isMean ? "the patch itself" : state.query === POOLED ? "the class token" : "the clicked patch";
+  const weightIn = (_, h) => attentionMap(result, block, h, state.query)[patch];
+  const head = state.head !== MEAN ? state.head : argmax(Array.from({ length: HEADS }, weightIn));
+  const isPooled = state.query === POOLED, isMean = isPooled && config.global_pool === "avg";
+  const j = prefix + patch, i = isMean ? j : isPooled ? 0 : prefix + state.query;
+  const asker = isMean ? "the patch itself" : isPooled ? "the class token" : "the clicked patch";
   const { scores, weights } = result.blocks[block], at = (head * N + i) * N;
   const score = scores[at + j], scale = model.blocks[block].attn.scale, weight = weights[at + j];
 
-  const left = (patch % SIDE) * P, top = Math.floor(patch / SIDE) * P;
-  let pixel = { value: -Infinity };
-  for (let y = top; y < top + P; y++) {
-    for (let x = left; x < left + P; x++) {
-      const value = state.image[y * S + x];
-      if (value > pixel.value) pixel = { value, x, y };
-    }
-  }
-  const scaled = (pixel.value / 255 - preprocess.mean[0]) / preprocess.std[0];
+  const pixel = brightestPixel(patch), fraction = pixel / 255;
+  const [mean, std] = [preprocess.mean[0], preprocess.std[0]];
   const token = result.tokens.subarray(j * D, (j + 1) * D), channel = argmax(token.map(Math.abs));
-  const position = config.no_embed_class ? patch : j, added = model.positions[position * D + channel];
-  const best = argmax(result.probabilities);
+  const position = config.no_embed_class ? patch : j;
+  const added = model.positions[position * D + channel], best = argmax(result.probabilities);
+  const rest = DEPTH - block - 1;
+  const after = rest ? `After ${rest} more block${rest > 1 ? "s" : ""}` : "After this block";
   const steps = [
-    ["Pixel", number(scaled), `The brightest of the ${C * P * P} values in the patch in ${patchName(patch)} is ` +
-      `${Math.round(pixel.value)} of 255. Normalized: (${number(pixel.value / 255)} − ${number(preprocess.mean[0])}) / ${number(preprocess.std[0])}.`],
-    ["Token", number(token[channel]), `A weighted sum of all ${C * P * P} values gives ${number(token[channel] - added)} in channel ${channel + 1} of ${D}. ` +
-      `The position embedding adds ${number(added)}.`],
-    ["q · k", number(score), `In block ${block + 1}, head ${head + 1}, ${asker} compares its query with this token's key: ` +
-      `${D / HEADS} products add up to ${number(score)}.`],
-    ["Softmax", percent(weight), `× 1/√${D / HEADS} = ${number(score * scale)}. Its exponential, divided by the sum over all ${N} tokens: ` +
-      `the weight of this patch.`],
-    ["Logit", number(result.logits[best]), `${DEPTH === block + 1 ? "After this block" : `After ${DEPTH - block - 1} more blocks`}, norm and head give ` +
-      `this logit for “${classes[best]}”. Softmax over ${classes.length} classes: ${percent(result.probabilities[best])}.`],
+    ["Pixel", number((fraction - mean) / std),
+      `The brightest of the ${V} values in the patch in ${patchName(patch)} is ` +
+      `${Math.round(pixel)} of 255. Normalized: ` +
+      `(${number(fraction)} − ${number(mean)}) / ${number(std)}.`],
+    ["Token", number(token[channel]),
+      `A weighted sum of all ${V} values gives ${number(token[channel] - added)} in channel ` +
+      `${channel + 1} of ${D}, the largest. The position embedding adds ${number(added)}.`],
+    ["q · k", number(score),
+      `In block ${block + 1}, head ${head + 1}, ${asker} compares its query with this token's ` +
+      `key: ${D / HEADS} products add up to ${number(score)}.`],
+    ["Softmax", percent(weight),
+      `× 1/√${D / HEADS} = ${number(score * scale)}. Its exponential, divided by the sum over ` +
+      `all ${N} tokens: the weight of this patch.`],
+    ["Logit", number(result.logits[best]),
+      `${after}, norm and head give this logit for “${classes[best]}”. Softmax over ` +
+      `${classes.length} classes: ${percent(result.probabilities[best])}.`],
   ];
   byId("trace").replaceChildren(...steps.map(([name, value, text]) => element("li", {},
     element("h4", {}, name), element("strong", {}, value), element("p", {}, text))));
+}
+
+function brightestPixel(patch) {  // of the first channel, 0 to 255
+  const left = (patch % SIDE) * P, top = Math.floor(patch / SIDE) * P;
+  let brightest = 0;
+  for (let y = top; y < top + P; y++) {
+    for (let x = left; x < left + P; x++) brightest = Math.max(brightest, state.image[y * S + x]);
+  }
+  return brightest;
 }

@@ -1,6 +1,6 @@
 /* The forward pass of model.py in plain JavaScript: the same names in the same order.
 
-   Letters as there: N tokens, D embed_dim, h heads, d = D / h. All arrays are row-major Float32Arrays.
+   Letters as there: N tokens, D embed_dim, h heads, d = D / h. Arrays are row-major Float32Arrays.
    What only training needs, such as dropout, is left out. `changes` says what "Break it" changes:
      keep           patches that are not removed, or null for all
      order          which patch's pixels each place shows, or null
@@ -9,7 +9,9 @@
      silent         a Set of blocks "b" and heads "b.h" that add nothing
    `record`, if given, receives intermediate values of every block. */
 
-const NO_CHANGES = { keep: null, order: null, no_pos_embed: false, no_scale: false, silent: new Set() };
+const NO_CHANGES = {
+  keep: null, order: null, no_pos_embed: false, no_scale: false, silent: new Set(),
+};
 
 class Linear {  // y = x W^T + b
   constructor(weights, name) {
@@ -31,7 +33,8 @@ class Linear {  // y = x W^T + b
           const v = weight[w + i];
           s0 += v * x[x0 + i]; s1 += v * x[x1 + i]; s2 += v * x[x2 + i]; s3 += v * x[x3 + i];
         }
-        y[n * O + o] = s0; y[(n + 1) * O + o] = s1; y[(n + 2) * O + o] = s2; y[(n + 3) * O + o] = s3;
+        y[n * O + o] = s0; y[(n + 1) * O + o] = s1;
+        y[(n + 2) * O + o] = s2; y[(n + 3) * O + o] = s3;
       }
       for (; n < N; n++) {
         let sum = b;
@@ -54,7 +57,9 @@ class LayerNorm {
       for (let i = 0; i < D; i++) mean += x[at + i] / D;
       for (let i = 0; i < D; i++) variance += (x[at + i] - mean) ** 2 / D;
       const inverse = 1 / Math.sqrt(variance + this.eps);
-      for (let i = 0; i < D; i++) y[at + i] = (x[at + i] - mean) * inverse * this.weight[i] + this.bias[i];
+      for (let i = 0; i < D; i++) {
+        y[at + i] = (x[at + i] - mean) * inverse * this.weight[i] + this.bias[i];
+      }
     }
     return y;
   }
@@ -71,7 +76,8 @@ function softmax(row) {  // in place
 function gelu(x) {  // in place; x * Phi(x), with the error function of Abramowitz and Stegun 7.1.26
   for (let i = 0; i < x.length; i++) {
     const z = Math.abs(x[i]) * Math.SQRT1_2, t = 1 / (1 + 0.3275911 * z);
-    const tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+    const inner = 1.421413741 + t * (-1.453152027 + t * 1.061405429);
+    const tail = t * (0.254829592 + t * (-0.284496736 + t * inner));
     const erf = 1 - tail * Math.exp(-z * z);
     x[i] *= 0.5 * (1 + (x[i] < 0 ? -erf : erf));
   }
@@ -81,16 +87,19 @@ function gelu(x) {  // in place; x * Phi(x), with the error function of Abramowi
 class PatchEmbed {
   constructor(weights, config) {
     this.config = config;
-    this.proj = new Linear(weights, "patch_embed.proj");  // the convolution as a matrix (D, C * P * P)
+    this.proj = new Linear(weights, "patch_embed.proj");  // the convolution as (D, C * P * P)
   }
   patches(image, order) {  // (C, H, W) -> (N, C * P * P), patches row by row
     const { in_chans: C, patch_size: P, img_size: S } = this.config, side = S / P;
     const x = new Float32Array(image.length);
     for (let n = 0, at = 0; n < side * side; n++) {
-      const place = order ? order[n] : n, top = Math.floor(place / side) * P, left = (place % side) * P;
+      const place = order ? order[n] : n;
+      const top = Math.floor(place / side) * P, left = (place % side) * P;
       for (let c = 0; c < C; c++)
-        for (let row = 0; row < P; row++)
-          for (let column = 0; column < P; column++) x[at++] = image[(c * S + top + row) * S + left + column];
+        for (let row = 0; row < P; row++, at += P) {
+          const start = (c * S + top + row) * S + left;
+          x.set(image.subarray(start, start + P), at);
+        }
     }
     return x;
   }
@@ -142,7 +151,10 @@ class MLP {
 
 class LayerScale {
   constructor(weights, name) { this.gamma = weights[`${name}.gamma`]; }  // undefined: the identity
-  forward(x) { return this.gamma ? x.map((value, i) => value * this.gamma[i % this.gamma.length]) : x; }
+  forward(x) {
+    const { gamma } = this;
+    return gamma ? x.map((value, i) => value * gamma[i % gamma.length]) : x;
+  }
 }
 
 class Block {
@@ -159,7 +171,8 @@ class Block {
   forward(x, changes, record) {  // (N, D) -> (N, D)
     if (changes.silent.has(`${this.index}`)) return x;
     const isSilent = (head) => changes.silent.has(`${this.index}.${head}`);
-    x = add(x, this.ls1.forward(this.attn.forward(this.norm1.forward(x), changes, isSilent, record)));
+    const attended = this.attn.forward(this.norm1.forward(x), changes, isSilent, record);
+    x = add(x, this.ls1.forward(attended));
     return add(x, this.ls2.forward(this.mlp.forward(this.norm2.forward(x))));
   }
 }
@@ -183,9 +196,9 @@ class VisionTransformer {
     const D = this.embed_dim, withClass = this.num_prefix_tokens && !this.no_embed_class;
     const patches = this.patch_embed.forward(image, changes.order);
     const kept = changes.keep ?? Array.from({ length: patches.length / D }, (_, n) => n);
-    const x = new Float32Array((this.num_prefix_tokens + kept.length) * D);
+    const first = this.num_prefix_tokens, x = new Float32Array((first + kept.length) * D);
     if (this.cls_token) x.set(this.cls_token);
-    kept.forEach((n, i) => x.set(patches.subarray(n * D, (n + 1) * D), (this.num_prefix_tokens + i) * D));
+    kept.forEach((n, i) => x.set(patches.subarray(n * D, (n + 1) * D), (first + i) * D));
     if (changes.no_pos_embed) return x;
     const places = kept.map((n) => n + (withClass ? 1 : 0));  // rows of pos_embed
     if (this.num_prefix_tokens) places.unshift(withClass ? 0 : -1);  // -1: no position
@@ -199,13 +212,15 @@ class VisionTransformer {
     let features = x.subarray(0, D);
     if (this.global_pool === "avg") {
       features = new Float32Array(D);
-      for (let n = first; n < N; n++) for (let i = 0; i < D; i++) features[i] += x[n * D + i] / (N - first);
+      for (let n = first; n < N; n++)
+        for (let i = 0; i < D; i++) features[i] += x[n * D + i] / (N - first);
     }
     return this.head.forward(this.fc_norm.forward(features));
   }
   forward(image, changes = NO_CHANGES, record = null) {  // normalized image (C, H, W) -> logits
     let x = this.embed(image, changes);
-    const lens = () => record?.lens.push(this.forward_head(this.norm.forward(x)));  // the head, too early
+    // the head, too early
+    const lens = () => record?.lens.push(this.forward_head(this.norm.forward(x)));
     if (record) Object.assign(record, { tokens: x, blocks: [], lens: [] });
     lens();
     for (const block of this.blocks) {
@@ -225,7 +240,9 @@ function readWeights(base64, layout) {
   let at = 0;
   for (const [name, shape] of layout) {
     const values = new Float32Array(shape.reduce((a, b) => a * b, 1));
-    for (let i = 0; i < values.length; i++, at += 2) values[i] = halfToFloat(halves.getUint16(at, true));
+    for (let i = 0; i < values.length; i++, at += 2) {
+      values[i] = halfToFloat(halves.getUint16(at, true));
+    }
     weights[name] = values;
   }
   return weights;
@@ -233,5 +250,6 @@ function readWeights(base64, layout) {
 
 function halfToFloat(bits) {
   const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
+  if (!exponent) return sign * 2 ** -14 * (fraction / 1024);
+  return sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
 }

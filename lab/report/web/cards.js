@@ -55,7 +55,8 @@ function cardCurves(run) {
   const series = [["train_accuracy", "train"], ["val_accuracy", "validation"]].map(
     ([key, name], slot) => ({
       name: name === "train" ? "training" : name, slot, color: `var(--splits-${name})`,
-      line: true, points: run.curves.epoch.map((epoch, i) => ({ x: epoch, y: run.curves[key]?.[i] })),
+      line: true,
+      points: run.curves.epoch.map((epoch, i) => ({ x: epoch, y: run.curves[key]?.[i] })),
     }));
   return chart({
     label: `Accuracy of ${run.name} by epoch`, small: true,

@@ -18,6 +18,7 @@ function gameOf(set) {
   const key = `${set.reference}-${set.test_set}`;
   if (!guesses.has(key)) guesses.set(key, new Map());
   const mine = guesses.get(key);
+  if (set.hardest.every((one) => one.thumbnail === null)) return unseen(set);
   const score = element("p", { className: "score", role: "status" });
   const board = box("game");
   const show = () => {
@@ -25,16 +26,25 @@ function gameOf(set) {
     reveal.hidden = mine.size === set.hardest.length;
   };
   const tiles = set.hardest.map((one) => tileOf(set, one, mine, show));
-  const reveal = element("button", { type: "button", className: "plain screen" }, "Show all answers");
+  const reveal = element("button", { type: "button", className: "plain screen" },
+    "Show all answers");
   reveal.addEventListener("click", () => tiles.forEach((tile) => tile.answer(null)));
   board.append(...tiles.map((tile) => tile.node));
   show();
   return box("", score, board, reveal, note(set.attribution));
 }
 
+/* Images that are not on this machine: there is nothing to guess, so the answers are shown. */
+function unseen(set) {
+  const tiles = set.hardest.map((one) =>
+    element("article", { className: "tile" }, thumbnailOf(one, false), answersOf(one, null)));
+  return box("", note("These images are not on this machine, so only the answers are shown."),
+    box("game", ...tiles));
+}
+
 function scoreOf(set, mine) {
   const given = set.hardest.filter((one) => mine.get(one.image) != null);
-  if (given.length === 0) return `Your score: 0 of 0. ${set.hardest.length} images to guess.`;
+  if (given.length === 0) return `${set.hardest.length} images to guess.`;
   const right = given.filter((one) => mine.get(one.image) === one.label).length;
   const range = wilson(right / given.length, given.length);
   const best = Math.max(...set.hardest[0].answers.map(({ run }) =>
@@ -77,7 +87,7 @@ function choicesOf(set, one, answer) {
     button.addEventListener("click", () => answer(name));
     return button;
   });
-  const group = box("guess", ...buttons);
+  const group = box(shown.every((name) => name.length < 3) ? "guess short" : "guess", ...buttons);
   Object.assign(group, { role: "group", ariaLabel: "Your guess" });
   return group;
 }

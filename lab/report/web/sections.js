@@ -138,8 +138,9 @@ function costSection() {
   const options = sets.map((members, place) => option(place, setName(members[0])));
   const field = select("Test images", options, (place) => show(sets[place]));
   return [
-    note("Each point is a run on all training images. Your own runs are filled, reference runs are ",
-      "hollow. Bars are 95 % intervals. Training time depends on the hardware, which is listed in each run’s details."),
+    note("Each point is a run on all training images. Your own runs are filled, reference runs ",
+      "are hollow. Bars are 95 % intervals. Training time depends on the hardware, which is ",
+      "listed in each run’s details."),
     box("choices", field), box("panels", ...made.map((one) => one.node)), legend,
   ];
 }
@@ -366,8 +367,8 @@ const gallery = (plots) => box("plots", ...plots.map(({ source, caption, link })
     element("a", { href: link }, element("img", { src: source, alt: caption })),
     element("figcaption", { ariaHidden: "true" }, words(caption)))));
 
-const linksOf = ({ folder, link, files }) => note(fileLink(folder, `${link}/`),
-  ...files.flatMap((file) => [" · ", fileLink(file.name, file.link)]));
+const linksOf = ({ folder, link, files }) => element("p", { className: "quiet links" },
+  ...spaced([fileLink(folder, `${link}/`), ...files.map((one) => fileLink(one.name, one.link))]));
 
 function sweepsSection() {
   const part = (sweep) => {

@@ -22,7 +22,7 @@ const hasOwn = data.runs.some((run) => !run.reference);
 const hasReferences = data.runs.some((run) => run.reference);
 const showing = { references: !hasOwn };  // whether the sections include reference runs
 const visible = (items) => items.filter((one) => showing.references || !one.reference);
-const allRuns = () => visible(data.runs).sort((a, b) => a.reference - b.reference);  // own ones first
+const allRuns = () => visible(data.runs).sort((a, b) => a.reference - b.reference);  // own first
 const finished = () => allRuns().filter((run) => run.state === "finished");
 const isSweep = (run) => run.task.startsWith("Sweep ");
 const kindColor = (kind) => `var(--models-${kind.toLowerCase()})`;
@@ -36,7 +36,9 @@ function element(name, properties, ...children) {
 
 function svg(name, attributes, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  const { style = "", ...others } = attributes;
+  made.style.cssText = style;  // the page's policy forbids the attribute
+  for (const [key, value] of Object.entries(others)) made.setAttribute(key, value);
   made.append(...children);
   return made;
 }
@@ -48,10 +50,11 @@ const folded = (summary, ...children) =>
   element("details", {}, element("summary", {}, ...summary), ...children);
 
 /* Text from a record, isolated so that right-to-left text does not affect its surroundings. Names
-   of runs and files may break after "_" and "/". */
+   of runs and files may break after "_" and "/", but "p = 0.02" and "97 %" stay in one line. */
 function words(text) {
   const made = element("bdi");
-  String(text ?? DASH).split(/(?<=[_/])/).forEach((part, place) => {
+  const unbroken = String(text ?? DASH).replace(/ (?=%|=)|(?<==) /g, "\u00a0");
+  unbroken.split(/(?<=[_/])/).forEach((part, place) => {
     made.append(...(place > 0 ? [element("wbr"), part] : [part]));
   });
   return made;
@@ -89,7 +92,8 @@ function percent(fraction, digits = 2) {
   return (100 * fraction).toLocaleString("en", exactly);
 }
 
-const plural = (count, noun, ending = "s") => `${number(count)} ${noun}${count === 1 ? "" : ending}`;
+const plural = (count, noun, ending = "s") =>
+  `${number(count)} ${noun}${count === 1 ? "" : ending}`;
 const probability = (p) => (p !== 0 && p < 1e-3 ? p.toExponential(1) : number(p, 2));
 const interval = ({ low, high }) =>
   low == null ? "" : ` (${percent(low, 1)} to ${percent(high, 1)})`;
@@ -125,8 +129,9 @@ function remember(name, value) {
   return true;
 }
 
-/* Sortable tables. A column has a name, value(row) to sort by, show(row) to display, number: whether
-   its values are numbers, and descending: whether the first click puts the largest value on top. */
+/* Sortable tables. A column has a name, value(row) to sort by, show(row) to display, number:
+   whether its values are numbers, and descending: whether the first click puts the largest value
+   on top. */
 
 const textColumn = (name, value, show = (row) => words(value(row))) => ({ name, value, show });
 const numberColumn = (name, key, format = (value) => number(value)) =>

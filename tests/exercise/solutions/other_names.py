@@ -21,6 +21,7 @@ class VisionTransformer(nn.Module):
         self.ln = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.drop = nn.Dropout(config.drop_rate)
         self.classifier = nn.Linear(config.embed_dim, config.num_classes)
+        self.init_weights()
 
     def embed(self, x):
         x = self.patch_embed(x)

@@ -20,6 +20,9 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(D, eps=config.norm_eps)
         self.drop = nn.Dropout(config.drop_rate)
         self.head = nn.Linear(D, config.num_classes)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
 
     def forward(self, images):
         patches = self.patch_embed(images)

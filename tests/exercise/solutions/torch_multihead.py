@@ -15,5 +15,11 @@ class Attention(nn.Module):
         )
 
     def forward(self, x, return_weights=False):
-        out, weights = self.attn(x, x, x, need_weights=True, average_attn_weights=False)
-        return (out, weights) if return_weights else out
+        out, _ = self.attn(x, x, x, need_weights=False)
+        if not return_weights:
+            return out
+        training = self.attn.training
+        self.attn.eval()  # in training mode the layer returns weights after dropout
+        _, weights = self.attn(x, x, x, average_attn_weights=False)
+        self.attn.train(training)
+        return out, weights

@@ -1,0 +1,254 @@
+"""What a configuration can ask for besides sizes, and what else only shows in training mode.
+
+Each entry is a mistake with a test, as in symptoms.py. The first test that is positive counts.
+"""
+
+import torch
+from torch import Tensor
+
+from lab.exercise.layouts import flat, slots
+from lab.exercise.reference import reference_class
+from lab.exercise.symptoms import Symptom
+from lab.exercise.trials import BASE, TWO, Case, Evidence, Trial, build, close
+
+# Five tokens and 24 channels: with so few tokens the output determines the attention weights.
+ATTENTION_DROPOUT = Case("attention dropout", BASE | {"img_size": 8, "attn_drop_rate": 0.5})
+HEAD_DROPOUT = Case("dropout before the head", BASE | {"drop_rate": 0.5})
+LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
+MEAN = Case("global_pool='avg'", BASE | {"global_pool": "avg"})
+NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": False})
+
+
+def _training(evidence: Evidence, case: Case) -> Trial:
+    """A trial in training mode."""
+    trial = evidence.new_trial(case)
+    if trial.module:
+        trial.module.train()
+    return trial
+
+
+def _dropout_without_effect(evidence: Evidence, case: Case) -> bool:
+    return close(_training(evidence, case).run(), evidence.trial(case).run())
+
+
+def _wrong_pair(evidence: Evidence, text: str) -> bool:
+    out = evidence.trial(TWO).run(return_weights=True)
+    return not isinstance(out, tuple) or len(out) != 2
+
+
+def _output_changes(evidence: Evidence, text: str) -> bool:
+    trial = evidence.trial(TWO)
+    return not close(trial.run(return_weights=True)[0], trial.run())
+
+
+def _wrong_weights(evidence: Evidence, case: Case, train: bool = False) -> bool:
+    trial = _training(evidence, case) if train else evidence.trial(case)
+    return not close(trial.run(return_weights=True)[1], _correct_weights(evidence, case))
+
+
+def _correct_weights(evidence: Evidence, case: Case) -> Tensor:
+    """The weights (B, h, N, N) of timm's module, without dropout."""
+    trial, seen = evidence.trial(case), []
+    reference = trial.load(trial.reference(), evidence.layout(case))
+    reference.attn_drop.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    reference(trial.inputs)
+    return seen[0]
+
+
+def _acting_weights(evidence: Evidence) -> Tensor | None:
+    """The weights (B, h, N, N) that the part applies in training mode; None if its output is no
+    weighted sum of values.
+
+    The output is compared with what timm's module returns if a single weight is one.
+    """
+    trial = _training(evidence, ATTENTION_DROPOUT)
+    reference = trial.load(trial.reference(), evidence.layout(ATTENTION_DROPOUT))
+    heads, tokens = trial.config.num_heads, trial.inputs.shape[1]
+    single = torch.cat([torch.zeros(1, heads * tokens), torch.eye(heads * tokens)])
+    with torch.no_grad():
+        outputs = []
+        for weights in single.reshape(-1, heads, 1, tokens):
+            hook = reference.attn_drop.register_forward_hook(
+                lambda module, args, out, weights=weights: weights.expand_as(out)
+            )
+            outputs.append(reference(trial.inputs)[:, 0])  # the same for every query
+            hook.remove()
+        nothing, *single_outputs = outputs
+        basis = torch.stack(single_outputs, -1) - nothing[..., None]  # (B, D, h * N)
+        wanted = (trial.run() - nothing[:, None]).mT  # (B, D, N)
+        weights = torch.linalg.lstsq(basis, wanted).solution  # (B, h * N, N)
+    if not close(basis @ weights, wanted):
+        return None
+    return weights.mT.unflatten(2, (heads, tokens)).transpose(1, 2)
+
+
+def _drops_no_weights(evidence: Evidence, text: str) -> bool:
+    return _acting_weights(evidence) is None
+
+
+def _drops_scores(evidence: Evidence, text: str) -> bool:
+    sums = _acting_weights(evidence).sum(-1)
+    return close(sums, torch.ones_like(sums))
+
+
+def _drops_wrongly(evidence: Evidence, text: str) -> bool:
+    acting, right = _acting_weights(evidence), 2 * _correct_weights(evidence, ATTENTION_DROPOUT)
+    dropped = acting.abs() < 1e-6
+    return bool(dropped.all()) or not close(acting, torch.where(dropped, acting, right))
+
+
+def _changed_images(evidence: Evidence) -> Tensor:
+    """Which of 64 images (B,) a block changes in training mode with drop_path=0.9."""
+    trial = evidence.new_trial(Case("many images", batch=64))
+    part, fill_in = evidence.part, evidence.fill_in
+    trial.module = build(evidence.submission, part, trial.config, 0.9, fill_in=fill_in).train()
+    with torch.no_grad():
+        return (trial.run() - trial.inputs).flatten(1).abs().amax(1) > 0
+
+
+def _disagrees(evidence: Evidence, case: Case) -> bool:
+    """Whether the output is wrong. Raises Failure for an exception in the student's code."""
+    if evidence.agrees(cases=(case,)):
+        return False
+    if error := evidence.outcome(case).error:
+        raise evidence.submission.explain(error)
+    return True
+
+
+def _drop_path_rates(evidence: Evidence) -> list[float]:
+    """The rates of three blocks, if they are the reference's."""
+    config = evidence.submission.config(BASE | {"depth": 3, "drop_path_rate": 0.4})
+    model = build(evidence.submission, evidence.part, config, fill_in=evidence.fill_in)
+    blocks = [m for m in model.modules() if isinstance(m, reference_class("Block"))]
+    return [round(block.drop_path_rate, 6) for block in blocks]
+
+
+def _initial_deviations(evidence: Evidence) -> dict[str, float]:
+    """The standard deviation of two parameters of a new model."""
+    trial = evidence.trial(TWO)
+    torch.default_generator.manual_seed(trial.seed)
+    model = build(evidence.submission, evidence.part, trial.config, fill_in=evidence.fill_in)
+    values, layout = flat([slot.tensor for slot in slots(model)]), evidence.layout(TWO)
+    return {name: float(values[layout[name]].std()) for name in ("pos_embed", "head.weight")}
+
+
+OPTIONS: dict[str, tuple[Symptom, ...]] = {
+    "Attention": (
+        Symptom(
+            "weights not returned",
+            "With return_weights=True the result must be (output, weights).",
+            "return_weights is accepted, but not used",
+            _wrong_pair,
+        ),
+        Symptom(
+            "return_weights changes the output",
+            "With return_weights=True the output changes; it must not.",
+            "The two cases are computed by different lines",
+            _output_changes,
+        ),
+        Symptom(
+            "wrong weights returned",
+            "With return_weights=True the weights must be (B, h, N, N), after the softmax.",
+            "The scores are returned, or the mean over the heads",
+            lambda evidence, text: _wrong_weights(evidence, TWO),
+        ),
+        Symptom(
+            "no attention dropout",
+            "config.attn_drop_rate has no effect in training mode.",
+            "The dropout is not created, not called, or not given training=self.training",
+            lambda evidence, text: _dropout_without_effect(evidence, ATTENTION_DROPOUT),
+        ),
+        Symptom(
+            "dropout on the output",
+            "config.attn_drop_rate drops channels of the output or of the values; it must drop "
+            "attention weights, after the softmax.",
+            "Most networks have dropout behind a layer; here it removes connections between tokens",
+            _drops_no_weights,
+        ),
+        Symptom(
+            "dropout before the softmax",
+            "Dropout is applied before the softmax, so no attention weight becomes zero.",
+            "A score of zero is taken for a weight of zero, but exp(0) is 1",
+            _drops_scores,
+        ),
+        Symptom(
+            "dropout with other weights",
+            "In training mode each attention weight must be either zero or the weight divided by "
+            "1 - config.attn_drop_rate.",
+            "The dropout rate is not config.attn_drop_rate, or the rest is not scaled up",
+            _drops_wrongly,
+        ),
+        Symptom(
+            "weights returned after dropout",
+            "With return_weights=True the weights are returned after dropout; return them as they "
+            "are after the softmax.",
+            "The variable is overwritten by its dropped version; nn.MultiheadAttention does the "
+            "same in training mode",
+            lambda evidence, text: _wrong_weights(evidence, ATTENTION_DROPOUT, train=True),
+        ),
+    ),
+    "Block": (
+        Symptom(
+            "LayerScale missing or misplaced",
+            "With config.init_values=0.1 the output is wrong: each branch goes through its "
+            "LayerScale before the addition.",
+            "init_values is not read, or LayerScale is applied to the sum",
+            lambda evidence, text: _disagrees(evidence, LAYER_SCALE),
+        ),
+        Symptom(
+            "no drop path",
+            "With drop_path=0.9 in training mode most images must skip both branches, but none "
+            "does.",
+            "DropPath is not created with the rate, or only used for one branch",
+            lambda evidence, text: bool(_changed_images(evidence).all()),
+        ),
+        Symptom(
+            "drop path without residual",
+            "With drop_path=0.9 in training mode no image is changed at all.",
+            "The rate is used as the probability of keeping a branch",
+            lambda evidence, text: not _changed_images(evidence).any(),
+        ),
+    ),
+    "VisionTransformer": (
+        Symptom(
+            "wrong mean",
+            "With global_pool='avg' the output is wrong: the mean over the patch tokens, without "
+            "the class token, goes through `fc_norm` and then the head.",
+            "All tokens are averaged, or the norm is applied before the mean",
+            lambda evidence, text: _disagrees(evidence, MEAN),
+        ),
+        Symptom(
+            "class token without class_token",
+            "With class_token=False the output is wrong: there are only patch tokens, and "
+            "pos_embed has one position for each.",
+            "The first token is left out although it is a patch",
+            lambda evidence, text: _disagrees(evidence, NO_TOKEN),
+        ),
+        Symptom(
+            "no dropout before the head",
+            "config.drop_rate has no effect in training mode.",
+            "The dropout is not created, not called, or not given training=self.training",
+            lambda evidence, text: _dropout_without_effect(evidence, HEAD_DROPOUT),
+        ),
+        Symptom(
+            "wrong drop path rates",
+            lambda evidence: "With drop_path_rate=0.4 the drop path rates of three blocks must be "
+            f"0, 0.2 and 0.4, not {', '.join(f'{r:g}' for r in _drop_path_rates(evidence))}.",
+            "Every block gets the same rate, or the last one does not get the full rate",
+            lambda evidence, text: _drop_path_rates(evidence) not in ([], [0, 0.2, 0.4]),
+            method="__init__",
+        ),
+        Symptom(
+            "init_weights() not called",
+            lambda evidence: "A new model does not have the initial values of init_weights(): the "
+            "standard deviation of " + " and that of ".join(
+                f"{name} is {value:.2g}" for name, value in _initial_deviations(evidence).items()
+            ) + ", where both should be 0.02.",
+            "The call is missing, or it is not the last line of __init__",
+            lambda evidence, text: any(
+                not 0.01 < value < 0.03 for value in _initial_deviations(evidence).values()
+            ),
+            method="__init__",
+        ),
+    ),
+}  # fmt: skip
