@@ -3,10 +3,12 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+import model
 from lab.exercise.checks import Result, check_part
 from lab.exercise.handout import skeleton
 from lab.exercise.submission import Submission
@@ -17,6 +19,7 @@ WEIGHTS = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
 STUDENT = (HERE / "student.py").read_text(encoding="utf-8")
 
 
+@cache
 def definitions(source: str) -> dict[str, str]:
     """The source of every class and function of a file, by name."""
     lines = source.splitlines(keepends=True)
@@ -28,9 +31,15 @@ def definitions(source: str) -> dict[str, str]:
     return found
 
 
+@cache
+def handed_out_model() -> str:
+    return skeleton((ROOT / "model.py").read_text(encoding="utf-8"), "model.py")[0]
+
+
+@cache
 def pasted(solution: str) -> str:
     """One file: the hand-out's model.py with a solution pasted over its classes."""
-    text, _ = skeleton((ROOT / "model.py").read_text(encoding="utf-8"), "model.py")
+    text = handed_out_model()
     given = definitions(text)
     for name, code in definitions(solution).items():
         if name == "VisionTransformer":  # the methods that the hand-out gives stay
@@ -45,6 +54,7 @@ def pasted(solution: str) -> str:
     return text[:start] + "\n".join([*imports, text[start:]])
 
 
+@cache
 def methods(source: str) -> dict[str, str]:
     """The source of the methods of a class."""
     lines = source.splitlines(keepends=True)
@@ -77,5 +87,4 @@ def check(tmp_path):
 @pytest.fixture(autouse=True)
 def own_model_module(monkeypatch):
     """Loading a submission replaces the module `model`; other tests need the solution."""
-    monkeypatch.setitem(sys.modules, "model", sys.modules.get("model"))
-    monkeypatch.setitem(sys.modules, "steps", sys.modules.get("steps"))
+    monkeypatch.setitem(sys.modules, "model", model)

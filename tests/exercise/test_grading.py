@@ -19,7 +19,7 @@ FULL = {part: sum(checks.values()) for part, checks in TABLE.items()}
 
 
 def run(folder):
-    job = Job(ROOT, None, PARTS, 1, WEIGHTS, 3.0, 1000)
+    job = Job(ROOT, None, PARTS, 1, WEIGHTS, 2.0, 1000)
     totals = {}
     path = grade(folder, TABLE, job, lambda name, points: totals.update({name: points}))
     with open(folder / "grades.csv", newline="", encoding="utf-8") as file:

@@ -1,8 +1,10 @@
 """The hand-out: what is in it, what is not, and that it works."""
 
 import ast
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -18,11 +20,6 @@ WRITTEN = ("model.py", "exercise/steps.py")
 def handed_out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("handed out") / "lab"
     return folder, hand_out(folder)
-
-
-def run(folder, *words):
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def test_every_part_is_left_to_write(handed_out):
@@ -86,40 +83,43 @@ def test_first_command_of_the_readme_stops_at_a_todo(handed_out):
     commands = [line.split("#")[0].split()[1:] for line in readme.splitlines()
                 if line.startswith("python ")]  # fmt: skip
     assert commands[0] == ["train.py"]
-    done = run(folder, *commands[0])
+    words = [sys.executable, *commands[0]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "VisionTransformer.__init__ is not written yet" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_it_passes_once_the_solution_is_pasted_in(handed_out):
-    folder, _ = handed_out
-    before = run(folder, "exercise.py")
-    assert "0.00 of 1.00" in before.stdout
-    assert before.returncode == 1
-    skeletons = {name: (folder / name).read_text(encoding="utf-8") for name in WRITTEN}
-    try:
-        for name in WRITTEN:
-            (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-        after = run(folder, "exercise.py")
-    finally:
-        for name, text in skeletons.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    assert "1.00 of 1.00" in after.stdout, after.stdout + after.stderr
-    assert after.returncode == 0
+def test_watch_follows_the_students_file(handed_out, tmp_path):
+    """It starts at no points, also checks a file that cannot be imported, and ends at full points.
+
+    In the hand-out, model.py is the student's: nothing may import it before the check.
+    """
+    folder = tmp_path / "lab"
+    shutil.copytree(handed_out[0], folder)
+    words = [sys.executable, "-u", "exercise.py", "--watch"]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        killer = threading.Timer(100, process.kill)
+        killer.start()
+        try:
+            read_until(process, "0.00 of 1.00", "report.json")
+            (folder / "model.py").write_text("clas MLP:\n    pass\n", encoding="utf-8")
+            read_until(process, "Python cannot read this line", "report.json")
+            for name in WRITTEN[::-1]:
+                shutil.copy(ROOT / name, folder / name)
+            read_until(process, "1.00 of 1.00")
+        finally:
+            killer.cancel()
+            process.kill()
 
 
-def test_exercise_runs_although_the_students_file_is_broken(handed_out, tmp_path):
-    """In the hand-out, model.py is the student's: nothing may import it before the check."""
-    folder, _ = handed_out
-    model = folder / "model.py"
-    text = model.read_text(encoding="utf-8")
-    try:
-        model.write_text(text.replace("class MLP", "clas MLP"), encoding="utf-8")
-        done = run(folder, "exercise.py", "--part", "mlp")
-    finally:
-        model.write_text(text, encoding="utf-8")
-    assert "Python cannot read this line" in done.stdout, done.stderr
+def read_until(process, *texts):
+    for text in texts:
+        for line in process.stdout:
+            if text in line:
+                break
+        else:
+            pytest.fail(f"{text!r} did not appear")
 
 
 def test_a_folder_with_files_is_not_overwritten(tmp_path):

@@ -1,6 +1,5 @@
-"""MODEL_FILE: scripts use a student's model.py, records say so, and mistakes are sentences."""
+"""MODEL_FILE: every process uses a student's file, and mistakes are sentences."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,54 +9,10 @@ import pytest
 from lab.core import UserError, code, constants
 from tests.exercise.conftest import ROOT, STUDENT, pasted
 
-TINY = ("--embed-dim", "16", "--depth", "1", "--num-heads", "2", "--epochs", "1")
-
-
-def run(*words, cwd=ROOT):
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A student's file, and the folder of a run that it trained."""
-    folder = tmp_path_factory.mktemp("own model")
-    file = folder / "mine.py"
-    file.write_text(pasted(STUDENT), encoding="utf-8")
-    done = run(ROOT / "train.py", "--model-file", file, "--results-dir", folder / "train", *TINY)
-    assert done.returncode == 0, done.stderr
-    (config,) = folder.glob("train/*/config.json")
-    return file, config.parent
-
-
-def test_config_records_the_file_and_its_hash(trained):
-    file, folder = trained
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["constants"]["MODEL_FILE"] == str(file)
-    assert config["code"]["model.py"] == code.source_hash(file.read_bytes())
-    assert config["code"]["model.py"] != code.source_hash((ROOT / "model.py").read_bytes())
-
-
-@pytest.mark.parametrize(("script", "flags", "file_name"), [
-    ("attention_viz.py", ("--num-images", "2"), "attention.html"),
-    ("predict.py", ("--images", "digits"), "predictions.csv"),
-])  # fmt: skip
-def test_other_scripts_need_the_file_of_the_run(script, flags, file_name, trained, tmp_path):
-    file, folder = trained
-    words = (ROOT / script, "--model", folder, "--results-dir", tmp_path, *flags)
-    refused = run(*words)
-    assert refused.returncode == 2
-    assert f"add --model-file {file}" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    drawn = run(*words, "--model-file", file)
-    assert drawn.returncode == 0, drawn.stderr
-    assert list(tmp_path.glob(f"*/{file_name}"))
-
-
 SCRIPT = """
 import multiprocessing
 from lab.models import registry
-MODEL_FILE: str | None = None
+MODEL_FILE: str | None = "another.py"
 
 def show():
     print(registry.VisionTransformer.__init__.__code__.co_filename, flush=True)
@@ -70,15 +25,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["flag", "constant"])
-def test_spawned_processes_use_the_file(trained, tmp_path, monkeypatch, how):
-    file, _ = trained
+def test_spawned_processes_use_the_file(tmp_path, monkeypatch):
+    file, script = tmp_path / "mine.py", tmp_path / "script.py"
+    file.write_text(pasted(STUDENT), encoding="utf-8")
+    script.write_text(SCRIPT, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    script = tmp_path / "script.py"
-    text = SCRIPT if how == "flag" else SCRIPT.replace("= None", f"= {str(file)!r}")
-    script.write_text(text, encoding="utf-8")
-    flags = [f"--model-file={file}"] if how == "flag" else []
-    assert run(script, *flags).stdout.split("\n") == [str(file), str(file), ""]
+    command = [sys.executable, str(script), f"--model-file={file}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == [str(file), str(file)], done.stderr
 
 
 @pytest.mark.parametrize(("source", "says"), [

@@ -1,10 +1,7 @@
-"""exercise.py as students run it: hints, solution, watching, the report, and the time it takes."""
+"""exercise.py as students run it: hints, solution, the report."""
 
 import json
-import subprocess
 import sys
-import threading
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +16,12 @@ RELU = pasted(edited("MLP", [("F.gelu(h)", "F.relu(h)")]))
 def run(tmp_path, monkeypatch, capsys):
     """Runs exercise.py on a model.py: run(source, *flags) -> (status, stdout, stderr, report)."""
 
+    paths = ("--model-file", str(tmp_path / "model.py"), "--steps-file", str(tmp_path / "steps.py"),
+             "--results-dir", str(tmp_path / "results"))  # fmt: skip
+
     def run(source, *flags):
         (tmp_path / "model.py").write_text(source, encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", command(tmp_path, *flags)[1:])
+        monkeypatch.setattr(sys, "argv", ["exercise.py", *paths, *flags])
         defaults = {name: value for name, value in vars(exercise).items() if name.isupper()}
         status = 0
         try:
@@ -35,12 +35,6 @@ def run(tmp_path, monkeypatch, capsys):
         return status, *capsys.readouterr(), saved
 
     return run
-
-
-def command(folder: Path, *flags: str) -> list[str]:
-    paths = ["--model-file", str(folder / "model.py"), "--steps-file", str(folder / "steps.py")]
-    words = [sys.executable, str(ROOT / "exercise.py"), *paths]
-    return [*words, "--results-dir", str(folder / "results"), *flags]
 
 
 def test_first_mistake_and_a_hint_are_shown(run):
@@ -106,29 +100,3 @@ def test_what_the_students_code_prints_is_shown(run):
     line = "h = self.fc1(x); print('shape', h.shape)"
     _, out, _, _ = run(pasted(edited("MLP", [("h = self.fc1(x)", line)])), "--part", "mlp")
     assert "Your code printed:\n  shape torch.Size([2, 10, 48])" in out
-
-
-def test_watch_checks_again_when_the_file_is_saved(tmp_path):
-    (tmp_path / "model.py").write_text(RELU, encoding="utf-8")
-    words = command(tmp_path, "--watch", "--part", "mlp")
-    with subprocess.Popen(
-        [words[0], "-u", *words[1:]], stdout=subprocess.PIPE, text=True
-    ) as process:
-        killer = threading.Timer(100, process.kill)
-        killer.start()
-        try:
-            read_until(process, "fails: values", "report.json")
-            (tmp_path / "model.py").write_text(pasted(STUDENT), encoding="utf-8")
-            read_until(process, "passed", "report.json")
-        finally:
-            killer.cancel()
-            process.kill()
-
-
-def read_until(process, *texts):
-    for text in texts:
-        for line in process.stdout:
-            if text in line:
-                break
-        else:
-            pytest.fail(f"{text!r} did not appear")
