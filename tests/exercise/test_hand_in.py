@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -24,6 +25,7 @@ from tests.exercise.conftest import ROOT, STUDENT, WEIGHTS, pasted
 OWN = ("--model-file", "exercise/model.py")
 TRAIN = ("train.py", *OWN, "--dataset", "digits", "--embed-dim", "16", "--depth", "1",
          "--num-heads", "2", "--epochs", "2")  # fmt: skip
+DRAW, PREDICT = ("--num-images", "2"), ("--images", "digits")
 LAUNCHED = "tests/training/launched.py"  # runs several scripts in one process, which saves time
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -64,9 +66,11 @@ def solved(tmp_path_factory):
     process.send_signal(signal.SIGTERM)
     _, _, stopped = finished(process)
     (run,) = (folder / "results" / "train").iterdir()
-    draw = ("attention_viz.py", *OWN, "--model", f"{run.relative_to(folder)}", "--num-images", "2")
-    scripts = ("exercise.py", *OWN, "+", *TRAIN, "+", *draw, "+", "report.py", "--hand-in")
-    status, out, err = finished(start(folder, LAUNCHED, *scripts))
+    own = (*OWN, "--model", f"{run.relative_to(folder)}")
+    draw, predict = ("attention_viz.py", *own, *DRAW), ("predict.py", *own, *PREDICT)
+    scripts = (("exercise.py", *OWN), TRAIN, draw, predict, ("report.py", "--hand-in"))
+    words = [word for script in scripts for word in (*script, "+")]
+    status, out, err = finished(start(folder, LAUNCHED, *words))
     assert status == 0, err
     return folder, run, stopped, out
 
@@ -94,12 +98,17 @@ def test_the_run_records_the_students_file_and_its_hash(solved):
     assert config["code"]["model.py"] == hashes["exercise/model.py"] != hashes["model.py"]
 
 
-def test_attention_viz_needs_the_file_of_the_run(solved, monkeypatch, capsys):
+@pytest.mark.parametrize(("script", "flags", "file_name"), [
+    ("attention_viz.py", DRAW, "attention.html"), ("predict.py", PREDICT, "predictions.csv"),
+])  # fmt: skip
+def test_other_scripts_need_the_file_of_the_run(
+    solved, monkeypatch, capsys, script, flags, file_name
+):
     folder, run, _, _ = solved
-    assert list(folder.glob("results/attention_viz/*/attention.html"))  # drawn with the flag
-    monkeypatch.setattr(sys, "argv", ["attention_viz.py", "--model", str(run)])
+    assert list(folder.glob(f"results/{script[:-3]}/*/{file_name}"))  # written with the flag
+    monkeypatch.setattr(sys, "argv", [script, "--model", str(run), *flags])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "attention_viz.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / script), run_name="__main__")
     assert end.value.code == 2
     assert "add --model-file exercise/model.py" in capsys.readouterr().err
 
@@ -121,9 +130,8 @@ def test_the_hand_in_gets_full_points_and_an_edited_model_is_noticed(solved, tmp
     summary = grade(tmp_path, POINTS, job, lambda name, total: points.update({name: total}))
     assert points["ada"] == pytest.approx(1)
     assert points["eve"] < 1
-    rows = summary.read_text(encoding="utf-8").splitlines()
-    assert any(row.startswith("| ada | 2 of 2 |") for row in rows)  # training, attention maps
-    assert any(row.startswith("| eve | 0 of 2 |") for row in rows)
+    runs = re.findall(r"^\| (ada|eve) \| (\d of \d) \|", summary.read_text("utf-8"), re.M)
+    assert runs == [("ada", "3 of 3"), ("eve", "0 of 3")]  # one from each of three scripts
     with open(tmp_path / "grades.csv", newline="", encoding="utf-8") as file:
         remarks = {(row["student"], row["part"]): row["diagnosis"] for row in csv.DictReader(file)}
     name = f"run results/train/{run.name}"
