@@ -1,6 +1,6 @@
 """Fine-tune a pretrained ViT: how much of it must be trained?
 
-    python finetune.py                                 # our own small weights on digits, offline
+    python finetune.py                                 # our CIFAR-10 weights on 360 MNIST images
     python finetune.py --mode head                     # only the output layer, in seconds
     python finetune.py --mode all                      # every mode, with one figure and one table
     python finetune.py --dataset pets --pretrained vit_base_patch16_224.augreg_in21k   # hand-in
@@ -38,10 +38,10 @@ IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights
 MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 
 # --- Data ---
-DATASET: str = "digits"  # mnist-5k, digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
+DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
 DATA_DIR: str = "data"  # folder for downloads and cached features
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays
+TRAIN_FRACTION: float | None = None  # training images used; none: a tenth of mnist-5k, else all
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 AUGMENT: bool = True  # augment training images, see AUGMENTATIONS below
 
@@ -111,6 +111,8 @@ def run_modes(values: dict[str, Any], plain_only: bool) -> None:
 
 def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     """One run: weights, data, what is trained, training, records."""
+    if values["TRAIN_FRACTION"] is None:  # few labels show what pretraining is worth
+        values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess
