@@ -2,7 +2,7 @@
 
     python finetune.py                                 # our CIFAR-10 weights on 360 MNIST images
     python finetune.py --mode head                     # only the output layer, in seconds
-    python finetune.py --mode all                      # every mode, with one figure and one table
+    python finetune.py --mode all --epochs 5           # every mode, with one figure and one table
     python finetune.py --dataset pets --pretrained vit_base_patch16_224.augreg_in21k   # hand-in
 
 Every constant below is also a flag, such as --batch-size. Weights can be a timm name, a Hugging
