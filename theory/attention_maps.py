@@ -17,20 +17,15 @@ PATCH, GRID = 14, 16  # pixels of a patch of the ViT-S/14, and patches per side 
 WINDOW, SWIN_PATCH, STAGES = 4, 2, (0, 2, 4)  # of our Swin: patches, pixels, first blocks
 SHOWN = (2, 4)  # rows of the overview that the figure repeats
 SOURCES = {  # the examples, and results of others
-    "four patches, 2 x 2, and a class token. In one head the class token gives the weight 0.20 to "
-    "itself and 0.50, 0.15, 0.10 and 0.05 to the patches": "the example, checked by examples()",
+    "four patches, 2 x 2, and a class token": "the example",
     "in block 2 the class token attends only to patch 1; in block 1, patch 1 attends only to "
-    "patch 2": "the example, computed by examples()",
+    "patch 2, and the class token to itself": "the example, computed by examples()",
+    "In the order class token, patch 1, patch 2": "the example, computed by examples()",
     "The map of block 2 shows only patch 1": "the example",
     "block 12 is bright on the white woolly blanket": "overview.jpg",
     "with 95 % intervals over the test images": "lab/attention/scoring.py",
     "CC BY-SA 4.0": "the license of the photographs",
-    "two patches get a weight of 0.5 each": "the example, computed by examples()",
-    "weight 0.5 to itself, 0.3 to its neighbor and 0.2 to the next patch but one":
-        "the example, computed by examples()",
     "ranks four pixels; the first and the third belong to the animal":
-        "the example, computed by examples()",
-    "1.0 with all pixels, 0.4 without the brighter half and 0.2 without any":
         "the example, computed by examples()",
     "saw this in models from ViT-L on": "Darcet et al. 2024, section 2",
     "In four of the six photographs, the brightest patches lie on the animal": "overview.jpg",
@@ -43,28 +38,50 @@ def record(name: str) -> dict:
     return json.loads((RECORDS / name / "metrics.json").read_text(encoding="utf-8"))
 
 
+def vector(values: np.ndarray) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"
+
+
 def examples() -> dict[str, str]:
     """The small examples before each definition."""
-    assert abs(sum((0.20, 0.50, 0.15, 0.10, 0.05)) - 1) < 1e-12
-    first = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1]])  # class token, patch 1, patch 2
-    second = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]])
-    mixed = ((second + np.eye(3)) / 2 @ (first + np.eye(3)) / 2)[0]
-    gradients = np.array([2, -1])
-    kept = 0.5 * gradients
-    distance = 0.5 * 0 + 0.3 * PATCH + 0.2 * 2 * PATCH
+    itself, *patches = (0.20, 0.50, 0.15, 0.10, 0.05)
+    assert abs(itself + sum(patches) - 1) < 1e-12
+    assert np.argmax(patches) == 0
+    weights = np.array([[[1, 0, 0], [0, 0, 1], [0, 0, 1]],  # block 1: class token, patches 1, 2
+                        [[0, 1, 0], [0, 1, 0], [0, 0, 1]]])  # block 2  # fmt: skip
+    first, second = (weights + np.eye(3)) / 2
+    assert second[0].tolist() == [0.5, 0.5, 0]
+    mixed = (second @ first)[0]
+    assert mixed[1] == mixed[2]
+    equal, gradients = 0.5, np.array([2, -1])
+    kept = equal * gradients
+    near = (0.5, 0.3, 0.2)  # weights at a distance of 0, 1 and 2 patches
+    distance = sum(weight * steps * PATCH for steps, weight in enumerate(near))
+    path = " + ".join(rf"{weight} \cdot {steps * PATCH}" for steps, weight in enumerate(near))
     animal = np.array([True, False, True, False])
     precision = animal.cumsum() / np.arange(1, 5)
-    area = 0.5 * (1.0 + 0.4) / 2 + 0.5 * (0.4 + 0.2) / 2
+    full, half, none = probabilities = (1.0, 0.4, 0.2)
+    area = 0.5 * (full + half) / 2 + 0.5 * (half + none) / 2
     return {
-        "two blocks": "{:.2f} for itself, {:.2f} for patch 1 and {:.2f} for patch 2".format(*mixed),
+        "a map": f"gives the weight {itself:.2f} to itself and "
+                 "{:.2f}, {:.2f}, {:.2f} and {:.2f} to the patches".format(*patches),
+        "averaged": f"row of the class token in block 2 becomes ${vector(second[0])}$",
+        "two blocks": f"and its product with the averaged rows of block 1 is $0.5 \\cdot "
+                      f"{vector(first[0])} + 0.5 \\cdot {vector(first[1])} = {vector(mixed)}$: "
+                      "patch 2 counts as much as patch 1",
+        "weights": f"two patches get a weight of {equal} each",
         "signs": f"{gradients[0]:+d} and {gradients[1]:+d}. The products are "
                  f"{kept[0]:+.1f} and {kept[1]:+.1f}; the negative one becomes "
                  f"{max(kept[1], 0):.0f}",
-        "distance": rf"$0.5 \cdot 0 + 0.3 \cdot {PATCH} + 0.2 \cdot {2 * PATCH}$ = "
-                    f"{distance:.1f} pixels",
-        "ranking": f"{precision[0]:.0f} at the first and 2/3 at the third; their mean is "
-                   f"{precision[animal].mean():.2f}",
-        "area": f"The area under this curve is {area:.2f}",
+        "near": "weight {} to itself, {} to its neighbor and {} to the next patch but "
+                "one".format(*near),
+        "distance": f"${path} = {distance:.1f}$ pixels",
+        "ranking": f"1/1 at the first and 2/3 at the third; their mean is $(1/1 + 2/3) / 2 = "
+                   f"{precision[animal].mean():.2f}$",
+        "deletion": "{} with all pixels, {} without the brighter half and {} without "
+                    "any".format(*probabilities),
+        "area": rf"$0.5 \cdot ({full} + {half}) / 2 + 0.5 \cdot ({half} + {none}) / 2 = "
+                f"{area:.2f}$",
     }  # fmt: skip
 
 
@@ -77,8 +94,8 @@ def models_said() -> dict[str, str]:
     tuned, scratch = (sentences.percent(run["test_accuracy"]) for run in runs)
     distances = np.array(record("3breeds-vit_s14-finetuned")["distance"])
     return {
-        "tokens": f"A ViT-S/14 at {GRID * PATCH} pixels has {GRID} x {GRID} + 1 = {tokens} tokens, "
-                  f"so equal weights would be 1 / {tokens} = {100 / tokens:.2f} %",
+        "tokens": f"A ViT-S/14 at {GRID * PATCH} pixels has ${GRID} \\cdot {GRID} + 1 = {tokens}$ "
+                  f"tokens, so equal weights would be 1/{tokens} = {100 / tokens:.2f} %",
         "maps": f"{len(distances)} blocks of {distances.shape[1]} heads give {distances.size} maps "
                 "for each image",
         "accuracy": f"It classifies {tuned} of the {runs[0]['test_images']} test images correctly",
@@ -205,7 +222,7 @@ def faithfulness_said(tuned: Scores, scratch: Scores) -> dict[str, str]:
     poor = scratch["methods"]["gradient-rollout"]["trained"]["average_precision"]
     return {
         "images": f"On {count} images, relative to a random order",
-        "deletion": claim(
+        "deletion by map": claim(
             f"the area changes by {points(gradient)} points with gradient rollout, by "
             f"{points(rollout)} with rollout and by {points(gaussian)} with the Gaussian; the last "
             "two are not better than a random order",
