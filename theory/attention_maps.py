@@ -143,7 +143,7 @@ def swin_said() -> dict[str, str]:
         return "{:.0f}, {:.0f} and {:.0f} pixels".format(*values)
 
     return {
-        "windows": f"Its windows of {WINDOW} x {WINDOW} patches",
+        "windows": f"Our Swin's windows of {WINDOW} x {WINDOW} patches",
         "limit": f"allow at most {row([apart.max() * patch for patch in patches])}",
         "equal": f"equal weights in a window would give "
                  f"{row([apart.mean() * patch for patch in patches])}",
