@@ -396,7 +396,7 @@ def _after(argv: list[str], words: list[str]) -> str:
     return f"; {flag} takes no value: write {flag} or --no-{flag[2:].removeprefix('no-')}"
 
 
-def add_flags(
+def _add_flags(
     parser: argparse.ArgumentParser, module: types.ModuleType, known: Iterable[str] = ()
 ) -> None:
     """Adds a flag for each constant of a script whose name is not in `known`."""

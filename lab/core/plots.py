@@ -43,13 +43,13 @@ METHODS = {  # of attention maps
     "grad-cam": Style("#8f5a62", "D"),
 }
 ANSWERS = {"correct": Style("#3d74c9", "o"), "wrong": Style("#c8641e", "X")}
-SERIES = (  # several runs in one chart
+_SERIES = (  # several runs in one chart
     Style("#1f8077", "o"), Style("#8a34ea", "s"), Style("#bf8410", "D"),
     Style("#f0308f", "^"), Style("#9a83d4", "v"), Style("#866a3c", "P"),
 )  # fmt: skip
 PALETTES = {
     "splits": SPLITS, "models": MODELS, "methods": METHODS, "answers": ANSWERS,
-    "series": dict(enumerate(SERIES)),
+    "series": dict(enumerate(_SERIES)),
 }  # fmt: skip
 TRAIN_COLOR, VAL_COLOR = SPLITS["train"].color, SPLITS["validation"].color
 

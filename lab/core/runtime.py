@@ -36,9 +36,7 @@ __all__ = [
     "hardware",
     "has_bf16",
     "import_model",
-    "is_launched",
     "is_main_process",
-    "original_command",
     "peak_memory_mb",
     "process_state",
     "provenance",
@@ -69,7 +67,7 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
 
 
-def is_launched() -> bool:
+def _is_launched() -> bool:
     """Whether torchrun or accelerate started this process."""
     return "LOCAL_RANK" in os.environ
 
@@ -85,14 +83,14 @@ def is_main_process(rank_variable: str = "RANK") -> bool:
     return int(os.environ.get(rank_variable, 0)) == 0
 
 
-def original_command() -> list[str]:
+def _original_command() -> list[str]:
     """A command that repeats what this process does, word by word.
 
     It is the command that started the process, including torchrun or accelerate, followed by a flag
     for each constant that was edited in the script.
     """
     edited = constants.as_flags(constants.running.edited)
-    if is_launched():
+    if _is_launched():
         try:
             program, *words = psutil.Process(os.getppid()).cmdline()  # the launcher's
         except psutil.Error:
@@ -154,7 +152,7 @@ def _resume_line() -> str:
     """How to resume; nothing if another program started this one, since it then says so itself."""
     if RUN_FOLDERS_VARIABLE in os.environ:
         return ""
-    words = (word for word in original_command() if word != "--overwrite")
+    words = (word for word in _original_command() if word != "--overwrite")
     return f"\nresume with: {shlex.join(words)}"
 
 
@@ -190,10 +188,10 @@ def handle_signals() -> Iterator[list[int]]:
     stop: list[int] = []
 
     def handle(number: int, _: Any) -> None:
-        if stop and not is_launched():
+        if stop and not _is_launched():
             raise KeyboardInterrupt
         if not stop:
-            again = "" if is_launched() else " (press again to stop at once)"
+            again = "" if _is_launched() else " (press again to stop at once)"
             print(f"\nstopping after this step{again}", file=sys.stderr)
         stop.append(number)
 
@@ -202,7 +200,7 @@ def handle_signals() -> Iterator[list[int]]:
     try:
         yield stop
     finally:
-        if not (stop and is_launched()):  # the launcher's copy may still arrive
+        if not (stop and _is_launched()):  # the launcher's copy may still arrive
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
@@ -245,7 +243,7 @@ def provenance() -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": shlex.join(
-            os.path.basename(word) if word == sys.argv[0] else word for word in original_command()
+            os.path.basename(word) if word == sys.argv[0] else word for word in _original_command()
         ),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,

@@ -142,7 +142,7 @@ class Dataset:
         digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=8)
         for split in (self.train, self.val, self.test):
             digest.update(split.labels.numpy())
-            n = chunk_size(split, 4096)  # the images may be on disk and exceed the memory
+            n = _chunk_size(split, 4096)  # the images may be on disk and exceed the memory
             for i in range(0, len(split), n):
                 digest.update(split.images(slice(i, i + n)).numpy())
         return digest.hexdigest()
@@ -203,7 +203,7 @@ def load_data(
     elif dataset == "pets":
         source = _load_pets(data_dir, reading, crop_size)
     elif dataset in DATASETS:
-        source = load_torchvision(dataset, data_dir)
+        source = _load_torchvision(dataset, data_dir)
     else:
         crop_size = 0 if native_size(dataset) else crop_size
         source = _load_folder(_folder_of(dataset), reading, crop_size)
@@ -360,7 +360,7 @@ def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel in [0, 1], of up to 10,000 evenly spaced images."""
     sample = torch.arange(0, len(split), -(-len(split) // 10_000))
     counts = torch.zeros(split.store.shape[1], 256, dtype=torch.float64)  # histogram per channel
-    for part in sample.split(chunk_size(split, 64)):
+    for part in sample.split(_chunk_size(split, 64)):
         for channel, pixels in enumerate(split.images(part).transpose(0, 1)):
             counts[channel] += pixels.reshape(-1).bincount(minlength=256)
     weights, values = counts / counts[0].sum(), torch.arange(256, dtype=torch.float64) / 255
@@ -370,7 +370,7 @@ def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     return mean.tolist(), std.tolist()
 
 
-def chunk_size(split: Split, most: int) -> int:
+def _chunk_size(split: Split, most: int) -> int:
     """How many images of a split to hold at once: `most`, or fewer if they are large."""
     return max(1, min(most, PIECE // split.store[0].nbytes))
 
@@ -460,7 +460,7 @@ def load_digits() -> Source:
     return Source([str(digit) for digit in range(10)], {"train": split})
 
 
-def load_torchvision(dataset: str, data_dir: str) -> Source:
+def _load_torchvision(dataset: str, data_dir: str) -> Source:
     """(Fashion-)MNIST, CIFAR-10 or CIFAR-100 through torchvision, which verifies checksums."""
     from torchvision import datasets
 

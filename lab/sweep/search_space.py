@@ -28,15 +28,15 @@ Space = dict[str, Distribution]
 Params = dict[str, Any]  # the value of each swept constant in one trial
 
 MAX_TRIALS = 10_000
-MAX_DRAWS = 200  # without a new point; then the space is exhausted
-SAMPLERS = {
+_MAX_DRAWS = 200  # without a new point; then the space is exhausted
+_SAMPLERS = {
     "grid": optuna.samplers.BruteForceSampler,  # every point once, in random order
     "random": optuna.samplers.RandomSampler,
     "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),  # other trials are running
 }
-SET_BY_SWEEP = {"NUM_SEEDS": 1, "OVERWRITE": False, "SNAPSHOTS": 0}  # where they exist
-NOT_SWEPT = {
-    **dict.fromkeys(("NAME", "RESULTS_DIR", *SET_BY_SWEEP), "the sweep sets it for each trial"),
+_SET_BY_SWEEP = {"NUM_SEEDS": 1, "OVERWRITE": False, "SNAPSHOTS": 0}  # where they exist
+_NOT_SWEPT = {
+    **dict.fromkeys(("NAME", "RESULTS_DIR", *_SET_BY_SWEEP), "the sweep sets it for each trial"),
     **dict.fromkeys(("DATA_DIR", "TENSORBOARD"), "it does not change the result"),
     **dict.fromkeys(("DATASET", "VAL_FRACTION", "SKIP_UNREADABLE"),
                     "accuracies on other validation images cannot be compared"),
@@ -69,13 +69,13 @@ class Script:
             raise UserError(f"SCRIPT={name!r} does not train: it has no EPOCHS. Use train.py, "
                             "finetune.py or another training script")  # fmt: skip
         changed = {key for key in values if values[key] != defaults[key]}
-        if own := changed & {"NAME", "RESULTS_DIR", *SET_BY_SWEEP}:
-            raise UserError(f"FIXED cannot contain {min(own)}: {NOT_SWEPT[min(own)]}")
+        if own := changed & {"NAME", "RESULTS_DIR", *_SET_BY_SWEEP}:
+            raise UserError(f"FIXED cannot contain {min(own)}: {_NOT_SWEPT[min(own)]}")
         return cls(path, parser, words, values, changed)
 
     def flags(self, params: Params) -> list[str]:
         """The command line of a trial, without its name and results folder."""
-        own = {key: value for key, value in SET_BY_SWEEP.items() if key in self.values}
+        own = {key: value for key, value in _SET_BY_SWEEP.items() if key in self.values}
         return self.fixed + constants.as_flags({**own, **params})
 
     def parse_value(self, name: str, text: str) -> Any:
@@ -107,8 +107,8 @@ def parse_space(text: str, script: Script, sampler: str) -> Space:
         if name not in script.values:
             hint = _suggest(name.upper(), [*script.values])
             raise UserError(f"SPACE: {script.path} has no constant {name}{hint}")
-        if name in NOT_SWEPT:
-            raise UserError(f"SPACE cannot contain {name}: {NOT_SWEPT[name]}")
+        if name in _NOT_SWEPT:
+            raise UserError(f"SPACE cannot contain {name}: {_NOT_SWEPT[name]}")
         if name in space or name in script.changed:
             where = "SPACE twice" if name in space else "SPACE and in FIXED"
             raise UserError(f"{name} is in {where}: remove one of them")
@@ -135,10 +135,10 @@ def next_point(space: Space, sampler: str, seed: int, trials: list[FrozenTrial])
     continues with the points that it would have tried. Floats get four significant digits.
     """
     own_seed = random.Random(f"{seed} {len(trials)}").getrandbits(32)
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](seed=own_seed))
+    study = optuna.create_study(direction="maximize", sampler=_SAMPLERS[sampler](seed=own_seed))
     study.add_trials(trials)
     tried = [{name: trial.params[name] for name in space} for trial in trials]
-    for _ in range(MAX_DRAWS):
+    for _ in range(_MAX_DRAWS):
         params = study.ask(space).params
         for name, kind in space.items():
             if isinstance(kind, FloatDistribution):

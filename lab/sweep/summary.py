@@ -14,10 +14,10 @@ from sklearn.ensemble import RandomForestRegressor
 from lab.core import Run, UserError, checkpoints, plots, stats
 from lab.sweep.search_space import Space, show
 
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-MIN_TRIALS = 10  # finished ones that importance needs
-MIN_TREND = 0.3  # Spearman's correlation; a weaker one is not called a trend
-MIN_R2 = 0.1  # of a random forest on trials that it was not trained on; below, importance is noise
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+_MIN_TRIALS = 10  # finished ones that importance needs
+_MIN_TREND = 0.3  # Spearman's correlation; a weaker one is not called a trend
+_MIN_R2 = 0.1  # of a random forest on trials that it was not trained on; below, importance is noise
 
 Record = dict[str, Any]  # the content of sweep.json
 
@@ -26,9 +26,9 @@ def write_summary(folder: Path, study: optuna.Study, space: Space, num_trials: i
     """Writes sweep.json and sweep.md. Returns: the content of sweep.json."""
     config = Run(folder).config()
     trials = [
-        {"number": trial.number, "state": STATES[trial.state], "params": trial.params,
+        {"number": trial.number, "state": _STATES[trial.state], "params": trial.params,
          **trial.user_attrs["result"]}
-        for trial in study.get_trials(deepcopy=False) if trial.state in STATES
+        for trial in study.get_trials(deepcopy=False) if trial.state in _STATES
     ]  # fmt: skip
     record = {**config, "asked": num_trials, "trials": trials, "best": None}
     record |= importance(study, space, config["constants"]["SEED"])
@@ -54,7 +54,7 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
     """
     done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     values = np.array([trial.value for trial in done])
-    if len(done) < MIN_TRIALS or len(space) < 2 or np.ptp(values) == 0:
+    if len(done) < _MIN_TRIALS or len(space) < 2 or np.ptp(values) == 0:
         return {"importance": {}, "interactions": None, "predicted": None}
     points = [[space[name].to_internal_repr(t.params[name]) for name in space] for t in done]
     forest = RandomForestRegressor(200, oob_score=True, random_state=seed).fit(points, values)
@@ -62,7 +62,7 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
     evaluator = FanovaImportanceEvaluator(seed=seed)
     shares = evaluator.evaluate(study, target=lambda trial: 100 * trial.value)
     total = sum(shares.values())
-    is_noise = r2 < MIN_R2 or total == 0
+    is_noise = r2 < _MIN_R2 or total == 0
     known = {} if is_noise else {name: round(share / total, 4) for name, share in shares.items()}
     return {"importance": known, "interactions": round(max(0, 1 - total), 4), "predicted": r2}
 
@@ -70,7 +70,7 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
 def describe(record: Record) -> str:
     """A paragraph about a sweep, from its record."""
     states = [trial["state"] for trial in record["trials"]]
-    counts = [f"{states.count(s)} {s.replace('complete', 'finished')}" for s in STATES.values()]
+    counts = [f"{states.count(s)} {s.replace('complete', 'finished')}" for s in _STATES.values()]
     text = f"{record['asked']} trials of {record['constants']['SCRIPT']}: {', '.join(counts)}."
     if record["best"] is None:
         return text
@@ -95,7 +95,7 @@ def describe(record: Record) -> str:
         text += (" Importance is not shown because it would be noise: a random forest predicts "
                  f"unseen trials with an R² of only {record['predicted']:.2f}.")  # fmt: skip
     elif len(best["params"]) > 1:
-        text += f" Importance needs {MIN_TRIALS} finished trials with different accuracies."
+        text += f" Importance needs {_MIN_TRIALS} finished trials with different accuracies."
     return (f"{text} On the test images, trial {best['number']} reaches "
             f"{_accuracy(record, 'test')}. The test accuracy of the other trials is not shown, "
             "because it must not influence the choice.")  # fmt: skip
@@ -183,7 +183,7 @@ def _plot_parameter(path: Path, record: Record, name: str, space: Space, note: s
         trend = _rank_correlation(values, accuracy)
         direction = "higher" if trend > 0 else "lower"
         finding = f"A higher {name} tends to give a {direction} validation accuracy"
-        if abs(trend) < MIN_TREND:
+        if abs(trend) < _MIN_TREND:
             finding = f"{name} shows no monotonic trend"
         finding += f" (rank correlation {trend:+.2f})"
     axis.set(xlabel=name, ylabel="validation accuracy (%)")

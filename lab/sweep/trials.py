@@ -35,9 +35,9 @@ from lab.sweep.search_space import MAX_TRIALS, Script, Space, next_point, num_po
 from lab.sweep.summary import Record, draw_plots, percent, write_summary
 
 POLL_SECONDS = 0.5
-MAX_FAILURES = 3  # the sweep ends when so many trials fail before one has trained
+_MAX_FAILURES = 3  # the sweep ends when so many trials fail before one has trained
 TRIAL_PROCESS = Path(__file__).with_name("trial_process.py")
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Sweep:
         """Raises: UserError if the first trials all failed."""
         failed = [trial for trial in self._trials() if trial.state == TrialState.FAIL]
         others = [trial for trial in self._trials() if trial.state != TrialState.FAIL]
-        if len(failed) >= MAX_FAILURES and not any(t.intermediate_values for t in others):
+        if len(failed) >= _MAX_FAILURES and not any(t.intermediate_values for t in others):
             raise UserError(
                 f"the first {len(failed)} trials all failed. Trial {failed[-1].number}: "
                 f"{failed[-1].user_attrs['result']['error']}\nSee {self._log(failed[-1].number)}, "
@@ -203,7 +203,7 @@ class Sweep:
                 result["seconds"] = Run(folder).metrics()["training_seconds"]
             elif is_pruned:
                 state, note = TrialState.PRUNED, f"  pruned after epoch {len(rows)}"
-            elif stop or status in INTERRUPTED:
+            elif stop or status in _INTERRUPTED:
                 return
             else:
                 # Quoted for people; nothing depends on what a script prints.
