@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.core import Run, UserError, checkpoints, web_page
+from lab.core import Run, UserError, checkpoints, plots, web_page
 from lab.data import Preprocess
 from model import VisionTransformer
 
@@ -69,11 +69,14 @@ def runs_in_browser(model: nn.Module) -> bool:
 def write_live_page(path: Path, content: LiveContent) -> None:
     """Writes the page. Raises: UserError, if the file or a record of the run cannot be used."""
     is_gray = content.model.config.in_chans == 1
-    title = "Draw. Your own ViT answers." if is_gray else "Show your own ViT an image."
+    vit = "your own ViT" if content.run else "this ViT"
+    title = f"Draw. {vit[0].upper()}{vit[1:]} answers." if is_gray else f"Show {vit} an image."
+    subject = "The Vision Transformer that you trained" if content.run else "A Vision Transformer"
     parts = {
         "kicker": html.escape(_kicker(content)),
-        "lead": "The Vision Transformer that you trained is in this file and runs in your browser. "
-        "See what it looks at, take it apart, and replay how it learned.",
+        "lead": f"{subject} is in this file and runs in your browser. See what it looks at, take "
+        "it apart, and replay how it learned.",
+        "palette": plots.css_palette(),
         "facts": "\n".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(content)),
     }
     web_page.write_page(path, _TEMPLATE, title, parts, _pack(content))

@@ -236,6 +236,7 @@ def _draw_map(
     if is_digit and np.ptp(example.pixels):
         gray = example.pixels[..., 0].astype(float)
         centers = np.arange(side) + 0.5
-        axis.contour(centers, centers, gray, [(gray.min() + gray.max()) / 2], colors="white",
-                     linewidths=1)  # fmt: skip
+        for color, width in (("black", 2.4), ("white", 1)):  # visible on dark and bright patches
+            axis.contour(centers, centers, gray, [(gray.min() + gray.max()) / 2], colors=color,
+                         linewidths=width)  # fmt: skip
     axis.set(xlim=(0, side), ylim=(side, 0))

@@ -57,6 +57,15 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False,
                      "legend.frameon": False})  # fmt: skip
 
 
+def css_palette() -> str:
+    """The palettes as CSS variables for web pages, such as --splits-train."""
+    return "\n".join(
+        f"  --{concept}-{name}: {style.color};".lower()
+        for concept, styles in PALETTES.items()
+        for name, style in styles.items()
+    )
+
+
 def save_figure(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
     """Writes a figure in the format of its suffix and closes it.
 

@@ -135,7 +135,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
     parts = {
         "made": html.escape(head["made"]),
         "provenance": _sentence(head["provenance"]),
-        "palette": palette(),
+        "palette": plots.css_palette(),
         "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in head["summary"]),
     }
     web_page.write_page(path, _TEMPLATE, head["heading"], parts, packed)
@@ -434,15 +434,6 @@ def _link(path: Path, place: Path) -> str:
     """A relative address from the page. A quoted path cannot be mistaken for another scheme."""
     relative = Path(os.path.relpath(path, place)).as_posix()
     return quote(relative, safe="/", errors="surrogateescape")
-
-
-def palette() -> str:
-    """The colors of the figures as CSS variables, such as --splits-train."""
-    return "\n".join(
-        f"  --{concept}-{name}: {style.color};".lower()
-        for concept, styles in plots.PALETTES.items()
-        for name, style in styles.items()
-    )
 
 
 def _sentence(text: str) -> str:

@@ -249,9 +249,10 @@ def _read_run(folder: Path, found: Found) -> None:
         )
     _check(config, _ATTENTION_CONFIG, "config.json")
     finished = (folder / "metrics.json").exists()
-    if _script(config) == "predict.py":
+    script = _script(config)
+    if script == "predict.py":
         return  # predictions of images that need not have labels
-    if _script(config) == "attention_viz.py":
+    if script == "attention_viz.py":
         _read_attention_run(folder, finished, found)
         return
     _check(config, _CONFIG, "config.json")

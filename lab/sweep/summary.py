@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
+from matplotlib.ticker import LogLocator, NullLocator
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
@@ -180,6 +181,10 @@ def _plot_parameter(path: Path, record: Record, name: str, space: Space, note: s
     else:
         if getattr(space[name], "log", False):
             axis.set_xscale("log")
+            is_wide = max(values) > 100 * min(values)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1,) if is_wide else (1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
         trend = _rank_correlation(values, accuracy)
         direction = "higher" if trend > 0 else "lower"
         finding = f"A higher {name} tends to give a {direction} validation accuracy"

@@ -394,7 +394,7 @@ def test_slider_moves_the_page_through_the_snapshots(show, trained):
 def test_page_without_snapshots_says_how_to_store_them(show):
     page = show(content())
     assert page.locator("#player").is_hidden()
-    assert "--snapshots 10" in page.locator("#learn-text").text_content()
+    assert "set SNAPSHOTS to 10" in page.locator("#learn-text").text_content()
 
 
 def test_photograph_is_cropped_and_resized_as_in_evaluation(show, tmp_path):

@@ -9,7 +9,6 @@ from colorspacious import cspace_convert, deltaE
 from matplotlib.colors import to_rgb
 
 from lab.core import plots
-from lab.report.page import palette
 from lab.training.results import label_smoothing_floor
 
 
@@ -28,7 +27,7 @@ def test_markers_are_a_second_cue_and_the_page_has_the_same_colors():
     for concept, styles in plots.PALETTES.items():
         assert len({style.marker for style in styles.values()}) == len(styles)
         for name, style in styles.items():
-            assert f"--{concept}-{name}: {style.color};".lower() in palette()
+            assert f"--{concept}-{name}: {style.color};".lower() in plots.css_palette()
 
 
 @pytest.mark.parametrize(("smoothing", "classes"), [(0.1, 10), (0.3, 3), (0.0, 5)])

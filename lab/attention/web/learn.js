@@ -12,8 +12,8 @@ function startLearn() {
     ? `The run stored its weights ${states.length - 1} times. The slider loads them into the ` +
       "whole page: maps and answers for your image are those of the model at that time. A map in " +
       "one color is uniform attention."
-    : "This run stored no snapshots of its weights. train.py stores about ten with " +
-      "--snapshots 10, and for models below 0.5M parameters also without it.";
+    : "There are no snapshots of these weights. train.py stores about ten if you set SNAPSHOTS " +
+      "to 10, and by default for models below 0.5M parameters.";
   const slider = byId("epoch");
   slider.max = states.length - 1;
   slider.value = FINAL;
@@ -98,8 +98,8 @@ function showHistory(epoch) {
   const { history } = data;
   if (!history.length) return;
   byId("history-title").textContent = "Accuracy on the dataset";
-  const series = [["val_accuracy", "validation", "learn"],
-    ["train_accuracy", "training", "second"]];
+  const series = [["val_accuracy", "validation", "validation"],
+    ["train_accuracy", "training", "train"]];
   lineChart(byId("history"), series.map(([key, name, kind]) =>
     ({ name, kind, points: history.map((row) => [row.epoch, row[key]]) })), epoch);
 }

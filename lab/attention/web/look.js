@@ -67,7 +67,7 @@ function showLook() {
   if (!current) return;
   press(byId("pooled"), state.query === POOLED);
   byId("query-text").textContent = state.query === POOLED ? "or click a patch"
-    : `or the patch in ${patchName(state.query)}`;
+    : `now the patch in ${patchName(state.query)}`;
   press(byId("view-heat"), state.view === "heat");
   press(byId("view-lines"), state.view === "lines");
   press(byId("rollout"), state.rollout);
