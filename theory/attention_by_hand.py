@@ -103,7 +103,7 @@ def steps() -> dict[str, str]:
     products = " + ".join(rf"{a:.0f} \cdot {b:.0f}" for a, b in zip(q[0], k[1], strict=True))
     powers = " + ".join(f"e^{s:.0f}" for s in scores[0])
     said = {
-        "a score": rf"Query 1 and key 2: $q_1 \cdot k_2 = {products} = {scores[0, 1]:.0f}$",
+        "a score": rf"For query 1 and key 2, $q_1 \cdot k_2 = {products} = {scores[0, 1]:.0f}$",
         "keys": claim("The second number of every key is 0, so each score is the product of two "
                       "first numbers", not k[:, 1].any()),
         "scores": f"S = {written(scores)}",
