@@ -62,7 +62,9 @@ def mutations(text: str) -> Iterator[Mutation]:
                 digit = str((int(text[at]) + 1) % 10)
                 yield _replaced("number", text, match.span(), at, at + 1, digit)
     for match in _text.occurrences(text, _text.COMPARISON):
-        opposite = _text.OPPOSITES[match.group()]
+        opposite = _text.OPPOSITES[match.group().lower()]
+        if match.group()[0].isupper():
+            opposite = opposite.capitalize()
         yield _replaced("comparison", text, match.span(), *match.span(), opposite)
 
 

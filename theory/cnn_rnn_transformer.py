@@ -11,25 +11,20 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from _text import ROOT, check
+from _text import ROOT, check, claim
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import Attention, ViTConfig
 
-SOURCES = {  # phrases that are definitions, formulas checked by `counted`, or results of others
-    "## A worked example: 16 tokens in a row": "the example",
-    "about 2N / (K - 1) layers | N - 1 steps in one layer": "definition",
+SOURCES = {  # definitions and results of others
     "step t waits for step t - 1": "definition",
-    "| $K N D^2$ | $8 N D^2$ | $4 N D^2 + 2 N^2 D$ |": "checked by counted()",
-    "| $K D^2$ | $8 D^2$ | $4 D^2$ |": "weight matrices of the layers",
     "$N D$ and $h N^2$; $N D$ if fused": "shapes of the tensors",
-    "| $(K - 1) D$ | $2 D$ | $2 N D$, growing |": "checked by streamed()",
-    "large ViTs worse than ResNets after pretraining on ImageNet and better after pretraining on a "
-    "data set of 300 million images": "Dosovitskiy et al. 2021, figure 3",
-    "But $N^2$ matters only when N is large compared with D": "formula of the cost",
+    "large ViTs worse than ResNets after pretraining on ImageNet and better after pretraining on "
+    "300 million images": "Dosovitskiy et al. 2021, figure 3",
 }
+TOKENS = 16  # of the worked example
 K = 3  # tokens that a convolution reads, itself among them
 PRODUCTS = ("AddmmBackward0", "MmBackward0", "BmmBackward0", "ConvolutionBackward0")
 
@@ -118,37 +113,71 @@ def layers_needed(name: str, n: int, dim: int = 8) -> int:
 
 def counted() -> dict[str, str]:
     said, n, dim = {}, 64, 32
-    ratios, weights, chains = [], [], []
+    ratios, weights, chains, matrices = [], [], [], []
     for name, make in LAYERS.items():
         for size in (n, 2 * n, 8 * n):
             assert macs(make(dim), size, dim) == formula(name, size, dim)
         ratio = formula(name, 8 * n, dim) / formula(name, n, dim)
         ratios.append(f"{ratio:.1f}")
         weights.append(f"{name} {sum(p.numel() for p in make(dim).parameters()):,}")
-        depths = [chain(make(dim), size, dim) for size in (16, 64)]
+        matrices.append(sum(p.numel() for p in make(dim).parameters() if p.ndim > 1) // dim**2)
+        depths = [chain(make(dim), size, dim) for size in (TOKENS, n)]
         chains.append(f"{name} {depths[0]} and {depths[1]}")
-        assert name == "convolution" or layers_needed(name, 16) == 1
     said["8 times as many tokens"] = (
         f"With D = {dim}, going from {n} to {8 * n} tokens multiplies the cost of the "
         f"convolution by {ratios[0]}, of the LSTM by {ratios[1]} and of attention by {ratios[2]}."
     )
+    per_token = [[formula(name, size, dim) / size for size in (n, 8 * n)] for name in LAYERS]
+    said["formulas"] = claim(  # compared with the counts above
+        "| $K N D^2$ | $8 N D^2$ | $4 N D^2 + 2 N^2 D$ |", matrices[0] == K
+    )
+    said["weight matrices"] = claim("| $K D^2$ | $8 D^2$ | $4 D^2$ |", matrices == [K, 8, 4])
+    said["only attention"] = claim(
+        "only attention costs more per token as the sequence grows",
+        [long > short for short, long in per_token] == [False, False, True],
+    )
+    quadratic = [2 * m**2 * dim / formula("attention", m, dim) for m in (dim // 8, 8 * dim)]
+    said["when"] = claim(
+        "But $N^2$ matters only when N is large compared with D",
+        quadratic[0] < 0.1, quadratic[1] > 0.5,
+    )  # fmt: skip
     said["parameters"] = f"at D = {dim}: {', '.join(weights)}, for any N"
-    said["dependent products"] = f"a layer of 16 and of 64 tokens: {', '.join(chains)}"
-    deep = layers_needed("convolution", 16)
+    said["dependent products"] = f"a layer of {TOKENS} and of {n} tokens is: {', '.join(chains)}"
+    said |= example()
+    deep = layers_needed("convolution", TOKENS)
+    said["path"] = claim(
+        "about 2N / (K - 1) layers | N - 1 steps in one layer",
+        abs(2 * TOKENS / (K - 1) - deep) <= 1, layers_needed("LSTM", TOKENS) == 1,
+    )  # fmt: skip
     said["convolutions from first to last"] = (
         f"takes {deep} layers: after {deep - 1} the gradient is still exactly 0"
     )
-    said["an RNN"] = f"passes the information through {16 - 1} updates"
-    said["kernel"] = f"kernel of K = {K} tokens"
+    said["an RNN"] = f"passes the information through {TOKENS - 1} updates"
     dilated = nn.Sequential(*(nn.Conv1d(8, 8, 3, padding=2**i, dilation=2**i) for i in range(4)))
-    x = torch.randn(1, 8, 16, requires_grad=True)
+    x = torch.randn(1, 8, TOKENS, requires_grad=True)
     dilated[:3](x)[0, :, -1].sum().backward()
     assert x.grad[0, :, 0].abs().sum() == 0
     dilated(x)[0, :, -1].sum().backward()
     assert x.grad[0, :, 0].abs().sum() > 0
     said["dilated"] = f"(**dilated** convolution) {len(dilated)} layers are enough"
 
-    # On images: a convolution of 3 x 3 on a grid of 14 x 14, a ViT-B's attention on its 196 tokens.
+    return said | images_said()
+
+
+def example() -> dict[str, str]:
+    direct = layers_needed("attention", TOKENS) == 1
+    return {
+        "title": f"## A worked example: {TOKENS} tokens in a row",
+        "task": f"Token {TOKENS} needs something that token 1 knows",
+        "kernel": f"kernel of K = {K} tokens",
+        "directly": claim(f"one layer and one step: token {TOKENS} reads token 1 directly", direct),
+        "global": claim("global context from the first layer", direct),
+    }
+
+
+def images_said() -> dict[str, str]:
+    """A convolution of 3 x 3 on a grid of 14 x 14, and a ViT-B's attention on its 196 tokens."""
+    said = {}
     conv, attend = 9 * 196 * 768**2, formula("attention", 196, 768)
     assert conv == macs(nn.Conv2d(64, 64, 3, padding=1), 64, 14, 14) * 144
     assert conv > attend
@@ -204,11 +233,12 @@ def faded() -> dict[str, str]:
             LAYERS[name](32).double()(x)[0, -1].sum().backward()
             size = x.grad[0].norm(dim=1)
             falls[name] += (size[-2] / size[-52]).log10().item() / 5
-    assert abs(falls["attention"]) < 0.1
-    assert falls["LSTM"] > 1
     return {
-        "the gradient of an LSTM": f"to 50 tokens earlier, the gradient shrinks by a factor of "
-                                   f"about 10^{falls['LSTM']:.0f}; with attention it does not",
+        "the gradient of an LSTM": claim(
+            "From the last output of an untrained LSTM to 50 tokens earlier, the gradient shrinks "
+            f"by a factor of about 10^{falls['LSTM']:.0f}; with attention it does not shrink",
+            falls["LSTM"] > 1, abs(falls["attention"]) < 0.1,
+        )
     }  # fmt: skip
 
 
@@ -232,7 +262,6 @@ def streamed() -> dict[str, str]:
         out.append(conv(window.mT).mT)
         kept = window[:, 1:]
     assert (torch.cat(out, dim=1) - whole).abs().max() < 1e-12
-    assert kept.numel() == (K - 1) * dim
 
     maps = nn.Linear(dim, 3 * dim).double()
     q, k, v = maps(x).chunk(3, dim=-1)
@@ -244,9 +273,12 @@ def streamed() -> dict[str, str]:
         keys, values = (torch.cat(part, dim=1) for part in zip(*cache, strict=True))
         out.append(F.scaled_dot_product_attention(q, keys, values))
     assert (torch.cat(out, dim=1) - whole).abs().max() < 1e-12
-    assert keys.numel() + values.numel() == 2 * n * dim
+    state = claim("| $(K - 1) D$ | $2 D$ | $2 N D$, growing |", kept.numel() == (K - 1) * dim,
+                  sum(part.numel() for part in torchs(x)[1]) == 2 * dim,
+                  keys.numel() + values.numel() == 2 * n * dim)  # fmt: skip
     dim, n = 768, 196
     return {
+        "state": state,
         "streams": "gives the same output as all at once (within 1e-12)",
         "kept": f"For D = {dim} and {n} tokens the state holds $(K - 1) D$ = {(K - 1) * dim:,}, "
                 f"$2 D$ = {2 * dim:,} and $2 N D$ = {2 * n * dim:,} numbers",

@@ -8,23 +8,13 @@ import sys
 from contextlib import suppress
 
 import torch
-from _text import ROOT, check
+from _text import ROOT, check, claim
 from torch import Tensor
 
 from lab.data import load_data
-from lab.models import load_pretrained
+from lab.models import load_pretrained, profile_model
 from model import ConfigError, PatchEmbed, VisionTransformer, ViTConfig
 
-SOURCES = {  # the example and definitions
-    "1 2 | 3 4 5 6 | 7 8 ----+---- 9 8 | 7 6 5 4 | 3 2": "the example, read by example()",
-    "For ViT-B/16 at 224 x 224 pixels with three channels": "the example",
-    "The projection maps 768 numbers": "checked by numbers()",
-    "`nn.Conv2d(3, 768, kernel_size=16, stride=16)`": "checked by numbers()",
-    r"$$N = \frac{H W}{P^2} \text{ patches of } P^2 C \text{ numbers each.}$$": "table_said()",
-    r"$N \cdot P^2 C = H W C$": "checked by table_said()",
-    "In `model.py` steps 1 to 3": "the list above",
-    "weights for patch 16 do not fit": "checked by numbers()",
-}
 WEIGHTS = ROOT / "weights" / "vit_64x4_mnist5k.safetensors"
 
 
@@ -41,40 +31,50 @@ def example() -> dict[str, str]:
     def listed(values: Tensor) -> str:
         return ", ".join("(" + ", ".join(f"{v:.0f}" for v in row) + ")" for row in values)
 
-    count, numbers = patches.shape
-    assert (count, numbers) == (4, 4)
+    upper, lower = (" ".join(f"{a} {b} | {c} {d}" for a, b, c, d in half)
+                    for half in (rows[:2], rows[2:]))  # fmt: skip
     return {
+        "pixels": f"{upper} ----+---- {lower}",
         "title": f"A worked example: {len(rows)} x {len(rows)} pixels in patches of 2 x 2",
         "flattened": f"a row of four numbers: {listed(patches)}",
         "tokens": f"the tokens are {listed(tokens)}",
     }
 
 
+def small(size: int, patch: int, channels: int = 3) -> VisionTransformer:
+    return VisionTransformer(ViTConfig(img_size=size, patch_size=patch, in_chans=channels,
+                                       embed_dim=8, num_heads=1, depth=1))  # fmt: skip
+
+
 def tokens(size: int, patch: int, channels: int = 3) -> tuple[int, int, int]:
-    """Tokens with the class token, and numbers and weights per patch, counted on the model."""
-    config = ViTConfig(img_size=size, patch_size=patch, embed_dim=8, num_heads=1, depth=1,
-                       in_chans=channels)  # fmt: skip
-    model = VisionTransformer(config)
+    """Tokens with the class token, numbers per patch, and patches along a side of the image."""
+    model = small(size, patch, channels)
     with torch.no_grad():
         count = model.embed(torch.zeros(1, channels, size, size)).shape[1]
     return count, model.patch_embed.proj.weight[0].numel(), size // patch
 
 
 def table_said() -> dict[str, str]:
-    said = {}
+    said, by_formula, nothing_lost = {}, [], []
     for size, patch in ((224, 16), (384, 16), (224, 32), (224, 8)):
         count, numbers, side = tokens(size, patch)
-        assert count - 1 == side**2 == size * size // patch**2
-        assert (count - 1) * numbers == size * size * 3
+        by_formula.append((count - 1, numbers) == (size * size / patch**2, patch**2 * 3))
+        nothing_lost.append((count - 1) * numbers == size * size * 3)
         said[f"{size} pixels, patch {patch}"] = (
             f"| {size} | {patch} | {side} x {side} = {count - 1} | {count} | {numbers:,} |"
         )
     count, numbers, side = tokens(224, 16)
     gray, gray_numbers, _ = tokens(224, 16, channels=1)
-    assert gray == count
+    said["formula"] = claim(
+        r"$$N = \frac{H W}{P^2} \text{ patches of } P^2 C \text{ numbers each.}$$", all(by_formula)
+    )
+    said["nothing lost"] = claim(r"$N \cdot P^2 C = H W C$", all(nothing_lost))
+    said["channels"] = claim(
+        "More channels only make each patch longer", gray == count, numbers > gray_numbers
+    )
     said["patches"] = (
         f"$N = 224 \\cdot 224 / 16^2$ = {count - 1} patches, in a grid of {side} x {side}. "
-        f"A gray image also has {gray - 1}"
+        f"A gray image has {gray - 1} patches, too"
     )
     said["numbers"] = f"16 x 16 x 3 = {numbers} numbers; a gray one has {gray_numbers}"
     said["class token"] = f"in front: {count - 1} + 1 = {count} tokens"
@@ -86,11 +86,43 @@ def table_said() -> dict[str, str]:
     return said
 
 
+def sizes_said() -> dict[str, str]:
+    """What another size of the image or of the patches changes."""
+    usual, image, patch = (small(*sizes) for sizes in ((224, 16), (384, 16), (224, 32)))
+    shapes = [{name: p.shape for name, p in model.named_parameters()}
+              for model in (usual, image, patch)]  # fmt: skip
+    other = [{name for name in shapes[0] if shapes[0][name] != changed[name]}
+             for changed in shapes[1:]]  # fmt: skip
+    with torch.device("meta"):  # counted without arithmetic
+        macs = [profile_model(VisionTransformer(ViTConfig(patch_size=p)).to("meta"),
+                              (3, 224, 224))["macs"] for p in (16, 32)]  # fmt: skip
+    counts = [tokens(224, p)[0] for p in (8, 16, 32)]
+    return {
+        "larger image": claim(
+            "**A larger image** keeps all weights except the position embeddings",
+            other[0] == {"pos_embed"},
+        ),
+        "larger patch": claim(
+            "**A larger patch** makes the sequence shorter and the model cheaper",
+            counts[2] < counts[1], macs[1] < macs[0],
+        ),
+        "weights": claim("weights for patch 16 do not fit", "patch_embed.proj.weight" in other[1]),
+        "smaller patch": claim(
+            "**A smaller patch** keeps detail at a higher cost: half the patch size gives four "
+            "times as many patches",
+            counts[0] - 1 == 4 * (counts[1] - 1), counts[1] - 1 == 4 * (counts[2] - 1),
+            macs[0] > macs[1],
+        ),
+    }  # fmt: skip
+
+
 def numbers() -> dict[str, str]:
-    base = PatchEmbed(ViTConfig()).proj
-    assert base.weight.shape == (768, 3, 16, 16)
+    usual = ViTConfig()
+    base = PatchEmbed(usual).proj
     assert base.stride == base.kernel_size
     weights = sum(p.numel() for p in base.parameters())
+    flat, (side, _) = base.weight[0].numel(), base.kernel_size
+    size = usual.img_size
     with suppress(ConfigError):  # it names the sizes that work
         ViTConfig(img_size=225, patch_size=16)
         raise AssertionError("a size that the patch does not divide was accepted")
@@ -108,8 +140,15 @@ def numbers() -> dict[str, str]:
     ], dim=1)  # fmt: skip
     gap = max((by_model - other).abs().max().item() for other in (by_unfold, by_hand))
     assert gap < 1e-12
-    return example() | table_said() | {
-        "coincidence": f"`embed_dim` = {base.out_channels}, which is the same number only by",
+    return example() | table_said() | sizes_said() | {
+        "ViT-B/16": f"For ViT-B/{usual.patch_size} at {size} x {size} pixels with three channels",
+        "coincidence": claim(
+            f"The projection maps these {flat} numbers to `embed_dim` = {base.out_channels} "
+            "numbers. That the two are equal",
+            flat == base.out_channels,
+        ),
+        "one line": f"`nn.Conv2d({base.in_channels}, {base.out_channels}, kernel_size={side}, "
+                    f"stride={base.stride[0]})`",
         "parameters": f"It has {weights:,} learned parameters",
         "shape": f"a matrix of {tokens(224, 16)[0]} rows and {base.out_channels} columns",
         "three ways": "(difference below 1e-12)",
@@ -154,4 +193,4 @@ def draw() -> None:
 if __name__ == "__main__":
     if "--draw" in sys.argv:
         draw()
-    check(__file__, numbers(), SOURCES)
+    check(__file__, numbers(), {})

@@ -8,7 +8,7 @@ import json
 import sys
 
 import torch
-from _text import ROOT, check
+from _text import ROOT, check, claim
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,12 +17,8 @@ from lab.models import load_pretrained
 from model import Attention, Block, VisionTransformer, ViTConfig
 
 SOURCES = {  # the example, definitions, and results of others
-    "$x_1 = x_4 = (2, 0)$ and $x_2 = x_3 = (0, 1)$": "the example",
     "How much does patch 1 take": "the example",
-    "Patch 1 takes as much from the opposite corner as from itself": "the example",
-    "*Where* patch 4 lies": "the example",
     "so the path between any two patches has length 1. A stack of 3 x 3 convolutions": "definition",
-    "ViT-B at 224 pixels: N = 197, D = 768": "the example",
     "trained on mnist-5k (`weights/vit_64x4_mnist5k.md`)": "the name of the data",
     "5-shot linear accuracy is 61.4 % without and 64.2 % with learned positions":
         "Dosovitskiy et al. 2021, table 8",
@@ -46,12 +42,17 @@ def example() -> dict[str, str]:
     ear, grass = weights[3].item(), first_row(changed)[3].item()
     assert grass < ear
     output = weights @ tokens
+    ears, other = (tuple(int(v) for v in tokens[i]) for i in (0, 1))
     return {
+        "tokens": claim(f"$x_1 = x_4 = {ears}$ and $x_2 = x_3 = {other}$",
+                        tokens[0].equal(tokens[3]), tokens[1].equal(tokens[2])),
+        "equal": claim("Patch 1 takes as much from the opposite corner as from itself",
+                       weights[0] == weights[3]),
         "scores": f"$q_1 \\cdot k_j / \\sqrt 2$: {scores[0]:.2f} for both ears, 0 for both",
         "softmax": ", ".join(f"{w:.3f} for patch {i}" for i, w in enumerate(weights, 1)),
         "output": f"mean of the values, ({output[0]:.3f}, {output[1]:.3f})",
-        "grass instead": f"its weight falls from {ear:.3f} to {grass:.3f}",
-    }
+        "grass instead": f"the weight falls from {ear:.3f} to {grass:.3f}",
+    }  # fmt: skip
 
 
 def macs(tokens: int, dim: int, heads: int = 4) -> int:
@@ -64,18 +65,21 @@ def macs(tokens: int, dim: int, heads: int = 4) -> int:
 
 
 def counted() -> dict[str, str]:
-    for tokens, dim in ((197, 768), (577, 768), (50, 64), (1000, 32)):
-        assert macs(tokens, dim) == 4 * tokens * dim**2 + 2 * tokens**2 * dim
+    config = ViTConfig()
+    n, dim = (config.img_size // config.patch_size) ** 2 + 1, config.embed_dim
+    for tokens, width in ((197, 768), (577, 768), (50, 64), (1000, 32)):
+        assert macs(tokens, width) == 4 * tokens * width**2 + 2 * tokens**2 * width
     assert macs(197, 768, heads=1) == macs(197, 768, heads=12)
-    maps, products = 4 * 197 * 768**2, 2 * 197**2 * 768
-    equal = next(n for n in range(1, 5000) if 2 * n**2 * 768 >= 4 * n * 768**2)
+    maps, products = 4 * n * dim**2, 2 * n**2 * dim
+    equal = next(m for m in range(1, 5000) if 2 * m**2 * dim >= 4 * m * dim**2)
     side = 624 // 16
     return {
+        "ViT-B": f"ViT-B at {config.img_size} pixels: N = {n}, D = {dim}",
         "the four linear maps": f"$4 N D^2$ = {maps:,}",
         "the two products": f"$2 N^2 D$ = {products:,}, which is "
-                            f"{100 * products / macs(197, 768):.1f} % of the layer",
-        "twice the tokens": f"From 197 to 394 tokens the layer costs "
-                            f"{macs(394, 768) / macs(197, 768):.2f} times as much; with many "
+                            f"{100 * products / macs(n, dim):.1f} % of the layer",
+        "twice the tokens": f"From {n} to {2 * n} tokens the layer costs "
+                            f"{macs(2 * n, dim) / macs(n, dim):.2f} times as much; with many "
                             f"tokens, doubling them costs {macs(40_000, 8) / macs(20_000, 8):.2f} "
                             "times as much",
         "equal at": f"N = 2D = {equal:,} tokens",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import timm
 import torch
-from _text import ROOT, check
+from _text import ROOT, check, claim
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
@@ -23,22 +23,17 @@ from lab.report import comparisons, read_runs, sentences
 
 SOURCES = {  # definitions of the example, names, and results of others
     "## A worked example: 8 x 8 patches in windows of 4 x 4": "the example",
-    "half their side, 2 patches. The patch in row 4, column 4 was": "the example",
-    "patches of 4 pixels, and **patch merging** concatenates each 2 x 2 group": "Liu et al. 2021",
-    "for the first layer of Swin-T (C = 96, M = 7)": "the constants C and M",
-    "At 1024 pixels, 256 patches are not a multiple of 7, so timm pads to 259": "cost_said()",
+    "half their side, 2 patches. The patch in row 4, column 4 was": "the example, see reached()",
     "such as our patches of 4 pixels on CIFAR-10": "weights/vit_128x6_cifar10.md",
     "pretrained with windows of 12 x 12 patches at 192 pixels": "the name of the model",
     "ImageNet-22k (14 million images)": "Deng et al. 2009",
     "fine-tuned on ImageNet-1k": "the name of the model",
     "version 2, size base": "the name of the model",
-    "what version 2 (Liu et al. 2022) makes possible": "the name of the model",
+    "Version 2 (Liu et al. 2022) makes": "the name of the model",
+    "uses a plain ViT with windows in most blocks": "Li et al. 2022",
     "In version 1, windows of": "definition",
     "Version 2 computes $B$ from the offset": "Liu et al. 2022, section 3.3",
     r"$\text{sign}(x) \ln(1 + |x|)$": "Liu et al. 2022, section 3.3",
-    "(Liu et al. 2021, equations 1 and 2) $$\\underbrace{4 hw C^2 + 2 (hw)^2 C}_{\\text{global, as "
-    "in a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}_{\\text{windows}}$$ "
-    "multiply-adds: quadratic against linear in the number of patches": "checked by cost_said()",
     "`window12to16`, `192to256`": "the name of the model",
 }
 CARD = "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k"
@@ -82,17 +77,30 @@ def whole(name: str, size: int) -> int:
 
 
 def cost_said() -> dict[str, str]:
-    said, both = {}, {}
+    said, both, by_formula = {}, {}, []
     for size in (224, 896, 1024):
         patches = (size // PATCH) ** 2
-        padded = (math.ceil(size / PATCH / M) * M) ** 2  # windows that stick out are filled up
+        side = math.ceil(size / PATCH / M) * M  # timm fills up the windows at the border
         both[size] = one_layer(size)
-        assert both[size] == (all_pairs(patches, C), in_windows(padded, C, M))
+        by_formula.append(both[size] == (all_pairs(patches, C), in_windows(side**2, C, M)))
         ratio = both[size][0] / both[size][1]
         said[f"one layer at {size} pixels"] = (
             f"| {size} | {patches:,} | {both[size][0] / 1e6:,.0f}M | {both[size][1] / 1e6:,.0f}M "
             f"| {ratio:.0f} |"
         )
+    said["padding"] = claim(
+        f"At {size} pixels, {size // PATCH} patches are not a multiple of {M}, so timm pads to "
+        f"{side}", size // PATCH % M > 0,
+    )  # fmt: skip
+    said["layer"] = f"for the first layer of Swin-T (C = {C}, M = {M})"
+    said["formulas"] = claim(
+        "(Liu et al. 2021, equations 1 and 2) $$\\underbrace{4 hw C^2 + 2 (hw)^2 C}"
+        "_{\\text{global, as in a ViT}} \\qquad\\qquad \\underbrace{4 hw C^2 + 2 M^2 hw C}"
+        "_{\\text{windows}}$$",
+        *by_formula,
+    )
+    said["linear"] = claim("the cost of windows grows linearly with the number of patches",
+                           in_windows(8 * 64, C, M) == 8 * in_windows(64, C, M))  # fmt: skip
     growth = [new / old for new, old in zip(both[896], both[224], strict=True)]
     said["16 times as many patches"] = (
         f"With {(896 // 224) ** 2} times as many patches, windows cost {growth[1]:.0f} times as "
@@ -106,10 +114,9 @@ def cost_said() -> dict[str, str]:
     for size in (224, 896):
         small, swin = (whole(name, size) for name in NAMES.values())
         pairs.append(f"{small / 1e9:.1f}G against {swin / 1e9:.1f}G at {size} pixels")
-        assert swin < small
     said["whole models"] = (
-        f"ViT-S/16 against Swin-T ({held[0]:.0f} and {held[1]:.0f} million parameters): "
-        f"{', '.join(pairs)}"
+        f"ViT-S/16 against Swin-T ({held[0]:.0f} and {held[1]:.0f} million parameters), "
+        f"we count {', '.join(pairs)}"
     )
     return said
 
@@ -143,12 +150,12 @@ def windows_said() -> dict[str, str]:
     tile = torch.randn(1, 4, 4, 16)
     out = layer(tile.repeat(1, 2, 2, 1))
     assert torch.allclose(out[:, :4, :4], out[:, 4:, 4:], atol=1e-6)  # place counts inside only
-    assert seen[0] == seen[2] == 16
-    assert seen[1] == 64
+    assert seen[1] == 8 * 8
     return {
         "a window": f"four windows of {seen[0]} patches",
-        "one block": f"One block sees {seen[0]} patches, and so does a second one",
-        "a second, shifted": f"Two blocks together see all {seen[1]} patches",
+        "one block": f"After one block the patch has seen {seen[0]} patches, and after a second "
+                     f"one with the same windows still {seen[2]}",
+        "a second, shifted": f"After both blocks it has seen all {seen[1]} patches",
         "pieces": f"3 x 3 = {regions} pieces",
         "windows": f"so that {shifted.shape[0]} windows of full size remain",
         "corner": f"The corner patch attends to the {int(corner.sum())} patches of its own piece",
@@ -204,7 +211,7 @@ def records_said() -> dict[str, str]:
     (seeds,) = {len(c.runs) for pair in rows.values() for c in pair}
     assert seeds == 1
     said = {
-        "records, epochs": f"fine-tuned on digits for {epochs} epochs at the default",
+        "records, epochs": f"fine-tuned them on digits for {epochs} epochs at the default",
         "records, models": "| " + " | ".join(
             f"{m.parameters / 1e6:.2f}M; {m.macs / 1e6:.1f}M" for m in models) + " |",
         "records, cost": f"Swin needs {100 * models[1].macs / models[0].macs:.0f} % of the "
@@ -214,25 +221,27 @@ def records_said() -> dict[str, str]:
         said[f"records, {name}"] = (
             f"| {name} | {sentences.result(vit)} | {sentences.result(swin)} |"
         )
-    # What the text concludes.
-    assert overlap(*rows["full, layer decay 0.7"])
-    assert overlap(*rows["head only"])
-    vit, swin = rows["full"]
-    assert vit.around[0] > swin.around[1]
-    vit, swin = rows["from scratch"]
-    assert swin.around[0] > vit.around[1]
     quick = [next(int(row["epoch"]) for row in c.first.history if row["val_accuracy"] >= 0.9)
              for c in rows["full, layer decay 0.7"]]  # fmt: skip
-    assert abs(quick[0] - quick[1]) <= 1
     said["records, convergence"] = (
         f"| epochs to 90 % validation accuracy, layer decay | {quick[0]} | {quick[1]} |"
     )
+    (vit, swin), (bare_vit, bare_swin) = rows["full"], rows["from scratch"]
     return said | {
-        "overlap": "with layer decay and with the head only, the intervals overlap, so neither "
-                   "model is better. Without layer decay the ViT is ahead",
-        "scratch": "Swin is ahead, and the intervals do not overlap",
-        "epochs": f"the models pass 90 % after {quick[0]} and {quick[1]} epochs, which is about "
-                  "equal",
+        "overlap": claim(
+            "with layer decay and with the head only, the intervals overlap, so neither model is "
+            "better. Without layer decay the ViT is ahead",
+            overlap(*rows["full, layer decay 0.7"]), overlap(*rows["head only"]),
+            vit.around[0] > swin.around[1],
+        ),
+        "scratch": claim(
+            "Swin is ahead, and the intervals do not overlap",
+            bare_swin.around[0] > bare_vit.around[1],
+        ),
+        "epochs": claim(
+            f"the models pass 90 % after {quick[0]} and {quick[1]} epochs, which is about equal",
+            abs(quick[0] - quick[1]) <= 1,
+        ),
     }  # fmt: skip
 
 
@@ -247,11 +256,15 @@ def stages_said() -> dict[str, str]:
                                       intermediates_only=True)  # fmt: skip
     shapes = [f"{m.shape[2]} x {m.shape[3]} x {m.shape[1]}" for m in maps]
     merge = swin.layers[1].downsample.reduction
+    side = swin.patch_embed.patch_size[0]
     assert merge.in_features == 4 * C
     return {
+        "patches": f"patches of {side} pixels, and **patch merging** concatenates each 2 x 2 group",
+        "head": claim("There is no class token; the head reads the mean over the last map",
+                      swin.head.global_pool.pool_type == "avg", not hasattr(swin, "cls_token")),
         "the maps": f"At 224 pixels its maps are {', '.join(shapes)}",
         "merging": f"into {merge.in_features} numbers, mapped to {merge.out_features}",
-    }
+    }  # fmt: skip
 
 
 def with_larger(layer: nn.Module, factor: float) -> Tensor:
@@ -277,7 +290,7 @@ def second_said() -> dict[str, str]:
     plain, large = (with_larger(first, f).amax(-1).mean().item() for f in (1, 10))
     assert (with_larger(second, 1) - with_larger(second, 10)).abs().max() < 1e-9
 
-    branches = {}
+    branches, tokens = {}, {}
     for name, kind in (("v1", SwinTransformerBlock), ("v2", SwinTransformerV2Block)):
         block = kind(96, (7, 7), 3, window_size=7).double().eval()
         x = torch.randn(1, 7, 7, 96).double()
@@ -286,6 +299,10 @@ def second_said() -> dict[str, str]:
             last.weight *= 10
             last.bias *= 10
         branches[name] = ((block(x) - x).norm() / before.norm()).item()
+        deep = x
+        for _ in range(6):
+            deep = block(deep)
+        tokens[name] = (deep.norm() / x.norm()).item()
     small = WindowAttentionV2(96, (8, 8), 3)
     wide = WindowAttentionV2(96, (16, 16), 3, pretrained_window_size=(8, 8))
     inner = wide.relative_coords_table[:, 8:-8, 8:-8]
@@ -294,18 +311,24 @@ def second_said() -> dict[str, str]:
     assert mlp == sum(p.numel() for p in small.cpb_mlp.parameters())
     # Offsets reach 7 in a window of 8 patches and 15 in a window of 16.
     linear, logs = (15 - 7) / 7, math.log(1 + 15) / math.log(1 + 7) - 1
-    assert large > plain
+    entries = [(2 * window - 1) ** 2 for window in (8, 16)]
     return {
-        "v1, q and k 10 times larger": "If q and k are 10 times as large, the mean largest weight "
-                                       f"rises from {plain:.2f} to {large:.2f} in a layer of "
-                                       "version 1; in version 2 nothing changes",
+        "v1, q and k 10 times larger": claim(
+            "If q and k are 10 times as large, the mean largest weight rises from "
+            f"{plain:.2f} to {large:.2f} in a layer of version 1; in version 2 nothing changes",
+            large > plain,
+        ),
         "a branch, 10 times larger": "both branches are 10 times as large, version 1 adds "
                                      f"{branches['v1']:.0f} times as much to the tokens, version 2 "
                                      f"adds {branches['v2']:.1f} times as much",
+        "depth": claim("So the tokens grow more slowly with depth", tokens["v2"] < tokens["v1"]),
         "range": f"Going from window 8 to 16, the range of this input grows by {100 * logs:.0f} % "
                  f"instead of {100 * linear:.0f} %",
-        "new entries of a table": "windows of 16 instead of 8 patches need a table of "
-                                  f"{31**2} instead of {15**2} entries",
+        "new entries of a table": claim(
+            f"windows of 16 instead of 8 patches need a table of {entries[1]} instead of "
+            f"{entries[0]} entries, and most of them are untrained",
+            entries[1] - entries[0] > entries[1] / 2,
+        ),
         "weights of the small network": f"{mlp:,} weights for three heads, for any window",
     }  # fmt: skip
 
