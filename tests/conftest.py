@@ -54,3 +54,37 @@ def browser():
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    """A page that the tests of a file share, and lists of what it reports and requests."""
+    page, problems, requests = browser.new_page(), [], []
+    page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    yield page, problems, requests
+    page.close()
+
+
+@pytest.fixture
+def visit(tab):
+    """Opens files in a browser; at the end, checks that it reported and requested nothing else."""
+    page, problems, requests = tab
+    opened = {"about:blank"}
+
+    def open_file(path, width=1300, color_scheme="light", reduced_motion="no-preference"):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(media="null", color_scheme=color_scheme, reduced_motion=reduced_motion)
+        page.mouse.move(0, 0)
+        page.goto(path.as_uri())
+        opened.add(path.as_uri())
+        return page
+
+    problems.clear()
+    requests.clear()
+    yield open_file
+    page.evaluate("localStorage.clear()")
+    page.goto("about:blank")
+    assert problems == []
+    assert {url for url in requests if not url.startswith("data:image/")} <= opened

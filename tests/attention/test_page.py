@@ -162,26 +162,15 @@ def test_images_that_cannot_be_shown_are_rejected(tmp_path, images, message):
 
 
 @pytest.fixture
-def shown(browser, tmp_path):
-    """Writes and opens a page; at the end, checks that the browser reported no problem."""
-    opened, problems, asked = [], [], []
+def shown(visit, tmp_path):
+    """Writes and opens a page, and waits until it shows a map."""
 
     def show(*images, width=1300, **texts):
-        path = written(tmp_path, *images, **texts)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
+        page = visit(written(tmp_path, *images, **texts), width)
         page.locator("#methods input:checked").wait_for()
-        opened.append((page, path.as_uri()))
         return page
 
-    yield show
-    for page, _ in opened:
-        page.close()
-    assert problems == []
-    assert asked == [address for _, address in opened]
+    return show
 
 
 def pixels(page, selector="#overlay"):
