@@ -168,7 +168,7 @@ def show_hints(report: "Report", part: str, more: bool) -> None:
     for number, hint in enumerate(hints[:shown], 1):
         say(f"Hint {number} of {len(hints)}: {hint}")
     if shown < len(hints):
-        print("python exercise.py --hint shows the next one.")
+        print(f"python exercise.py --part {part} --hint shows the next one.")
 
 
 def show_solution(c: SimpleNamespace, part: str) -> None:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from lab.exercise.mistakes import MISTAKES
 from lab.exercise.reference import DoesNotApply, Mistake
@@ -43,15 +44,22 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
         return Diagnosis(_sentence(failure, evidence, says), found.because, names)
     if not gradients and finite(evidence.outcome(TWO).output):
         if pair := next(_pairs_of_mistakes(evidence), None):
-            first, second = pair
-            says = f"two mistakes together: {first.says} {second.says}"
-            because = f"{first.because}. And: {second.because}"
-            names = [first.name, second.name]
+            says, because = together(*pair)
+            names = [mistake.name for mistake in pair]
             return Diagnosis(_sentence(failure, evidence, says), because, names)
         if not failure.cause and (statement := narrowest_statement(evidence)):
             says = statement[0].upper() + statement[1:] + "."
             return Diagnosis(_sentence(failure, evidence, says))
     return Diagnosis(str(failure))
+
+
+def together(*mistakes: Any) -> tuple[str, str]:
+    """What several mistakes do, and how they happen."""
+    count = {1: "", 2: "two mistakes together: ", 3: "three mistakes together: "}[len(mistakes)]
+    return (
+        count + " ".join(mistake.says for mistake in mistakes),
+        ". And: ".join(mistake.because for mistake in mistakes),
+    )
 
 
 def _sentence(failure: Failure, evidence: Evidence, says: str) -> str:

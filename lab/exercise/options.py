@@ -16,6 +16,8 @@ ATTENTION_DROPOUT = Case("attention dropout", BASE | {"img_size": 8, "attn_drop_
 HEAD_DROPOUT = Case("dropout before the head", BASE | {"drop_rate": 0.5})
 LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
 MEAN = Case("global_pool='avg'", BASE | {"global_pool": "avg"})
+ONE_BLOCK = Case("one block", BASE | {"depth": 1})
+NO_BIAS = Case("no bias of qkv", BASE | {"qkv_bias": False})
 NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": False})
 
 
@@ -97,6 +99,10 @@ def _drops_wrongly(evidence: Evidence, text: str) -> bool:
     return bool(dropped.all()) or not close(acting, torch.where(dropped, acting, right))
 
 
+def _num_parameters(evidence: Evidence, case: Case) -> int:
+    return sum(slot.tensor.numel() for slot in evidence.trial(case).slots)
+
+
 def _changed_images(evidence: Evidence) -> Tensor:
     """Which of 64 images (B,) a block changes in training mode with drop_path=0.9."""
     trial = evidence.new_trial(Case("many images", batch=64))
@@ -113,6 +119,19 @@ def _disagrees(evidence: Evidence, case: Case) -> bool:
     if error := evidence.outcome(case).error:
         raise evidence.submission.explain(error)
     return True
+
+
+def _ignores_pre_logits(evidence: Evidence, text: str) -> bool:
+    trial = evidence.trial(TWO)
+    try:
+        features = trial.module.forward_head(
+            trial.module.forward_features(trial.inputs.clone()), pre_logits=True
+        )
+    except NotImplementedError:  # everything is written in forward
+        return False
+    except Exception as error:
+        raise evidence.submission.explain(error) from error
+    return features.shape != (len(trial.inputs), trial.config.embed_dim)
 
 
 def _drop_path_rates(evidence: Evidence) -> list[float]:
@@ -134,6 +153,14 @@ def _initial_deviations(evidence: Evidence) -> dict[str, float]:
 
 OPTIONS: dict[str, tuple[Symptom, ...]] = {
     "Attention": (
+        Symptom(
+            "qkv_bias ignored",
+            "With config.qkv_bias=False there are as many parameters as with True.",
+            "nn.Linear has a bias unless it is given bias=False",
+            lambda evidence, text: _num_parameters(evidence, NO_BIAS)
+            == _num_parameters(evidence, TWO),
+            method="__init__",
+        ),
         Symptom(
             "weights not returned",
             "With return_weights=True the result must be (output, weights).",
@@ -199,7 +226,8 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "no drop path",
             "With drop_path=0.9 in training mode most images must skip both branches, but none "
             "does.",
-            "DropPath is not created with the rate, or only used for one branch",
+            "DropPath is not created with the rate or is used in one branch only; nn.Dropout drops "
+            "single numbers instead of whole branches",
             lambda evidence, text: bool(_changed_images(evidence).all()),
         ),
         Symptom(
@@ -210,6 +238,20 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
         ),
     ),
     "VisionTransformer": (
+        Symptom(
+            "only several blocks",
+            "With depth=1 the output is wrong or the model cannot be built.",
+            "The drop path rate of a block is divided by depth - 1, which is zero for one block",
+            lambda evidence, text: not evidence.agrees(cases=(ONE_BLOCK,)),
+            method="__init__",
+        ),
+        Symptom(
+            "pre_logits ignored",
+            "With pre_logits=True `forward_head` must return what the head gets, (B, D).",
+            "The argument is accepted, but not used",
+            _ignores_pre_logits,
+            method="forward_head",
+        ),
         Symptom(
             "wrong mean",
             "With global_pool='avg' the output is wrong: the mean over the patch tokens, without "

@@ -38,7 +38,7 @@ PATCH_EMBED = Part(
     checks=("shapes", "values", "gradients", "released weights"),
     todo={
         "__init__": "one linear map for all patches, called `proj`: Conv2d or unfold.\n"
-        "Keep self.patch_size and self.dynamic_img_size, which other methods read",
+        "Keep self.patch_size, which other methods read",
         "forward": "(B, C, H, W) -> (B, N, D). Number of patches: integer division",
     },
 )
@@ -108,21 +108,24 @@ VISION_TRANSFORMER = Part(
         "Images (B, C, H, W) -> patches (B, N, D) -> with the class token (B, N + 1, D), plus "
         "positions (1, N + 1, D) -> blocks -> norm -> class token (B, D) -> logits.",
         "Expand the class token to the batch, concatenate it in front along the token axis, add "
-        "pos_embed, apply the blocks in order, then norm, take token 0, apply head.",
+        "pos_embed, apply the blocks in order, then norm, take token 0, apply head. With "
+        "global_pool='avg': the mean over the tokens from num_prefix_tokens on, fc_norm, head.",
     ),
     solution="timm.models.vision_transformer.VisionTransformer",
     checks=("shapes", "values", "gradients", "options", "released weights"),
     todo={
-        "__init__": "`patch_embed`, `cls_token` (1, 1, D), `pos_embed` (1, N + 1, D), `blocks`\n"
-        "(block i of n gets the drop path rate drop_path_rate * i / (n - 1)), `norm`,\n"
-        "`head`. With global_pool='avg' there is no `norm`: `fc_norm` follows the mean.\n"
-        "With class_token=False there is no class token and no position for it.\n"
+        "__init__": "`patch_embed`, `cls_token` (1, 1, D), `pos_embed` (1, N + 1, D), `blocks`,\n"
+        "`norm`, `head`. Drop path rates: linear from 0 in the first block to\n"
+        "config.drop_path_rate in the last; a single block has 0.\n"
+        "With global_pool='avg', `norm` is nn.Identity() and `fc_norm` follows the mean.\n"
+        "With class_token=False, `cls_token` is None and has no position.\n"
         "Keep self.config and self.num_prefix_tokens (0 or 1), which the scripts and other\n"
-        "methods read; end with self.init_weights()",
+        "methods read; end with self.init_weights(). `no_embed_class` is not checked",
         "embed": "images to the tokens that enter the first block",
         "forward_features": "images to all tokens after the last block and `norm`",
         "forward_head": "tokens to logits: the class token, or with global_pool='avg' the mean\n"
-        "over the patch tokens; then dropout with config.drop_rate, then `head`",
+        "over the patch tokens, and `fc_norm`; then dropout with config.drop_rate, then `head`.\n"
+        "With pre_logits, what `head` would get",
     },
 )
 TRAINING_STEP = Part(

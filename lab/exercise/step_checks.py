@@ -1,24 +1,29 @@
 """The checks of the functions in exercise/steps.py.
 
 Each function runs in a small scenario that records what it did: a trace. It is compared with the
-expected trace, and if it differs, with the traces of the wrong functions in step_mistakes.py.
+trace of the correct program, and if it differs, with those of the wrong programs in
+step_mistakes.py.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.exercise.diagnosis import Diagnosis
+from lab.exercise.diagnosis import Diagnosis, together
 from lab.exercise.parts import Part
 from lab.exercise.reference import reference_class
-from lab.exercise.step_mistakes import STEP_MISTAKES
+from lab.exercise.step_mistakes import PROGRAMS, STEP_MISTAKES, StepMistake, program
 from lab.exercise.submission import Failure, Submission, where
+from lab.exercise.symptoms import find_symptoms
 from lab.exercise.trials import BASE, close
 
 Trace = dict[str, Any]
+TOGETHER = 3  # mistakes that are looked for at most
 
 
 class _RecordingModel(nn.Module):
@@ -71,7 +76,7 @@ def _trace_training_step(function: Callable, seed: int) -> Trace:
         "loss": torch.tensor([_number(loss) for loss in losses]),
         "has graph": any(isinstance(loss, Tensor) and loss.requires_grad for loss in losses),
         "weights": torch.stack(weights[1:]),
-        "modes": all(model.modes) and bool(model.modes),
+        "train mode": all(model.modes) and bool(model.modes),
         # These two tell apart the ways in which nothing is learned.
         "steps": optimizer.steps,
         "gradient left": model.head.weight.grad is not None if unchanged else None,
@@ -88,25 +93,6 @@ def _number(returned: Any) -> float:
         raise Failure(f"the function must return a number, not {kind}") from error
 
 
-def _expected_training_step(seed: int) -> Trace:
-    """The same two updates, from the gradient of a formula."""
-    torch.manual_seed(seed)
-    head, losses, weights = _RecordingModel().head, [], []
-    weight, bias = head.weight.detach(), head.bias.detach()
-    for _ in range(2):
-        images, labels = torch.randn(4, 3, 2, 2), torch.randint(5, (4,))
-        x, target = images.flatten(1), F.one_hot(labels, 5)
-        scores = x @ weight.T + bias
-        difference = (scores.softmax(1) - target) / len(x)  # d loss / d scores
-        losses.append((scores.logsumexp(1) - scores[range(4), labels]).mean())
-        weight, bias = weight - 0.1 * difference.T @ x, bias - 0.1 * difference.sum(0)
-        weights.append(weight)
-    return {
-        "loss": torch.stack(losses), "has graph": False, "weights": torch.stack(weights),
-        "modes": True, "steps": 2, "gradient left": None,
-    }  # fmt: skip
-
-
 def _trace_evaluate(function: Callable, seed: int) -> Trace:
     """Three batches, the last one smaller, in a scenario with different results for each error."""
     torch.manual_seed(seed)
@@ -114,20 +100,20 @@ def _trace_evaluate(function: Callable, seed: int) -> Trace:
     batches = _batches(model)
 
     def train_transform(images: Tensor) -> Tensor:
-        used.append("train")
+        used.append("train_transform")
         return images.flip(1) * 3
 
     def eval_transform(images: Tensor) -> Tensor:
-        used.append("eval")
+        used.append("eval_transform")
         return images - 0.5
 
     accuracy = function(model, batches, train_transform, eval_transform)
     return {
         "accuracy": torch.tensor(_number(accuracy)),
         "transforms": sorted(set(used)),
-        "modes": sorted(set(model.modes)),
-        "grad enabled": sorted(set(model.grad_enabled)),
         "raw images": len(used) < len(model.modes),
+        "train mode": any(model.modes),
+        "gradients": any(model.grad_enabled),
     }
 
 
@@ -143,17 +129,17 @@ def _batches(model: _RecordingModel) -> list[tuple[Tensor, Tensor]]:
     return batches
 
 
-def _expected_evaluate(seed: int) -> Trace:
-    return {
-        "accuracy": torch.tensor(0.6), "transforms": ["eval"], "modes": [False],
-        "grad enabled": [False], "raw images": False,
-    }  # fmt: skip
+# The fields of a ViTConfig, without the student's file.
+CONFIG = SimpleNamespace(
+    **BASE, qkv_bias=True, drop_rate=0.0, attn_drop_rate=0.0, init_values=None, global_pool="token",
+    class_token=True, no_embed_class=False, norm_eps=1e-6,
+)  # fmt: skip
 
 
 def _trace_replace_head(function: Callable, seed: int) -> Trace:
     """A new head with 7 outputs on a ViT that had 5."""
     torch.manual_seed(seed)
-    model = reference_class("VisionTransformer")(_Config())
+    model = reference_class("VisionTransformer")(CONFIG)
     model.init_weights()  # the reference leaves its parameters uninitialized
     old, before = model.head, {k: v.clone() for k, v in model.state_dict().items()}
     returned = function(model, 7)
@@ -162,91 +148,105 @@ def _trace_replace_head(function: Callable, seed: int) -> Trace:
         torch.equal(v, before[k]) for k, v in model.state_dict().items() if not k.startswith("head")
     )
     try:
-        shape = list(model(torch.randn(2, 3, 12, 12)).shape)
+        output = f"an output of shape {tuple(model(torch.randn(2, 3, 12, 12)).shape)}"
     except Exception as error:
-        shape = [f"{type(error).__name__}: {error}".splitlines()[0]]
+        output = f"{type(error).__name__}: {error}".splitlines()[0]
     return {
-        "new": model.head is not old,
-        "shape": shape,
+        "head": "the old layer" if model.head is old else f"a new {type(model.head).__name__}",
+        "output": output,
         "head trainable": sorted({p.requires_grad for p in model.head.parameters()}),
-        "trainable backbone": [
+        "trainable": [
             n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head")
         ],
         "kept": kept,
     }
 
 
-class _Config:
-    """The fields of a ViTConfig, without the student's file."""
-
-    def __init__(self) -> None:
-        defaults = {
-            "qkv_bias": True, "drop_rate": 0.0, "attn_drop_rate": 0.0, "init_values": None,
-            "global_pool": "token", "class_token": True, "no_embed_class": False, "norm_eps": 1e-6,
-        }  # fmt: skip
-        vars(self).update(BASE | defaults)
-
-
-def _expected_replace_head(seed: int) -> Trace:
-    return {
-        "new": True, "shape": [2, 7], "head trainable": [True], "trainable backbone": [],
-        "kept": True,
-    }  # fmt: skip
-
-
-TRACES: dict[str, tuple[Callable[..., Trace], Callable[[int], Trace]]] = {
-    "training_step": (_trace_training_step, _expected_training_step),
-    "evaluate": (_trace_evaluate, _expected_evaluate),
-    "replace_head": (_trace_replace_head, _expected_replace_head),
+TRACES: dict[str, Callable[[Callable, int], Trace]] = {
+    "training_step": _trace_training_step,
+    "evaluate": _trace_evaluate,
+    "replace_head": _trace_replace_head,
 }
-CHECKED = {  # which entries of the trace a check looks at
-    "loss": ("loss", "has graph"),
-    "update": ("weights",),
-    "train mode": ("modes",),
-    "accuracy": ("accuracy", "transforms", "raw images"),
-    "eval mode": ("modes",),
-    "no gradients": ("grad enabled",),
-    "new head": ("new", "shape"),
-    "frozen layers": ("head trainable", "trainable backbone", "kept"),
+# Which entries of the trace a check looks at, and what to say about each that is wrong.
+CHECKED = {
+    "loss": {
+        "loss": "for two batches it returns the losses {got}, where {right} is correct",
+        "has graph": "it returns the loss as a tensor with its graph instead of a number",
+    },
+    "update": {"weights": "the weights after two updates are not correct"},
+    "train mode": {"train mode": "the model is not in train mode"},
+    "accuracy": {
+        "accuracy": "it returns {got}, where {right} is correct",
+        "transforms": "it uses {got} instead of {right}",
+        "raw images": "the model also gets images that were not transformed",
+    },
+    "eval mode": {"train mode": "the model is in train mode"},
+    "no gradients": {"gradients": "gradients are recorded"},
+    "new head": {
+        "head": "model.head is {got}, where {right} is correct",
+        "output": "with the new head, two images and seven classes give {got}, where {right} is "
+        "correct",
+    },
+    "frozen layers": {
+        "head trainable": "not all parameters of the new head are trainable",
+        "trainable": "these parameters stay trainable: {got}",
+        "kept": "pretrained weights are changed",
+    },
 }
 
 
-def _same_trace(one: Trace, other: Trace, keys: tuple[str, ...] | None = None) -> bool:
-    """Whether two traces agree, in all entries or in some."""
-    for key in keys or one:
-        a, b = one[key], other[key]
-        if not (close(a, b) if isinstance(a, Tensor) else a == b):
-            return False
-    return True
+def _same(one: Any, other: Any) -> bool:
+    return close(one, other) if isinstance(one, Tensor) else one == other
+
+
+def _same_trace(one: Trace, other: Trace) -> bool:
+    return all(_same(value, other[key]) for key, value in one.items())
 
 
 def check_step(submission: Submission, part: Part, check: str, seed: int) -> None:
     """Raises Failure if the student's function fails a check."""
-    trace, expected = _trace_of(submission, part, seed), TRACES[part.name][1](seed)
-    if not _same_trace(trace, expected, CHECKED[check]):
-        raise _failed_entry(submission, part, trace, expected)
+    trace, right = _trace_of(submission, part, seed), TRACES[part.name](program(part.name), seed)
+    for key, sentence in CHECKED[check].items():
+        if not _same(trace[key], right[key]):
+            line = submission.line_of(part.name)
+            says = sentence.format(got=_shown(trace[key]), right=_shown(right[key]))
+            raise Failure(f"{where(submission.module_of(part), line)}: {says}", line)
 
 
 def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: int) -> Diagnosis:
-    """Names the mistake whose trace is the student's, else says what differs."""
-    if failure.cause or failure.unwritten:
+    """Names the mistakes that lead to the student's trace, else says what differs."""
+    if failure.unwritten:
         return Diagnosis(str(failure))
-    trace, run = _trace_of(submission, part, seed), TRACES[part.name][0]
-    known = [m for m in STEP_MISTAKES[part.name] if _same_trace(trace, run(m.function, seed))]
-    if not known:
-        return Diagnosis(str(failure))
+    if failure.cause:
+        text = f"{type(failure.cause).__name__}: {failure.cause}"
+        known = find_symptoms(None, text)
+        if not known:
+            return Diagnosis(str(failure))
+        says = f"{str(failure).rstrip('.')}. {known[0].says}"
+        return Diagnosis(says, known[0].because, [symptom.name for symptom in known])
+    trace = _trace_of(submission, part, seed)
     place = where(submission.module_of(part), failure.line)
-    names = [mistake.name for mistake in known]
-    return Diagnosis(f"{place}: {known[0].says}", known[0].because, names)
+    for mistakes in _explanations(part, trace, seed):
+        says, because = together(*mistakes)
+        return Diagnosis(f"{place}: {says}", because, [mistake.name for mistake in mistakes])
+    return Diagnosis(str(failure))
+
+
+def _explanations(part: Part, trace: Trace, seed: int) -> Iterator[tuple[StepMistake, ...]]:
+    """Mistakes that lead to a trace, as few as possible first."""
+    for count in range(1, TOGETHER + 1):
+        for mistakes in itertools.combinations(STEP_MISTAKES[part.name], count):
+            function = program(part.name, mistakes)
+            if function and _same_trace(trace, TRACES[part.name](function, seed)):
+                yield mistakes
 
 
 def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     """What the student's function does in the scenario. Raises Failure."""
     function = submission.find(part)
-    arguments = {"training_step": 4, "evaluate": 4, "replace_head": 2}[part.name]
-    submission.check_call(part, function, *range(arguments))
+    submission.check_call(part, function, *PROGRAMS[part.name][0].split())
     try:
-        return TRACES[part.name][0](function, seed)
+        return TRACES[part.name](function, seed)
     except (Exception, SystemExit) as error:
         failure = submission.explain(error)
         if failure.line is None:  # such as a function that returns nothing
@@ -256,18 +256,7 @@ def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
         raise failure from error
 
 
-def _failed_entry(submission: Submission, part: Part, trace: Trace, expected: Trace) -> Failure:
-    """The first difference from the expected trace, in words."""
-    line = submission.line_of(part.name)
-    for key, value in trace.items():
-        if not _same_trace({key: value}, expected):
-            got, right = _shown(value), _shown(expected[key])
-            text = f"{key}: {got}, where {right} is correct"
-            return Failure(f"{where(submission.module_of(part), line)}: {text}", line)
-    raise AssertionError("the traces agree")
-
-
 def _shown(value: Any) -> str:
-    if isinstance(value, Tensor) and value.numel() <= 2:
-        return ", ".join(f"{v:.3f}" for v in value.flatten().tolist())
-    return "other values" if isinstance(value, Tensor) else str(value)
+    if isinstance(value, Tensor):
+        return " and ".join(f"{v:.3f}" for v in value.flatten().tolist()[:2])
+    return ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)

@@ -181,7 +181,7 @@ SYMPTOMS = (
         "A shape is unpacked into the wrong number of names: images have the axes (B, C, H, W), "
         "and tokens have the axes (B, N, D).",
         "The batch axis is left out, as in code for a single image",
-        _says(r"(too many|not enough) values to unpack"),
+        lambda e, text: e and re.search(r"(too many|not enough) values to unpack", text),
     ),
     Symptom(
         "super().__init__() missing",
@@ -200,6 +200,19 @@ SYMPTOMS = (
         "view needs its elements in order in memory; after a transpose use reshape.",
         "view and reshape do the same for tensors that were not transposed",
         _says(r"view size is not compatible"),
+    ),
+    Symptom(
+        "loss called like a function",
+        "nn.CrossEntropyLoss is a class: nn.CrossEntropyLoss()(logits, labels) creates it and "
+        "calls it.",
+        "F.cross_entropy(logits, labels) looks similar and is a function",
+        _says(r"Boolean value of Tensor with more than one value"),
+    ),
+    Symptom(
+        "no_grad without parentheses",
+        "torch.no_grad is a class: write `with torch.no_grad():`.",
+        "The parentheses are missing",
+        _says(r"'type' object does not support the context manager|__enter__"),
     ),
     Symptom(
         "hard-coded device",
@@ -276,8 +289,11 @@ SYMPTOMS = (
 )
 
 
-def find_symptoms(evidence: Evidence, text: str) -> list[Symptom]:
-    """All symptoms that a part shows; `text` is the student's exception or the failure."""
+def find_symptoms(evidence: Evidence | None, text: str) -> list[Symptom]:
+    """All symptoms that a part shows; `text` is the student's exception or the failure.
+
+    Without evidence, as for a function of steps.py, only the text counts.
+    """
     found = []
     for symptom in SYMPTOMS:
         try:

@@ -236,6 +236,8 @@ SYMPTOMS_MADE = {
     "nothing returned": ("MLP", [("return h", "")]),
     "view of a transposed tensor": ("Attention", [
         ("out.transpose(1, 2).reshape(B, N, D)", "out.transpose(1, 2).view(B, N, D)")]),
+    "loss called like a function": ("training_step", [("CrossEntropyLoss()", "CrossEntropyLoss")]),
+    "no_grad without parentheses": ("evaluate", [("no_grad()", "no_grad")]),
     "hard-coded device": ("VisionTransformer", [
         ("x = x + self.pos_embed",
          "x = x + self.pos_embed + torch.zeros(x.shape[1], 1)")]),
@@ -264,6 +266,7 @@ SYMPTOMS_MADE = {
 # Mistakes that only the options of the configuration or training mode show: part, edits.
 DROP = "dropped = F.dropout(weights, self.p, self.training)"
 OPTIONS_MADE = {
+    "qkv_bias ignored": ("Attention", [(", bias=config.qkv_bias", "")]),
     "weights not returned": ("Attention", [("return (out, weights) if return_weights else out",
                                             "return out")]),
     "return_weights changes the output": ("Attention", [
@@ -284,6 +287,9 @@ OPTIONS_MADE = {
     "LayerScale missing or misplaced": ("Block", [("self.drop(self.ls1(a))", "self.drop(a)")]),
     "no drop path": ("Block", [("DropPath(drop_path)", "DropPath(0.0)")]),
     "drop path without residual": ("Block", [("DropPath(drop_path)", "DropPath(1.0)")]),
+    "only several blocks": ("VisionTransformer", [
+        ("max(config.depth - 1, 1)", "(config.depth - 1)")]),
+    "pre_logits ignored": ("VisionTransformer", [("if pre_logits:", "if False:")]),
     "wrong mean": ("VisionTransformer", [("x[:, self.num_prefix_tokens :].mean(1)", "x.mean(1)")]),
     "class token without class_token": ("VisionTransformer", [
         ("x[:, self.num_prefix_tokens :].mean(1)", "x[:, 1:].mean(1)")]),
@@ -308,9 +314,6 @@ STEPS_MADE = {
             ("optimizer.step()", ""), ("loss.backward()", "optimizer.step()\n    loss.backward()"),
         ],
         "no train mode": [("model.train()", "")],
-        "no train mode, gradients not cleared": [
-            ("model.train()", ""), ("optimizer.zero_grad()", ""),
-        ],
         "softmax before the loss": [("model(images)", "torch.softmax(model(images), dim=1)")],
         "sum instead of mean": [("CrossEntropyLoss()", "CrossEntropyLoss(reduction='sum')")],
         "squared error instead of cross-entropy": [
@@ -326,9 +329,6 @@ STEPS_MADE = {
     "evaluate": {
         "no eval mode": [("model.eval()", "")],
         "gradients computed": [("with torch.no_grad():", "if True:")],
-        "neither eval mode nor no_grad": [
-            ("model.eval()", ""), ("with torch.no_grad():", "if True:"),
-        ],
         "augmented validation images": [("eval_transform(images)", "train_transform(images)")],
         "images not transformed": [("images = eval_transform(images)", "")],
         "mean of the batches' accuracies": [
@@ -403,4 +403,15 @@ PAIRS = [
     ("VisionTransformer", "no final norm", "head on the last token"),
     ("VisionTransformer", "head on the last token", "positions not added"),
     ("VisionTransformer", "blocks share their weights", "positions added twice"),
+]
+# Several mistakes at once in a function: part, names of the entries above.
+STEP_GROUPS = [
+    ("training_step", "gradients not cleared", "no train mode"),
+    ("training_step", "no train mode", "softmax before the loss", "loss returned with its graph"),
+    ("training_step", "gradients not cleared", "sum instead of mean"),
+    ("evaluate", "no eval mode", "gradients computed"),
+    ("evaluate", "no eval mode", "gradients computed", "images not transformed"),
+    ("evaluate", "gradients computed", "divided by the number of batches"),
+    ("replace_head", "only the blocks frozen", "backbone weights changed"),
+    ("replace_head", "nothing frozen", "new head behind the old one"),
 ]

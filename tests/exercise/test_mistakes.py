@@ -7,7 +7,14 @@ from lab.exercise.options import OPTIONS
 from lab.exercise.step_mistakes import STEP_MISTAKES
 from lab.exercise.symptoms import SYMPTOMS
 from tests.exercise.conftest import STUDENT, edited, pasted
-from tests.exercise.mistakes_made import MADE, OPTIONS_MADE, PAIRS, STEPS_MADE, SYMPTOMS_MADE
+from tests.exercise.mistakes_made import (
+    MADE,
+    OPTIONS_MADE,
+    PAIRS,
+    STEP_GROUPS,
+    STEPS_MADE,
+    SYMPTOMS_MADE,
+)
 
 SINGLE = [(part, name) for part in MADE for name in MADE[part]]
 STEPS = [(part, name) for part in STEPS_MADE for name in STEPS_MADE[part]]
@@ -57,3 +64,11 @@ def test_pair_of_mistakes_is_found(check, part, first, second):
 
 def test_at_least_thirty_pairs_are_tested():
     assert len(PAIRS) >= 30
+
+
+@pytest.mark.parametrize("group", STEP_GROUPS, ids=str)
+def test_several_mistakes_in_a_step_are_found(check, group):
+    part, *names = group
+    edits = [edit for name in names for edit in STEPS_MADE[part][name]]
+    result = check(pasted(edited(part, edits)), part)
+    assert set(result.mistakes) == set(names), f"{result.says} {result.mistakes}"

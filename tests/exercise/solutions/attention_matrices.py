@@ -12,9 +12,11 @@ class Attention(nn.Module):
         self.W_k = nn.Parameter(torch.randn(D, D) / D**0.5)
         self.W_v = nn.Parameter(torch.randn(D, D) / D**0.5)
         self.W_o = nn.Parameter(torch.randn(D, D) / D**0.5)
-        self.b_q = nn.Parameter(torch.zeros(D))
-        self.b_k = nn.Parameter(torch.zeros(D))
-        self.b_v = nn.Parameter(torch.zeros(D))
+        self.b_q = self.b_k = self.b_v = 0
+        if config.qkv_bias:
+            self.b_q = nn.Parameter(torch.zeros(D))
+            self.b_k = nn.Parameter(torch.zeros(D))
+            self.b_v = nn.Parameter(torch.zeros(D))
         self.b_o = nn.Parameter(torch.zeros(D))
         self.drop = nn.Dropout(config.attn_drop_rate)
 
