@@ -42,7 +42,6 @@ RESULTS_DIR: str = "results/share"  # one folder per model
 NAME: str | None = None  # name of that folder; none: the name of the run
 OVERWRITE: bool = False  # replace another model, in the folder and in the repository
 
-NUM_COMPARED = 64  # test images for which the formats must give the same logits
 DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py",
              "cifar100": "cifar-100-python", "pets": "oxford-iiit-pet"}  # fmt: skip
 
@@ -81,7 +80,7 @@ def write_folder(
     """Writes everything that others need; the folder is complete or as it was before."""
     pretrained = release.pretrained
     _, images, _ = next(loaders.evaluation("test"))
-    images = images[:NUM_COMPARED]
+    expected = formats.Expected(pretrained.model, images[: formats.NUM_COMPARED])
     with checkpoints.explain_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
@@ -94,7 +93,7 @@ def write_folder(
             ("onnx", formats.write_onnx),
         ):
             try:
-                release.formats[name] = write(scratch, pretrained, images)
+                release.formats[name] = write(scratch, pretrained, expected)
                 print(f"{name}: {release.formats[name]}")
             except formats.NotPossible as reason:
                 release.skipped[name] = str(reason)
@@ -168,7 +167,7 @@ def example_images(
                                   interpolation=preprocess.interpolation)  # fmt: skip
     else:
         data = datasets.load_data("mnist-5k")
-    loaders = Loaders(data, preprocess, NUM_COMPARED, Augmentation())
+    loaders = Loaders(data, preprocess, formats.NUM_COMPARED, Augmentation())
     return loaders, data.name if is_here else None
 
 

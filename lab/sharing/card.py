@@ -1,9 +1,7 @@
 """The model card of a shared model, built from the records of its run, and its license."""
 
-import csv
 import json
 import shlex
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ _HUB_LICENSES = (  # other licenses are "other" with a name
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
     "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "unlicense",
 )  # fmt: skip
-_TABLE_CLASSES = 12  # up to this number, the card contains the whole confusion matrix
 
 
 @dataclass(frozen=True)
@@ -155,24 +152,25 @@ def write_card(folder: Path, release: Release) -> None:
     """Writes README.md: metadata for the hub, then how to use the model and what is known of it."""
     from huggingface_hub import ModelCard
 
-    card = ModelCard(f"---\n{_metadata(release).to_yaml()}\n---\n\n{_body(folder, release)}")
-    checkpoints.write_atomically(
-        folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8")
-    )
+    metadata = _metadata(folder, release).to_yaml()
+    card = ModelCard(f"---\n{metadata}\n---\n\n{_body(folder, release)}")
+    checkpoints.write_atomically(folder / "README.md", card.save)
 
 
-def _metadata(release: Release) -> Any:
+def _metadata(folder: Path, release: Release) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     is_known = release.license in _HUB_LICENSES
     data: dict[str, Any] = {
         "license": release.license if is_known else "other",
         "license_name": None if is_known else release.license,
-        "library_name": "timm" if "timm" in release.formats else "onnx",
+        "library_name": "timm" if "timm" in release.formats else "vit-lab",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "vit-lab", *sorted(release.formats)],
         "metrics": ["accuracy"],
     }
+    if (folder / "index.html").is_file():
+        data["sdk"] = "static"  # makes the folder a Space
     records = release.records
     if records:
         name = records.config["dataset"]["name"]
@@ -205,90 +203,114 @@ def _body(folder: Path, release: Release) -> str:
         f"# {release.name}",
         f"A {type(model).__name__} with {count:,} parameters that classifies {color} images of "
         f"{size} x {size} pixels into {len(names)} classes: {listed}.",
+        f"**Test accuracy {accuracy(records.metrics)}.**" if records else "",
+        "## How to use it",
+        _usage(folder, release),
+        "## Formats",
+        _formats(release),
+        "## Training",
+        training_table(records)
+        if records
+        else f"The weights come from `{pretrained.origin}`. No records of their training were "
+        "available, so their accuracy is not stated here.",
     ]
-    if records:
-        parts.append(f"**{_accuracy(records.metrics)}**")
-    parts += ["## How to use it", _usage(release), "## Formats", _formats(release)]
-    if records:
-        parts += ["## Training", _training(records), "## Errors", _confusion(folder, records)]
-    else:
-        text = (
-            f"The weights come from `{pretrained.origin}`. No records of their training were "
-            "available, so their accuracy is not stated here."
-        )
-        parts += ["## Training", text]
+    if (folder / "confusion.png").is_file():
+        parts += ["## Errors", "![Confusion matrix of the test images](confusion.png)"]
     parts += [
         "## Preprocessing",
         f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), "
         f"crop the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
         f"{_rounded(preprocess.mean)} and divide by the standard deviation "
-        f"{_rounded(preprocess.std)}, per channel. All formats but ONNX store this.",
+        f"{_rounded(preprocess.std)}, per channel. All formats but ONNX do this for you.",
         "## Limitations",
         _limitations(records, names),
         "## License",
         _license_text(release),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _accuracy(metrics: dict[str, Any]) -> str:
+def accuracy(metrics: dict[str, Any]) -> str:
+    """The test accuracy of a run with its interval, for a sentence."""
     low, high = (100 * bound for bound in metrics["test_accuracy_95"])
     return (
-        f"Test accuracy {100 * metrics['test_accuracy']:.2f} % (95 % interval {low:.1f} to "
-        f"{high:.1f}, {metrics['test_images']:,} images)"
+        f"{100 * metrics['test_accuracy']:.2f} % (95 % interval {low:.1f} to {high:.1f}, "
+        f"{metrics['test_images']:,} images, in the precision used for training)"
     )
 
 
-def _usage(release: Release) -> str:
-    repository, folder = release.repository, f"results/share/{release.name}"
-    place = repository or folder
-    blocks = []
-    if "timm" in release.formats:
-        source = f"hf-hub:{repository}" if repository else f"local-dir:{folder}"
-        blocks.append(
-            ("With timm", "import timm\n\n"
-             f'model = timm.create_model("{source}", pretrained=True).eval()\n'
-             "config = timm.data.resolve_model_data_config(model)\n"
-             "transform = timm.data.create_transform(**config)")
-        )  # fmt: skip
-        blocks.append(
-            ("With transformers and timm",
-             "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
-             f'processor = AutoImageProcessor.from_pretrained("{place}")\n'
-             f'model = AutoModelForImageClassification.from_pretrained("{place}")')
-        )  # fmt: skip
-    if "transformers" in release.formats:
-        blocks.append(
-            ("With transformers, without timm",
-             "from transformers import AutoModelForImageClassification\n\n"
-             "model = AutoModelForImageClassification.from_pretrained(\n"
-             f'    "{place}", subfolder="transformers"\n)')
-        )  # fmt: skip
-    if "onnx" in release.formats:
-        path = "path" if repository else f'"{folder}/model.onnx"'
-        download = f'path = hf_hub_download("{repository}", "model.onnx")\n' if repository else ""
-        if repository:
-            download = f"from huggingface_hub import hf_hub_download\n\n{download}"
-        blocks.append(
-            ("With ONNX Runtime; `images` is a float32 array (batch, channels, height, width), "
-             "normalized as described below",
-             f"import onnxruntime\n{download}session = onnxruntime.InferenceSession({path})\n"
-             '(logits,) = session.run(None, {"images": images})')
-        )  # fmt: skip
-    blocks.append(
-        ("With ViT Lab", "from lab.models import load_model\n\n"
-         f'model, preprocess, classes = load_model("{place}")\n'
-         'logits = model(preprocess("photo.jpg")[None])\n'
-         "print(classes[logits.argmax()])")
-    )  # fmt: skip
-    text = "\n\n".join(f"{title}:\n\n```python\n{code}\n```" for title, code in blocks)
+def _usage(folder: Path, release: Release) -> str:
+    repository = release.repository
+    place = repository or release.name
+    timm_name = f"hf-hub:{repository}" if repository else f"local-dir:{place}"
+    onnx_file, download = f'"{place}/model.onnx"', ""
     if repository:
-        text += (
-            "\n\nEvery upload is a version: v1, v2, and so on. An older version is loaded by "
+        onnx_file = f'hf_hub_download("{repository}", "model.onnx")'
+        download = "from huggingface_hub import hf_hub_download\n"
+    blocks = {
+        "timm": f"""\
+With timm:
+
+```python
+import timm
+
+model = timm.create_model("{timm_name}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+With transformers and timm:
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("{place}")
+model = AutoModelForImageClassification.from_pretrained("{place}")
+```""",
+        "transformers": f"""\
+With transformers, without timm:
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+place = {{"pretrained_model_name_or_path": "{place}", "subfolder": "transformers"}}
+processor = AutoImageProcessor.from_pretrained(**place)
+model = AutoModelForImageClassification.from_pretrained(**place)
+```""",
+        "onnx": f"""\
+With ONNX Runtime; `images` is a float32 array (batch, channels, height, width), preprocessed as
+described below:
+
+```python
+import onnxruntime
+{download}
+session = onnxruntime.InferenceSession({onnx_file})
+(logits,) = session.run(None, {{"images": images}})
+```""",
+        "vit-lab": f"""\
+With ViT Lab:
+
+```python
+from lab.models import load_model
+
+model, preprocess, classes = load_model("{place}")
+logits = model(preprocess("photo.jpg")[None])
+print(classes[logits.argmax()])
+```""",
+    }
+    parts = [text for name, text in blocks.items() if name not in release.skipped]
+    if repository:
+        parts.append(
+            "Every upload is a version: v1, v2, and so on. An older version is loaded by "
             f'`"hf-hub:{repository}@v1"` in timm, `revision="v1"` in transformers, and '
             f'`"{repository}@v1"` in ViT Lab.'
         )
-    return text
+    else:
+        parts.append(f"The code runs in the folder that contains `{place}`.")
+    if (folder / "index.html").is_file():
+        parts.append(
+            "`index.html` runs the model in a browser. Uploaded to a Space, this folder shows it."
+        )
+    return "\n\n".join(parts)
 
 
 def _formats(release: Release) -> str:
@@ -303,7 +325,8 @@ def _formats(release: Release) -> str:
     return text + ("\n\nNot included:\n\n" + "\n".join(missing) if missing else "")
 
 
-def _training(records: Records) -> str:
+def training_table(records: Records) -> str:
+    """Data, recipe, command and versions of a run, as a Markdown table."""
     config, metrics = records.config, records.metrics
     data, hardware = config["dataset"], config["hardware"]
     off = (None, "", 0, False, "none")
@@ -331,38 +354,6 @@ def _training(records: Records) -> str:
     return f"| | |\n|---|---|\n{table}"
 
 
-def _confusion(folder: Path, records: Records) -> str:
-    """The confusion matrix of the test split, as a table or as its largest entries."""
-    try:
-        with open(records.folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            pairs = Counter((row["label"], row["prediction"]) for row in csv.DictReader(file))
-    except (OSError, KeyError, csv.Error) as error:
-        raise UserError(
-            f"{records.folder / 'predictions.csv'} cannot be read ({error}); the card is made from "
-            "it: --overwrite repeats the run"
-        ) from error
-    names = records.config["dataset"]["classes"]
-    if len(names) <= _TABLE_CLASSES:
-        head = f"| label | {' | '.join(map(_cell, names))} |\n|{'---|' * (len(names) + 1)}"
-        rows = [
-            f"| {_cell(label)} | {' | '.join(str(pairs[label, guess]) for guess in names)} |"
-            for label in names
-        ]
-        text = "Test images by label (rows) and prediction (columns):\n\n" + "\n".join(
-            [head, *rows]
-        )
-    else:
-        wrong = [(pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]][:10]
-        rows = [f"| {_cell(a)} | {_cell(b)} | {n} |" for (a, b), n in wrong]
-        text = (
-            "The most frequent errors on the test images:\n\n"
-            "| label | prediction | images |\n|---|---|---|\n" + "\n".join(rows)
-        )
-    if (folder / "confusion.png").is_file():
-        text += "\n\n![Confusion matrix of the test images](confusion.png)"
-    return text
-
-
 def _limitations(records: Records | None, names: list[str]) -> str:
     text = (
         f"The model always chooses one of its {len(names)} classes, also for images that show "
@@ -387,12 +378,8 @@ def _limitations(records: Records | None, names: list[str]) -> str:
 
 def _license_text(release: Release) -> str:
     base = release.records.base if release.records else release.pretrained.origin
-    if base is None:
-        return f"{release.license}. The data has its own license."
-    return (
-        f"{release.license}, inherited from the base weights {_public(base)}. The data has its own "
-        "license."
-    )
+    inherited = f", inherited from the base weights {_public(base)}" if base else ""
+    return f"The license is {release.license}{inherited}. The data has its own license."
 
 
 def _public(source: str) -> str:

@@ -1,8 +1,8 @@
 """A trained model in the formats of timm, transformers and ONNX.
 
-Each `write_*` function writes its files, loads them back, compares the logits with the model's own
-on real images, and returns the comparison. It raises NotPossible for a model that the format cannot
-hold, and if the packages that it needs are not installed.
+Each `write_*` function writes its files, loads them back, and returns how their logits compare with
+the model's own on real images. It raises NotPossible for a model that the format cannot hold, and
+if the packages that it needs are not installed.
 """
 
 import importlib.util
@@ -27,8 +27,21 @@ from lab.models import Pretrained, load_pretrained, registry
 from model import VisionTransformer, ViTConfig
 
 _TOLERANCE = 1e-4  # largest accepted difference of the logits, relative to the largest logit
-_BATCH_SIZES = (1, 3, 64)  # that the ONNX model is checked with
+NUM_COMPARED = 68  # images on which formats are compared, for ONNX in batches of 1, 3 and 64
 _State = dict[str, Tensor]
+_TRANSFORMERS = {  # parts of names in transformers, by ours
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "blocks.": "encoder.layer.",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "norm.": "layernorm.",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "head.": "classifier.",
+}
 
 
 class NotPossible(UserError):
@@ -50,15 +63,25 @@ class Comparison:
         )
 
 
-@torch.no_grad()
-def _compare(model: nn.Module, images: Tensor, logits: Tensor, name: str) -> Comparison:
-    """Raises: UserError, if the logits (B, classes) of the written model are not the model's."""
-    expected = model(images)
-    difference = (logits - expected).abs().max().item()
-    if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise NotPossible(f"{name}: its logits differ from the model's by up to {difference:.1e}")
-    same = (logits.argmax(1) == expected.argmax(1)).sum().item()
-    return Comparison(difference, same, len(images))
+class Expected:
+    """Normalized images (B, C, S, S), and the logits (B, classes) of the original model."""
+
+    def __init__(self, model: nn.Module, images: Tensor):
+        self.images = images
+        with torch.no_grad():
+            self.logits = model(images)
+
+    @torch.no_grad()
+    def compare(self, model: Callable[[Tensor], Tensor], name: str) -> Comparison:
+        """Raises: NotPossible, if a model that was loaded back computes other logits."""
+        logits = model(self.images)
+        difference = (logits - self.logits).abs().max().item()
+        if not difference <= _TOLERANCE * max(1.0, self.logits.abs().max().item()):
+            raise NotPossible(
+                f"the logits of {name} differ from the model's by up to {difference:.1e}"
+            )
+        same = (logits.argmax(1) == self.logits.argmax(1)).sum().item()
+        return Comparison(difference, same, len(logits))
 
 
 def write_weights(folder: Path, pretrained: Pretrained) -> None:
@@ -94,13 +117,13 @@ def _save(path: Path, state: _State, metadata: dict[str, str]) -> None:
 # --- timm ---
 
 
-def write_timm(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparison:
+def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comparison:
     """Writes the config.json with which timm and, if timm is installed, transformers load it.
 
     Args:
         folder: contains model.safetensors.
         pretrained: the model.
-        images: normalized (B, C, S, S), for the comparison.
+        expected: of the model.
     """
     import timm
 
@@ -111,8 +134,7 @@ def write_timm(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-        with torch.no_grad():
-            return _compare(pretrained.model, images, model(images), "timm")
+        return expected.compare(model, "timm")
     except Exception as error:  # timm raises many kinds
         (folder / "config.json").write_text(before, encoding="utf-8")
         if isinstance(error, NotPossible):
@@ -179,7 +201,7 @@ def _timm_arguments(config: ViTConfig) -> dict[str, Any]:
 # --- transformers ---
 
 
-def write_transformers(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparison:
+def write_transformers(folder: Path, pretrained: Pretrained, expected: Expected) -> Comparison:
     """Writes a ViT as a ViTForImageClassification of transformers, which then needs no timm.
 
     The files go to `folder`/transformers. They are compared as this project loads them.
@@ -232,9 +254,7 @@ def write_transformers(folder: Path, pretrained: Pretrained, images: Tensor) -> 
         "image_std": preprocess.std,
     }
     checkpoints.write_json(place / "preprocessor_config.json", processor)
-    with torch.no_grad():
-        logits = load_pretrained(str(place)).model(images)
-    return _compare(model, images, logits, "transformers")
+    return expected.compare(load_pretrained(str(place)).model, "transformers")
 
 
 def to_transformers(state: _State, config: ViTConfig) -> _State:
@@ -245,52 +265,33 @@ def to_transformers(state: _State, config: ViTConfig) -> _State:
     """
     state = dict(state)
     if config.no_embed_class:
-        none = state["pos_embed"].new_zeros(1, 1, config.embed_dim)
-        state["pos_embed"] = torch.cat([none, state["pos_embed"]], dim=1)
-    found = {
-        "vit.embeddings.cls_token": state["cls_token"],
-        "vit.embeddings.position_embeddings": state["pos_embed"],
-    }
-    layers = {"patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
-              "norm": "vit.layernorm", "head": "classifier"}  # fmt: skip
-    for i in range(config.depth):
-        theirs = f"vit.encoder.layer.{i}"
-        layers |= {
-            f"blocks.{i}.norm1": f"{theirs}.layernorm_before",
-            f"blocks.{i}.attn.proj": f"{theirs}.attention.output.dense",
-            f"blocks.{i}.norm2": f"{theirs}.layernorm_after",
-            f"blocks.{i}.mlp.fc1": f"{theirs}.intermediate.dense",
-            f"blocks.{i}.mlp.fc2": f"{theirs}.output.dense",
-        }
-        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
-            gamma = state.get(f"blocks.{i}.{scale}.gamma")
-            if gamma is not None:
-                state[f"blocks.{i}.{layer}.weight"] = (
-                    gamma[:, None] * state[f"blocks.{i}.{layer}.weight"]
-                )
-                state[f"blocks.{i}.{layer}.bias"] = gamma * state[f"blocks.{i}.{layer}.bias"]
-        for kind in ("weight", "bias"):
-            qkv = state.get(f"blocks.{i}.attn.qkv.{kind}")  # without qkv_bias there is no bias
-            parts = () if qkv is None else qkv.chunk(3)
-            for name, part in zip(("query", "key", "value"), parts, strict=False):
-                found[f"{theirs}.attention.attention.{name}.{kind}"] = part
-    for ours, theirs in layers.items():
-        for kind in ("weight", "bias"):
-            found[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
+        zero = state["pos_embed"].new_zeros(1, 1, config.embed_dim)
+        state["pos_embed"] = torch.cat([zero, state["pos_embed"]], dim=1)
+    for name in [name for name in state if name.endswith(".gamma")]:
+        gamma = state.pop(name)
+        layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        state[f"{layer}.weight"] = gamma[:, None] * state[f"{layer}.weight"]
+        state[f"{layer}.bias"] = gamma * state[f"{layer}.bias"]
+    for name in [name for name in state if "attn.qkv" in name]:
+        parts = state.pop(name).chunk(3)
+        for part, value in zip(("query", "key", "value"), parts, strict=True):
+            state[name.replace("attn.qkv", f"attention.attention.{part}")] = value
+    found = {}
+    for name, value in state.items():
+        for ours, theirs in _TRANSFORMERS.items():
+            name = name.replace(ours, theirs)
+        found[name if name.startswith("classifier.") else f"vit.{name}"] = value
     return found
 
 
 # --- ONNX ---
 
 
-def write_onnx(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparison:
-    """Writes model.onnx: normalized images (batch, C, S, S) to logits, for batches of any size.
-
-    The images are compared in batches of 1, 3 and 64.
-    """
+def write_onnx(folder: Path, pretrained: Pretrained, expected: Expected) -> Comparison:
+    """Writes model.onnx: normalized images (batch, C, S, S) to logits, for batches of any size."""
     _require("onnx", "onnxscript", "onnxruntime")
     path, model = folder / "model.onnx", pretrained.model
-    example = images[:2]  # torch.export would fix a batch size of 1
+    example = expected.images[:2]  # torch.export would fix a batch size of 1
     try:
         with _silent():
             program = torch.onnx.export(
@@ -307,11 +308,12 @@ def write_onnx(folder: Path, pretrained: Pretrained, images: Tensor) -> Comparis
     )
     checkpoints.write_atomically(path, lambda scratch: program.save(scratch, external_data=False))
     predict = _onnx_model(path)
-    found = []
-    for size in _BATCH_SIZES:
-        logits = torch.cat([predict(batch) for batch in images.split(size)])
-        found.append(_compare(model, images, logits, f"ONNX in batches of {size}"))
-    return Comparison(max(x.difference for x in found), min(x.same for x in found), len(images))
+
+    def predict_in_batches(images: Tensor) -> Tensor:
+        batches = images.tensor_split((1, 4))  # of 1, 3 and the rest
+        return torch.cat([predict(batch) for batch in batches if len(batch)])
+
+    return expected.compare(predict_in_batches, "ONNX")
 
 
 def write_int8(folder: Path, loaders: Loaders) -> dict[str, float]:

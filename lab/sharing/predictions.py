@@ -313,7 +313,7 @@ def table(summary: Summary, most: int = 8) -> str:
     rows = []
     for x in summary.examples[:most]:
         pairs = list(zip(x.classes, x.probabilities, strict=True))[:3]
-        guesses = ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
+        guesses = ", ".join(f"{name} ({100 * p:.1f} %)" for name, p in pairs)
         rows.append((images.printable(Path(x.name).name), guesses))
     width = min(40, max(len(name) for name, _ in rows))
     lines = [f"{name:<{width}}  {guesses}" for name, guesses in rows]
@@ -354,11 +354,12 @@ def plot_contact_sheet(path: Path, summary: Summary, title: str, map_name: str |
                         vmax=np.quantile(example.map, 0.99) or 1,
                         interpolation="bilinear" if side > 64 else "nearest")  # fmt: skip
         _caption(axes[row, per_image * column], example)
-    figure.suptitle(_fit(title, 14 * columns * per_image), fontsize=11)
     notes = [f"Right of each image: {map_name}."] if map_name else []
     if summary.labeled:
         notes.append("Blue: correct. Orange: wrong.")
-    figure.supxlabel(" ".join(notes), fontsize=8, color="dimgray")
+    width = 14 * columns * per_image
+    text = "\n".join([_fit(title, width), *(plots.wrap(note, width) for note in notes)])
+    figure.suptitle(text, fontsize=11)
     plots.save_figure(figure, path, 110)
 
 
@@ -373,7 +374,7 @@ def _caption(axis: Any, example: Example) -> None:
         color = plots.ANSWERS["correct" if is_correct else "wrong"].color
     axis.set_title(_fit(name, 26), fontsize=8, color="dimgray")
     pairs = list(zip(example.classes, example.probabilities, strict=True))[:3]
-    lines = [f"{_fit(name, 20)} {100 * p:.0f} %" for name, p in pairs]
+    lines = [f"{_fit(name, 20)} ({100 * p:.0f} %)" for name, p in pairs]
     for line, text in enumerate(lines):
         axis.text(0.5, -0.03 - 0.11 * line, text.replace("$", r"\$"), transform=axis.transAxes,
                   ha="center", va="top", fontsize=9 if line == 0 else 7.5,

@@ -14,6 +14,7 @@ from lab.core.checkpoints import load_weights, save_weights
 from lab.data import Preprocess
 from lab.models import load_pretrained
 from lab.models.registry import model_header
+from lab.sharing import card
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import SMALL
 
@@ -38,7 +39,7 @@ def run(tmp_path):
         "hardware": {"cpu": "y", "cores": 2, "threads": 1}, "versions": {}, "python": "3",
     }  # fmt: skip
     metrics = {"test_accuracy": 0.5, "test_accuracy_95": [0.4, 0.6], "training_seconds": 1.0,
-               "best_epoch": 1, "epochs": 2}  # fmt: skip
+               "best_epoch": 1, "epochs": 2, "test_images": 3}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     model = VisionTransformer(ViTConfig(**SMALL, num_classes=3))
@@ -56,7 +57,7 @@ def test_exported_weights_are_the_run_in_half_precision(export, run, tmp_path, m
     assert load_pretrained(str(target)).classes == ["a", "b", "c"]
     text = target.with_suffix(".md").read_text()
     assert text.startswith("# mine\n\nVisionTransformer, 7 parameters")
-    assert "Trained from scratch" in text
+    assert "| start | trained from scratch |" in text
     assert '`{"EPOCHS": 2}`' in text
     monkeypatch.setattr(export, "LIMIT_MB", 0.01)
     with pytest.raises(UserError, match=r"the limit is 0\.01 MB"):
@@ -70,16 +71,22 @@ def test_fine_tuned_run_is_not_called_trained_from_scratch(mode, export, run):
     config["constants"]["MODE"] = mode
     config["pretrained"] = {"origin": "vit_base", "weights": "c0ffee"}
     (run.folder / "config.json").write_text(json.dumps(config))
-    text = export.card(run.folder / "best.safetensors", run, {"config": {}})
-    assert f"Fine-tuned (mode {mode}) from vit_base" in text
+    text = export.describe(run.folder / "best.safetensors", card.Records.find(str(run.folder)))
+    assert "| start | fine-tuned from `vit_base` |" in text
+    assert f'"MODE": "{mode}"' in text
     assert "scratch" not in text
 
 
-@pytest.mark.parametrize("kind", ["vit_128x6", "swin_48x222"])
-def test_cards_of_the_bundled_weights_match_the_records(kind, export, monkeypatch):
+@pytest.mark.parametrize(("name", "folder"), [
+    ("vit_128x6_cifar10", "results/official/train/cifar10-jpeg-vit_128x6-pretraining"),
+    ("swin_48x222_cifar10", "results/official/train/cifar10-jpeg-swin_48x222-pretraining"),
+    ("vit_64x4_mnist5k", "theory/patch_size/mnist-5k-patch4-s0"),
+    ("cnn_64x4_mnist5k", "theory/patch_size/mnist-5k-cnn-s0"),
+])  # fmt: skip
+def test_cards_of_the_bundled_weights_match_the_records(name, folder, export, monkeypatch):
     monkeypatch.chdir(ROOT)
-    path = Path("weights") / f"{kind}_cifar10.safetensors"
-    run = Run(Path("results/official/train") / f"cifar10-jpeg-{kind}-pretraining")
-    state, header = load_weights(path)
+    path = Path("weights") / f"{name}.safetensors"
+    state, _ = load_weights(path)
     assert all(torch.isfinite(value).all() for value in state.values())
-    assert path.with_suffix(".md").read_text() == export.card(path, run, header)
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert text == export.describe(path, card.Records.find(folder))

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -19,11 +19,11 @@ from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import TimmConfig, build_timm_model
 from lab.sharing import card, formats
 from model import VisionTransformer, ViTConfig
-from tests.models.reference import DIGITS, ROOT, SMALL, SMALL_SWIN
+from tests.models.reference import DIGITS, ROOT, SMALL
 from tests.models.reference import save_run as save_weights
 from tests.sample_data import noise_image
 from tests.shaken import shaken
-from tests.sharing.conftest import CONFIG, save_run
+from tests.sharing.conftest import CONFIG, logits_of, run_code_of, save_run
 
 
 @torch.no_grad()
@@ -34,48 +34,47 @@ def same_logits(ours, theirs, channels=1, size=8):
     torch.testing.assert_close(getattr(found, "logits", found), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_every_format_of_a_vit_loads_with_the_same_logits(script, vit_run, tmp_path):
+def test_every_format_of_a_vit_loads_with_the_same_logits(script, vit_run, tmp_path, monkeypatch):
     done = script("share.py", "--model", vit_run, "--int8")
     assert done.code == 0, done.err
-    folder = tmp_path / "out" / "vit"
     assert done.out.splitlines()[-1] == "out/vit"
-    model = load_pretrained(str(vit_run)).model
-    same_logits(model, timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
-    auto = transformers.AutoModelForImageClassification
-    wrapped = auto.from_pretrained(folder)
-    same_logits(model, wrapped)
-    assert list(wrapped.config.id2label.values()) == DIGITS
-    native = auto.from_pretrained(folder, subfolder="transformers")
+    (tmp_path / "out").rename(tmp_path / "somewhere else")
+    monkeypatch.chdir(tmp_path / "somewhere else")
+    noise_image(20, 20).save("photo.jpg")
+    original = load_pretrained(str(vit_run))
+    images = torch.randn(7, 1, 8, 8)
+    card_text = Path("vit/README.md").read_text(encoding="utf-8")
+    found = run_code_of(card_text, images)
+    with torch.no_grad():
+        expected = original.model(images)
+        for names in found.values():
+            torch.testing.assert_close(logits_of(names, images), expected, atol=1e-5, rtol=1e-5)
+        for count in (1, 2):
+            (logits,) = found["ONNX Runtime"]["session"].run(
+                None, {"images": images[:count].numpy()}
+            )
+            torch.testing.assert_close(torch.from_numpy(logits), expected[:count])
+    assert len(found) == 5
+    assert found["ViT Lab"]["preprocess"] == original.preprocess
+    assert found["ViT Lab"]["classes"] == DIGITS
+    assert list(found["transformers and timm"]["model"].config.id2label.values()) == DIGITS
+    native = found["transformers, without timm"]["model"]
     assert type(native).__name__ == "ViTForImageClassification"
-    same_logits(model, native)
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
-    for count in (1, 2, 7):
-        images = np.random.default_rng(0).normal(size=(count, 1, 8, 8)).astype(np.float32)
-        (logits,) = session.run(None, {"images": images})
-        with torch.no_grad():
-            expected = model(torch.from_numpy(images)).numpy()
-        np.testing.assert_allclose(logits, expected, atol=1e-5)
-    copied = folder.rename(tmp_path / "somewhere else")
-    ours, preprocess, classes = load_model(copied)
-    same_logits(model, ours)
-    assert (preprocess, classes) == (Preprocess(8, [0.3], [0.4]), DIGITS)
-    check_card(copied, done.out)
+    check_card(card_text, done.out)
 
 
-def check_card(folder, out):
-    data = ModelCard.load(folder / "README.md").data
-    assert (data.license, data.library_name) == ("mit", "timm")
+def check_card(text, out):
+    data = ModelCard(text).data
+    assert (data.license, data.library_name, data.sdk) == ("mit", "timm", "static")
     assert data.pipeline_tag == "image-classification"
     assert data.eval_results[0].metric_value == 0.75
     assert data.eval_results[0].metric_args == {"confidence_interval_95": [0.7, 0.8]}
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    for said in ("75.00 % (95 % interval 70.0 to 80.0, 4 images)", "`python train.py`", "c0ffee",
-                 "| 3 | 0 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 0 |",
-                 "test images of digits"):  # fmt: skip
+    for said in ("75.00 % (95 % interval 70.0 to 80.0, 4 images", "`python train.py`", "c0ffee",
+                 "![Confusion matrix", "test images of digits"):  # fmt: skip
         assert said in text
-    int8, fp32 = text.split("test accuracy ")[1].split(" % in fp32")[0].split(" %, instead of ")
+    assert Path("vit/confusion.png").read_bytes() == b"a figure"
+    int8, fp32 = text.split("| test accuracy ")[1].split(" % in fp32")[0].split(" %, instead of ")
     assert f"fp32 {fp32} %, int8 {int8} %" in out
-    assert str(folder.parent) not in text
 
 
 def test_transformers_holds_layer_scale_and_a_token_without_position(tmp_path):
@@ -84,9 +83,10 @@ def test_transformers_holds_layer_scale_and_a_token_without_position(tmp_path):
     save_weights(
         tmp_path / "run", model, ["a", "b", "c"], Preprocess(32, [0.4] * 3, [0.5] * 3, 0.8)
     )
-    images = torch.randn(4, 3, 32, 32)
     pretrained = load_pretrained(str(tmp_path / "run"))
-    formats.write_transformers(tmp_path, pretrained, images)
+    formats.write_transformers(
+        tmp_path, pretrained, formats.Expected(model, torch.randn(4, 3, 32, 32))
+    )
     native = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "transformers")
     same_logits(model, native, 3, 32)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "transformers")
@@ -97,28 +97,34 @@ def test_transformers_holds_layer_scale_and_a_token_without_position(tmp_path):
     assert found.shape == (3, 32, 32)
 
 
-def test_swin_goes_to_timm_and_a_cnn_to_this_project(tmp_path):
-    preprocess = Preprocess(64, [0.5] * 3, [0.5] * 3)
-    options = {**SMALL_SWIN, "window_size": 4, "num_classes": 3, "img_size": 64}
-    swin = shaken(build_timm_model(TimmConfig("swin_tiny_patch4_window7_224", options))).eval()
-    cnn = shaken(ResidualCNN(CNNConfig(dims=(4, 8), blocks=1, num_classes=3))).eval()
-    images = torch.randn(3, 3, 64, 64)
-    for name, model in (("swin", swin), ("cnn", cnn)):
+def test_swin_and_other_timm_models_go_to_timm_and_onnx_and_a_cnn_to_onnx(tmp_path):
+    preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
+    swin = {"depths": (2,), "num_heads": (2,), "embed_dim": 16, "window_size": 4, "num_classes": 3,
+            "img_size": 32}  # fmt: skip
+    models = {
+        "SwinTransformer": build_timm_model(TimmConfig("swin_tiny_patch4_window7_224", swin)),
+        "ConvNeXt": build_timm_model(TimmConfig("test_convnext", {"num_classes": 3})),
+        "ResidualCNN": ResidualCNN(CNNConfig(dims=(4, 8), blocks=1, num_classes=3)),
+    }
+    for name, model in models.items():
+        model = shaken(model).eval()
         save_weights(tmp_path / name, model, ["a", "b", "c"], preprocess)
         pretrained = load_pretrained(str(tmp_path / name))
+        expected = formats.Expected(model, torch.randn(6, 3, 32, 32))
         folder = tmp_path / f"shared {name}"
         folder.mkdir()
         formats.write_weights(folder, pretrained)
-        with pytest.raises(formats.NotPossible, match="plain ViT, and this is a"):
-            formats.write_transformers(folder, pretrained, images)
-        if name == "swin":
-            assert formats.write_timm(folder, pretrained, images).difference < 1e-5
-            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-            same_logits(model, theirs, 3, 64)
-        else:
+        with pytest.raises(formats.NotPossible, match=f"plain ViT, and this is a {name}"):
+            formats.write_transformers(folder, pretrained, expected)
+        assert formats.write_onnx(folder, pretrained, expected).same == 6
+        if name == "ResidualCNN":
             with pytest.raises(formats.NotPossible, match="no architecture for a ResidualCNN"):
-                formats.write_timm(folder, pretrained, images)
-        same_logits(model, load_model(folder)[0], 3, 64)
+                formats.write_timm(folder, pretrained, expected)
+        else:
+            assert formats.write_timm(folder, pretrained, expected).difference < 1e-5
+            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            same_logits(model, theirs, 3, 32)
+        same_logits(model, load_model(folder)[0], 3, 32)
 
 
 def test_a_format_with_other_logits_is_refused(tmp_path):
@@ -127,8 +133,9 @@ def test_a_format_with_other_logits_is_refused(tmp_path):
     save_weights(tmp_path / "run", model, ["a", "b", "c"], Preprocess(32, [0.4] * 3, [0.5] * 3))
     pretrained = load_pretrained(str(tmp_path / "run"))
     formats.write_weights(tmp_path, pretrained)
+    expected = formats.Expected(pretrained.model, torch.randn(3, 3, 32, 32))
     with pytest.raises(formats.NotPossible, match="differ from the model's"):
-        formats.write_timm(tmp_path, pretrained, torch.randn(3, 3, 32, 32))
+        formats.write_timm(tmp_path, pretrained, expected)
     assert json.loads((tmp_path / "config.json").read_text())["library_name"] == "vit-lab"
 
 
@@ -141,7 +148,7 @@ def test_own_model_file_must_compute_what_timm_computes(script, vit_run, tmp_pat
     assert script("share.py", "--model", run).code == 0
     done = script("share.py", "--model", run, "--name", "x", *flags)
     assert done.code == 2
-    assert "model.py is not timm's, so others could not load it (timm: its logits" in done.err
+    assert "model.py is not timm's, so others could not load it (the logits of" in done.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other", "vit"]
 
 
