@@ -101,7 +101,8 @@ class Views:
             record["distance"] = self._plot_distances(run, rows)
             self._plot_positions(run)
         page = run.folder / "attention.html"
-        if runs_in_browser(self.model):
+        record["live"] = runs_in_browser(self.model)
+        if record["live"]:
             write_live_page(page, self._live_content(run.folder.name, rows))
         else:
             write_page(page, title, self._notes(bool(first.raw)), examples)

@@ -128,9 +128,23 @@ def twins(
     return pairs
 
 
+def on_most_images(found: list[Configuration], place: Path) -> list[Configuration]:
+    """Without those for which there is an equal one that was trained on more of the images.
+
+    What was fine-tuned, and how fast, does not count as a difference. Trials of sweeps are left
+    out.
+    """
+    groups = group_by((c for c in found if not c.first.sweep), lambda c: (
+        comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),
+    ))  # fmt: skip
+    most = [max(c.first.share for c in group) for group in groups]
+    return [c for group, share in zip(groups, most, strict=True) for c in group
+            if c.first.share == share]  # fmt: skip
+
+
 def finetuning_groups(found: list[Configuration], place: Path) -> list[list[Configuration]]:
     """The same pretrained weights on the same images, sorted by number of trained parameters."""
-    tuned = [c for c in found if c.first.pretrained and c.first.share == 1]
+    tuned = [c for c in on_most_images(found, place) if c.first.pretrained]
 
     def key(c: Configuration) -> object:
         return comparable_key(c.first, place), c.first.key("SEED", *_MODE_CONSTANTS)
@@ -174,12 +188,11 @@ class Pair:
 def select_models(found: list[Configuration], place: Path) -> list[list[Record]]:
     """The runs to compare, at least two per test set; the user's own runs apart from references.
 
-    For each model, the configuration with the best validation score, trained on all training
-    images, is represented by its first seed. Test accuracy plays no role in the selection.
+    For each model, the configuration with the best validation score is represented by its first
+    seed. Test accuracy plays no role in the selection.
     """
-    full = [c for c in found if c.first.share == 1 and not c.first.sweep]
     selected = []
-    for same in group_by(full, lambda c: comparable_key(c.first, place)):
+    for same in group_by(on_most_images(found, place), lambda c: comparable_key(c.first, place)):
         by_model = group_by(same, lambda c: (c.first.task, c.first.model))
         best = [max(configs, key=lambda c: c.validation_score) for configs in by_model]
         best.sort(key=lambda c: c.validation_score, reverse=True)
@@ -205,8 +218,7 @@ def main_results(found: list[Configuration], place: Path) -> MainResults:
     Validation scores are comparable only on the same images, so those of the newest run count. A
     ViT with a twin takes precedence.
     """
-    own = [c for c in found if c.first.share == 1 and not c.first.sweep
-           and not is_reference(c.first, place)]  # fmt: skip
+    own = [c for c in on_most_images(found, place) if not is_reference(c.first, place)]
 
     def on_newest_images(some: list[Configuration]) -> list[Configuration]:
         newest = max(some, key=_started, default=None)

@@ -19,6 +19,7 @@ from lab.report.comparisons import (
     compare_pairs,
     configurations,
     efficiencies,
+    on_most_images,
     select_models,
     twins,
 )
@@ -92,9 +93,8 @@ def escape(text: str) -> str:
 
 def _tables(found: Found, place: Path, link: _Link) -> dict[str, str]:
     """All tables by name; "" where there is nothing to show."""
-    runs = [run for run in found.runs if not run.sweep]
-    full = [run for run in runs if run.share == 1]
-    configs = configurations(runs, place)
+    configs = configurations((run for run in found.runs if not run.sweep), place)
+    full = [run for c in on_most_images(configs, place) for run in c.runs]
     tables = {
         script.removesuffix(".py"): _runs_table([r for r in full if r.script == script], link)
         for script in TASKS

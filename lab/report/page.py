@@ -112,6 +112,8 @@ def build_content(
         ],
         "sweeps": [_sweep(folder, record, place, budget) for folder, record in found.sweeps],
         "attention": attention,
+        "mode_files": _comparison_files(runs, "*-modes.*", place),
+        "score_files": _comparison_files(found.attention_runs, "scores-*", place),
         "left_out": [
             {"folder": folder.as_posix(), "link": _link(folder, place), "reason": reason}
             for folder, reason in found.left_out
@@ -245,7 +247,9 @@ def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, i
             "sentence": sentence,
             "command": command,
             "attention": next((one["example"] for one in looks if one["example"]), None),
-            "live": next((one["page"] for one in looks if one["page"]), None),
+            "page": next(
+                ({"page": one["page"], "live": one["live"]} for one in looks if one["page"]), None
+            ),
         })  # fmt: skip
     return made
 
@@ -400,6 +404,7 @@ def _attention(run: Run, reference: bool, place: Path, budget: list[int]) -> dic
         "link": _link(run.folder, place),
         "files": files,
         "page": next((f["link"] for f in files if f["name"] == "attention.html"), None),
+        "live": bool(run.metrics().get("live")),
         "model": Path(str(config.get("constants", {}).get("MODEL", ""))).name,
         "example": None if reference else images.plot(run.folder, "example.png"),
         "summary": sentences.attention_sentence(run.metrics(), dataset),
@@ -428,6 +433,15 @@ def _files(folder: Path, names: tuple[str, ...], place: Path) -> list[dict[str, 
         for name in names
         if (folder / name).is_file()
     ]
+
+
+def _comparison_files(
+    runs: list[Record] | list[Run], pattern: str, place: Path
+) -> list[dict[str, str]]:
+    """Tables and figures that compare several runs and lie beside them, with their links."""
+    folders = dict.fromkeys(run.folder.parent for run in runs)
+    paths = [path for folder in folders for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [{"name": path.name, "link": _link(path, place)} for path in paths]
 
 
 def _link(path: Path, place: Path) -> str:

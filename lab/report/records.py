@@ -126,6 +126,8 @@ class Record:
         """What the model's name does not tell, such as "9 epochs, Muon, progressive resizing"."""
         c, epochs = self.constants, (self.metrics or {}).get("epochs", len(self.history))
         parts = [f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+        if self.share != 1:
+            parts.append(f"{100 * self.share:g} % of the training images")
         if c["OPTIMIZER"] != "adamw":
             parts.append(str(c["OPTIMIZER"]).capitalize())
         if c["PROGRESSIVE_RESIZE"]:

@@ -322,8 +322,12 @@ def test_removed_patch_changes_the_broken_answer_only(show):
       {...NO_CHANGES, keep: [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}).probabilities)""")
     shown = page.locator("#broken").text_content()
     assert float(re.search(r"· ([\d.]+)", shown)[1]) == pytest.approx(100 * wanted, abs=0.51)
+    sentence = page.locator("#break-sum").text_content()
+    share = page.evaluate("attentionMap(current, DEPTH - 1, MEAN, POOLED)[0]")
+    assert f"got {100 * share:.1f}\u00a0% of the attention" in sentence
     page.get_by_role("button", name="Repair everything").click()
     assert page.locator("#broken").is_hidden()
+    assert page.locator("#break-sum").text_content() == ""
 
 
 def test_cost_of_each_patch_is_compared_with_attention(show):

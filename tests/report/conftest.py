@@ -31,9 +31,10 @@ def trained(tmp_path_factory):
     run(train, "train", *TINY, "--train-fraction", "0.1")
     run(cnn_baseline, "cnn_baseline", *TINY, "--num-seeds", "2")
     vit = place / "train" / "digits-vit_16x2-s0"
+    vit_flags = ("--pretrained", str(vit), "--data-dir", str(place.parent / "data"))
     for mode in ("head", "full", "scratch"):
-        run(finetune, "finetune", "--pretrained", str(vit), "--mode", mode, "--epochs", "1",
-            "--precision", "fp32", "--data-dir", str(place.parent / "data"))  # fmt: skip
+        run(finetune, "finetune", *vit_flags, "--mode", mode, "--dataset", "digits", "--epochs",
+            "1", "--train-fraction", "0.5", "--precision", "fp32")  # fmt: skip
     return place
 
 

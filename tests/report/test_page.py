@@ -47,7 +47,7 @@ CONTENT = """{
   "provenance": "3 runs.", "title": "My runs", "significance": "No two models differ.",
   "cards": [{"title": "ViT from scratch", "run": 0, "accuracy": 0.7, "low": 0.6, "high": 0.8,
     "seeds": 1, "sentence": "It works.", "attention": null,
-  "live": "attention_viz/x/attention.html"},
+  "page": {"page": "attention_viz/x/attention.html", "live": true}},
     {"title": "CNN twin", "run": null, "command": "python cnn_baseline.py"}],
   "seeds": [{"name": "run", "task": "From scratch", "dataset": "pets", "mean": 0.672,
     "std": 0.0079, "runs": [0, 1]}],
@@ -66,6 +66,7 @@ CONTENT = """{
     {"run": 0, "fraction": 0.1, "images": 9, "accuracy": 0.5, "low": 0.4, "high": 0.6, "seeds": 1},
     {"run": 0, "fraction": 1, "images": 90, "accuracy": 0.9, "low": 0.8, "high": 1, "seeds": 1}
   ]}]}],
+  "mode_files": [], "score_files": [{"name": "scores.md", "link": "attention_viz/scores.md"}],
   "sweeps": [{"name": "digits", "reference": false, "link": "s", "files": [],
     "summary": "A paragraph.", "folder": "results/sweep", "best": 0,
     "columns": ["LEARNING_RATE", "AUTO_AUGMENT"], "trials": [
@@ -328,7 +329,7 @@ def test_own_runs_come_first_and_references_are_marked(shown):
     page.get_by_label("Show reference runs").check()
     assert column(page, 0) == ["run1", "run0reference"]
     page.locator("#runs table >> nth=1").get_by_role("link", name="run0").click()
-    assert page.locator("#run-0 dl").is_visible()
+    page.locator("#run-0 dl").wait_for()
     assert "python train.py" in page.locator("#run-0 code").text_content()
     assert page.locator("#run-1 dl").is_hidden()
 

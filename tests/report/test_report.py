@@ -130,7 +130,7 @@ def test_summary_has_a_sentence_for_each_main_result(place, tmp_path):
     assert "after the same 2 epochs" in cnn
     assert "digits (10 classes, 359 test images)" in vit
     assert tuned.startswith("Fine-tuning digits-vit_16x2-s0 (")
-    assert "training from random weights (1 epoch) reaches" in tuned
+    assert "from random weights (1 epoch, 50 % of the training images) reaches" in tuned
     assert "McNemar's test with Holm's correction" in pairs
     assert content["provenance"].startswith("8 own runs and 1 reference run; newest run: ")
     assert [card["sentence"] for card in content["cards"]] == [vit, cnn, tuned]

@@ -93,6 +93,7 @@ function showBreak() {
   byId("intact").textContent = words(intact);
   byId("broken").textContent = words(broken);
   byId("broken-label").textContent = parts.join(", ");
+  state.broken = broken;
   byId("compare").classList.toggle("broken", parts.length > 0);
   byId("compare").classList.toggle("changed", argmax(broken) !== argmax(intact));
   byId("repair").disabled = !parts.length;
@@ -135,10 +136,20 @@ function showBreakImage(patch) {
   }
   if (patch !== null) outlinePatch(context, STAGE, patch, palette.broken, STAGE / 110);
   const known = patch !== null && costs.of === current;
+  byId("break-sum").textContent = state.removed.size ? removalSentence() : "";
   byId("break-value").textContent = patch === null ? "Click patches to remove their tokens."
     : `${capital(patchName(patch))}: ` +
       (state.removed.has(patch) ? "removed" : "click to remove it") +
       (known ? `; this patch by itself costs ${points(costs.values[patch])}.` : ".");
+}
+
+/* What attention suggested about the removed patches, and what happened. */
+function removalSentence() {
+  const attention = shownMap(current, POOLED), best = argmax(current.probabilities);
+  const share = [...state.removed].reduce((sum, patch) => sum + attention[patch], 0);
+  const drop = current.probabilities[best] - state.broken[best];
+  return `What you removed got ${percent(share)} of the attention; “${classes[best]}” ` +
+    (drop < 0 ? `gains ${points(-drop)}.` : `loses ${points(drop)}.`);
 }
 
 function points(drop) {

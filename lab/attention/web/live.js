@@ -20,6 +20,7 @@ const state = {
   block: DEPTH - 1, head: MEAN, rollout: false,
   query: POOLED, view: "heat",
   removed: new Set(), order: null, noPositions: false, noScale: false, silent: new Set(),
+  broken: null,  // the probabilities with these changes
   milliseconds: Infinity,  // of the fastest forward pass so far
 };
 let current = null;  // the result of the forward pass of `state`

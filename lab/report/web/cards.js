@@ -3,11 +3,14 @@
 const KINDS = { ViT: 0, CNN: 1, Swin: 2 };  // the order of their symbols
 const LEARNED = 1800;  // characters; more would not fit two printed pages
 
-const livePage = () => {
-  const fromCards = data.cards.map((card) => card.live).find(Boolean);
+/* The attention page of the first card that has one, or else of the newest run. */
+const mainPage = () => {
   const own = data.attention.filter((one) => one.page && !one.reference);
-  return fromCards ?? own.at(-1)?.page ?? null;
+  return data.cards.map((card) => card.page).find(Boolean) ?? own.at(-1) ?? null;
 };
+
+const pageLink = ({ page, live }) => element("a", { className: "live", href: page },
+  live ? "Open the live page: draw, and watch the model" : "Open the attention maps");
 
 function mineSection() {
   const table = ownTable();
@@ -45,7 +48,7 @@ function cardOf(card) {
     element("p", { className: "quiet links" }, ...spaced([
       runLink(run.id, "details"), fileLink("folder", `${run.link}/`),
       ...run.files.map(({ name, link }) => fileLink(name, link)),
-      ...(card.live ? [fileLink("live page", card.live)] : []),
+      ...(card.page ? [fileLink("attention.html", card.page.page)] : []),
     ])));
 }
 

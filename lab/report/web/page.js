@@ -44,10 +44,8 @@ function action(name, pressed) {
 }
 
 function liveButton() {
-  const live = livePage();
-  if (!live) return;
-  const text = "Open the live page: draw, and watch the model";
-  byId("actions").append(element("a", { className: "live", href: live }, text));
+  const main = mainPage();
+  if (main) byId("actions").append(pageLink(main));
 }
 
 function referenceToggle() {

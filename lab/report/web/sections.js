@@ -165,7 +165,7 @@ function finetuningSection() {
   if (visible(data.finetuning).length === 0) return null;
   return [
     note("How much of a pretrained model needs to be trained? Bars are 95 % intervals."),
-    ...visible(data.finetuning).flatMap(part),
+    ...fileList(data.mode_files), ...visible(data.finetuning).flatMap(part),
   ];
 }
 
@@ -367,6 +367,10 @@ const gallery = (plots) => box("plots", ...plots.map(({ source, caption, link })
     element("a", { href: link }, element("img", { src: source, alt: caption })),
     element("figcaption", { ariaHidden: "true" }, words(caption)))));
 
+const fileList = (files) => (files.length === 0 ? []
+  : [element("p", { className: "quiet links" }, "Compared in ",
+    ...spaced(files.map((one) => fileLink(one.name, one.link))))]);
+
 const linksOf = ({ folder, link, files }) => element("p", { className: "quiet links" },
   ...spaced([fileLink(folder, `${link}/`), ...files.map((one) => fileLink(one.name, one.link))]));
 
@@ -405,12 +409,11 @@ function sweepsSection() {
 function attentionSection() {
   const part = (one) => [
     element("h3", {}, words(one.title)), ...sentences(one.summary),
-    ...(one.page ? [element("p", {}, element("a", { className: "live", href: one.page },
-      "Open the live page"))] : []),
+    ...(one.page ? [element("p", {}, pageLink(one))] : []),
     linksOf(one), gallery(one.plots),
   ];
   const shown = visible(data.attention);
-  return shown.length > 0 ? shown.flatMap(part) : null;
+  return shown.length > 0 ? [...fileList(data.score_files), ...shown.flatMap(part)] : null;
 }
 
 function leftOutSection() {
