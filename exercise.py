@@ -12,6 +12,7 @@ run in processes with limits on time and memory, which are not a sandbox. exerci
 page for students and one for teachers.
 """
 
+import difflib
 import inspect
 import json
 import os
@@ -24,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lab.core import UserError, checkpoints, constants, run_script, runtime
-from lab.exercise import PARTS, Job, Result, checks_hash, grade, hand_out, run_checks
+from lab.exercise import LOADING, PARTS, Job, Result, checks_hash, grade, hand_out, run_checks
 
 # --- What is checked ---
 MODEL_FILE: str = "model.py"  # the student's model
@@ -92,11 +93,13 @@ def check(c: SimpleNamespace) -> bool:
         total = sum(sum(POINTS[result.part].values()) for result in results)
         print(f"  {'all parts':<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}")
     failing = next((result for result in results if result.failed is not None), None)
-    if failing and failing.unwritten:
-        say(f"\n{failing.part}: {failing.says}. The task: {PARTS[failing.part].task}.")
+    if failing and failing.failed == LOADING:
+        say(f"\n{failing.says}")
     elif failing:
-        say(f"\n{failing.part}, {failing.failed}: {failing.says}")
-    if failing:
+        if failing.unwritten:
+            say(f"\n{failing.part}: {failing.says}. The task: {PARTS[failing.part].task}.")
+        else:
+            say(f"\n{failing.part}, {failing.failed}: {failing.says}")
         if failing.because:
             say(f"How it happens: {failing.because}.")
         show_hints(report, failing.part, c.HINT)
@@ -123,6 +126,8 @@ def job(c: SimpleNamespace) -> Job:
     model, steps = Path(c.MODEL_FILE).resolve(), Path(c.STEPS_FILE).resolve()
     if not c.GRADE and not model.is_file():
         raise UserError(f"there is no file {c.MODEL_FILE}: set MODEL_FILE to your model.py")
+    if c.SECONDS <= 0:
+        raise UserError(f"SECONDS={c.SECONDS:g} leaves no time for a check: 10 is the default")
     if not WEIGHTS.is_file():
         raise UserError(f"{WEIGHTS} is missing; the checks need it, so get it from the repository")
     parts = (part_named(c.PART),) if c.PART else tuple(PARTS)
@@ -134,10 +139,12 @@ def job(c: SimpleNamespace) -> Job:
 def part_named(name: str) -> str:
     """The part that a flag names, in any case, with or without underscores."""
     names = {part.lower().replace("_", ""): part for part in PARTS}
-    found = names.get(name.lower().replace("_", ""))
-    if found is None:
-        raise UserError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
-    return found
+    written = name.lower().replace("_", "")
+    if written not in names:
+        similar = difflib.get_close_matches(written, names, 1)
+        guess = f": did you mean {names[similar[0]]}?" if similar else ""
+        raise UserError(f"there is no part {name!r}{guess} (the parts are {', '.join(PARTS)})")
+    return names[written]
 
 
 def points_of(result: Result) -> float:
@@ -193,7 +200,7 @@ def solution_of(part: str) -> str:
     place = PARTS[part].solution
     module, _, name = place.rpartition(".")
     if not module.startswith("timm"):
-        return f"the lab's own scripts do this too: {place}"
+        return f"the lab does this in {place}"
     __import__(module)
     return f"# {place}\n{inspect.getsource(getattr(sys.modules[module], name))}"
 

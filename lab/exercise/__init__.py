@@ -8,6 +8,6 @@ from lab.exercise.checks import Result
 from lab.exercise.grading import checks_hash, grade
 from lab.exercise.handout import hand_out
 from lab.exercise.parts import PARTS
-from lab.exercise.processes import Job, run_checks
+from lab.exercise.processes import LOADING, Job, run_checks
 
-__all__ = ["PARTS", "Job", "Result", "checks_hash", "grade", "hand_out", "run_checks"]
+__all__ = ["LOADING", "PARTS", "Job", "Result", "checks_hash", "grade", "hand_out", "run_checks"]

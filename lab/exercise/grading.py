@@ -331,14 +331,14 @@ def _summary(rows: list[dict[str, Any]], hand_ins: list[HandIn], points: Points,
     ]
     lines += [
         "",
-        "## How these points came about",
+        "## How the points were computed",
         "",
         f"Inputs and parameters were random, with seed {seed}. The checks have the hash "
         f"`{checks_hash()}`: with the same hash and seed the points can be reproduced.",
         "",
         "Each submission ran in a process with limits on time, memory and file size. That is not "
-        "a sandbox: its code had all rights of the user who started the grading, and code that "
-        "aims at the checks can deceive them.",
+        "a sandbox: its code had all rights of the user who started the grading, and code "
+        "that is written to deceive the checks can do so.",
     ]
     return "\n".join(lines) + "\n"
 

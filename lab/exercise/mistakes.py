@@ -64,7 +64,7 @@ PATCH_EMBED = (
         "height and width swapped",
         "The images are transposed before they are cut, so the pixels inside each patch are "
         "transposed too.",
-        "Images are thought of as (B, C, W, H)",
+        "Images are assumed to be (B, C, W, H)",
         ((CONV, "x = self.proj(x.mT)"), (TOKENS, "x.mT.flatten(2).transpose(1, 2)")),
     ),
     Mistake(
@@ -77,7 +77,7 @@ PATCH_EMBED = (
         "reshape instead of transpose",
         "The shape is right, but reshape does not move the channels to the last axis: each token "
         "mixes numbers of many patches.",
-        "(B, D, N) is read as (B, N, D), which has equally many elements",
+        "(B, D, N) is read as (B, N, D), which has the same number of elements",
         ((TOKENS, "x.flatten(2).reshape(B, -1, x.shape[1])"),),
     ),
     Mistake(
@@ -95,7 +95,7 @@ PATCH_EMBED = (
     Mistake(
         "overlapping patches",
         "The stride is half a patch, so neighboring patches overlap and there are too many tokens.",
-        "Overlap is common in convolutions, but ViT cuts the image like tiles",
+        "Windows of convolutions usually overlap; patches of a ViT do not",
         change=lambda m, c: setattr(m.proj, "stride", (c.patch_size // 2,) * 2),
     ),
     Mistake(
@@ -169,7 +169,7 @@ MLP = (
     Mistake(
         "missing second linear layer",
         "There is no fc2: the output has the hidden width instead of the embedding width.",
-        "The activation is taken for the end of the MLP",
+        "The MLP is assumed to end with the activation",
         change=lambda m, c: setattr(m, "fc2", nn.Identity()),
     ),
     Mistake(
@@ -197,7 +197,7 @@ ATTENTION = (
     Mistake(
         "softmax over queries",
         "The softmax runs over axis -2, so weights sum to one over queries and not over keys.",
-        "Both axes have N elements, so either one runs",
+        "Both axes have N elements, so neither raises an error",
         (("softmax(dim=-1)", "softmax(dim=-2)"),),
     ),
     Mistake(
@@ -209,7 +209,7 @@ ATTENTION = (
     Mistake(
         "no softmax",
         "The scores are used as weights without a softmax.",
-        "The scaled product is taken for the attention itself",
+        "The scaled scores are mistaken for attention weights",
         (("attn = attn.softmax(dim=-1)", "attn = attn"),),
     ),
     Mistake(
@@ -244,7 +244,7 @@ ATTENTION = (
     ),
     Mistake(
         "q and k swapped",
-        "Keys take the place of queries, so a token gets what others would take from it.",
+        "Queries and keys change places, so the scores are transposed before the softmax.",
         "The first two thirds of qkv are unpacked in the wrong order, or k is multiplied by q^T",
         (("q, k, v = qkv.unbind(0)", "k, q, v = qkv.unbind(0)"),),
     ),
@@ -291,7 +291,7 @@ ATTENTION = (
     Mistake(
         "channels of a head interleaved",
         "The channels are split as (d, h) instead of (h, d), so a head takes every h-th channel.",
-        "Which of the two axes comes first does not show in the shapes",
+        "Both orders give the same shapes",
         ((RESHAPE, "reshape(B, N, 3, self.head_dim, self.num_heads).permute(2, 0, 4, 1, 3)"),),
     ),
     Mistake(
@@ -316,7 +316,7 @@ ATTENTION = (
     Mistake(
         "attention between heads",
         "Each token's heads attend to each other, and tokens never exchange information.",
-        "The head axis is left behind the token axis, (B, N, h, d)",
+        "The heads are not transposed: q, k and v are (B, N, h, d)",
         ((RESHAPE, "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 1, 3, 4)"),
          ("x.transpose(1, 2).reshape", "x.reshape")),
     ),
@@ -336,7 +336,7 @@ ATTENTION = (
     Mistake(
         "causal mask",
         "Each token only sees the tokens before it.",
-        "Language models mask the future; in an image every patch may see every other",
+        "Language models mask the future; in an image every patch attends to every other",
         (("attn = attn.softmax", "attn = attn + torch.full((N, N), -torch.inf).triu(1)\n"
           "        attn = attn.softmax"),),
     ),
@@ -416,7 +416,7 @@ BLOCK = (
     Mistake(
         "one shared norm",
         "Both halves use the same LayerNorm; the paper has one for each.",
-        "A LayerNorm looks like a function without memory, but it has parameters",
+        "A LayerNorm looks like a function, but it has a weight and a bias",
         change=lambda m, c: setattr(m, "norm2", m.norm1),
     ),
     Mistake(
@@ -493,7 +493,7 @@ VISION_TRANSFORMER = (
     Mistake(
         "positions shifted by one",
         "The patches get the first N positions, which include the class token's.",
-        "Positions are added to the patches before the class token joins, without leaving out 0",
+        "Positions are added before the class token is, and position 0 is not skipped",
         ((CAT, "to_cat + [x + pos_embed[:, :-1]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
     ),
     Mistake(
@@ -517,7 +517,7 @@ VISION_TRANSFORMER = (
     Mistake(
         "class token without parameter",
         "There is no parameter for the class token; zeros are put in front.",
-        "It is only seen as a place to collect information",
+        "The token is seen as an empty slot, but it is learned",
         (("if self.cls_token is not None:", "if self.has_class_token:", "_pos_embed"),
          ("self.cls_token" + EXPAND, "x.new_zeros(x.shape[0], 1, x.shape[2])", "_pos_embed")),
         change=lambda m, c: m.register_parameter("cls_token", None),
@@ -525,7 +525,7 @@ VISION_TRANSFORMER = (
     Mistake(
         "mean over all tokens",
         "The head reads the mean over all tokens, the class token included.",
-        "Global average pooling is the usual end of a CNN",
+        "CNNs usually end with global average pooling",
         ((POOL[0], "x = x.mean(dim=1)", POOL[1]),),
     ),
     Mistake(
@@ -543,7 +543,7 @@ VISION_TRANSFORMER = (
     Mistake(
         "head on every token",
         "The head is applied to all tokens, so the output is (B, N, num_classes).",
-        "The choice of the class token is forgotten",
+        "The class token is not selected",
         ((POOL[0], "x = x", POOL[1]),),
     ),
     Mistake(

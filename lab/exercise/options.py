@@ -195,7 +195,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
         Symptom(
             "dropout before the softmax",
             "Dropout is applied before the softmax, so no attention weight becomes zero.",
-            "A score of zero is taken for a weight of zero, but exp(0) is 1",
+            "A score of zero is mistaken for a weight of zero, but exp(0) is 1",
             _drops_scores,
         ),
         Symptom(

@@ -32,7 +32,7 @@ PATCH_EMBED = Part(
         "(B, C, H, W) -> (B, D, H/P, W/P) -> (B, D, N) -> (B, N, D), with N = (H/P) * (W/P) and "
         "the patches row by row.",
         "One nn.Conv2d from in_chans to embed_dim, kernel_size and stride both patch_size; then "
-        "flatten the last two axes and swap the last two axes of what you have.",
+        "flatten the last two axes and swap the last two axes of the result.",
     ),
     solution="timm.models.vision_transformer.PatchEmbed",
     checks=("shapes", "values", "gradients", "released weights"),
@@ -64,7 +64,7 @@ ATTENTION = Part(
     hints=(
         "Each token asks a question (its query) and compares it with what every token offers (the "
         "keys). The softmax turns each row of comparisons into weights, and the token takes the "
-        "weighted mean of the values. Every head does so on its own d = D / h channels.",
+        "weighted mean of the values. Each head does this on its own d = D / h channels.",
         "qkv (B, N, 3D) -> (B, N, 3, h, d) -> q, k, v, each (B, h, N, d). Weights (B, h, N, N): "
         "rows are queries, columns are keys. Output (B, h, N, d) -> (B, N, h, d) -> (B, N, D).",
         "Multiply q by the transpose of k, divide by the square root of d, apply the softmax to "
@@ -84,7 +84,7 @@ BLOCK = Part(
     name="Block",
     task="combine attention and MLP to a pre-norm encoder block with residual connections",
     hints=(
-        "Both halves do the same: normalize, process, add the result to what came in.",
+        "Both halves do the same: normalize, process, add the result to the input.",
         "Everything is (B, N, D). There are two LayerNorms over the last axis, one per half.",
         "First half: x plus the attention of norm1 of x. Second half: the result plus the MLP of "
         "norm2 of that result. LayerScale and drop path go between a branch and its addition.",
@@ -132,12 +132,12 @@ TRAINING_STEP = Part(
     name="training_step",
     task="update a model once on one batch",
     hints=(
-        "Gradients add up until somebody clears them, and dropout is active only in train mode.",
+        "Gradients accumulate until you clear them, and dropout is active only in train mode.",
         "logits (B, num_classes) and labels (B,) -> a loss with no axes -> a Python float.",
         "Set train mode, compute the cross-entropy of the logits (it contains the softmax), clear "
         "the gradients, backpropagate, let the optimizer step, return the loss as a number.",
     ),
-    solution="the training loop of the lab, lab/training/loop.py",
+    solution="lab/training/loop.py",
     checks=("loss", "update", "train mode"),
     todo={"training_step": "one update, with the gradients of this batch only"},
 )
@@ -151,7 +151,7 @@ EVALUATE = Part(
         "Set eval mode, switch gradients off, transform with eval_transform, take the argmax over "
         "classes, add up correct predictions and images, divide once at the end.",
     ),
-    solution="the evaluation of the lab, lab/training/evaluation.py",
+    solution="lab/training/evaluation.py",
     checks=("accuracy", "eval mode", "no gradients"),
     todo={"evaluate": "every image counts once, nothing random, no gradients"},
 )
@@ -161,10 +161,10 @@ REPLACE_HEAD = Part(
     hints=(
         "A parameter is frozen when its requires_grad is False. A new layer starts trainable.",
         "The old head maps D to the old classes, the new one D to num_classes.",
-        "Switch requires_grad off for every parameter (of the parameters, not of the model), and "
-        "only then put a new nn.Linear with the same in_features in place of model.head.",
+        "Set requires_grad to False for every parameter (setting it on the model has no effect), "
+        "and only then replace model.head by a new nn.Linear with the same in_features.",
     ),
-    solution="fine-tuning in the lab, lab/finetuning/modes.py",
+    solution="lab/finetuning/modes.py",
     checks=("new head", "frozen layers"),
     todo={"replace_head": "freeze what is there, then put in a new output layer"},
 )

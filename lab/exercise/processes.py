@@ -29,6 +29,7 @@ from lab.exercise.submission import Failure, Submission
 # A forked process has timm already; elsewhere a new one imports it, which takes seconds.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 CPU_SIGNAL = getattr(signal, "SIGPROF", 0)  # arrives when the processor time is used up
+LOADING = "loading the file"  # the failed check of all parts if the file itself cannot be used
 START = 60.0  # seconds within which a process must be ready
 WAIT = 3  # limit on wall-clock time, as a multiple of the processor time: a submission may sleep
 MAX_FILE = 50 * 2**20  # bytes that a submission may write to a file, its output included
@@ -73,6 +74,8 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
     """Yields results from one process, until all are there or it ends."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_work, args=(sender, job, output, trace), daemon=True)
+    # A forked process inherits a timer of the parent, but not its thread, and would wait for it.
+    faulthandler.cancel_dump_traceback_later()
     process.start()
     sender.close()
     try:
@@ -84,8 +87,10 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
             if message is None:
                 process.join(2)
                 sentence = _explain_end(process, trace, job)
-                failed = job if number == 0 else replace(job, parts=(part,))
-                yield from _all_failed(failed, sentence)
+                if number == 0:
+                    yield from _all_failed(job, sentence)
+                else:
+                    yield Result(part, failed=PARTS[part].checks[0], says=sentence)
                 return
             if "failure" in message:
                 yield from _all_failed(job, message["failure"])
@@ -122,7 +127,7 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
     frames = re.findall(r'File "(.+)", line (\d+)', text)
     place = next((f"{Path(f).name}, line {n}: " for f, n in frames if f in files), "")
     if "Timeout" in text or process.exitcode in (None, -CPU_SIGNAL):
-        return f"{place}still running after {job.seconds:g} seconds; is this a loop without end?"
+        return f"{place}still running after {job.seconds:g} seconds; is this an endless loop?"
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
         return f"{place}the process was killed by the signal {name}"
@@ -130,7 +135,7 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
 
 
 def _all_failed(job: Job, sentence: str) -> list[Result]:
-    return [Result(part, failed=PARTS[part].checks[0], says=sentence) for part in job.parts]
+    return [Result(part, failed=LOADING, says=sentence) for part in job.parts]
 
 
 def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:

@@ -79,10 +79,10 @@ def _parameters(evidence: Evidence) -> str | None:
     )
     return (
         "; ".join(
-            ([f"parameters that it needs and does not have: {missing}"] if missing else [])
-            + ([f"parameters that it has and does not need: {extra}"] if extra else [])
+            ([f"missing parameters: {missing}"] if missing else [])
+            + ([f"unexpected parameters: {extra}"] if extra else [])
         )
-        or "its parameters have the right shapes, but which is which is not clear from their names"
+        or "its parameters have the right shapes, but their names do not say which is which"
     )
 
 
@@ -126,7 +126,7 @@ def _weight_sums(evidence: Evidence) -> str | None:
     if close(over_keys, one.expand_as(over_keys)):
         return None
     if close(over_queries, one.expand_as(over_queries)):
-        return "the attention weights sum to one over queries; they must do so over keys"
+        return "the attention weights sum to one over queries; they must sum to one over keys"
     if close(over_keys, over_keys.flatten()[0].expand_as(over_keys)):
         return f"the attention weights of a token sum to {over_keys.flatten()[0]:.3g}, not to one"
     return "the attention weights of a token do not sum to one"
@@ -158,7 +158,7 @@ def _offset(evidence: Evidence) -> str | None:
     got, right = _outputs(evidence)
     difference = got - right
     if close(difference, difference.flatten()[0].expand_as(difference)):
-        return f"the outputs are correct up to {difference.flatten()[0]:+.3g} that is added to all"
+        return f"the outputs are correct up to a constant of {difference.flatten()[0]:+.3g}"
     if got.ndim == 3 and close(difference, difference[:1, :1].expand_as(difference)):
         return "the outputs are correct up to a vector that is the same for all tokens and images"
     inputs = evidence.trial(TWO).inputs

@@ -170,7 +170,7 @@ TRAINING_STEP = (
     StepMistake(
         "no step",
         "The gradients are computed, but the optimizer never steps.",
-        "backward is thought to update the parameters; step without () does nothing",
+        "backward is assumed to update the parameters; step without () does nothing",
         ("step", ""),
     ),
     StepMistake(
@@ -192,13 +192,13 @@ EVALUATE = (
     StepMistake(
         "no eval mode",
         "The model stays in train mode, so dropout and drop path are active during validation.",
-        "torch.no_grad() is taken for eval mode; it only switches gradients off",
+        "torch.no_grad() is mistaken for eval mode; it only switches gradients off",
         ("eval", ""),
     ),
     StepMistake(
         "gradients computed",
         "Gradients are recorded, which costs memory and time.",
-        "eval() is taken for no_grad(); it only changes dropout and norms",
+        "eval() is mistaken for no_grad(); it only changes dropout and norms",
         ("no_grad", ""),
     ),
     StepMistake(
@@ -210,13 +210,13 @@ EVALUATE = (
     StepMistake(
         "images not transformed",
         "The model gets raw images, without the normalization that it was trained with.",
-        "The transform is thought to be part of the batches",
+        "The batches are assumed to be transformed already",
         ("use_eval_transform", ""),
     ),
     StepMistake(
         "mean of the batches' accuracies",
         "The accuracies of the batches are averaged, so images of a small last batch count more.",
-        "All batches are thought to have the same size",
+        "All batches are assumed to have the same size",
         ("return_fraction", "return_mean_of_batches"),
     ),
     StepMistake(
@@ -267,7 +267,7 @@ REPLACE_HEAD = (
     StepMistake(
         "head not replaced",
         "The old head is trained, with the old number of classes.",
-        "Freezing is thought to be all that is needed",
+        "Freezing seems to be enough",
         ("new_head", "unfreeze_head"),
     ),
     StepMistake(

@@ -81,7 +81,10 @@ class Submission:
     def config(self, options: dict[str, Any]) -> Any:
         """The student's ViTConfig with some options; the hand-out brings the class along."""
         if not hasattr(self.model, "ViTConfig"):
-            raise Failure(f"{where(self.model, None)}: the class ViTConfig is gone; it is needed")
+            raise Failure(
+                f"{where(self.model, None)}: the class ViTConfig is missing; copy it from the "
+                "model.py that you were given"
+            )
         try:
             return self.model.ViTConfig(**options)
         except Exception as error:
@@ -161,7 +164,7 @@ def _explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return Failure(f"{place}this needs more memory than the check allows", line, error)
     if isinstance(error, RecursionError):
-        return Failure(f"{place}this function calls itself without end", line, error)
+        return Failure(f"{place}this function calls itself endlessly", line, error)
     if isinstance(error, SystemExit):
         return Failure(f"{place}the program ends itself here", line, error)
     return Failure(f"{place}{type(error).__name__}: {text}", line, error)

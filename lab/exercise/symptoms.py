@@ -157,7 +157,7 @@ def _which_batch_sizes(evidence: Evidence) -> str:
     noun = "image" if good == ["one"] else "images"
     return (
         f"It works for {' and '.join(good)} {noun} but not for {' and '.join(bad)}: the batch size "
-        "is written into the code."
+        "is hard-coded."
     )
 
 
@@ -197,8 +197,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "view of a transposed tensor",
-        "view needs its elements in order in memory; after a transpose use reshape.",
-        "view and reshape do the same for tensors that were not transposed",
+        "view needs contiguous memory; use reshape after a transpose.",
+        "view and reshape do the same unless a tensor was transposed",
         _says(r"view size is not compatible"),
     ),
     Symptom(
@@ -235,8 +235,7 @@ SYMPTOMS = (
     ),
     Symptom(
         "hard-coded size",
-        "It works for one image size or width only: a number of the configuration is written "
-        "into the code.",
+        "It works for one image size or width only: a value of the configuration is hard-coded.",
         "The numbers of ViT-B/16 (224, 16, 197, 768) are in every tutorial; use the config's",
         lambda e, text: _one_size(e, text) or (bool(text) and re.search(SIZES, text) is not None),
     ),
@@ -260,8 +259,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "tensor instead of parameter",
-        "A tensor that must be learned is no nn.Parameter, so the optimizer never sees it.",
-        "torch.zeros or torch.randn alone makes a constant",
+        "A tensor that must be learned is not an nn.Parameter, so the optimizer never sees it.",
+        "torch.zeros and torch.randn create constants",
         lambda e, text: _hidden(e, modules=False),
         only_training=True,
     ),

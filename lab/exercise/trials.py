@@ -98,7 +98,8 @@ class Trial:
         with finder:
             out = self.run()
         if not isinstance(out, Tensor):
-            kind = "nothing (is a return missing?)" if out is None else f"a {type(out).__name__}"
+            missing = "nothing (is a return missing?)"
+            kind = missing if out is None else f"a value of type {type(out).__name__}"
             says, line = f"{self.part.name} returns {kind}, not a tensor", None
         elif not out.isfinite().all():
             what = "NaN (not a number)" if out.isnan().any() else "infinite values"
@@ -176,9 +177,14 @@ def build(
         own = submission.own[name]
         setattr(submission.model, name, reference_class(name) if fill_in else own)
     try:
-        return cls(config, *more).eval()
+        module = cls(config, *more)
     except (Exception, SystemExit) as error:
         raise submission.explain(error) from error
+    if not isinstance(module, nn.Module):
+        line = submission.line_of(part.name)
+        place = where(submission.model, line)
+        raise Failure(f"{place}: write `class {part.name}(nn.Module)`", line)
+    return module.eval()
 
 
 @dataclass

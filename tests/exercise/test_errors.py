@@ -1,5 +1,6 @@
 """What goes wrong in a submission ends as one sentence with the line in the student's file."""
 
+import faulthandler
 import re
 from pathlib import Path
 
@@ -36,13 +37,13 @@ SENTENCES = {
     "x = torch.log(-x.abs())": r"line \d+: the output contains NaN",
     "big = torch.zeros(2**40)": r"line \d+: this needs more memory than the check allows",
     "big = [0] * 2**40": r"line \d+: this needs more memory than the check allows",
-    "return self.forward(x)": r"line \d+: this function calls itself without end",
+    "return self.forward(x)": r"line \d+: this function calls itself endlessly",
     "raise SystemExit": r"line \d+: the program ends itself here",
     "import os; os._exit(3)": r"the process ended by itself with status 3",
     "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": r"killed by the signal SIGKILL",
     "import ctypes; ctypes.string_at(0)": r"line \d+: the process was killed by the signal SIGSEGV",
     "while True: pass": r"line \d+: still running after 0.5 seconds",
-    "return (x, x)": r"line \d+: MLP returns a tuple, not a tensor",
+    "return (x, x)": r"line \d+: MLP returns a value of type tuple, not a tensor",
     "x = undefined": r"line \d+: NameError",
 }
 
@@ -83,10 +84,15 @@ def test_wrong_signature_names_the_line_and_the_signature(tmp_path):
     assert "hidden_dim" in result.says
 
 
+def test_a_class_without_nn_module_is_one_sentence(check):
+    result = check(pasted(STUDENT).replace("class MLP(nn.Module)", "class MLP"), "MLP")
+    assert "write `class MLP(nn.Module)`" in result.says
+
+
 def test_a_file_without_the_config_is_one_sentence(tmp_path):
     source = pasted(STUDENT).replace("class ViTConfig:", "class MyConfig:")
     (result,), _ = run(tmp_path, source.replace("ViTConfig", "object"))
-    assert "ViTConfig is gone" in result.says
+    assert "ViTConfig is missing" in result.says
 
 
 def test_a_loop_on_import_is_waited_for_only_once(tmp_path, monkeypatch):
@@ -114,6 +120,12 @@ def test_a_part_that_only_works_with_the_students_own_parts_passes(check):
     assert result.failed is None, result.says
 
 
+def test_a_timer_of_the_parent_does_not_stop_the_check(tmp_path):
+    faulthandler.dump_traceback_later(1000)
+    (result,), _ = run(tmp_path, pasted(STUDENT))
+    assert result.failed is None, result.says
+
+
 def test_what_the_submission_prints_is_kept_apart(tmp_path):
     (result,), printed = run(tmp_path, mlp_with("print('}{ garbage', x.shape)"))
     assert result.failed is None
@@ -137,7 +149,7 @@ UNKNOWN = {
     "correct up to a factor of 1.41": ("MLP", [("return h", "return h * 2**0.5")]),
     "correct up to -1 times the input": ("Block", [
         ("return x", "return x - start"), ("a = self.attn", "start = x\n        a = self.attn")]),
-    "correct up to +3 that is added": ("MLP", [("return h", "return h + 3")]),
+    "correct up to a constant of +3": ("MLP", [("return h", "return h + 3")]),
     "correct for token 0": ("MLP", [
         ("return h", "return h * torch.arange(1, x.shape[1] + 1)[:, None]")]),
     "correct for channel 0, 1": ("MLP", [

@@ -86,7 +86,8 @@ def test_random_inputs_differ_from_run_to_run(run):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--part", "attentoin"], "the parts are PatchEmbed"),
+    (["--part", "attentoin"], "did you mean Attention?"),
+    (["--seconds", "0"], "leaves no time"),
     (["--model-file", "nothing.py"], "there is no file nothing.py"),
     (["--grade", "nothing"], "nothing is not a folder"),
 ])  # fmt: skip
