@@ -7,7 +7,11 @@ import pytest
 
 from exercise import POINTS
 from lab.exercise.handout import skeleton
+from lab.exercise.mistakes import MISTAKES
+from lab.exercise.options import OPTIONS
 from lab.exercise.parts import PARTS
+from lab.exercise.step_mistakes import STEP_MISTAKES
+from lab.exercise.symptoms import SYMPTOMS
 from tests.exercise.conftest import HERE, ROOT, STUDENT, definitions, pasted
 
 SOLUTIONS = sorted((HERE / "solutions").glob("*.py"))
@@ -66,3 +70,12 @@ def test_the_solution_has_full_points_for_every_seed(check, seed):
 def test_the_readme_has_the_points_of_the_script():
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", README.read_text(encoding="utf-8"), re.M)
     assert {part: float(points) for part, points in rows} == pytest.approx(FULL)
+
+
+def test_the_session_in_the_readme_has_the_sentences_of_the_library():
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    groups = (MISTAKES, OPTIONS, STEP_MISTAKES, {"symptoms": SYMPTOMS})
+    known = {entry.because for group in groups for part in group.values() for entry in part}
+    shown = re.findall(r"How it happens: (.+?)\. (?=\$|Hint)", text)
+    assert len(shown) >= 5
+    assert {reason for line in shown for reason in line.split(". And: ")} <= known
