@@ -42,6 +42,7 @@ __all__ = [
     "provenance",
     "run_script",
     "source_hash",
+    "system_load",
     "uses_model",
 ]
 
@@ -223,7 +224,7 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
 
 
 def provenance() -> dict[str, Any]:
-    """Command, time, commit, versions and hardware: what somebody needs to repeat a run."""
+    """Command, time, commit, versions, hardware and load: what is needed to repeat a run."""
 
     def git(*words: str) -> str | None:
         here = Path(__file__).parent
@@ -251,7 +252,13 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: installed(package) for package in _PACKAGES},
         "hardware": hardware(),
+        "load": system_load(),
     }
+
+
+def system_load() -> float | None:
+    """Threads that use or wait for a core, averaged over a minute; None on Windows."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def hardware() -> dict[str, Any]:

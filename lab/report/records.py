@@ -154,6 +154,16 @@ class Record:
         """The fraction of the training images that was used."""
         return self.constants["TRAIN_FRACTION"]
 
+    @property
+    def had_machine(self) -> bool:
+        """Whether nothing else ran before and during the run, so that its times mean something.
+
+        Records that do not contain the load, which are older, count as if nothing else ran.
+        """
+        threads = self.config.get("hardware", {}).get("threads") or 1
+        loads = (self.config.get("load"), (self.metrics or {}).get("load"))
+        return all(load is None or load <= threads + 0.5 for load in loads)
+
     def key(self, *excluded: str) -> str:
         """Equal for runs of one script on one dataset that differ only in excluded constants."""
         rest = {k: v for k, v in self.constants.items() if k not in excluded}
@@ -413,12 +423,14 @@ _CONFIG = {
     "versions?": {},
     "commit?": _optional(_TEXT),
     "started?": _TEXT,
+    "load?": _optional(_NUMBER),
 }  # fmt: skip
 _METRICS = {
     "test_accuracy": _FRACTION, "test_accuracy_95": [_FRACTION], "val_accuracy": _FRACTION,
     "calibration_error": _FRACTION, "test_images": _COUNT, "best_epoch": _COUNT, "epochs": _COUNT,
     "training_seconds": _NUMBER, "images_per_second": _NUMBER,
     "peak_memory_mb?": _optional(_NUMBER),
+    "load?": _optional(_NUMBER),
 }  # fmt: skip
 _SWEEP = {
     "says": _TEXT,

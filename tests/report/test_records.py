@@ -109,6 +109,17 @@ def test_script_is_found_after_a_launcher(command):
     assert (record.script, record.task) == ("train.py", "From scratch")
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_times_next_to_other_programs_are_left_out(place, tmp_path, name):
+    change_json(place / "train" / RUN / name, lambda record: record.update(load=64.0))
+    _, content, page = report_on(place, tmp_path)
+    assert {run["name"] for run in content["runs"] if run["seconds"] is None} == {RUN}
+    (line,) = (line for line in page.splitlines() if f"[{RUN}](train/" in line)
+    (other,) = (line for line in page.splitlines() if "[digits-vit_16x2-s0](train/" in line)
+    assert "|  |  |" in line
+    assert " s |" in other
+
+
 def test_folders_without_runs_are_listed(place):
     (place / "train" / "notes").mkdir()
     (place / "train" / "notes" / "ideas.txt").write_text("more data")

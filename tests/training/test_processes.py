@@ -254,7 +254,8 @@ def two(one, tmp_path_factory):
 
     def commands(name):
         data = ["--data-dir", str(place / name / "data"), "--precision", "fp32"]
-        full = ["finetune.py", "--pretrained", str(one[0][0]), "--epochs", "2"]
+        full = ["finetune.py", "--pretrained", str(one[0][0]), "--dataset", "digits",
+                "--epochs", "2"]  # fmt: skip
         head = [*full, "--mode", "head", "--learning-rate", "0.01", "--weight-decay", "0"]
         cnn = ["cnn_baseline.py", *SMALL, "--epochs", "2", "--ema-decay", "0"]
         return [[*words, *data, "--results-dir", str(place / name / script)]

@@ -112,7 +112,7 @@ function costSection() {
     { key: "parameters", name: "parameters", log: true },
     { key: "macs", name: "MACs per image", log: true },
     { key: "seconds", name: "training time", unit: "seconds", log: true },
-  ];
+  ].filter(({ key }) => measured.some((run) => run[key] != null));
   const seriesOf = (members, key) => {
     const groups = grouped(members, ({ kind, reference }) => plainName({ name: kind, reference }));
     const pointOf = (run) => ({
@@ -121,7 +121,7 @@ function costSection() {
     });
     return [...groups].map(([name, group]) => ({
       name, slot: KINDS[group[0].kind], color: kindColor(group[0].kind), hollow: group[0].reference,
-      points: group.map(pointOf),
+      points: group.filter((run) => run[key] != null).map(pointOf),
     }));
   };
   const specOf = (members, axis) => ({
