@@ -50,6 +50,9 @@ def main() -> None:
         if getattr(c, name) < 1:
             raise UserError(f"{name}={getattr(c, name)} must be at least 1, such as 5")
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
+    pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
+    if not pretrained.num_classes:
+        raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
     dataset = registry.trained_on(c.MODEL)
     c.IMAGES = c.IMAGES or dataset
     if c.IMAGES is None:
@@ -57,9 +60,6 @@ def main() -> None:
             f"{c.MODEL} does not say what it was trained on: choose images with --images, such as "
             '--images "cat.jpg dog.jpg"'
         )
-    pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
-    if not pretrained.num_classes:
-        raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
     # Of the folder that the model was trained on, only the chosen split is predicted.
     is_dataset = dataset is not None and (
         datasets.canonical_name(c.IMAGES) == datasets.canonical_name(dataset)
@@ -100,12 +100,12 @@ def predict(
         print(f"note: {remark}")
     print(predictions.table(summary))
     metrics = {**summary.metrics(), "unreadable": source.unreadable, "open": "predictions.jpg"}
-    title = f"{run.folder.name}: {summary.images:,} images"
+    title = run.folder.name + (f": {summary.images:,} images" if summary.images > 1 else "")
     if summary.labeled:
         low, high = (100 * bound for bound in metrics["accuracy_95"])
         accuracy = f"accuracy {100 * metrics['accuracy']:.1f} %"
         title += f", {accuracy}"
-        print(f"{accuracy} (95 % interval {low:.1f} to {high:.1f}, {summary.labeled:,} images)")
+        print(f"{accuracy} (95 % interval {low:.1f} to {high:.1f}, n = {summary.labeled:,})")
     map_name = maps.name if maps else None
     predictions.plot_contact_sheet(run.folder / "predictions.jpg", summary, title, map_name)
     if source.unreadable:

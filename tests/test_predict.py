@@ -91,6 +91,10 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     assert "broken.jpg (not an image)" in done.out
     assert "truncated.jpg (" in done.out
     assert len(rows_of(tmp_path / "out" / "a run-9-images")) == 7
+    (tmp_path / "photos").rename(tmp_path / "my photos")
+    done = script("predict.py", "--model", run_folder, "--images", "my photos/*/0*.jpg")
+    assert len(rows_of(tmp_path / "out" / "a run-10-images")) == 10, done.err
+    (tmp_path / "my photos").rename(photos)
     done = script("predict.py", "--model", run_folder, "--images", "photos/cat/broken.jpg")
     assert done.code == 2
     assert "none of the 1 files could be read" in done.err

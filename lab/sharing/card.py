@@ -211,8 +211,8 @@ def _body(folder: Path, release: Release) -> str:
         "## Training",
         training_table(records)
         if records
-        else f"The weights come from `{pretrained.origin}`. No records of their training were "
-        "available, so their accuracy is not stated here.",
+        else f"The weights come from {_public(pretrained.origin)}. No records of their training "
+        "were available, so their accuracy is not stated here.",
     ]
     if (folder / "confusion.png").is_file():
         parts += ["## Errors", "![Confusion matrix of the test images](confusion.png)"]

@@ -209,11 +209,13 @@ def write_transformers(folder: Path, pretrained: Pretrained, expected: Expected)
     config, model = pretrained.model.config, pretrained.model
     if not isinstance(model, VisionTransformer):
         raise NotPossible(
-            f"ViTForImageClassification is a plain ViT, and this is a {type(model).__name__}"
+            "without timm, transformers can only load plain ViTs, and this is a "
+            f"{type(model).__name__}"
         )
     if config.global_pool != "token":
         raise NotPossible(
-            "ViTForImageClassification reads the class token, and this ViT averages its patches"
+            "without timm, transformers can only load ViTs that classify by their class token, and "
+            "this ViT averages its patches"
         )
     place = folder / "transformers"
     place.mkdir(exist_ok=True)

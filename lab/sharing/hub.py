@@ -144,8 +144,8 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
             )
         elif status == 403:
             message = (
-                f"the token may not write to {repository}: use a token with write permission, "
-                f"and an owner that is you or your organization, not {owner}"
+                f"the token may not write to {repository}: it needs write permission, and "
+                f"{owner} must be your user name or your organization"
             )
         elif status == 409:
             message = f"{repository} changed during the upload: run the same command again"
@@ -153,10 +153,10 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
             message = f"the hub refused with status {status}: {_first_line(error)}"
         else:
             message = (
-                f"{endpoint} cannot be reached or the connection broke: {_first_line(error)}. The "
-                "same command continues where the upload stopped"
+                f"{endpoint} cannot be reached or the connection broke: {_first_line(error)}; the "
+                "same command continues the upload"
             )
-        raise UserError(f"{message}. The folder on this computer is complete") from error
+        raise UserError(f"{message}. The folder on this computer is complete.") from error
 
 
 def _first_line(error: BaseException) -> str:

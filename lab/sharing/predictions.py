@@ -157,22 +157,18 @@ def find_images(
 def _paths(source: str) -> list[Path]:
     """The files that a list of files, folders and patterns names, in order and without repeats."""
     try:
-        places = [source] if Path(source).expanduser().exists() else shlex.split(source)
+        places = [source] if _matches(source) else shlex.split(source)
     except ValueError as error:  # an odd number of quotes
         raise UserError(f"IMAGES={source!r}: {error}; quote names that contain spaces") from error
     if not places:
         raise UserError("IMAGES is empty: name files, folders or patterns such as photos/*.jpg")
     found: dict[Path, None] = {}
     for place in places:
-        path = Path(place).expanduser()
-        if path.exists():
-            matches = [path]
-        elif glob.has_magic(place):
-            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        else:
+        matches = _matches(place)
+        if not matches and not glob.has_magic(place):
             raise UserError(
                 f"IMAGES: {place!r} is not a file, a folder or a dataset "
-                f"({', '.join(datasets.DATASETS)})"
+                f"({', '.join(datasets.DATASETS)}); quote names that contain spaces"
             )
         files = [file for match in matches for file in _files(match)]
         if not files:
@@ -180,6 +176,14 @@ def _paths(source: str) -> list[Path]:
             raise UserError(f"IMAGES: there are no images ({kinds}) in {place!r}")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def _matches(place: str) -> list[Path]:
+    """The file or folder of this name if there is one, or else all that match the pattern."""
+    path = Path(place).expanduser()
+    if path.exists():
+        return [path]
+    return [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
 
 
 def _files(path: Path) -> list[Path]:

@@ -114,7 +114,7 @@ def test_swin_and_other_timm_models_go_to_timm_and_onnx_and_a_cnn_to_onnx(tmp_pa
         folder = tmp_path / f"shared {name}"
         folder.mkdir()
         formats.write_weights(folder, pretrained)
-        with pytest.raises(formats.NotPossible, match=f"plain ViT, and this is a {name}"):
+        with pytest.raises(formats.NotPossible, match=f"plain ViTs, and this is a {name}"):
             formats.write_transformers(folder, pretrained, expected)
         assert formats.write_onnx(folder, pretrained, expected).same == 6
         if name == "ResidualCNN":

@@ -138,7 +138,7 @@ def test_refusals_are_one_sentence_each(hub, tmp_path, monkeypatch):
         assert "hf_read" not in message
         assert "hf_wrong" not in message
 
-    refused("may not write to other/x", "not other", repository="other/x")
+    refused("may not write to other/x", "other must be your user name", repository="other/x")
     monkeypatch.setenv("HF_TOKEN", READ_ONLY)
     refused("may not write to me/x", "write permission")
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
@@ -147,7 +147,7 @@ def test_refusals_are_one_sentence_each(hub, tmp_path, monkeypatch):
     refused("there is no Hugging Face token", "hf auth login")
     monkeypatch.setenv("HF_TOKEN", GOOD)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # closed port
-    refused("cannot be reached", "same command")
+    refused("cannot be reached", "the same command continues")
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "a b/c", "me/--", "me/", "/x", "../x"])
