@@ -16,7 +16,7 @@ from lab.exercise.options import OPTIONS
 from lab.exercise.parts import PARTS, Part
 from lab.exercise.reference import NEEDS
 from lab.exercise.step_checks import check_step, diagnose_step
-from lab.exercise.submission import Failure, Submission, where
+from lab.exercise.submission import Failure, Submission
 from lab.exercise.symptoms import SYMPTOMS, Symptom
 from lab.exercise.trials import ONE, THREE, TWO, Case, Evidence, close
 
@@ -153,12 +153,9 @@ def _released(evidence: Evidence, weights: Path) -> None:
     raise _failure(evidence, "with released weights the output is not that of timm's model")
 
 
-def _failure(evidence: Evidence, sentence: str, mistake: Symptom | None = None) -> Failure:
-    """A failure that names the line of the part's forward, or of the method of the mistake."""
+def _failure(evidence: Evidence, says: str, mistake: Symptom | None = None) -> Failure:
     method = mistake.method if mistake else "forward"
-    line = evidence.submission.line_of(evidence.part.name, method)
-    place = where(evidence.submission.model, line)
-    return Failure(f"{place}: {sentence}", line, mistake=mistake)
+    return evidence.submission.failure(evidence.part, says, method, mistake=mistake)
 
 
 CHECKS: dict[str, Callable[[Evidence, Path], None]] = {

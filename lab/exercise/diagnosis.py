@@ -8,7 +8,7 @@ from typing import Any
 from lab.exercise.mistakes import MISTAKES
 from lab.exercise.reference import DoesNotApply, Mistake
 from lab.exercise.statements import narrowest_statement
-from lab.exercise.submission import Failure, where
+from lab.exercise.submission import Failure
 from lab.exercise.symptoms import Symptom, find_symptoms, finite
 from lab.exercise.trials import TWO, Evidence
 
@@ -31,8 +31,12 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
         return Diagnosis(str(failure), failure.mistake.because, [failure.mistake.name])
     if check in ("options", "released weights"):  # the part is correct otherwise
         return Diagnosis(str(failure))
+    start = f"{str(failure).rstrip('.')}. "  # what Python said
+    if not failure.cause:
+        start = str(evidence.submission.failure(evidence.part, "", line=failure.line))
     gradients = check == "gradients"
-    twins, symptoms = list(_single_mistakes(evidence, gradients)), find_symptoms(evidence, text)
+    twins = [twin for (twin,) in _known_mistakes(evidence, 1, gradients)]
+    symptoms = find_symptoms(evidence, text)
     if not gradients and not evidence.outcome(TWO).error:
         symptoms = [symptom for symptom in symptoms if not symptom.only_training]
     # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
@@ -40,53 +44,34 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     if known:
         found = known[0]
         says = found.sentence(evidence) if isinstance(found, Symptom) else found.says
-        names = [mistake.name for mistake in known]
-        return Diagnosis(_sentence(failure, evidence, says), found.because, names)
+        return Diagnosis(start + says, found.because, [mistake.name for mistake in known])
     if not gradients and finite(evidence.outcome(TWO).output):
-        if pair := next(_pairs_of_mistakes(evidence), None):
-            says, because = together(*pair)
-            names = [mistake.name for mistake in pair]
-            return Diagnosis(_sentence(failure, evidence, says), because, names)
+        if pair := next(_known_mistakes(evidence, 2), None):
+            return together(start, pair)
         if not failure.cause and (statement := narrowest_statement(evidence)):
-            says = statement[0].upper() + statement[1:] + "."
-            return Diagnosis(_sentence(failure, evidence, says))
+            return Diagnosis(start + statement[0].upper() + statement[1:] + ".")
     return Diagnosis(str(failure))
 
 
-def together(*mistakes: Any) -> tuple[str, str]:
-    """What several mistakes do, and how they happen."""
+def together(start: str, mistakes: tuple[Any, ...]) -> Diagnosis:
+    """Names one or several mistakes, in a sentence that begins with `start`."""
     count = {1: "", 2: "two mistakes together: ", 3: "three mistakes together: "}[len(mistakes)]
-    return (
-        count + " ".join(mistake.says for mistake in mistakes),
+    return Diagnosis(
+        start + count + " ".join(mistake.says for mistake in mistakes),
         ". And: ".join(mistake.because for mistake in mistakes),
+        [mistake.name for mistake in mistakes],
     )
 
 
-def _sentence(failure: Failure, evidence: Evidence, says: str) -> str:
-    """The explanation, behind the line to look at and what Python said there."""
-    if failure.cause:
-        return f"{str(failure).rstrip('.')}. {says}"
-    part, submission = evidence.part, evidence.submission
-    return f"{where(submission.module_of(part), failure.line)}: {says}"
-
-
-def _single_mistakes(evidence: Evidence, gradients: bool) -> Iterator[Mistake]:
-    """The known mistakes that explain everything the part did, in the order of the library."""
-    for mistake in MISTAKES[evidence.part.name]:
-        try:
-            if evidence.agrees((mistake,), gradients=gradients):
-                yield mistake
-        except DoesNotApply:  # this version of timm is written differently
-            continue
-
-
-def _pairs_of_mistakes(evidence: Evidence) -> Iterator[tuple[Mistake, Mistake]]:
-    """Pairs of known mistakes that explain everything the part did."""
-    for pair in itertools.combinations(MISTAKES[evidence.part.name], 2):
-        for order in (pair, pair[::-1]):
+def _known_mistakes(
+    evidence: Evidence, count: int, gradients: bool = False
+) -> Iterator[tuple[Mistake, ...]]:
+    """So many mistakes that together explain everything the part did, in the library's order."""
+    for mistakes in itertools.combinations(MISTAKES[evidence.part.name], count):
+        for order in itertools.permutations(mistakes):
             try:
-                if evidence.agrees(order):
-                    yield pair
+                if evidence.agrees(order, gradients=gradients):
+                    yield mistakes
                 break
-            except DoesNotApply:  # the second edit may need the line that the first one replaces
+            except DoesNotApply:  # one edit may need the line that another one replaces
                 continue

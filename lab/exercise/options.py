@@ -9,7 +9,7 @@ from torch import Tensor
 from lab.exercise.layouts import flat, slots
 from lab.exercise.reference import reference_class
 from lab.exercise.symptoms import Symptom
-from lab.exercise.trials import BASE, TWO, Case, Evidence, Trial, build, close
+from lab.exercise.trials import BASE, TWO, Case, Evidence, Trial, close
 
 # Five tokens and 24 channels: with so few tokens the output determines the attention weights.
 ATTENTION_DROPOUT = Case("attention dropout", BASE | {"img_size": 8, "attn_drop_rate": 0.5})
@@ -106,8 +106,7 @@ def _num_parameters(evidence: Evidence, case: Case) -> int:
 def _changed_images(evidence: Evidence) -> Tensor:
     """Which of 64 images (B,) a block changes in training mode with drop_path=0.9."""
     trial = evidence.new_trial(Case("many images", batch=64))
-    part, fill_in = evidence.part, evidence.fill_in
-    trial.module = build(evidence.submission, part, trial.config, 0.9, fill_in=fill_in).train()
+    trial.module = evidence.build(trial.config, 0.9).train()
     with torch.no_grad():
         return (trial.run() - trial.inputs).flatten(1).abs().amax(1) > 0
 
@@ -137,16 +136,14 @@ def _ignores_pre_logits(evidence: Evidence, text: str) -> bool:
 def _drop_path_rates(evidence: Evidence) -> list[float]:
     """The rates of three blocks, if they are the reference's."""
     config = evidence.submission.config(BASE | {"depth": 3, "drop_path_rate": 0.4})
-    model = build(evidence.submission, evidence.part, config, fill_in=evidence.fill_in)
+    model = evidence.build(config)
     blocks = [m for m in model.modules() if isinstance(m, reference_class("Block"))]
     return [round(block.drop_path_rate, 6) for block in blocks]
 
 
 def _initial_deviations(evidence: Evidence) -> dict[str, float]:
     """The standard deviation of two parameters of a new model."""
-    trial = evidence.trial(TWO)
-    torch.default_generator.manual_seed(trial.seed)
-    model = build(evidence.submission, evidence.part, trial.config, fill_in=evidence.fill_in)
+    model = evidence.build(evidence.trial(TWO).config)
     values, layout = flat([slot.tensor for slot in slots(model)]), evidence.layout(TWO)
     return {name: float(values[layout[name]].std()) for name in ("pos_embed", "head.weight")}
 

@@ -18,7 +18,7 @@ from lab.exercise.diagnosis import Diagnosis, together
 from lab.exercise.parts import Part
 from lab.exercise.reference import reference_class
 from lab.exercise.step_mistakes import PROGRAMS, STEP_MISTAKES, StepMistake, program
-from lab.exercise.submission import Failure, Submission, where
+from lab.exercise.submission import Failure, Submission
 from lab.exercise.symptoms import find_symptoms
 from lab.exercise.trials import BASE, close
 
@@ -208,9 +208,8 @@ def check_step(submission: Submission, part: Part, check: str, seed: int) -> Non
     trace, right = _trace_of(submission, part, seed), TRACES[part.name](program(part.name), seed)
     for key, sentence in CHECKED[check].items():
         if not _same(trace[key], right[key]):
-            line = submission.line_of(part.name)
             says = sentence.format(got=_shown(trace[key]), right=_shown(right[key]))
-            raise Failure(f"{where(submission.module_of(part), line)}: {says}", line)
+            raise submission.failure(part, says)
 
 
 def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: int) -> Diagnosis:
@@ -225,10 +224,8 @@ def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: in
         says = f"{str(failure).rstrip('.')}. {known[0].says}"
         return Diagnosis(says, known[0].because, [symptom.name for symptom in known])
     trace = _trace_of(submission, part, seed)
-    place = where(submission.module_of(part), failure.line)
-    for mistakes in _explanations(part, trace, seed):
-        says, because = together(*mistakes)
-        return Diagnosis(f"{place}: {says}", because, [mistake.name for mistake in mistakes])
+    if mistakes := next(_explanations(part, trace, seed), None):
+        return together(str(submission.failure(part, "")), mistakes)
     return Diagnosis(str(failure))
 
 
@@ -248,12 +245,7 @@ def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     try:
         return TRACES[part.name](function, seed)
     except (Exception, SystemExit) as error:
-        failure = submission.explain(error)
-        if failure.line is None:  # such as a function that returns nothing
-            line = submission.line_of(part.name)
-            place = where(submission.module_of(part), line)
-            failure = Failure(f"{place}: {failure}", line, failure.cause, failure.unwritten)
-        raise failure from error
+        raise submission.explain(error, part) from error
 
 
 def _shown(value: Any) -> str:

@@ -95,13 +95,17 @@ class Submission:
         try:
             inspect.signature(function).bind(*arguments)
         except TypeError as error:
-            line = self.line_of(part.name, "__init__")
-            signature = inspect.signature(function)
-            raise Failure(
-                f"{where(self.module_of(part), line)}: {part.name} cannot be called as the scripts "
-                f"call it ({error}); it takes {signature}",
-                line,
-            ) from error
+            says = f"{part.name} cannot be called as the scripts call it ({error}); it takes "
+            says += str(inspect.signature(function))
+            raise self.failure(part, says, "__init__") from error
+
+    def failure(
+        self, part: Part, says: str, method: str | None = "forward", line: int | None = None,
+        **details: Any,
+    ) -> Failure:  # fmt: skip
+        """A failure at a line of the student's file, by default where a part or method begins."""
+        line = line or self.line_of(part.name, method)
+        return Failure(f"{where(self.module_of(part), line)}: {says}", line, **details)
 
     def line_of(self, name: str, method: str | None = None) -> int | None:
         """The line where a class or function, or a method of the class, is defined."""
@@ -114,11 +118,13 @@ class Submission:
                     return node.lineno
         return None
 
-    def explain(self, error: BaseException) -> Failure:
-        """An exception in the student's code as a Failure."""
-        if isinstance(error, Failure):
-            return error
-        return _explain(error, self.files)
+    def explain(self, error: BaseException, part: Part | None = None) -> Failure:
+        """An exception as a Failure. If no line of the student's led to it, it names the part."""
+        failure = error if isinstance(error, Failure) else _explain(error, self.files)
+        if failure.line is None and part:
+            details = {"cause": failure.cause, "unwritten": failure.unwritten}
+            return self.failure(part, str(failure), **details)
+        return failure
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lab.exercise.layouts import Layout, Slot, flat, layouts, slots
 from lab.exercise.parts import Part
 from lab.exercise.reference import NEEDS, DoesNotApply, Mistake, reference_class
-from lab.exercise.submission import Failure, NaNFinder, Submission, where
+from lab.exercise.submission import Failure, NaNFinder, Submission
 
 # Unusual sizes: a number such as 768 in an error message then comes from the student's file.
 BASE = {
@@ -85,12 +85,7 @@ class Trial:
         try:
             return self.module(self.inputs.clone() if inputs is None else inputs, **keywords)
         except (Exception, SystemExit) as error:
-            failure = self.submission.explain(error)
-            if failure.line is None:  # it failed in PyTorch, such as a call with a wrong argument
-                line = self.submission.line_of(self.part.name, "forward")
-                place = where(self.submission.module_of(self.part), line)
-                failure = Failure(f"{place}: {failure}", line, error, failure.unwritten)
-            raise failure from error
+            raise self.submission.explain(error, self.part) from error
 
     def output(self) -> Tensor:
         """The output as a finite tensor. Raises Failure."""
@@ -100,15 +95,14 @@ class Trial:
         if not isinstance(out, Tensor):
             missing = "nothing (is a return missing?)"
             kind = missing if out is None else f"a value of type {type(out).__name__}"
-            says, line = f"{self.part.name} returns {kind}, not a tensor", None
-        elif not out.isfinite().all():
+            raise self.submission.failure(
+                self.part, f"{self.part.name} returns {kind}, not a tensor"
+            )
+        if not out.isfinite().all():
             what = "NaN (not a number)" if out.isnan().any() else "infinite values"
-            says, line = f"the output contains {what}; it starts here", finder.line
-        else:
-            return out
-        line = line or self.submission.line_of(self.part.name, "forward")
-        module = self.submission.module_of(self.part)
-        raise Failure(f"{where(module, line)}: {says}", line)
+            says = f"the output contains {what}; it starts here"
+            raise self.submission.failure(self.part, says, line=finder.line)
+        return out
 
     def reference(self, mistakes: tuple[Mistake, ...] = ()) -> nn.Module:
         """timm's module for this case, with mistakes, in eval mode."""
@@ -181,9 +175,7 @@ def build(
     except (Exception, SystemExit) as error:
         raise submission.explain(error) from error
     if not isinstance(module, nn.Module):
-        line = submission.line_of(part.name)
-        place = where(submission.model, line)
-        raise Failure(f"{place}: write `class {part.name}(nn.Module)`", line)
+        raise submission.failure(part, f"write `class {part.name}(nn.Module)`", None)
     return module.eval()
 
 
@@ -236,6 +228,11 @@ class Evidence:
     def new_trial(self, case: Case) -> Trial:
         """A trial that is not kept, for tests that change the module."""
         return Trial(self.submission, self.part, case, self.seed, self.fill_in)
+
+    def build(self, config: Any, *more: Any) -> nn.Module:
+        """A new module, with the initial values that the student gives it. Raises Failure."""
+        torch.default_generator.manual_seed(self.seed)
+        return build(self.submission, self.part, config, *more, fill_in=self.fill_in)
 
     def outcome(self, case: Case, gradients: bool = False) -> Outcome:
         key = (case.name, gradients)
