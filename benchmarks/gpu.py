@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --estimate       # only print how long each part will take
     python -m benchmarks.gpu                  # estimated: an hour on an H100, at most six on a T4
-    python -m benchmarks.gpu --quick          # toy sizes on a CPU: does the whole chain run?
+    python -m benchmarks.gpu --quick          # toy sizes on a CPU, to check that all parts run
 
 The parts run in order, each in its own process. The same command resumes: a finished part is not
 repeated, and a stopped training run continues. If a dataset or weights cannot be downloaded, a part
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import product, product_flop, seconds
+from benchmarks.timing import matrix_product, seconds
 from lab.core import UserError, checkpoints, constants, run_script, runtime
 from lab.data import load_data
 from lab.models import load_pretrained
@@ -36,7 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL_CARD = 100.0  # TFLOP/s of matrix products: a T4 reaches about 25, an A100 250, an H100 650
 UTILIZATION = 0.3  # assumed fraction of the matrix-product rate that training reaches
 SECONDS_PER_STEP = 4e-3  # assumed time in which Python launches the kernels of a step
-SPEED = "-m benchmarks.{} --out {{benchmarks}}/{}-{{device}}.md"
 TOY_VIT = "--embed-dim 32 --depth 1 --num-heads 2 --batch-size 64 --epochs 1 --precision fp32"
 
 
@@ -54,61 +53,63 @@ class Part:
 
 
 ALL = {
-    "tests": Part(
-        "-m pytest -q tests/training/test_precision.py tests/data/test_loaders.py",
-        "-k split", minutes=3,
+    "tests": Part(  # every test file whose code runs on a GPU if there is one
+        "-m pytest -q tests/training tests/finetuning tests/attention tests/sweep tests/data "
+        "tests/test_model.py tests/test_model_tools.py tests/test_predict.py",
+        "-k test_auto_selects", minutes=6,
     ),
     "speed": Part(
-        SPEED.format("model_speed", "model_speed") + " --rounds 1 "
-        "--works 'training, bf16;training, bf16, compiled;inference, bf16'",
+        "-m benchmarks.model_speed --rounds 1 --out {benchmarks}/model_speed-{device}.md",
         "--repeats 1 --steps 1 --embed-dim 64 --depth 1 --batch-size 4 --libraries ours,timm "
-        "--works 'training, fp32'", minutes=6,
+        "--workloads 'training, fp32'", minutes=6,
     ),
-    "utilization": Part(
-        SPEED.format("finetune_full", "finetune_full"),
-        "--peers ours --repeats 1 --steps 1 --model vit_tiny_patch16_224 --batch-size 2 "
-        "--workers 0 --precision fp32", minutes=3,
-        small="--batch-size 32 --steps 10",
+    "utilization": Part(  # of full fine-tuning of ViT-B/16, data included
+        "-m benchmarks.model_speed --rounds 1 --workloads 'training with data, auto' "
+        "--img-size 224 --patch-size 16 --embed-dim 768 --depth 12 --steps 40 "
+        "--out {benchmarks}/utilization-{device}.md",
+        "--repeats 1 --steps 1 --img-size 32 --embed-dim 64 --depth 1 --batch-size 2 --workers 0 "
+        "--libraries ours,timm", minutes=4, small="--batch-size 32 --steps 10",
     ),
     "race": Part(  # 90, 93 and 95 %; two more seeds take 19 minutes more
-        "-m benchmarks.speedrun --dataset {cifar10} --num-seeds 1 "
-        "--out {benchmarks}/speedrun-{device}",
+        "-m benchmarks.speedrun --num-seeds 1 --dataset {race} "
+        "--data-dir {data} --out {benchmarks}/speedrun-{device}",
         "--seconds 1 --embed-dim 24 --depth 1 --num-heads 2 --batch-size 10 --checks 1 "
-        "--progressive-resize 0 --precision fp32 --no-compile", minutes=11,
+        "--precision fp32 --no-compile", minutes=11,
     ),
     "cifar10": Part(
-        "train.py --dataset {cifar10} --results-dir {results}/train", TOY_VIT,
+        "train.py --dataset {cifar10} --data-dir {data} --results-dir {results}/train", TOY_VIT,
         minutes=2, pflop=21, steps=105_000, small="--epochs 100", small_fraction=1 / 3,
     ),
     "pets": Part(
-        "train.py --dataset {pets} --results-dir {results}/train", TOY_VIT + " --seed 1",
-        minutes=3, pflop=5, steps=5_200,
+        "train.py --dataset {pets} --data-dir {data} --results-dir {results}/train",
+        TOY_VIT + " --seed 1", minutes=3, pflop=5, steps=5_200,
     ),
     "vit-b-cifar10": Part(
-        "finetune.py --mode all --dataset {cifar10} --pretrained {vit_b} --epochs 3 "
-        "--batch-size 128 --results-dir {results}/finetune",
-        "--epochs 1 --mode full --precision fp32", minutes=4, pflop=72, steps=7_200,
+        "finetune.py --mode all --dataset {cifar10} --data-dir {data} --pretrained {vit_b} "
+        "--epochs 3 --batch-size 128 --results-dir {results}/finetune",
+        "--epochs 1 --mode full --precision fp32", minutes=4, pflop=93, steps=9_500,
         small="--mode head", small_fraction=0.1,
     ),
     "vit-b-pets": Part(
-        "finetune.py --mode all --dataset {pets} --pretrained {vit_b} "
+        "finetune.py --mode all --dataset {pets} --data-dir {data} --pretrained {vit_b} "
         "--results-dir {results}/finetune",
         "--epochs 1 --mode head --precision fp32", minutes=4, pflop=40, steps=8_000,
         small="--epochs 5", small_fraction=0.25,
     ),
     "swin-pets": Part(
-        "finetune_swin.py --dataset {pets} --model {swin} --drop-path-rate 0.2 --epochs 30 "
-        "--learning-rate 2e-5 --results-dir {results}/finetune_swin",
+        "finetune_swin.py --dataset {pets} --data-dir {data} --model {swin} --drop-path-rate 0.2 "
+        "--epochs 30 --learning-rate 2e-5 --results-dir {results}/finetune_swin",
         "--epochs 1 --mode head --precision fp32", minutes=2, pflop=12, steps=1_600,
         small="--epochs 10", small_fraction=1 / 3,
     ),
     "attention": Part(
-        "attention_viz.py --model {finetuned} --images {scored} "
+        "attention_viz.py --model {finetuned} --images {scored} --data-dir {data} "
         "--results-dir {results}/attention_viz", "--no-score", minutes=3,
     ),
 }  # fmt: skip
-WANTED = {  # what the commands name, how to check it, and what is embedded instead
+INPUTS = {  # names in the commands: what is wanted, and what is embedded instead
     "cifar10": ("cifar10", "mnist-5k"),
+    "race": ("cifar10", "mnist-5k --patch-size 7"),  # half of 28 pixels has to be whole patches
     "pets": ("pets", "digits"),
     "vit_b": ("vit_base_patch16_224.augreg_in21k", "weights/vit_128x6_cifar10.safetensors"),
     "swin": (
@@ -119,15 +120,15 @@ WANTED = {  # what the commands name, how to check it, and what is embedded inst
 
 
 def find_inputs(names: set[str]) -> dict[str, str]:
-    """The datasets and weights to use: the wanted ones, or where they are missing the embedded."""
+    """The datasets and weights to use: those wanted, or the embedded ones if they are missing."""
     found = {}
-    for name in sorted(names & WANTED.keys()):
-        wanted, embedded = WANTED[name]
+    for name in sorted(names & INPUTS.keys()):
+        wanted, embedded = INPUTS[name]
         found[name] = embedded
         if QUICK:
             continue
         try:
-            if name in ("cifar10", "pets"):
+            if name in ("cifar10", "race", "pets"):
                 load_data(wanted, DATA_DIR)
             else:
                 load_pretrained(wanted)
@@ -151,15 +152,15 @@ def matrix_product_rate(device: torch.device) -> float:
         dtype = torch.float32
     else:
         dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float16
-    work = product(device.type, dtype)
-    work()
-    return product_flop(device.type) / seconds(work, device.type) / 1e12
+    workload, flop = matrix_product(device.type, dtype)
+    workload()
+    return flop / seconds(workload, device.type) / 1e12
 
 
-def words_of(part: Part, values: dict[str, str], tflops: float) -> list[str]:
-    """A part's command behind the interpreter."""
+def command_of(part: Part, values: dict[str, str], tflops: float) -> list[str]:
+    """A part's command, without the interpreter; the last of two equal flags counts."""
     extra = part.quick if QUICK else part.small if tflops < SMALL_CARD else ""
-    return shlex.split(f"{part.command} {extra}".format(**values))  # the last of two flags counts
+    return shlex.split(f"{part.command} {extra}".format(**values))
 
 
 def finetuned_run(results: str, dataset: str) -> str:
@@ -197,8 +198,9 @@ def main() -> None:
     local = "benchmarks/local/gpu-quick"
     results = RESULTS or (local if QUICK else "results/official")
     benchmarks = BENCHMARKS or (local if QUICK else "benchmarks/results")
-    inputs = find_inputs({key for key in WANTED for n in names if f"{{{key}}}" in ALL[n].command})
-    values = {**inputs, "results": results, "benchmarks": benchmarks, "device": device.type}
+    inputs = find_inputs({key for key in INPUTS for n in names if f"{{{key}}}" in ALL[n].command})
+    values = {**inputs, "results": results, "benchmarks": benchmarks, "data": DATA_DIR,
+              "device": device.type}  # fmt: skip
     state_file, log_file = Path(results, ".gpu.json"), Path(results, "gpu.log")
     state_file.parent.mkdir(parents=True, exist_ok=True)
     done = checkpoints.read_json(state_file) if state_file.exists() else {}
@@ -208,7 +210,7 @@ def main() -> None:
             is_pets = values.get("pets", "digits") == "pets"
             values["scored"] = "pets --score" if is_pets else "digits"
             values["finetuned"] = finetuned_run(results, "pets" if is_pets else "digits")
-        words = words_of(ALL[name], values, tflops)
+        words = command_of(ALL[name], values, tflops)
         print(f"{number}/{len(names)}  {name:<14} python {shlex.join(words)}", flush=True)
         if done.get(name) == words:
             print("  finished before")

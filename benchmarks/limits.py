@@ -1,11 +1,10 @@
-"""What the machine can do at most: the rate of matrix products, and the bandwidth of its memory.
+"""The limits of this machine: the rate of matrix products, and the bandwidth of its memory.
 
     python -m benchmarks.limits                          # seconds
 
-The product is one of square matrices, written into a matrix that is there already. The bandwidth
-is that of STREAM's copy (McCalpin 1995): each byte of a tensor far larger than the caches is read
-once and written once, and both are counted; what a processor reads only because it writes there
-is not counted. Medians over the repeats.
+Matrix products are square and written into an existing matrix. Bandwidth is that of STREAM's copy
+(McCalpin 1995): a tensor far larger than the caches is copied, and each byte counts twice because
+it is read and written. Values are medians over the repeats.
 """
 
 import sys
@@ -13,49 +12,37 @@ from statistics import median
 
 import torch
 
-from benchmarks.table import keep, versions
-from benchmarks.timing import PRODUCTS, hardware, product, product_flop, seconds
-from lab.core import constants, runtime
+from benchmarks import table
+from benchmarks.timing import PRODUCT_SIZES, matrix_product, seconds
+from lab.core import constants, run_script, runtime
 
-REPEATS: int = 10  # the median over so many is reported, after one that is not
-COPY_MB: int | None = None  # of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU
+REPEATS: int = 10  # measurements, after one that does not count
+COPY_MB: int | None = None  # size of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU
 OUT: str = "benchmarks/local/limits-{device}.md"  # where the table goes; empty: nowhere
-
-
-def rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the matrix product."""
-    work = product(device, dtype)
-    work()
-    return product_flop(device) / median(seconds(work, device) for _ in range(REPEATS))
-
-
-def bandwidth(device: str, megabytes: int) -> float:
-    """Bytes per second, read and written, of copying a tensor to another."""
-    source = torch.ones(megabytes * 10**6 // 4, device=device)
-    target = torch.zeros_like(source)
-    target.copy_(source)  # pages of new memory are made at the first touch
-    spent = median(seconds(lambda: target.copy_(source), device) for _ in range(REPEATS))
-    return 2 * source.nbytes / spent
 
 
 def main() -> None:
     constants.override(sys.modules[__name__])
-    device = runtime.process_state().device.type
-    n, _ = PRODUCTS.get(device, PRODUCTS["cpu"])
+    device = runtime.process_state().device
+    n, _ = PRODUCT_SIZES.get(device.type, PRODUCT_SIZES["cpu"])
     dtypes = {"fp32": torch.float32}
-    if runtime.has_bf16(torch.device(device)):  # emulated products would take minutes
+    if runtime.has_bf16(device):  # emulated products would take minutes
         dtypes["bf16"] = torch.bfloat16
-    found = [
-        f"Product of {n} x {n} matrices, {name}: {rate(device, dtype) / 1e12:,.3g} TFLOP/s"
-        for name, dtype in dtypes.items()
-    ]
-    megabytes = COPY_MB or (4096 if device == "cuda" else 512)
-    copied = bandwidth(device, megabytes) / 1e9
-    found.append(f"Memory, a copy of {megabytes} MB, read and written: {copied:,.1f} GB/s")
-    lines = [f"{hardware(device)}. {versions([])}. Medians of {REPEATS}.", ""]
-    lines += [f"- {sentence}" for sentence in found]
-    keep("limits", lines, OUT.format(device=device), rows=[], notes=[], limits=found)
+    notes = []
+    for name, dtype in dtypes.items():
+        workload, flop = matrix_product(device.type, dtype)
+        workload()
+        rate = flop / median(seconds(workload, device.type) for _ in range(REPEATS)) / 1e12
+        notes.append(f"Products of {n} x {n} matrices in {name}: {rate:,.3g} TFLOP/s.")
+    megabytes = COPY_MB or (4096 if device.type == "cuda" else 512)
+    source = torch.ones(megabytes * 10**6 // 4, device=device)
+    target = torch.zeros_like(source)
+    target.copy_(source)  # the first write allocates the pages
+    spent = median(seconds(lambda: target.copy_(source), device.type) for _ in range(REPEATS))
+    bandwidth = 2 * source.nbytes / spent / 1e9
+    notes.append(f"Copying {megabytes} MB, counting reads and writes: {bandwidth:,.1f} GB/s.")
+    table.save(OUT, f"Limits of this machine, medians of {REPEATS} repeats.", notes=notes)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

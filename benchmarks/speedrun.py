@@ -1,25 +1,23 @@
-"""How fast can a plain ViT be trained? CIFAR-10 against the clock.
+"""How accurate is a plain ViT after a fixed training time? CIFAR-10 against the clock.
 
-    python -m benchmarks.speedrun       # three runs each: a CPU: 10 minutes; a GPU: 60, 150, 360 s
-    python -m benchmarks.speedrun --variants all --seconds 120      # each choice undone, in turn
+    python -m benchmarks.speedrun       # three seeds; CPU: 10 minutes each; GPU: 60, 150 and 360 s
+    python -m benchmarks.speedrun --variants all --seconds 120      # the effect of each choice
 
-A plain ViT: no convolution beyond the patch embedding, no distillation, no data but CIFAR-10's
-training images, a tenth of which are set aside for validation. A run gets so many seconds, and its
-learning rate falls to zero as they pass: the result is the accuracy that the time buys. The clock
-starts with the first step (data loaded, kernels compiled) and stands still during looks at
-validation images. The test images are used once, at the end. Finished runs are kept.
+A plain ViT has no convolution besides the patch embedding, no distillation, and no data besides
+CIFAR-10's training images, a tenth of which are used for validation. The learning rate falls to
+zero as the time passes. The clock starts at the first step, after data loading and compilation, and
+stops during validation. The test images are used once, at the end. Finished runs are kept.
 """
 
 import itertools
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from benchmarks import table
 from benchmarks.race import Runner
-from benchmarks.speedrun_table import picture, table
-from benchmarks.table import command
+from benchmarks.speedrun_table import plot, write_table
 from lab.core import UserError, checkpoints, constants, run_script, runtime
 from lab.data import Augmentation, Loaders, Preprocess, load_data
 
@@ -27,12 +25,12 @@ from lab.data import Augmentation, Loaders, Preprocess, load_data
 
 # --- The race ---
 DATASET: str = "cifar10"  # cifar10, or a folder of images of 32 pixels
-DATA_DIR: str = "data"  # where the download is
-SECONDS: str | None = None  # how long a run may train; several: "60,150,360"
-NUM_SEEDS: int = 3  # runs of each, from seed 0 on
-VARIANTS: str = "chosen"  # of VARIANT below, or all
-CHECKS: int = 10  # looks at some of the validation images in a run, the clock stopped
-CLOCK: Literal["wall", "cpu"] = "wall"  # cpu: processor time, for a machine that is busy
+DATA_DIR: str = "data"  # folder for downloads
+SECONDS: str | None = None  # training time; several: "60,150,360"
+NUM_SEEDS: int = 3  # runs of each, from seed 0
+VARIANTS: str = "chosen"  # names in VARIANT_CHANGES, separated by commas, or all
+CHECKS: int = 10  # validations during a run
+CLOCK: Literal["wall", "cpu"] = "wall"  # cpu: processor time, for a busy machine
 # --- The model ---
 PATCH_SIZE: int | None = None  # pixels
 EMBED_DIM: int | None = None  # width
@@ -40,27 +38,25 @@ DEPTH: int | None = None  # blocks
 NUM_HEADS: int | None = None  # attention heads
 # --- The recipe ---
 OPTIMIZER: Literal["muon", "adamw"] = "muon"  # Muon for the blocks' matrices
-LEARNING_RATE: float | None = None  # peak rate
+LEARNING_RATE: float | None = None  # peak learning rate
 WEIGHT_DECAY: float = 0.05  # of weight matrices
-BATCH_SIZE: int | None = None  # images a step
-WARMUP_FRACTION: float = 0.05  # share of the time in which the rate rises
-PROGRESSIVE_RESIZE: float = (
-    0.6  # share of the time on images of half the size: a quarter of the tokens
-)
-WARM_START: bool = True  # the patch embedding starts as the principal components of patches
-CROP_PADDING: int | None = None  # pixels, a random crop
-CUTMIX_UNTIL: float | None = None  # share of the time with cutmix on half of the batches
-LABEL_SMOOTHING: float = 0.1  # share of the target spread over all classes
-EMA_DECAY: float = 0.0  # judge a moving average of the weights; 0: off
-PRECISION: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is in hardware
+BATCH_SIZE: int | None = None  # images per step
+WARMUP_FRACTION: float = 0.05  # fraction of the time in which the learning rate rises
+PROGRESSIVE_RESIZE: float = 0.6  # fraction of the time, first, on half-size images; 0: off
+WARM_START: bool = True  # initialize the patch embedding with principal components
+CROP_PADDING: int | None = None  # random crop after padding each side by this many pixels
+CUTMIX_UNTIL: float | None = None  # fraction of the time with cutmix on half of the batches
+LABEL_SMOOTHING: float = 0.1  # fraction of the target spread over all classes
+EMA_DECAY: float = 0.0  # evaluate a moving average of the weights; 0: off
+PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: the fastest in hardware
 COMPILE: bool | None = None  # torch.compile, with CUDA graphs
 # --- Output ---
 OUT: str = "benchmarks/local/speedrun-{device}"  # folder of the records
-OVERWRITE: bool = False  # run again what is finished
-PROFILE: bool = False  # instead of racing, say where the time of a step goes
+OVERWRITE: bool = False  # repeat finished runs
+PROFILE: bool = False  # instead of training, write the time of each operation
 
 RECIPES = {
-    "cpu": {  # two cores see some hundred thousand images in ten minutes: a small model
+    "cpu": {  # two cores see a few hundred thousand images in ten minutes: a small model
         "SECONDS": "600", "PATCH_SIZE": 4, "EMBED_DIM": 128, "DEPTH": 6, "NUM_HEADS": 4,
         "LEARNING_RATE": 3e-3, "BATCH_SIZE": 128, "CROP_PADDING": 0,
         "CUTMIX_UNTIL": 0.0, "COMPILE": False,
@@ -72,36 +68,35 @@ RECIPES = {
     },
 }  # fmt: skip
 
-VARIANT = {  # what a choice brings: the run with another one
+VARIANT_CHANGES = {  # the recipe with one choice changed
     "chosen": {},
     "AdamW": {"OPTIMIZER": "adamw"},
     "AdamW at 1e-3": {"OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3},
     "full size throughout": {"PROGRESSIVE_RESIZE": 0.0},
     "random embedding": {"WARM_START": False},
-    "shift of 2 pixels": {"CROP_PADDING": 2},
-    "no smoothing": {"LABEL_SMOOTHING": 0.0},
+    "crop padding 2": {"CROP_PADDING": 2},
+    "no label smoothing": {"LABEL_SMOOTHING": 0.0},
     "cutmix until 80 percent": {"CUTMIX_UNTIL": 0.8},
-    "moving average": {"EMA_DECAY": 0.99},
-    "usual": {  # what public small ViTs do
+    "EMA": {"EMA_DECAY": 0.99},
+    "common recipe": {  # that of most public small ViTs
         "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "PROGRESSIVE_RESIZE": 0.0, "WARM_START": False,
         "CROP_PADDING": 4,
     },
 }  # fmt: skip
-NOT_THE_RUN = {"SECONDS", "NUM_SEEDS", "VARIANTS", "DATA_DIR", "OUT", "OVERWRITE", "PROFILE"}
+NOT_OF_THE_RUN = {
+    "SECONDS", "NUM_SEEDS", "VARIANTS", "DATA_DIR", "OUT", "OVERWRITE", "PROFILE"
+}  # fmt: skip
 
 
-def finished(path: Path, asked: dict[str, Any]) -> bool:
-    """Whether a run's record is there already.
-
-    Raises: UserError, if it is one of other constants.
-    """
+def is_finished(path: Path, requested: dict[str, Any]) -> bool:
+    """Whether a run has a record. Raises UserError if the record has other constants."""
     if OVERWRITE or not path.exists():
         return False
-    there = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in asked if there["constants"].get(name) != asked[name]]
-    if changed or there["constants"].keys() != asked.keys():
+    recorded = checkpoints.read_json(path)["constants"]
+    if recorded != requested:
+        names = sorted(n for n, v in requested.items() if recorded.get(n) != v) or ["removed ones"]
         raise UserError(
-            f"{path} is a run with different constants ({', '.join(changed)}). Replace it with "
+            f"{path} is a run with different constants ({', '.join(names)}). Replace it with "
             "--overwrite, or choose another --out"
         )
     return True
@@ -111,9 +106,9 @@ def main() -> None:
     values = constants.override(sys.modules[__name__])
     device = runtime.process_state().device
     c = constants.resolve(values, RECIPES[device.type])
-    names = list(VARIANT) if VARIANTS == "all" else VARIANTS.split(",")
-    if unknown := [name for name in names if name not in VARIANT]:
-        raise UserError(f"VARIANTS: {unknown[0]!r} is none of all, {', '.join(VARIANT)}")
+    names = list(VARIANT_CHANGES) if VARIANTS == "all" else VARIANTS.split(",")
+    if unknown := [name for name in names if name not in VARIANT_CHANGES]:
+        raise UserError(f"VARIANTS: {unknown[0]!r} is none of all, {', '.join(VARIANT_CHANGES)}")
     try:
         budgets = [float(word) for word in c.SECONDS.split(",")]
     except ValueError:
@@ -123,26 +118,26 @@ def main() -> None:
     folder = Path(OUT.format(device=device.type))
     folder.mkdir(parents=True, exist_ok=True)
     for budget, seed, name in itertools.product(budgets, range(NUM_SEEDS), names):
-        own = SimpleNamespace(**{**vars(c), **VARIANT[name]})
-        asked = {key: value for key, value in vars(own).items() if key not in NOT_THE_RUN}
+        own = SimpleNamespace(**{**vars(c), **VARIANT_CHANGES[name]})
+        requested = {key: value for key, value in vars(own).items() if key not in NOT_OF_THE_RUN}
         path = folder / f"{name.replace(' ', '-')}-{budget:g}s-{seed}.json"
-        if not PROFILE and finished(path, asked):
+        if not PROFILE and is_finished(path, requested):
             continue
-        how = Augmentation(crop_padding=own.CROP_PADDING, flip=True)
-        loaders = Loaders(data, preprocess, own.BATCH_SIZE, how)
+        augmentation = Augmentation(crop_padding=own.CROP_PADDING, flip=True)
+        loaders = Loaders(data, preprocess, own.BATCH_SIZE, augmentation)
         loaders.to(device)
         runner = Runner(own, loaders, seed)
         if PROFILE:
-            return runner.profile(folder / "profile.txt")
+            runner.profile(folder / "profile.txt")
+            return
         found = runner.run(budget)
         record = {"variant": name, "budget": budget, "seed": seed, **found, "data": data.name,
-                  "constants": asked, **runtime.provenance(),
-                  "command": command("speedrun")}  # fmt: skip
+                  "constants": requested, **table.provenance()}  # fmt: skip
         checkpoints.write_json(path, record)
-        print(f"{name}, {budget:g} s, seed {seed}: {found['test_accuracy']:.2%} of the test "
-              f"images right after {found['images']:,} images", flush=True)  # fmt: skip
-    print(table(folder))
-    print("\n".join(str(path) for path in (*picture(folder), folder / "table.md")))
+        print(f"{name}, {budget:g} s, seed {seed}: test accuracy {found['test_accuracy']:.2%} "
+              f"after {found['images']:,} images", flush=True)  # fmt: skip
+    print(write_table(folder))
+    print("\n".join(str(path) for path in (*plot(folder), folder / "table.md")))
 
 
 if __name__ == "__main__":

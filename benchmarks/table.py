@@ -1,245 +1,245 @@
-"""Rows made from the times of turns, a part's record of them, and the one table of all records.
+"""Records of measurements and the tables made from them.
 
-Every ratio is above 1 where ours is better. It is the median of the ratios turn by turn, not the
-ratio of two medians: whatever else the machine did in a turn met both sides of it.
+Every ratio is above 1 if this project is better. It is the median of the ratios of single repeats,
+not the ratio of two medians: whatever else the machine did in a repeat slowed both sides of it.
 """
 
 import shlex
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lab.core import checkpoints, runtime
+import torch
+
+from benchmarks.timing import Times
+from lab.core import UserError, checkpoints, constants, runtime
 
 OURS = "ours"
-PEERS = ("timm", "transformers", "torchvision", "vit-pytorch")  # names of packages
+LIBRARIES = ("timm", "transformers", "torchvision", "vit-pytorch")  # names of packages
 
 
 @dataclass(frozen=True)
 class Row:
-    """Ours beside one peer in one kind of work."""
+    """This project compared with another library on one workload."""
 
-    what: str
-    peer: str
-    unit: str  # of the figures; seconds count as better the fewer they are
+    workload: str
+    library: str
+    unit: str  # images/s, or s, of which fewer are better
     ours: float  # median
     theirs: float
-    ratio: float  # above 1: ours is better
-    low: float  # the worst turn's
-    high: float
-    ours_mb: int | None = None  # peak memory, where it was measured
+    ratio: float  # median; above 1: this project is better
+    lowest: float  # over the repeats
+    highest: float
+    ours_mb: int | None = None  # peak memory, if it was measured
     theirs_mb: int | None = None
 
 
 @dataclass(frozen=True)
-class Share:
-    """How much of the matrix product's rate a work reached (model FLOP utilisation)."""
+class Utilization:
+    """The fraction of the matrix-product rate that a workload reaches."""
 
-    what: str
-    name: str
-    share: float  # median of the shares turn by turn; 1: all of it
-    low: float
-    high: float
-    product: float  # the product's own rate, FLOP/s
-
-
-Times = dict[str, list[float]]  # seconds of everybody's turns
+    workload: str
+    library: str
+    fraction: float  # median of the fractions of single repeats
+    lowest: float
+    highest: float
+    product_rate: float  # FLOP/s of the matrix product
 
 
-def ratios(one: list[float], other: list[float]) -> tuple[float, float, float]:
-    """How many times as fast as `other` `one` is, turn by turn: median, least, most."""
-    found = [o / s for s, o in zip(one, other, strict=True)]
+def ratios(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Other seconds divided by one's, repeat by repeat: median, lowest and highest."""
+    found = [b / a for a, b in zip(one, other, strict=True)]
     return median(found), min(found), max(found)
 
 
-def compared(
-    what: str,
+def compare(
+    workload: str,
     times: Times,
     ours: str,
-    peers: list[str],
+    libraries: list[str],
     images: float = 0,
     memory: dict[str, int] | None = None,
 ) -> list[Row]:
-    """A row for each peer that took turns with `ours`.
+    """A row for each library that was measured in alternation with `ours`.
 
-    images: of a turn, for figures in images/s; 0 gives seconds.
-    memory: peak of each, in MB.
+    Args:
+        images: number of images in a measurement, to report images/s; 0 reports seconds.
+        memory: peak memory in MB, by name.
     """
-    unit, held = "images/s" if images else "s", memory or {}
-
-    def figure(name: str) -> float:
-        return images / median(times[name]) if images else median(times[name])
-
+    memory = memory or {}
+    values = {n: images / median(t) if images else median(t) for n, t in times.items()}
     return [
-        Row(
-            what, peer, unit, figure(ours), figure(peer), *ratios(times[ours], times[peer]),
-            held.get(ours), held.get(peer),
-        )
-        for peer in peers if peer != ours and peer in times and ours in times
+        Row(workload, name, "images/s" if images else "s", values[ours], values[name],
+            *ratios(times[ours], times[name]), memory.get(ours), memory.get(name))
+        for name in libraries if name != ours and name in times and ours in times
     ]  # fmt: skip
 
 
-def shares(what: str, times: Times, product: str, flop: float, product_flop: float) -> list[Share]:
-    """What everybody reached of the rate of `product`, which took its turn too.
+def utilization(
+    workload: str, times: Times, product: str, flop: float, product_flop: float
+) -> list[Utilization]:
+    """What each library reached of the rate of the matrix product measured in the same repeats.
 
-    flop, product_flop: operations of a turn of everybody's, and of the product's.
+    Args:
+        flop: operations of the workload in one measurement.
+        product_flop: operations of the matrix products in one measurement.
     """
     rate = product_flop / median(times[product])
     return [
-        Share(what, name, *(flop / product_flop * r for r in ratios(own, times[product])), rate)
-        for name, own in times.items()
-        if name != product
-    ]
+        Utilization(
+            workload, name, *(flop / product_flop * r for r in ratios(own, times[product])), rate
+        )
+        for name, own in times.items() if name != product
+    ]  # fmt: skip
 
 
-def present(asked: list[str], own: tuple[str, ...] = (OURS,)) -> tuple[list[str], list[str]]:
-    """Those of a list that can take part: `own` names, and peers that are installed.
+def installed_libraries(
+    names: list[str], own: Sequence[str] = (OURS,)
+) -> tuple[list[str], list[str]]:
+    """Splits names into those that can be measured and a note for each missing library.
 
-    Returns: their names, and a remark for each peer that is not installed.
-    Raises: SystemExit, for a name that is nobody's.
+    Raises: UserError, for a name that is neither in `own` nor a known library.
     """
-    for name in asked:
-        if name not in (*own, *PEERS):
-            raise SystemExit(f"{name!r} is none of {', '.join((*own, *PEERS))}")
-    missing = [name for name in asked if name not in own and not installed(name)]
-    remarks = [f"{name} is not installed: skipped." for name in missing]
-    return [name for name in asked if name not in missing], remarks
+    known = (*own, *LIBRARIES)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    missing = [name for name in names if name not in own and not _version(name)]
+    notes = [f"{name} is not installed and was skipped." for name in missing]
+    return [name for name in names if name not in missing], notes
 
 
-def installed(package: str) -> str | None:
-    """The version of a package; None where there is none."""
+def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def versions(names: list[str]) -> str:
-    """torch's version, and those of the peers among the names, in words."""
-    return ", ".join(f"{n} {installed(n)}" for n in ("torch", *names) if n in ("torch", *PEERS))
+def describe_hardware(device: str) -> str:
+    """The GPU's name, or the CPU's with its instruction set and the number of threads."""
+    found = runtime.hardware()
+    if device == "cuda":
+        return found["gpu"]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{found['cpu']}, {capability}, threads: {found['threads']}"
 
 
-def command(part: str) -> str:
-    """How this was called; `part` is empty for all of them."""
-    module = f"benchmarks.{part}" if part else "benchmarks"
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
-def keep(
-    part: str,
-    lines: list[str],
-    path: str,
-    rows: list[Row],
-    notes: list[str],
-    shares: list[Share] | None = None,
-    limits: list[str] | None = None,
-) -> None:
-    """Prints a part's table, and writes it to `path` and its record beside it, as JSON.
-
-    Args:
-        part: the module's name.
-        lines: of the table in full, in Markdown.
-        path: ends in .md; empty: nothing is written.
-        rows, shares: for the table of all parts.
-        notes: sentences that belong to it.
-        limits: what the machine can do, in words, for the head of that table.
-    """
-    print("\n".join(lines))
-    if not path:
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    record = {
-        "part": part, **whence(part), "limits": limits or [], "notes": notes,
-        "rows": [asdict(row) for row in rows], "shares": [asdict(s) for s in shares or []],
-    }  # fmt: skip
-    checkpoints.write_json(Path(path).with_suffix(".json"), record)
-
-
-def whence(part: str) -> dict[str, Any]:
-    """Command, time, commit, hardware and versions, the peers' too."""
+def provenance() -> dict[str, Any]:
+    """Command, time, commit, hardware and versions, including those of the other libraries."""
     found = runtime.provenance()
-    found["versions"] |= {name: installed(name) for name in PEERS}
-    return {**found, "command": command(part)}
+    found["versions"] |= {name: _version(name) for name in LIBRARIES}
+    module = f"benchmarks.{constants.running.files[0].stem}".removesuffix(".__main__")
+    return {**found, "command": shlex.join(["python", "-m", module, *sys.argv[1:]])}
 
 
-def in_markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def number(value: float) -> str:
-    """Three digits that count, or all of them in front of the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def row_lines(rows: list[Row]) -> list[str]:
-    """A table of rows; the fastest of several peers in the same work is marked."""
-    peers: dict[str, list[float]] = {}
-    for row in rows:
-        peers.setdefault(row.what, []).append(row.theirs)
-    cells = []
-    for row in rows:
-        others = peers[row.what]
-        best = max(others) if row.unit == "images/s" else min(others)
-        mark = " (the fastest)" if len(others) > 1 and row.theirs == best else ""
-        held = [f"{mb:,}" if mb else "-" for mb in (row.ours_mb, row.theirs_mb)]
-        cells.append([
-            row.what, row.peer + mark, *(f"{number(v)} {row.unit}" for v in (row.ours, row.theirs)),
-            f"**{row.ratio:.2f}** ({row.low:.2f} to {row.high:.2f})", " / ".join(held),
-        ])  # fmt: skip
-    heads = ["work", "peer", "ours", "the peer", "ratio (range)", "peak MB, ours / the peer"]
-    return in_markdown(heads, cells)
-
-
-def share_lines(shares: list[Share]) -> list[str]:
-    """A row for each work, a column for each library."""
-    names = list(dict.fromkeys(s.name for s in shares))
-    found: dict[str, dict[str, Share]] = {}
-    for share in shares:
-        found.setdefault(share.what, {})[share.name] = share
-    cells = []
-    for what, by_name in found.items():
-        rate = next(iter(by_name.values())).product
-        cells.append([what, f"{rate / 1e12:,.3g} TFLOP/s"])
-        for name in names:
-            s = by_name.get(name)
-            cells[-1].append(f"{s.share:.0%} ({s.low:.0%} to {s.high:.0%})" if s else "-")
-    return in_markdown(["work", "the matrix product's rate", *names], cells)
-
-
-def whole(records: list[dict[str, Any]], failed: list[str], machine: str) -> list[str]:
-    """The table of all parts in Markdown.
+def save(
+    out: str,
+    title: str,
+    rows: list[Row] | None = None,
+    fractions: list[Utilization] | None = None,
+    notes: list[str] | None = None,
+) -> None:
+    """Prints a benchmark's table, and writes it and its record.
 
     Args:
-        records: of the parts, as `keep` writes them.
-        failed: a sentence for each part that failed.
-        machine: the processor in words.
+        out: path of the table, ending in .md, in which {device} is filled in; the record is written
+            next to it as .json. Empty: neither is written.
+        title: what was measured and how.
+        notes: sentences below the tables.
     """
-    rows = [Row(**row) for record in records for row in record["rows"]]
-    parts = [Share(**share) for record in records for share in record["shares"]]
-    lines = ["# Speed beside the field", "", f"{machine}.  "]
+    device = runtime.process_state().device.type
+    record = {
+        "title": title, **provenance(), "device": describe_hardware(device), "notes": notes or [],
+        "rows": [asdict(row) for row in rows or []],
+        "utilization": [asdict(fraction) for fraction in fractions or []],
+    }  # fmt: skip
+    text = render([record])
+    print(text)
+    if out:
+        write(Path(out.format(device=device)), text, record)
+
+
+def write(path: Path, text: str, record: dict[str, Any]) -> None:
+    """Writes a table as Markdown and its record next to it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    checkpoints.write_json(path.with_suffix(".json"), record)
+
+
+def render(records: list[dict[str, Any]], failures: Sequence[str] = ()) -> str:
+    """The tables of one or more benchmarks in Markdown.
+
+    Args:
+        records: as `save` writes them, from the same machine.
+        failures: a sentence for each benchmark that failed.
+    """
+    lines = []
     if records:
         first = records[0]
-        had = [f"{name} {at}" for name, at in first["versions"].items() if at]
-        changed = ", with changes" if first["uncommitted_changes"] else ""
-        lines.append(f"Python {first['python']}, {', '.join(had)}.  ")
-        lines.append(f"Commit {first['commit']}{changed}, {first['started']}.  ")
-    lines += [f"`{command('')}`", "", *(f"- {x}" for r in records for x in r["limits"])]
+        versions = [f"{name} {v}" for name, v in first["versions"].items() if v]
+        changes = " with uncommitted changes" if first["uncommitted_changes"] else ""
+        lines += [
+            f"{first['device']}.  ", f"Python {first['python']}, {', '.join(versions)}.  ",
+            f"Commit {first['commit']}{changes}, {first['started']}.",
+        ]  # fmt: skip
+    rows = [Row(**row) for record in records for row in record["rows"]]
     if rows:
-        lines += [
-            "", "A ratio above 1 means that ours is better: the median over the repeats, in which "
-            "both took turns, of the ratios turn by turn (and their range).", "", *row_lines(rows),
-        ]  # fmt: skip
-    if parts:
-        lines += [
-            "", "What the work reached of the rate of a product of square matrices of its dtype, "
-            "which took its turn between the libraries; operations counted by torch.", "",
-            *share_lines(parts),
-        ]  # fmt: skip
+        lines += ["", "A ratio is the median over the repeats, with its range. Above 1, this "
+                  "project is faster.", "", *_comparison_table(rows)]  # fmt: skip
+    fractions = [Utilization(**row) for record in records for row in record["utilization"]]
+    if fractions:
+        lines += ["", "The fraction of the rate of a square matrix product, measured in alternation"
+                  " with the libraries; torch counts the operations.", "",
+                  *_utilization_table(fractions)]  # fmt: skip
     for record in records:
-        lines += ["", f"`{record['command']}`", *(f"- {note}" for note in record["notes"])]
-    return [*lines, *([""] if failed else []), *(f"- **{sentence}**" for sentence in failed)]
+        lines += ["", f"{record['title']}  ", f"`{record['command']}`"]
+        lines += ["", *(f"- {note}" for note in record["notes"])] if record["notes"] else []
+    return "\n".join([*lines, *([""] if failures else []), *(f"- **{f}**" for f in failures)])
+
+
+def to_markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _comparison_table(rows: list[Row]) -> list[str]:
+    """One line per row; the fastest of several libraries on the same workload is marked."""
+    rivals = defaultdict(list)
+    for row in rows:
+        rivals[row.workload].append(row)
+    cells = []
+    for row in rows:
+        # Seconds count as negative speed, so that the highest value is the best one.
+        speeds = [r.theirs if r.unit == "images/s" else -r.theirs for r in rivals[row.workload]]
+        best = rivals[row.workload][speeds.index(max(speeds))]
+        mark = " (fastest)" if len(speeds) > 1 and row is best else ""
+        memory = [f"{mb:,}" if mb else "-" for mb in (row.ours_mb, row.theirs_mb)]
+        values = [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (row.ours, row.theirs)]
+        cells.append([
+            row.workload, row.library + mark, *(f"{value} {row.unit}" for value in values),
+            f"**{row.ratio:.2f}** ({row.lowest:.2f} to {row.highest:.2f})", " / ".join(memory),
+        ])  # fmt: skip
+    heads = ["workload", "library", "ours", "theirs", "ratio (range)", "peak MB, ours / theirs"]
+    return to_markdown(heads, cells)
+
+
+def _utilization_table(fractions: list[Utilization]) -> list[str]:
+    """One line per workload, one column per library."""
+    names = list(dict.fromkeys(fraction.library for fraction in fractions))
+    workloads: dict[str, dict[str, Utilization]] = defaultdict(dict)
+    for f in fractions:
+        workloads[f.workload][f.library] = f
+    cells = []
+    for workload, found in workloads.items():
+        rate = next(iter(found.values())).product_rate
+        cells.append([workload, f"{rate / 1e12:,.3g} TFLOP/s"])
+        for name in names:
+            f = found.get(name)
+            shown = f"{f.fraction:.0%} ({f.lowest:.0%} to {f.highest:.0%})" if f else "-"
+            cells[-1].append(shown)
+    return to_markdown(["workload", "matrix product", *names], cells)

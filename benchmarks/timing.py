@@ -1,16 +1,11 @@
-"""What the benchmarks share: clocks, turns, the matrix product that takes its turn, the machine."""
+"""How speeds are measured: clocks, alternating measurements, and processes that take them."""
 
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import (
-    get_all_start_methods,
-    get_context,
-    get_start_method,
-    set_start_method,
-)
+from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,157 +13,148 @@ import torch
 
 from lab.core import runtime
 
-PRODUCT = "product"  # among the names of those that take turns: a square matrix product
-PRODUCTS = {"cpu": (2048, 5), "cuda": (8192, 50)}  # its side, and how many in a row
+Times = dict[str, list[float]]  # seconds of each repeat, by name
+
+MATRIX_PRODUCT = "matrix product"  # measured in alternation with the libraries, as a reference
+PRODUCT_SIZES = {"cpu": (2048, 5), "cuda": (8192, 50)}  # side of the matrices, products in a row
 
 
 def synchronize(device: str) -> None:
-    """Waits until a GPU has done what it was given."""
+    """Waits until a GPU has finished its queue of kernels."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object], device: str, times: int = 1) -> float:
-    """Wall-clock seconds of one call of `work`, the mean of `times` in a row."""
+def seconds(workload: Callable[[], object], device: str, times: int = 1) -> float:
+    """Wall-clock seconds of one call of a workload: the mean of `times` calls in a row."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
-        work()
+        workload()
     synchronize(device)
     return (time.perf_counter() - start) / times
 
 
-def product(device: str, dtype: torch.dtype) -> Callable[[], None]:
-    """A turn of the matrix product: what the machine can do in the same minute as the peers."""
-    n, times = PRODUCTS.get(device, PRODUCTS["cpu"])
+def matrix_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
+    """A workload of products of large square matrices, and its floating-point operations."""
+    n, times = PRODUCT_SIZES.get(device, PRODUCT_SIZES["cpu"])
     a, b, out = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(3))
 
-    def work() -> None:
+    def workload() -> None:
         for _ in range(times):
             torch.mm(a, b, out=out)
 
-    return work
+    return workload, 2 * n**3 * times
 
 
-def product_flop(device: str) -> int:
-    """Floating-point operations of such a turn."""
-    n, times = PRODUCTS.get(device, PRODUCTS["cpu"])
-    return 2 * n**3 * times
+def alternate(workloads: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> Times:
+    """Runs workloads in alternation; each call returns the seconds that it took.
 
-
-def hardware(device: str) -> str:
-    """The GPU's name, or the CPU's with the threads in use."""
-    found = runtime.hardware()
-    if device == "cuda":
-        return found["gpu"]
-    capability = torch.backends.cpu.get_cpu_capability()
-    threads = found["threads"]
-    return f"{found['cpu']}, {capability}, {threads} thread{'s' * (threads > 1)}"
-
-
-def alternate(
-    works: dict[str, Callable[[], float]], repeats: int, warmup: int = 1
-) -> dict[str, list[float]]:
-    """Seconds that each work says it took, one after the other, `repeats` times.
-
-    In another order at every turn: who always follows the same neighbour finds its caches.
+    The order is shuffled in every repeat, so that no workload always runs after the same one and
+    profits from, or suffers for, the state of the caches that it left. `warmup` repeats come first
+    and do not count.
     """
-    times: dict[str, list[float]] = {name: [] for name in works}
-    order, shuffled = list(works), random.Random(0)
-    for turn in range(warmup + repeats):
+    times: Times = {name: [] for name in workloads}
+    order, rng = list(workloads), random.Random(0)
+    for repeat in range(warmup + repeats):
         for name in order:
-            spent = works[name]()
-            if turn >= warmup:
+            spent = workloads[name]()
+            if repeat >= warmup:
                 times[name].append(spent)
-        shuffled.shuffle(order)
+        rng.shuffle(order)
     return times
 
 
-class Turns:
-    """A peer's end of the line: it waits until it is called, and tells what its turn cost."""
+class Worker:
+    """A worker process's end of its connection: waits for each measurement and reports it."""
 
-    def __init__(self, line: Connection, device: torch.device):
-        self.line, self.device = line, device
+    def __init__(self, connection: Connection, device: torch.device):
+        self.connection, self.device = connection, device
 
-    def begin(self) -> None:
-        self.line.recv()
-        self.start = time.perf_counter()
+    def start(self) -> None:
+        """Waits for a request, then starts the clock. Raises EOFError after the last request."""
+        self.connection.recv()
+        self.started = time.perf_counter()
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """Stops the clock, and reports the seconds and the peak memory of the process."""
         synchronize(self.device.type)
-        self.line.send((time.perf_counter() - self.start, runtime.peak_memory_mb(self.device)))
+        spent = time.perf_counter() - self.started
+        self.connection.send((spent, runtime.peak_memory_mb(self.device)))
 
-    def take(self, work: Callable[[], object]) -> None:
-        """Does `work` in every turn, until EOFError: nobody calls any more, see `answer`."""
+    def serve(self, workload: Callable[[], object]) -> None:
+        """Measures a workload at every request."""
         while True:
-            self.begin()
-            work()
-            self.end()
+            self.start()
+            workload()
+            self.stop()
 
 
-def in_turns(
-    peer: Callable[[str, dict, Connection], None],
-    names: list[str],
-    values: dict[str, Any],
-    repeats: int,
-    warmup: int = 1,
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each peer's turns, one peer after the other, and each one's peak memory in MB.
+Target = Callable[[str, dict[str, Any], Worker], None]
+
+
+def alternate_processes(
+    target: Target, names: list[str], settings: dict[str, Any], repeats: int, warmup: int = 1
+) -> tuple[Times, dict[str, int]]:
+    """Measures workloads in alternation, each in its own process.
 
     Args:
-        peer: runs in a process for each name, and calls `Turns.begin` and `end` at every turn.
-        names: of the peers.
-        values: for `peer`, such as the script's constants, which a new process does not inherit.
-        repeats: turns that count.
-        warmup: turns before them; the peers get ready during the first one.
+        target: called in each process with its name, `settings` and a Worker, whose `start` and
+            `stop` it calls around each measurement. It is also set up by the first request.
+        names: of the processes.
+        settings: for `target`, such as the script's constants, which processes do not inherit.
+        repeats: measurements that count.
+        warmup: measurements before them.
 
-    Raises: SystemExit, naming a peer whose process died.
+    Returns: seconds and peak memory in MB, by name.
+    Raises: SystemExit, naming a process that died.
     """
     memory: dict[str, int] = {}
-    with started(peer, names, values) as lines:
+    with _workers(target, names, settings) as connections:
 
-        def call(name: str) -> float:
+        def request(name: str) -> float:
             try:
-                lines[name].send("go")
-                spent, memory[name] = lines[name].recv()
+                connections[name].send("start")
+                spent, memory[name] = connections[name].recv()
             except (EOFError, OSError):
-                raise SystemExit(f"{name} failed: see above") from None
+                raise SystemExit(f"{name} failed: see the error above") from None
             return spent
 
-        works = {name: lambda name=name: call(name) for name in names}
-        return alternate(works, repeats, warmup), memory
+        workloads = {name: lambda name=name: request(name) for name in names}
+        return alternate(workloads, repeats, warmup), memory
 
 
 @contextmanager
-def started(
-    peer: Callable[[str, dict, Connection], None], names: list[str], values: dict[str, Any]
+def _workers(
+    target: Target, names: list[str], settings: dict[str, Any]
 ) -> Iterator[dict[str, Connection]]:
-    """A line to each peer, in a process of its own, all of which end with the context."""
-    # A fork server imports once what all need; it uses no GPU, and no threads, which forks break.
-    server = "forkserver" in get_all_start_methods()
-    context, lines, running = get_context("forkserver" if server else "spawn"), {}, []
-    if server:
+    """Connections to a process for each name; the processes end with the context."""
+    # A fork server imports what all processes need only once.
+    has_fork_server = "forkserver" in get_all_start_methods()
+    context = get_context("forkserver" if has_fork_server else "spawn")
+    if has_fork_server:
         needed = [name for name in sys.modules if name.startswith(("lab.", "benchmarks."))]
         context.set_forkserver_preload(needed)
+    connections, processes = {}, []
     try:
         for name in names:
-            lines[name], theirs = context.Pipe()
-            given = (get_start_method(), peer, name, values, theirs)
-            running.append(context.Process(target=answer, args=given))
-            running[-1].start()
-            theirs.close()  # else a peer that dies would not be noticed
-        yield lines
+            connections[name], other_end = context.Pipe()
+            arguments = (get_start_method(), target, name, settings, other_end)
+            processes.append(context.Process(target=_run_worker, args=arguments))
+            processes[-1].start()
+            other_end.close()  # so that `recv` raises EOFError if the process dies
+        yield connections
     finally:
-        for line in lines.values():
-            line.close()
-        for process in running:
+        for connection in connections.values():
+            connection.close()
+        for process in processes:
             process.join(10)
             process.terminate()
 
 
-def answer(
-    method: str, peer: Callable, name: str, values: dict[str, Any], line: Connection
+def _run_worker(
+    start_method: str, target: Target, name: str, settings: dict, connection: Connection
 ) -> None:
-    set_start_method(method, force=True)  # a DataLoader's workers start as in any script
-    with suppress(EOFError, BrokenPipeError):  # nobody calls any more
-        peer(name, values, line)
+    set_start_method(start_method, force=True)  # of DataLoader workers, as in any script
+    with suppress(EOFError, BrokenPipeError):  # the last measurement has been taken
+        target(name, settings, Worker(connection, runtime.process_state().device))

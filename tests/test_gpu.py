@@ -71,14 +71,30 @@ def test_unavailable_data_and_weights_are_replaced_by_embedded_ones(monkeypatch,
 
     monkeypatch.setattr(gpu, "load_data", refuse)
     monkeypatch.setattr(gpu, "load_pretrained", lambda name: None)
-    found = gpu.find_inputs({"pets", "vit_b", "results"})
-    assert found == {"pets": "digits", "vit_b": "vit_base_patch16_224.augreg_in21k"}
+    found = gpu.find_inputs({"pets", "race", "vit_b", "results"})
+    assert found == {
+        "pets": "digits", "race": "mnist-5k --patch-size 7",
+        "vit_b": "vit_base_patch16_224.augreg_in21k",
+    }  # fmt: skip
     assert "pets is not available, digits is used instead: no network" in capsys.readouterr().out
 
 
+def test_files_and_fields_of_the_commands_exist():
+    """Every part names a script, a module or test files that exist, and only known inputs."""
+    values = {name: name for name in (*gpu.INPUTS, "results", "benchmarks", "data", "device")}
+    values |= {"finetuned": "run", "scored": "digits"}
+    for part in gpu.ALL.values():
+        words = gpu.command_of(part, values, tflops=25)
+        paths = [word for word in words if word.endswith(".py") or word.startswith("tests")]
+        if words[1].startswith("benchmarks."):
+            paths.append(words[1].replace(".", "/") + ".py")
+        assert paths
+        assert [path for path in paths if not (gpu.ROOT / path).exists()] == []
+
+
 def test_small_cards_run_the_subset(monkeypatch):
-    values = {name: name for name in ("cifar10", "results")}
+    values = {name: name for name in ("cifar10", "data", "results")}
     for tflops, epochs in ((25, ["100"]), (650, [])):
-        words = gpu.words_of(gpu.ALL["cifar10"], values, tflops)
+        words = gpu.command_of(gpu.ALL["cifar10"], values, tflops)
         assert [words[i + 1] for i, w in enumerate(words) if w == "--epochs"] == epochs
-        assert shlex.join(words).startswith("train.py --dataset cifar10 --results-dir results")
+        assert shlex.join(words).startswith("train.py --dataset cifar10 --data-dir data ")

@@ -1,4 +1,4 @@
-"""The race: its parts against scikit-learn and numpy, and the command as a user runs it."""
+"""benchmarks.speedrun: its parts agree with scikit-learn and numpy, and the script runs."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def command(monkeypatch, folder, out, *words):
 
 
 @pytest.mark.parametrize(("size", "patch", "width"), [(16, 4, 24), (16, 4, 120), (8, 2, 30)])
-def test_the_embedding_starts_as_principal_components(size, patch, width):
+def test_embedding_starts_as_principal_components(size, patch, width):
     torch.manual_seed(size + width)
     images = F.avg_pool2d(torch.randn(64, 3, 4 * size, 4 * size), 5, 1, 2)[:, :, :size, :size]
     model = VisionTransformer(ViTConfig(img_size=size, patch_size=patch, num_classes=2,
@@ -87,7 +87,7 @@ def test_the_embedding_starts_as_principal_components(size, patch, width):
     assert patches.var(0).max() > 0
 
 
-def test_small_images_come_first_as_means_of_four_pixels(runner, monkeypatch):
+def test_training_starts_on_half_size_images(runner, monkeypatch):
     seen, real = [], runner.model.forward
     monkeypatch.setattr(runner.model, "forward", lambda x: seen.append(x) or real(x))
     images, labels = next(runner.loaders.train(1))
@@ -96,13 +96,13 @@ def test_small_images_come_first_as_means_of_four_pixels(runner, monkeypatch):
     np.testing.assert_allclose(seen[0], means, atol=1e-6)
     runner.run(0.3)
     sides = [x.shape[-1] for x in seen]
-    assert sides == sorted(sides), "small ones never come again"
+    assert sides == sorted(sides), "images never shrink again"
     assert set(sides) == {16, 32}
-    assert sides[-1] == 32, "the test images have their full size"
-    assert runner.optimizer.state[runner.model.pos_embed], "positions learn throughout"
+    assert sides[-1] == 32, "test images have their full size"
+    assert runner.optimizer.state[runner.model.pos_embed], "position embeddings are trained"
 
 
-def test_the_clock_stands_still(monkeypatch):
+def test_clock_stops_during_validation(monkeypatch):
     now = iter([10.0, 11.0, 12.0, 19.0, 20.0])
     monkeypatch.setattr(race.time, "perf_counter", lambda: next(now))
     clock = race.Clock(torch.device("cpu"), "wall")
@@ -112,24 +112,24 @@ def test_the_clock_stands_still(monkeypatch):
     assert clock.spent == 3
 
 
-def test_a_race_leaves_records_a_table_and_a_picture(monkeypatch, capsys, folder, tmp_path):
-    command(monkeypatch, folder, tmp_path, "--variants", "chosen,moving average,usual")
+def test_runs_leave_records_a_table_and_a_figure(monkeypatch, capsys, folder, tmp_path):
+    command(monkeypatch, folder, tmp_path, "--variants", "chosen,EMA,common recipe")
     first = capsys.readouterr().out
     records = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}
-    assert set(records) == {"chosen-1.5s-0", "moving-average-1.5s-0", "usual-1.5s-0"}
+    assert set(records) == {"chosen-1.5s-0", "EMA-1.5s-0", "common-recipe-1.5s-0"}
     for record in records.values():
         assert record["test_images"] == 10
         assert record["seconds"] >= 1.5
         assert len(record["curve"]) == 2
         assert record["images"] % 10 == 0
-    assert records["usual-1.5s-0"]["constants"]["OPTIMIZER"] == "adamw"
+    assert records["common-recipe-1.5s-0"]["constants"]["OPTIMIZER"] == "adamw"
     assert (tmp_path / "curves-1.5s.png").stat().st_size > 10_000
     table = (tmp_path / "table.md").read_text()
     assert table in first
-    assert f"| {100 * records['usual-1.5s-0']['test_accuracy']:.2f} |" in table
+    assert f"| {100 * records['common-recipe-1.5s-0']['test_accuracy']:.2f} |" in table
 
-    command(monkeypatch, folder, tmp_path, "--variants", "chosen,moving average,usual")
-    assert "images right" not in capsys.readouterr().out  # nothing was run again
+    command(monkeypatch, folder, tmp_path, "--variants", "chosen,EMA,common recipe")
+    assert "seed 0: test accuracy" not in capsys.readouterr().out  # nothing was run again
     with pytest.raises(UserError, match=r"different constants \(DEPTH\).*--overwrite"):
         command(monkeypatch, folder, tmp_path, "--depth", "2")
     with pytest.raises(UserError, match="'quick' is none of all, chosen"):
@@ -140,9 +140,9 @@ def test_a_race_leaves_records_a_table_and_a_picture(monkeypatch, capsys, folder
     assert "addmm" in (tmp_path / "profile.txt").read_text()
 
 
-def test_the_table_is_numpys_mean_and_deviation(tmp_path):
+def test_table_has_numpys_mean_and_standard_deviation(tmp_path):
     rng = np.random.default_rng(0)
-    found = {name: rng.uniform(0.8, 0.99, 3) for name in ("chosen", "usual")}
+    found = {name: rng.uniform(0.8, 0.99, 3) for name in ("chosen", "common recipe")}
     for name, accuracies in found.items():
         for seed, accuracy in enumerate(accuracies):
             record = {
@@ -153,13 +153,13 @@ def test_the_table_is_numpys_mean_and_deviation(tmp_path):
                 "curve": [[10.0, 0.5], [20.0 + seed, 0.91], [60.0, 0.94 if seed else 0.92]],
             }  # fmt: skip
             (tmp_path / f"{name}-{seed}.json").write_text(json.dumps(record))
-    rows = speedrun_table.table(tmp_path).split("\n")
+    rows = speedrun_table.write_table(tmp_path).split("\n")
     chosen = next(row for row in rows if row.startswith("| chosen"))
-    usual = next(row for row in rows if row.startswith("| usual"))
-    for row, name in ((chosen, "chosen"), (usual, "usual")):
+    other = next(row for row in rows if row.startswith("| common recipe"))
+    for row, name in ((chosen, "chosen"), (other, "common recipe")):
         values = 100 * found[name]
         assert f"| {values.mean():.2f} ± {values.std(ddof=1):.2f} |" in row
-    apart = 100 * (found["usual"] - found["chosen"])
-    assert f"| {apart.mean():+.2f} ± {apart.std(ddof=1):.2f} |" in usual
+    apart = 100 * (found["common recipe"] - found["chosen"])
+    assert f"| {apart.mean():+.2f} ± {apart.std(ddof=1):.2f} |" in other
     assert chosen.endswith("| 21 ± 1 | - | - |")  # 93 % was not reached by every seed
     shutil.rmtree(tmp_path)
