@@ -186,6 +186,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.global_pool = config.global_pool
         self.no_embed_class = config.no_embed_class
+        self.bf16_residual = False  # True: on a CPU, bf16 includes the residual stream (faster)
         self.num_prefix_tokens = 1 if config.class_token else 0
         dim = config.embed_dim
         num_positions = (config.img_size // config.patch_size) ** 2
@@ -238,7 +239,10 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all tokens after the last block and norm (B, N, D)."""
-        return self.norm(self.blocks(self.embed(x)))
+        x = self.embed(x)
+        if self.bf16_residual and _is_cpu_bf16():
+            x = x.to(torch.bfloat16)  # norms and additions then need no casts
+        return self.norm(self.blocks(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, N, D) to logits (B, num_classes), or with `pre_logits` to features (B, D)."""

@@ -111,7 +111,8 @@ def _draw_panel(axis: plt.Axes, growths: list[Growth]) -> None:
     axis.set(xscale="log", yscale="log", xlabel=first.quantity)
     axis.set_ylabel(f"{first.what if len(growths) == 1 else 'a stage'},\n{first.unit}")
     axis.set_xticks(first.values)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_formatter(EngFormatter(sep="", places=0))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8 if len(growths) > 2 else 10, loc="upper left")
+    many = len(growths) > 2
+    axis.legend(fontsize=7 if many else 10, loc="lower right" if many else "upper left")

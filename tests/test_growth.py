@@ -93,13 +93,15 @@ def test_costs_that_are_not_positive_are_left_out_of_the_fit():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A small run of the whole benchmark: its folder."""
+    """The folder of a small run."""
     out = tmp_path_factory.mktemp("growth")
     flags = ["--quantities=depth,files", "--depth=1,2", "--files=200,400", "--repeats=1"]
     flags += ["--steps=1", f"--out={out / 'growth-{device}.md'}"]
-    command = [sys.executable, "-m", "benchmarks.growth", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=plain())
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        for name in growth.__annotations__:
+            patch.setattr(growth, name, getattr(growth, name))
+        patch.setattr(sys, "argv", ["growth.py", *flags])
+        growth.main()
     return out
 
 

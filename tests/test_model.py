@@ -226,6 +226,23 @@ def test_only_bf16_on_a_cpu_avoids_the_fused_kernel(monkeypatch):
     assert calls == [torch.float16, torch.float32]
 
 
+def test_bf16_residual_changes_only_bf16_on_a_cpu():
+    torch.manual_seed(0)
+    model = VisionTransformer(ViTConfig(32, 8, num_classes=5, embed_dim=48, depth=3, num_heads=3))
+    torch.nn.init.normal_(model.head.weight)
+    images, dtypes = torch.randn(8, 3, 32, 32), []
+    model.blocks[1].register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    logits = {}
+    for bf16 in (False, True):
+        for model.bf16_residual in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits[bf16, model.bf16_residual] = model(images).float()
+    assert dtypes == [torch.float32] * 3 + [torch.bfloat16]
+    exact = logits[False, False]
+    assert torch.equal(logits[False, True], exact)
+    assert (logits[True, True] - exact).norm() < 0.02 * exact.norm()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_attention_dropout_keeps_the_expectation_and_stops_in_eval_mode(fused):
     torch.manual_seed(0)
