@@ -56,19 +56,19 @@ ALL = {
     "tests": Part(  # every test file whose code runs on a GPU if there is one
         "-m pytest -q tests/training tests/finetuning tests/attention tests/sweep tests/data "
         "tests/test_model.py tests/test_model_tools.py tests/test_predict.py",
-        "-k test_auto_selects", minutes=6,
+        "-k test_auto_selects", minutes=5,
     ),
     "speed": Part(
         "-m benchmarks.model_speed --rounds 1 --out {benchmarks}/model_speed-{device}.md",
         "--repeats 1 --steps 1 --embed-dim 64 --depth 1 --batch-size 4 --libraries ours,timm "
-        "--workloads 'training, fp32'", minutes=6,
+        "--workloads 'training, fp32'", minutes=5,
     ),
     "utilization": Part(  # of full fine-tuning of ViT-B/16, data included
         "-m benchmarks.model_speed --rounds 1 --workloads 'training with data, auto' "
         "--img-size 224 --patch-size 16 --embed-dim 768 --depth 12 --steps 40 "
         "--out {benchmarks}/utilization-{device}.md",
         "--repeats 1 --steps 1 --img-size 32 --embed-dim 64 --depth 1 --batch-size 2 --workers 0 "
-        "--libraries ours,timm", minutes=4, small="--batch-size 32 --steps 10",
+        "--libraries ours,timm", minutes=3, small="--batch-size 32 --steps 10",
     ),
     "race": Part(  # 90, 93 and 95 %; two more seeds take 19 minutes more
         "-m benchmarks.speedrun --num-seeds 1 --dataset {race} "
@@ -78,33 +78,33 @@ ALL = {
     ),
     "cifar10": Part(
         "train.py --dataset {cifar10} --data-dir {data} --results-dir {results}/train", TOY_VIT,
-        minutes=2, pflop=21, steps=105_000, small="--epochs 100", small_fraction=1 / 3,
+        minutes=2, pflop=21, steps=105_000,
     ),
     "pets": Part(
         "train.py --dataset {pets} --data-dir {data} --results-dir {results}/train",
-        TOY_VIT + " --seed 1", minutes=3, pflop=5, steps=5_200,
+        TOY_VIT, minutes=3, pflop=5, steps=5_200,
     ),
     "vit-b-cifar10": Part(
         "finetune.py --mode all --dataset {cifar10} --data-dir {data} --pretrained {vit_b} "
         "--epochs 3 --batch-size 128 --results-dir {results}/finetune",
-        "--epochs 1 --mode full --precision fp32", minutes=4, pflop=93, steps=9_500,
-        small="--mode head", small_fraction=0.1,
+        "--epochs 1 --train-fraction 0.1 --precision fp32", minutes=3, pflop=92, steps=9_500,
+        small="--epochs 1 --accumulation-steps 4", small_fraction=1 / 3,
     ),
     "vit-b-pets": Part(
         "finetune.py --mode all --dataset {pets} --data-dir {data} --pretrained {vit_b} "
         "--results-dir {results}/finetune",
-        "--epochs 1 --mode head --precision fp32", minutes=4, pflop=40, steps=8_000,
-        small="--epochs 5", small_fraction=0.25,
+        "--epochs 1 --precision fp32", minutes=3, pflop=43, steps=8_300,
+        small="--accumulation-steps 2",
     ),
     "swin-pets": Part(
         "finetune_swin.py --dataset {pets} --data-dir {data} --model {swin} --drop-path-rate 0.2 "
         "--epochs 30 --learning-rate 2e-5 --results-dir {results}/finetune_swin",
-        "--epochs 1 --mode head --precision fp32", minutes=2, pflop=12, steps=1_600,
-        small="--epochs 10", small_fraction=1 / 3,
+        "--epochs 1 --precision fp32", minutes=2, pflop=12, steps=1_600,
+        small="--accumulation-steps 4",
     ),
     "attention": Part(
         "attention_viz.py --model {finetuned} --images {scored} --data-dir {data} "
-        "--results-dir {results}/attention_viz", "--no-score", minutes=3,
+        "--results-dir {results}/attention_viz", "", minutes=2,
     ),
 }  # fmt: skip
 INPUTS = {  # names in the commands: what is wanted, and what is embedded instead

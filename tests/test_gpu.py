@@ -92,9 +92,9 @@ def test_files_and_fields_of_the_commands_exist():
         assert [path for path in paths if not (gpu.ROOT / path).exists()] == []
 
 
-def test_small_cards_run_the_subset(monkeypatch):
-    values = {name: name for name in ("cifar10", "data", "results")}
-    for tflops, epochs in ((25, ["100"]), (650, [])):
-        words = gpu.command_of(gpu.ALL["cifar10"], values, tflops)
+def test_small_cards_run_the_subset():
+    values = {name: name for name in ("cifar10", "vit_b", "data", "results")}
+    for tflops, epochs in ((25, ["3", "1"]), (650, ["3"])):
+        words = gpu.command_of(gpu.ALL["vit-b-cifar10"], values, tflops)
         assert [words[i + 1] for i, w in enumerate(words) if w == "--epochs"] == epochs
-        assert shlex.join(words).startswith("train.py --dataset cifar10 --data-dir data ")
+        assert shlex.join(words).startswith("finetune.py --mode all --dataset cifar10 ")
