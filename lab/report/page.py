@@ -77,7 +77,8 @@ def build_content(
     def attention_of(run: Run) -> dict[str, Any]:
         return _attention(run, is_reference(run, place), place, budget)
 
-    attention = [attention_of(run) for run in found.attention_runs]
+    by_start = sorted(found.attention_runs, key=lambda run: run.config().get("started", ""))
+    attention = [attention_of(run) for run in by_start]
     return {
         "heading": f"ViT Lab: {title[0].lower()}{title[1:]}",
         "title": title,
@@ -235,7 +236,9 @@ def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, i
     ]  # fmt: skip
     made = []
     for title, c, sentence, command in cards:
-        looks = [one for one in attention if c and one["model"] == c.first.folder.name]
+        its = [one for one in attention if c and one["model"] == c.first.folder.name]
+        pages = [{key: one[key] for key in ("page", "live")} for one in its if one["page"]]
+        examples = [one["example"] for one in its if one["example"]]
         low, high = c.around if c else (None, None)
         made.append({
             "title": title,
@@ -246,10 +249,8 @@ def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, i
             "seeds": len(c.runs) if c else 0,
             "sentence": sentence,
             "command": command,
-            "attention": next((one["example"] for one in looks if one["example"]), None),
-            "page": next(
-                ({"page": one["page"], "live": one["live"]} for one in looks if one["page"]), None
-            ),
+            "attention": examples[-1] if examples else None,  # of the newest run
+            "page": pages[-1] if pages else None,
         })  # fmt: skip
     return made
 
@@ -437,11 +438,15 @@ def _files(folder: Path, names: tuple[str, ...], place: Path) -> list[dict[str, 
 
 def _comparison_files(
     runs: list[Record] | list[Run], pattern: str, place: Path
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Tables and figures that compare several runs and lie beside them, with their links."""
-    folders = dict.fromkeys(run.folder.parent for run in runs)
-    paths = [path for folder in folders for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return [{"name": path.name, "link": _link(path, place)} for path in paths]
+    folders = {run.folder.parent: is_reference(run, place) for run in runs}
+    return [
+        {"name": path.name, "link": _link(path, place), "reference": reference}
+        for folder, reference in folders.items()
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    ]
 
 
 def _link(path: Path, place: Path) -> str:

@@ -411,7 +411,7 @@ _COUNT = _Kind("a count", lambda v: _is_number(v) and isinstance(v, int) and v <
 _FRACTION = _Kind("a number from 0 to 1", lambda v: _is_number(v) and v <= 1)
 _TEXT = _Kind("text", lambda v: isinstance(v, str))
 
-_ATTENTION_CONFIG = {"command": _TEXT, "dataset": {"name": _TEXT}}
+_ATTENTION_CONFIG = {"command": _TEXT, "dataset": {"name": _TEXT}, "started?": _TEXT}
 _CONFIG = {
     "constants": {"SEED?": _NUMBER, "TRAIN_FRACTION?": _FRACTION, "DATASET": _TEXT,
                   "EPOCHS": _COUNT, "PRETRAINED?": _TEXT},

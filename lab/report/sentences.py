@@ -69,11 +69,10 @@ def pair_sentence(pair: Pair) -> str:
         return "Both models are correct on exactly the same images."
     undecided = f"exactly one of them is correct on {plural(count, 'image')}"
     if pair.p_holm < 0.05:
-        better, worse = (pair.b, pair.a) if pair.only_b > pair.only_a else (pair.a, pair.b)
+        better = pair.b if pair.only_b > pair.only_a else pair.a
         return (
-            f"{better.model} ({better.recipe}) is significantly better than {worse.model} "
-            f"({worse.recipe}): {undecided}, and in {max(pair.only_a, pair.only_b):,} of these "
-            f"cases it is {better.model}."
+            f"{better.model} is significantly better: {undecided}, and in "
+            f"{max(pair.only_a, pair.only_b):,} of these cases it is {better.model}."
         )
     if pair.p < 0.05:
         return "The difference is significant only without correction for the number of pairs."
@@ -162,7 +161,9 @@ def finetuned_sentence(results: MainResults, found: list[Configuration], place: 
         others = [c for c in group if c.first.constants["MODE"] == mode and c is not tuned]
         if others:
             other = max(others, key=lambda c: c.validation_score)
-            text += f"; {name} ({other.first.recipe}) reaches {percent(other.mean)}"
+            same = other.first.recipe == tuned.first.recipe
+            recipe = "" if same else f" ({other.first.recipe})"
+            text += f"; {name}{recipe} reaches {percent(other.mean)}"
     return f"{text}."
 
 

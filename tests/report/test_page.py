@@ -66,7 +66,8 @@ CONTENT = """{
     {"run": 0, "fraction": 0.1, "images": 9, "accuracy": 0.5, "low": 0.4, "high": 0.6, "seeds": 1},
     {"run": 0, "fraction": 1, "images": 90, "accuracy": 0.9, "low": 0.8, "high": 1, "seeds": 1}
   ]}]}],
-  "mode_files": [], "score_files": [{"name": "scores.md", "link": "attention_viz/scores.md"}],
+  "mode_files": [],
+  "score_files": [{"name": "scores.md", "link": "a/scores.md", "reference": false}],
   "sweeps": [{"name": "digits", "reference": false, "link": "s", "files": [],
     "summary": "A paragraph.", "folder": "results/sweep", "best": 0,
     "columns": ["LEARNING_RATE", "AUTO_AUGMENT"], "trials": [

@@ -367,9 +367,9 @@ const gallery = (plots) => box("plots", ...plots.map(({ source, caption, link })
     element("a", { href: link }, element("img", { src: source, alt: caption })),
     element("figcaption", { ariaHidden: "true" }, words(caption)))));
 
-const fileList = (files) => (files.length === 0 ? []
+const fileList = (files) => (visible(files).length === 0 ? []
   : [element("p", { className: "quiet links" }, "Compared in ",
-    ...spaced(files.map((one) => fileLink(one.name, one.link))))]);
+    ...spaced(visible(files).map((one) => fileLink(one.name, one.link))))]);
 
 const linksOf = ({ folder, link, files }) => element("p", { className: "quiet links" },
   ...spaced([fileLink(folder, `${link}/`), ...files.map((one) => fileLink(one.name, one.link))]));
