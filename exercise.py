@@ -208,6 +208,7 @@ def solution_of(part: str) -> str:
 def watch(c: SimpleNamespace) -> None:
     """Checks again whenever a file changes, until Ctrl-C."""
     files, seen = [Path(c.MODEL_FILE), Path(c.STEPS_FILE)], None
+    job(c)  # a file that is missing now is an error
     while True:
         now = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
         if now != seen and now[0]:  # while an editor saves, the file may be gone for a moment

@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -324,11 +325,10 @@ def _summary(rows: list[dict[str, Any]], hand_ins: list[HandIn], points: Points,
         cells = [f"{runs - len(check_runs(hand_in))} of {runs}", *_own_records(hand_in)]
         lines.append(f"| {_markdown(hand_in.student)} | {' | '.join(map(_markdown, cells))} |")
     lines += ["", "## Diagnoses", ""]
-    lines += [
-        f"- **{_markdown(row['student'])}**, {row['part']}: {_markdown(row['diagnosis'])}"
-        for row in rows
-        if row["diagnosis"]
-    ]
+    for (student, says), same in groupby(rows, lambda row: (row["student"], row["diagnosis"])):
+        if says:
+            parts = ", ".join(row["part"] for row in same)
+            lines.append(f"- **{_markdown(student)}**, {parts}: {_markdown(says)}")
     lines += [
         "",
         "## How the points were computed",
