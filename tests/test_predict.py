@@ -180,3 +180,14 @@ def test_color_image_becomes_gray_for_a_model_of_gray_images():
     found = preprocess(image)
     assert found.shape == (1, 8, 8)
     np.testing.assert_allclose(found[0].numpy(), expected, atol=0.01)
+
+
+def test_the_only_readable_file_is_shown(script, run_folder, tmp_path):  # noqa: F811
+    (tmp_path / "x").mkdir()
+    for i in range(40):
+        (tmp_path / "x" / f"{i:02}.jpg").write_bytes(b"no image")
+    noise_image(9, 9).save(tmp_path / "x" / "21.jpg")
+    done = script("predict.py", "--model", run_folder, "--images", "x", "--batch-size", 4)
+    assert done.code == "39 of 40 files could not be read", done.err
+    assert done.out.startswith("21.jpg  ")
+    assert (tmp_path / "out" / "a run-x" / "predictions.jpg").is_file()

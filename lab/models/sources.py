@@ -136,7 +136,12 @@ def _from_file(path: Path, origin: str) -> Found:
         return _from_google(path, origin)
     header = _read_header(path)
     if "vit-lab" in header:
-        return _from_run(path, origin, header["vit-lab"])
+        try:
+            content = json.loads(header["vit-lab"])
+        except (ValueError, RecursionError) as error:
+            reason = runtime.first_line(error)
+            raise UserError(f"{origin} has a damaged header: {reason}") from error
+        return _from_run(path, origin, content)
     if path.name in _WEIGHTS and (path.parent / "config.json").is_file():
         return _from_folder(path.parent, origin)
 
@@ -164,12 +169,8 @@ def _from_file(path: Path, origin: str) -> Found:
     return Found(origin, state, config, remarks=[remark])
 
 
-def _from_run(path: Path, origin: str, header: str) -> Found:
-    """Weights that a script of this project has written."""
-    try:
-        content = json.loads(header)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin} has a damaged header: {runtime.first_line(error)}") from error
+def _from_run(path: Path, origin: str, content: Any) -> Found:
+    """Weights that a script of this project has written, with the content of their header."""
     _check_model_file(path.parent, origin)
     config = config_from_header(content, origin)
     return Found(origin, _read_state(path), config, content["preprocess"], content["classes"])
@@ -251,8 +252,8 @@ def _from_repository(origin: str, get: _Get) -> Found:
     weights = get(*_WEIGHTS)
     if weights is None:
         raise UserError(f"{origin} has neither {' nor '.join(_WEIGHTS)}")
-    if shared := _read_header(weights).get("vit-lab"):  # written by share.py
-        return _from_run(weights, origin, shared)
+    if "vit_lab" in config:  # written by share.py
+        return _from_run(weights, origin, config["vit_lab"])
     state = _read_state(weights)
     if "architecture" in config:
         cfg = config.get("pretrained_cfg") or {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -85,50 +85,41 @@ class Expected:
 
 
 def write_weights(folder: Path, pretrained: Pretrained) -> None:
-    """Writes model.safetensors, which this project loads from its header, and a config.json.
+    """Writes model.safetensors, and the config.json with which this project loads it.
 
-    `write_timm` replaces the config.json by one that timm and transformers understand.
+    `write_timm` adds to config.json what timm and transformers need.
     """
     names, model = pretrained.class_names, pretrained.model
     header = registry.model_header(model, names, pretrained.preprocess)
-    metadata = {"format": "pt", "vit-lab": json.dumps(header)}  # transformers requires a format
-    _save(folder / "model.safetensors", model.state_dict(), metadata)
     config = {
-        "library_name": "vit-lab", "model": header["model"], "num_classes": len(names),
-        "label_names": names,
+        "library_name": "vit-lab", "num_classes": len(names), "label_names": names,
+        "vit_lab": header,
     }  # fmt: skip
     checkpoints.write_json(folder / "config.json", config)
+    _save(folder / "model.safetensors", model.state_dict())
 
 
-def _save(path: Path, state: _State, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file; the same weights always give the same bytes.
-
-    safetensors writes metadata in random order, and an upload would then look like a new version.
-    """
-    content = save({name: value.contiguous() for name, value in state.items()}, metadata)
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = {**json.loads(content[8:end]), "__metadata__": metadata}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    data = len(text).to_bytes(8, "little") + text + content[end:]
-    checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(data))
+def _save(path: Path, state: _State) -> None:
+    state = {name: value.contiguous() for name, value in state.items()}
+    metadata = {"format": "pt"}  # which transformers requires
+    checkpoints.write_atomically(path, lambda scratch: save_file(state, scratch, metadata))
 
 
 # --- timm ---
 
 
 def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comparison:
-    """Writes the config.json with which timm and, if timm is installed, transformers load it.
+    """Adds to config.json what timm and, if timm is installed, transformers load the model with.
 
     Args:
-        folder: contains model.safetensors.
+        folder: contains config.json and model.safetensors.
         pretrained: the model.
         expected: of the model.
     """
     import timm
 
-    config = timm_config(pretrained)
-    before = (folder / "config.json").read_text(encoding="utf-8")
+    before = checkpoints.read_json(folder / "config.json")
+    config = {**before, "library_name": "timm", **timm_config(pretrained)}
     checkpoints.write_json(folder / "config.json", config)
     try:
         with warnings.catch_warnings():
@@ -136,7 +127,7 @@ def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comp
             model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
         return expected.compare(model, "timm")
     except Exception as error:  # timm raises many kinds
-        (folder / "config.json").write_text(before, encoding="utf-8")
+        checkpoints.write_json(folder / "config.json", before)
         if isinstance(error, NotPossible):
             raise
         reason = runtime.first_line(error)
@@ -144,7 +135,7 @@ def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comp
 
 
 def timm_config(pretrained: Pretrained) -> dict[str, Any]:
-    """The content of timm's config.json. Raises: NotPossible, for our CNN."""
+    """What timm reads in config.json. Raises: NotPossible, for our CNN."""
     import timm
 
     model, preprocess, names = pretrained.model, pretrained.preprocess, pretrained.class_names
@@ -164,10 +155,8 @@ def timm_config(pretrained: Pretrained) -> dict[str, Any]:
     channels, size = len(preprocess.mean), preprocess.img_size
     return {
         "architecture": architecture,
-        "num_classes": len(names),
         "num_features": num_features,
         "global_pool": pool if isinstance(pool, str) else "avg",
-        "label_names": names,
         "model_args": arguments,
         "pretrained_cfg": {
             "tag": "vit_lab",
@@ -221,7 +210,7 @@ def write_transformers(folder: Path, pretrained: Pretrained, expected: Expected)
     place.mkdir(exist_ok=True)
     names, preprocess = pretrained.class_names, pretrained.preprocess
     state = to_transformers(model.state_dict(), config)
-    _save(place / "model.safetensors", state, {"format": "pt"})
+    _save(place / "model.safetensors", state)
     content = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",

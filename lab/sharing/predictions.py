@@ -259,7 +259,7 @@ def predict(
     """
     classes, preprocess = pretrained.class_names, pretrained.preprocess
     index = {name: i for i, name in enumerate(classes)}
-    shown = {int(i) for i in np.linspace(0, len(source) - 1, min(_SHOWN, len(source))).round()}
+    wanted = np.linspace(0, len(source) - 1, min(_SHOWN, len(source))).round()  # as examples
     summary = Summary()
     columns = [f"{name}_{i}" for i in range(1, top_k + 1) for name in ("class", "probability")]
 
@@ -281,7 +281,11 @@ def predict(
                     pairs = zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
                     cells = [cell for j, p in pairs for cell in (classes[j], f"{p:.4f}")]
                     writer.writerow([name, known, *cells])
-                picked = [i for i, number in enumerate(batch.numbers) if number in shown]
+                picked: list[int] = []  # if a wanted image is unreadable, a later one replaces it
+                for i, number in enumerate(batch.numbers):
+                    left = wanted[len(summary.examples) + len(picked) :]
+                    if len(left) and number >= left[0]:
+                        picked.append(i)
                 if picked:
                     maps = maps_of(inputs[picked]).float().cpu().numpy() if maps_of else None
                     for row, i in enumerate(picked):
