@@ -57,6 +57,8 @@ def main() -> None:
     records = card.Records.find(c.MODEL)
     license = card.license_of(c.MODEL, records, c.LICENSE)
     name = c.NAME or registry.short_name(c.MODEL)
+    if Path(name).name != name:
+        raise UserError(f"NAME={name!r} is not the name of a folder")
     folder = Path(c.RESULTS_DIR, name)
     check_folder(folder, pretrained, c.OVERWRITE)
     loaders, dataset = example_images(pretrained, records, c.DATA_DIR)
@@ -87,13 +89,16 @@ def write_folder(
     try:
         scratch.chmod(0o755)  # mkdtemp's folders are private
         formats.write_weights(scratch, pretrained)
-        for name, write in (
-            ("timm", formats.write_timm),
-            ("transformers", formats.write_transformers),
-            ("onnx", formats.write_onnx),
-        ):
+        writers = {
+            "timm": formats.write_timm,
+            "transformers": formats.write_transformers,
+            "onnx": formats.write_onnx,
+        }
+        if int8:
+            writers["int8"] = lambda folder, *_: formats.write_int8(folder, loaders)
+        for name, write in writers.items():
             try:
-                release.formats[name] = write(scratch, pretrained, expected)
+                release.formats[name] = str(write(scratch, pretrained, expected))
                 print(f"{name}: {release.formats[name]}")
             except formats.NotPossible as reason:
                 release.skipped[name] = str(reason)
@@ -103,14 +108,6 @@ def write_folder(
                 f"the ViT in {model_file} is not timm's, so others could not load it "
                 f"({release.skipped['timm']}): share a run of the lab's model.py"
             )
-        if int8:
-            try:
-                release.int8 = formats.write_int8(scratch, loaders)
-                accuracies = (f"{name} {100 * x:.2f} %" for name, x in release.int8.items())
-                print(f"test accuracy with ONNX: {', '.join(accuracies)}")
-            except formats.NotPossible as reason:
-                release.skipped["int8"] = str(reason)
-                print(f"skipping int8: {reason}")
         if release.records:
             for name in ("metrics.json", "confusion.png"):
                 if (source := release.records.folder / name).is_file():
@@ -135,10 +132,12 @@ def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
 
 
 def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:
-    """Raises: UserError, if a folder contains anything but an earlier version of this model."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another --name")
-    if overwrite or not folder.exists() or not any(folder.iterdir()):
+    """Raises: UserError, if a folder contains anything but this model, or another if allowed."""
+    if not folder.exists():
+        return
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} exists and contains no model: choose another --name")
+    if overwrite:
         return
     try:
         same = load_pretrained(str(folder)).fingerprint() == pretrained.fingerprint()

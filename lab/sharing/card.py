@@ -8,7 +8,6 @@ from typing import Any
 
 from lab.core import Run, UserError, checkpoints
 from lab.models import Pretrained, registry
-from lab.sharing.formats import Comparison
 
 _PROJECT_LICENSE = "mit"  # of models that are trained from scratch
 _HUB_DATASETS = {  # names on the hub of the lab's datasets
@@ -67,9 +66,8 @@ class Release:
     records: Records | None
     license: str
     images: str  # which images the formats were compared on
-    formats: dict[str, Comparison] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)  # how each compares with the model
     skipped: dict[str, str] = field(default_factory=dict)  # by format, the reason
-    int8: dict[str, float] | None = None  # test accuracy of "fp32" and "int8"
 
 
 # --- License ---
@@ -316,10 +314,6 @@ print(classes[logits.argmax()])
 def _formats(release: Release) -> str:
     rows = ["| format | compared with the original model |", "|---|---|"]
     rows += [f"| {name} | {found} |" for name, found in release.formats.items()]
-    if release.int8:
-        fp32, int8 = (100 * release.int8[name] for name in ("fp32", "int8"))
-        rows.append(f"| onnx, int8 (`model-int8.onnx`) | test accuracy {int8:.2f} %, instead of "
-                    f"{fp32:.2f} % in fp32 |")  # fmt: skip
     text = "\n".join(rows) + f"\n\nThe comparison used {release.images}."
     missing = [f"- {name}: {reason}." for name, reason in release.skipped.items()]
     return text + ("\n\nNot included:\n\n" + "\n".join(missing) if missing else "")

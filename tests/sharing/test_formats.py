@@ -1,6 +1,7 @@
 """A shared folder gives the same logits in timm, transformers, ONNX Runtime and this project."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,8 +74,9 @@ def check_card(text, out):
                  "![Confusion matrix", "test images of digits"):  # fmt: skip
         assert said in text
     assert Path("vit/confusion.png").read_bytes() == b"a figure"
-    int8, fp32 = text.split("| test accuracy ")[1].split(" % in fp32")[0].split(" %, instead of ")
-    assert f"fp32 {fp32} %, int8 {int8} %" in out
+    (int8,) = re.findall(r"^int8: (.*)", out, re.MULTILINE)
+    assert f"| int8 | {int8} |" in text
+    assert re.search(r"has a test accuracy of \d+\.\d\d %, `model.onnx` of \d+", int8)
 
 
 def test_transformers_holds_layer_scale_and_a_token_without_position(tmp_path):
@@ -172,6 +174,11 @@ def test_missing_packages_and_other_models_are_named(script, vit_run, tmp_path, 
     assert done.code == 2
     assert "out/x contains another model: choose another --name" in done.err
     assert script("share.py", "--model", other, "--name", "x", "--overwrite").code == 0
+    (tmp_path / "out" / "mine").mkdir()
+    done = script("share.py", "--model", other, "--name", "mine", "--overwrite")
+    assert "out/mine exists and contains no model" in done.err
+    done = script("share.py", "--model", other, "--name", "../out", "--overwrite")
+    assert "is not the name of a folder" in done.err
 
 
 def test_license_is_inherited_and_asked_for_if_unknown(vit_run, tmp_path):
