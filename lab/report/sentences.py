@@ -181,7 +181,7 @@ def pairs_sentence(found: list[Configuration], place: Path) -> str:
     if not significant:
         return f"No two models on the same test images differ significantly ({test})."
     if significant == len(pairs):
-        return f"All models on the same test images differ significantly ({test})."
+        return f"All pairs of models on the same test images differ significantly ({test})."
     return (
         f"{significant} of {plural(len(pairs), 'pair')} of models on the same test images "
         f"{'differs' if significant == 1 else 'differ'} significantly ({test}); for the others, "

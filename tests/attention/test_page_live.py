@@ -437,10 +437,12 @@ def test_every_control_has_a_name_and_is_large_enough(show):
 
 
 def test_page_prints_on_one_sheet(show, trained):
-    page = show(content(trained[1], run=trained[0]))
-    page.locator("#proof-text", has_text="Rank correlation").wait_for()
-    printed = page.pdf(prefer_css_page_size=True, print_background=True)
-    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
+    deep = content(random_model(replace(TINY, depth=12)))
+    for shown in (content(trained[1], run=trained[0]), deep):
+        page = show(shown)
+        page.locator("#proof-text", has_text="Rank correlation").wait_for()
+        printed = page.pdf(prefer_css_page_size=True, print_background=True)
+        assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
 
 
 def test_dark_theme_and_reduced_motion_are_followed(show):

@@ -157,6 +157,7 @@ const inView = new IntersectionObserver(([entry]) => {
 });
 inView.observe(byId("pad"));
 
+document.documentElement.style.setProperty("--depth", DEPTH);  // for the size of the print
 startLook();
 startBreak();
 startLearn();

@@ -28,8 +28,8 @@ function runsSection() {
     note("Test accuracy uses the weights of the epoch with the best validation accuracy. Its 95 % ",
       "interval (Wilson) covers the choice of test images, but not the choice of the seed. ",
       "Unfinished runs have no test accuracy. MACs are multiply-accumulate operations per image. ",
-      "Of a sweep, only the trial that validation chose is listed. Click a column heading to sort ",
-      "the table, the best first; click it again to reverse the order."),
+      "For a sweep, only the trial with the best validation accuracy is listed. Click a column ",
+      "heading to sort the table, the best first; click it again to reverse the order."),
     ...(runs.length > MANY ? [filter] : []),
     ...(seeds.length > 0 ? [element("h3", {}, "Repeated runs"), seedsTable(seeds)] : []),
     ...groups.map((group) => group.node),
@@ -145,6 +145,8 @@ function costSection() {
   ];
 }
 
+const BARS = "Bars are 95 % intervals, or ± one standard deviation if there are several seeds.";
+
 function finetuningSection() {
   const columns = [
     textColumn("mode", (row) => row.label, (row) => runLink(row.run, row.label)),
@@ -164,7 +166,7 @@ function finetuningSection() {
   };
   if (visible(data.finetuning).length === 0) return null;
   return [
-    note("How much of a pretrained model needs to be trained? Bars are 95 % intervals."),
+    note("How much of a pretrained model needs to be trained? ", BARS),
     ...fileList(data.mode_files), ...visible(data.finetuning).flatMap(part),
   ];
 }
@@ -198,7 +200,7 @@ function efficiencySection() {
   if (visible(data.efficiency).length === 0) return null;
   return [
     note("How accuracy depends on the number of training images; the test images stay the same. ",
-      "Bars are 95 % intervals, or the standard deviation if there are several seeds."),
+      BARS),
     ...visible(data.efficiency).flatMap(part),
   ];
 }
