@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import lab.__main__ as whole
+from tests.events import Events
 
 SCRIPT = """
 import os, pathlib, sys
@@ -96,7 +96,10 @@ def test_the_parts_are_scripts_that_exist_and_end_with_a_shared_model():
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_stops_the_part_and_says_how_to_resume(place):
     """As the terminal sends it: to the lab and to the script that it runs."""
-    (place / "part.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    begun = Events(place / "begun")
+    (place / "part.py").write_text(
+        "import pathlib, signal\npathlib.Path('begun').write_text('.')\nsignal.pause()\n"
+    )
     # A test started in the background of a shell would inherit that Ctrl-C is ignored.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -108,11 +111,9 @@ def test_ctrl_c_stops_the_part_and_says_how_to_resume(place):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, text=True,
                                start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)  # fmt: skip
-    log = place / "results" / "lab.log"
-    while process.poll() is None and not (log.exists() and "begun" in log.read_text()):
-        time.sleep(0.05)
+    begun.next()
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 130
     assert "stopped in first; make lab, or python -m lab, resumes it" in err
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = '''
 """A script with the modes of finetune.py and nothing to train."""
-import sys, time
+import os, signal, sys
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ HOLD: Literal["import", "training", "no"] = "no"
 
 if "--mode=b" in sys.argv and "--hold=import" in sys.argv:
     print("held", flush=True)
-    time.sleep(600)
+    signal.pause()
 
 from lab.core import Run, checkpoints, constants, run_script, runtime
 from lab.finetuning import compare_modes
@@ -46,10 +46,12 @@ def main():
         print("already finished")
         return
     if MODE == "b" and HOLD == "training":
+        arrived, arriving = os.pipe()
+        os.set_blocking(arriving, False)
+        signal.set_wakeup_fd(arriving)
         with runtime.handle_signals() as stop:
             print("held", flush=True)
-            while not stop:
-                time.sleep(0.01)
+            os.read(arrived, 1)
         raise runtime.Stopped(stop[0], "epoch 1")
     checkpoints.write_json(run.folder / "metrics.json", {
         "test_accuracy": 0.5, "test_accuracy_95": [0.4, 0.6], "training_seconds": 1.0,
@@ -99,10 +101,9 @@ def test_modes_have_names_and_commands_of_their_own(start, tmp_path):
 ])  # fmt: skip
 def test_interrupted_comparison_ends_without_traceback_and_resumes(hold, number, start, tmp_path):
     process = start(f"--hold={hold}")
-    while process.stdout.readline() != "held\n":
-        assert process.poll() is None
+    assert "held\n" in iter(process.stdout.readline, "")
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 128 + number
     assert "Traceback" not in err
     *_, stopped, advice = err.splitlines()

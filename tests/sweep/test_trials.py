@@ -7,11 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
-import psutil
 import torch
 from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -21,17 +19,23 @@ from lab.core import Run
 from lab.report.records import read_runs
 from lab.sweep.search_space import next_point
 from lab.sweep.trials import TRIAL_PROCESS, read_history
+from tests.events import Events
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wait_for(condition):
-    """Waits for an event, at most two minutes."""
-    end = time.monotonic() + 120
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return found
+# Runs a script; says when it first sleeps, which is between two attempts to get a lock.
+SAY_SLEEP = """
+import os, runpy, sys, time
+sleep = time.sleep
+def say_and_sleep(seconds):
+    time.sleep = sleep
+    os.write(1, b"sleeps\\n")
+    sleep(seconds)
+time.sleep = say_and_sleep
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def num_starts(folder):
@@ -57,17 +61,19 @@ def test_killed_sweep_resumes_with_the_same_trials(fake, command, run_sweep):
     """SIGKILL of the sweep ends its run, which saves. Ctrl-C saves too and names the command."""
     words = ["--space", "RATE=log:1e-3..1e-1 WIDTH=8..64", "--trials", "4", "--no-prune",
              "--fixed", "--hold-below 9"]  # fmt: skip
+    events = Events(Path("events"))
 
     def stop_in_epoch(number, epoch):
         with subprocess.Popen(
             [sys.executable, *command(*words)], stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         ) as process:  # fmt: skip
-            (history,) = wait_for(lambda: [*fake.glob("*/history.csv")])
-            wait_for(lambda: len(read_history(history)) == epoch)
+            assert str(epoch) in iter(events.next, "")
             os.killpg(process.pid, number)  # what Ctrl-C in a terminal does
-            status, error = process.wait(60), process.stderr.read()
-        wait_for(lambda: (history.parent / "saved.txt").read_text() == "saved\n" * (epoch - 1))
+            status, error = process.wait(), process.stderr.read()
+        assert events.next() == "s"
+        (saved,) = fake.glob("*/saved.txt")
+        assert saved.read_text() == "saved\n" * (epoch - 1)
         return status, error
 
     assert stop_in_epoch(signal.SIGKILL, 2)[0] == -signal.SIGKILL
@@ -80,6 +86,7 @@ def test_killed_sweep_resumes_with_the_same_trials(fake, command, run_sweep):
 
     with open(fake / "study.journal", "a") as file:
         file.write('{"op_code":5,"wor')  # as a full disk leaves it
+    Path("events").unlink()
     Path("go").touch()
     status, record = run_sweep(*words)
     assert status == 0
@@ -99,25 +106,25 @@ def test_run_has_one_process_at_a_time(tmp_path):
     script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     with FileLock(lock):
         second = subprocess.Popen(
-            [sys.executable, TRIAL_PROCESS, lock, script], stdin=subprocess.PIPE
-        )
-        switches = psutil.Process(second.pid).num_ctx_switches
-        wait_for(lambda: second.poll() is not None or psutil.Process(second.pid).num_threads() == 2)
-        start = switches().voluntary
-        wait_for(lambda: second.poll() is not None or switches().voluntary > start + 5)
+            [sys.executable, "-c", SAY_SLEEP, TRIAL_PROCESS, lock, script], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert "sleeps\n" in iter(second.stdout.readline, "")
         assert not (tmp_path / "ran").exists()
-    assert second.wait(60) == 0
+    second.stdout.close()
+    assert second.wait() == 0
     assert (tmp_path / "ran").exists()
 
 
 def test_two_terminals_share_the_trials(fake, command):
     """Each run waits until a second one has started, which takes the other process."""
-    words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "4", "--fixed", "--company 2"]
+    words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "4"]
+    os.mkfifo("company")
     both = [
         subprocess.Popen([sys.executable, *command(*words)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     record = json.loads((fake / "sweep.json").read_text())
     assert [trial["state"] for trial in record["trials"]] == ["complete"] * 4
@@ -128,7 +135,8 @@ def test_two_terminals_share_the_trials(fake, command):
 
 def test_processes_run_at_the_same_time_and_share_the_cores(fake, run_sweep, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "3", "--fixed", "--company 2"]
+    words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "3"]
+    os.mkfifo("company")
     assert run_sweep(*words, "--processes", "2")[0] == 0
     threads = {path.read_text().strip() for path in fake.glob("*/starts.txt")}
     assert threads == {str(max(1, torch.get_num_threads() // 2))}
@@ -221,7 +229,7 @@ def test_trial_equals_the_run_made_by_hand(tmp_path, run_sweep, monkeypatch):
     rate, flip = trial["params"].values()
     flags = [*fixed.split(), "--learning-rate", str(rate), "--flip" if flip else "--no-flip"]
     place = ["--results-dir", str(tmp_path / "hand"), "--name", "h"]
-    subprocess.run([sys.executable, "train.py", *flags, *place], check=True, timeout=300)
+    subprocess.run([sys.executable, "train.py", *flags, *place], check=True)
     swept, made = Run(tmp_path / "s" / trial["folder"]), Run(tmp_path / "hand" / "h")
     clock = {"seconds", "images_per_second", "peak_memory_mb", "training_seconds"}
     for ours, theirs in zip(

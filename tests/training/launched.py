@@ -4,16 +4,17 @@
 
 "{rank}" in a word becomes the number of the process.
 
-HOLD=FILE makes every process print "held" and wait before step HOLD_AT (epoch,step; default 2,4)
+HOLD=PIPE makes every process print "held" and wait before step HOLD_AT (epoch,step; default 2,4)
 until a process of this launch receives a signal. A test can then interrupt the run at a known
-place without sleeping. FILE appears when the signal arrives.
+place without sleeping. The processes tell each other about the signal through the named pipe,
+which they create. Each further signal is answered by the line "signal".
 """
 
 import os
 import runpy
 import signal
 import sys
-import time
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -26,24 +27,27 @@ from lab.data import loaders
 HOLD_AT = tuple(map(int, os.environ.get("HOLD_AT", "2,4").split(",")))
 
 
-def hold_training(signaled: Path) -> None:
-    """Makes every process wait at HOLD_AT until `signaled` exists; any signal creates it."""
+def hold_training(path: Path) -> None:
+    """Makes every process wait at HOLD_AT until one of them has received a signal."""
     batches, install = loaders.Loaders.train, signal.signal
+    with suppress(FileExistsError):
+        os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)
 
     def held_batches(self, epoch, first_step=0):
         for step, batch in enumerate(batches(self, epoch, first_step), first_step):
             if (epoch, step) == HOLD_AT:
                 print("held", flush=True)
-                while not signaled.exists():
-                    time.sleep(0.01)
+                os.write(pipe, os.read(pipe, 1))  # waits, and passes the news on
             yield batch
 
     def install_and_touch(number, handler):
-        def touch_and_handle(*arguments):
-            signaled.touch()
+        def report_and_handle(*arguments):
+            os.write(pipe, b".")
+            os.write(1, b"signal\n")
             handler(*arguments)
 
-        return install(number, touch_and_handle if callable(handler) else handler)
+        return install(number, report_and_handle if callable(handler) else handler)
 
     loaders.Loaders.train, signal.signal = held_batches, install_and_touch
 

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from lab.core.checkpoints import load_weights
 from lab.data.datasets import load_data
 from lab.models import load_model
+from tests.events import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -51,10 +51,10 @@ def start(launcher, words, **environment):
     )  # fmt: skip
 
 
-def finished(process, timeout=180):
+def finished(process):
     """Status, stdout, stderr; the whole launch is gone afterwards, hung or not."""
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         return process.returncode, out, err
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -190,16 +190,17 @@ def to_one_worker_again_and_again(process):
     with contextlib.suppress(psutil.NoSuchProcess):
         for _ in range(20):
             worker.send_signal(signal.SIGINT)
-            time.sleep(0.02)
+            if "signal\n" not in iter(process.stdout.readline, ""):
+                break  # it has ended
 
 
-def stopped(launcher, words, send, signaled, **environment):
+def stopped(launcher, words, send, pipe, **environment):
     """Starts a run and interrupts it in its second epoch; returns the command that resumes it.
 
-    `signaled`: a path that the processes create when a signal arrives, see launched.py.
+    `pipe`: a path at which the processes create a named pipe, see launched.py.
     """
     words = ["tests/training/launched.py", *words]
-    process = start(launcher, words, HOLD=str(signaled), **environment)
+    process = start(launcher, words, HOLD=str(pipe), **environment)
     assert "held\n" in iter(process.stdout.readline, "")
     send(process)
     status, out, err = finished(process)
@@ -214,7 +215,7 @@ def stopped(launcher, words, send, signaled, **environment):
 
 def test_one_process_resumes_a_run_of_two(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
-    again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "signaled")
+    again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "pipe")
     assert again == " ".join(["python", *TORCHRUN, "tests/training/launched.py", *words])
     assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
@@ -222,7 +223,7 @@ def test_one_process_resumes_a_run_of_two(one, tmp_path):
 
 def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
-    stopped(TORCHRUN, words, to_all, tmp_path / "signaled")
+    stopped(TORCHRUN, words, to_all, tmp_path / "pipe")
     load_model(only(tmp_path / "runs") / "best.safetensors")  # of the first epoch
     assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
@@ -263,7 +264,7 @@ def two(one, tmp_path_factory):
 
     expected = "".join(alone(words) for words in commands("one"))
     words = [*TRAIN, "--results-dir", str(place / "two" / "train")]
-    again = stopped([], words, to_the_launcher, place / "signaled")
+    again = stopped([], words, to_the_launcher, place / "pipe")
     assert again == " ".join(["python", *words])
     together = [word for line in [words, *commands("two")] for word in [*line, "+"]]
     out = launched([*TORCHRUN, "tests/training/launched.py"], together)
