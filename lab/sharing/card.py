@@ -324,7 +324,7 @@ def training_table(records: Records) -> str:
     config, metrics = records.config, records.metrics
     data, hardware = config["dataset"], config["hardware"]
     off = (None, "", 0, False, "none")
-    hidden = {*Run.NOT_IDENTITY, "DATASET", "PRETRAINED"}  # the latter two may be local paths
+    hidden = {*Run.NOT_IDENTITY, "DATASET", "PRETRAINED", "MODEL_FILE"}  # may be local paths
     recipe = {k: v for k, v in config["constants"].items() if v not in off and k not in hidden}
     changed = ", with uncommitted changes" if config.get("uncommitted_changes") else ""
     start = f"fine-tuned from {_public(records.base)}" if records.base else "trained from scratch"

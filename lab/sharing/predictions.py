@@ -204,14 +204,13 @@ def _files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Example:
-    """One image of the contact sheet; `classes` and `probabilities` are the top k, best first."""
+    """One image of the contact sheet."""
 
     name: str
-    label: str | None
-    classes: list[str]
-    probabilities: list[float]
-    pixels: np.ndarray  # uint8 (S, S, 3), as the model sees it
-    map: np.ndarray | None  # (rows, columns)
+    label: str  # "": not a class of the model
+    top: list[tuple[str, float]]  # the k most probable classes and their probabilities
+    pixels: Tensor  # (1 or 3, S, S) in [0, 1], as the model sees it
+    map: Tensor | None  # (rows, columns)
 
 
 @dataclass
@@ -258,7 +257,6 @@ def predict(
     Raises: UserError, if no image can be read.
     """
     classes, preprocess = pretrained.class_names, pretrained.preprocess
-    index = {name: i for i, name in enumerate(classes)}
     wanted = np.linspace(0, len(source) - 1, min(_SHOWN, len(source))).round()  # as examples
     summary = Summary()
     columns = [f"{name}_{i}" for i in range(1, top_k + 1) for name in ("class", "probability")]
@@ -272,25 +270,22 @@ def predict(
             writer.writerow(["image", "label", *columns])
             for batch in source.batches(batch_size):
                 inputs = preprocess.normalize(batch.pixels.to(device))
-                top = pretrained.model(inputs).double().softmax(1).cpu().topk(top_k)
+                found = pretrained.model(inputs).double().softmax(1).cpu().topk(top_k)
                 for i, (name, label) in enumerate(zip(batch.names, batch.labels, strict=True)):
-                    known = label if label in index else ""
+                    label = label if label in classes else ""
+                    indices, values = found.indices[i].tolist(), found.values[i].tolist()
+                    top = [(classes[j], p) for j, p in zip(indices, values, strict=True)]
                     summary.images += 1
-                    summary.labeled += bool(known)
-                    summary.correct += bool(known) and index[known] == top.indices[i, 0].item()
-                    pairs = zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
-                    cells = [cell for j, p in pairs for cell in (classes[j], f"{p:.4f}")]
-                    writer.writerow([name, known, *cells])
-                picked: list[int] = []  # if a wanted image is unreadable, a later one replaces it
-                for i, number in enumerate(batch.numbers):
-                    left = wanted[len(summary.examples) + len(picked) :]
-                    if len(left) and number >= left[0]:
-                        picked.append(i)
-                if picked:
-                    maps = maps_of(inputs[picked]).float().cpu().numpy() if maps_of else None
-                    for row, i in enumerate(picked):
-                        drawn = None if maps is None else maps[row]
-                        summary.examples.append(_example(batch, i, top, classes, preprocess, drawn))
+                    summary.labeled += label != ""
+                    summary.correct += label == top[0][0]
+                    cells = [cell for guess, p in top for cell in (guess, f"{p:.4f}")]
+                    writer.writerow([name, label, *cells])
+                    # If a wanted image is unreadable, a later one replaces it.
+                    left = wanted[len(summary.examples) :]
+                    if len(left) and batch.numbers[i] >= left[0]:
+                        drawn = maps_of(inputs[i : i + 1])[0].float().cpu() if maps_of else None
+                        pixels = preprocess.center_crop(batch.pixels[i : i + 1])[0]
+                        summary.examples.append(Example(name, label, top, pixels, drawn))
                 bar.update(len(batch.names))
         if not summary.images:
             raise UserError(
@@ -299,16 +294,6 @@ def predict(
 
     checkpoints.write_atomically(path, write)
     return summary
-
-
-def _example(
-    batch: Batch, i: int, top: Any, classes: list[str], preprocess: Preprocess, drawn: Any
-) -> Example:
-    label = batch.labels[i] if batch.labels[i] in classes else None
-    crop = (preprocess.center_crop(batch.pixels[i : i + 1])[0] * 255).round().byte()
-    pixels = crop.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    names = [classes[j] for j in top.indices[i].tolist()]
-    return Example(batch.names[i], label, names, top.values[i].tolist(), pixels, drawn)
 
 
 def describe_unreadable(source: Images) -> str:
@@ -320,8 +305,7 @@ def table(summary: Summary, most: int = 8) -> str:
     """The first predictions as text, a line per image."""
     rows = []
     for x in summary.examples[:most]:
-        pairs = list(zip(x.classes, x.probabilities, strict=True))[:3]
-        guesses = ", ".join(f"{name} ({100 * p:.1f} %)" for name, p in pairs)
+        guesses = ", ".join(f"{name} ({100 * p:.1f} %)" for name, p in x.top[:3])
         rows.append((images.printable(Path(x.name).name), guesses))
     width = min(40, max(len(name) for name, _ in rows))
     lines = [f"{name:<{width}}  {guesses}" for name, guesses in rows]
@@ -347,19 +331,21 @@ def plot_contact_sheet(path: Path, summary: Summary, title: str, map_name: str |
         rows, columns * per_image, squeeze=False, layout="constrained",
         figsize=(max(5, 2.1 * columns * per_image), 3 * rows + 0.8),
     )  # fmt: skip
-    figure.get_layout_engine().set(hspace=0.07)  # room for the captions
+    bottom = 0.5 / figure.get_figheight()
+    figure.get_layout_engine().set(hspace=0.07, rect=(0, bottom, 1, 1 - bottom))  # for the captions
     for axis in axes.flat:
         axis.set_axis_off()
     for number, example in enumerate(summary.examples):
         row, column = divmod(number, columns)
-        side = example.pixels.shape[0]
+        side = example.pixels.shape[-1]
         extent = (0, side, side, 0)
         for axis in axes[row, per_image * column :][:per_image]:
-            axis.imshow(example.pixels, extent=extent, interpolation="nearest")
+            axis.imshow(example.pixels.expand(3, -1, -1).permute(1, 2, 0), extent=extent,
+                        interpolation="nearest")  # fmt: skip
         if map_name:
             axis = axes[row, per_image * column + 1]
             axis.imshow(example.map, extent=extent, cmap="inferno", alpha=0.65, vmin=0,
-                        vmax=np.quantile(example.map, 0.99) or 1,
+                        vmax=example.map.quantile(0.99) or 1,
                         interpolation="bilinear" if side > 64 else "nearest")  # fmt: skip
         _caption(axes[row, per_image * column], example)
     notes = [f"Right of each image: {map_name}."] if map_name else []
@@ -378,12 +364,11 @@ def _caption(axis: Any, example: Example) -> None:
     name = images.printable(example.label or Path(example.name).name).replace("$", r"\$")
     color = "black"
     if example.label:
-        is_correct = example.label == example.classes[0]
+        is_correct = example.label == example.top[0][0]
         color = plots.ANSWERS["correct" if is_correct else "wrong"].color
     axis.set_title(_fit(name, 26), fontsize=8, color="dimgray")
-    pairs = list(zip(example.classes, example.probabilities, strict=True))[:3]
-    lines = [f"{_fit(name, 20)} ({100 * p:.0f} %)" for name, p in pairs]
-    for line, text in enumerate(lines):
+    for line, (guess, p) in enumerate(example.top[:3]):
+        text = f"{_fit(guess, 20)} ({100 * p:.0f} %)"
         axis.text(0.5, -0.03 - 0.11 * line, text.replace("$", r"\$"), transform=axis.transAxes,
                   ha="center", va="top", fontsize=9 if line == 0 else 7.5,
                   color=color if line == 0 else "dimgray",
