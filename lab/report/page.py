@@ -6,16 +6,14 @@ JavaScript; everything else is stored as JSON and drawn by the scripts. All link
 """
 
 import html
-import os
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
-from lab.core import Run, plots, stats, web_page
-from lab.report import images, sentences
+from lab.core import plots, stats, web_page
+from lab.report import folders, images, sentences
 from lab.report.comparisons import (
     Configuration,
     MainResults,
@@ -30,16 +28,14 @@ from lab.report.comparisons import (
     main_results,
     select_models,
 )
-from lab.report.records import CURVES, TASKS, Found, Record
+from lab.report.record_files import CURVES
+from lab.report.records import TASKS, Found, Record
 
 _TEMPLATE = Path(__file__).parent / "web" / "page.html"
 _CURVE_POINTS = 100  # longer curves are thinned out
 _CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
-_PLOT_BYTES = 3_000_000  # for all plots in the page; further plots stay in their folders
 _RUN_FILES = ("curves.png", "confusion.png", "metrics.json", "config.json", "history.csv",
               "predictions.csv")  # fmt: skip
-_ATTENTION_FILES = ("attention.html", "overview.jpg", "heads.jpg", "distance.png", "positions.png",
-                    "score.png", "score.md")  # fmt: skip
 _UNITS = {"cpu": "", "cores": " cores", "threads": " threads", "gpu": ""}  # of hardware
 
 
@@ -72,13 +68,9 @@ def build_content(
     test_sets = group_by((r for r in runs if r.metrics), lambda r: r.predictions.test_set)
     test_set_ids = {same[0].predictions.test_set: i for i, same in enumerate(test_sets)}
     compared = [(some, compare_pairs(some)) for some in select_models(configs, place)]
-    budget = [_PLOT_BYTES]
-
-    def attention_of(run: Run) -> dict[str, Any]:
-        return _attention(run, is_reference(run, place), place, budget)
-
+    budget = [folders.PLOT_BYTES]
     by_start = sorted(found.attention_runs, key=lambda run: run.config().get("started", ""))
-    attention = [attention_of(run) for run in by_start]
+    attention = [folders.attention(run, place, budget) for run in by_start]
     return {
         "heading": f"ViT Lab: {title[0].lower()}{title[1:]}",
         "title": title,
@@ -111,12 +103,12 @@ def build_content(
         "efficiency": [
             _efficiency(lines, ids, place) for lines in efficiencies(without_trials, place)
         ],
-        "sweeps": [_sweep(folder, record, place, budget) for folder, record in found.sweeps],
+        "sweeps": [folders.sweep(*sweep, place, budget) for sweep in found.sweeps],
         "attention": attention,
-        "mode_files": _comparison_files(runs, "*-modes.*", place),
-        "score_files": _comparison_files(found.attention_runs, "scores-*", place),
+        "mode_files": folders.comparisons(runs, "*-modes.*", place),
+        "score_files": folders.comparisons(found.attention_runs, "scores-*", place),
         "left_out": [
-            {"folder": folder.as_posix(), "link": _link(folder, place), "reason": reason}
+            {"folder": folder.as_posix(), "link": folders.link(folder, place), "reason": reason}
             for folder, reason in found.left_out
         ],
     }
@@ -162,8 +154,8 @@ def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict
         "id": i,
         "name": run.folder.name,
         "folder": run.folder.as_posix(),
-        "link": _link(run.folder, place),
-        "files": _files(run.folder, _RUN_FILES, place),
+        "link": folders.link(run.folder, place),
+        "files": folders.files(run.folder, _RUN_FILES, place),
         "kind": run.kind,
         "recipe": run.recipe,
         "whole": run.share == 1 and not run.sweep,
@@ -350,109 +342,6 @@ def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int],
         ],
         "summary": sentences.efficiency_sentence(lines),
     }
-
-
-def _sweep(folder: Path, record: dict[str, Any], place: Path, budget: list[int]) -> dict[str, Any]:
-    columns = list(dict.fromkeys(name for t in record["trials"] for name in t["params"]))
-    captions = {
-        "parallel.png": f"Trials of the sweep {folder.name}, one line per trial",
-        "importance.png": "Importance of each parameter",
-    }
-    captions |= {f"{name.lower()}.png": f"Validation accuracy against {name}" for name in columns}
-    return {
-        "name": folder.name,
-        "reference": is_reference(Run(folder), place),
-        "summary": record["says"],
-        "folder": folder.as_posix(),
-        "link": _link(folder, place),
-        "files": _files(folder, ("sweep.md", "sweep.json"), place),
-        "best": record.get("best"),
-        "plots": _plots(folder, captions, place, budget),
-        "columns": columns,
-        "trials": [
-            {
-                "number": t["number"],
-                "state": t["state"],
-                "values": [t["params"].get(name) for name in columns],
-                "val_accuracy": t.get("val_accuracy"),
-                "epochs": t.get("epochs"),
-                "link": _link(folder / t["folder"], place) if t.get("folder") else None,
-            }
-            for t in record["trials"]
-        ],
-    }
-
-
-def _attention(run: Run, reference: bool, place: Path, budget: list[int]) -> dict[str, Any]:
-    """A run of attention_viz.py; without photos if it came with the project."""
-    config = run.config()
-    title, dataset = run.folder.name, config["dataset"]["name"]
-    photos = {
-        "overview.jpg": f"{title}: the map of each method over the images",
-        "heads.jpg": f"{title}: attention of the class token, by block and head",
-    }
-    captions = {
-        "distance.png": f"{title}: mean attention distance of each head, by block",
-        "positions.png": f"{title}: similarity of the position embeddings",
-        "score.png": f"{title}: scores of every map and of the baselines",
-    }
-    captions = captions if reference else photos | captions
-    files = _files(run.folder, _ATTENTION_FILES, place)
-    return {
-        "title": title,
-        "reference": reference,
-        "folder": run.folder.as_posix(),
-        "link": _link(run.folder, place),
-        "files": files,
-        "page": next((f["link"] for f in files if f["name"] == "attention.html"), None),
-        "live": bool(run.metrics().get("live")),
-        "model": Path(str(config.get("constants", {}).get("MODEL", ""))).name,
-        "example": None if reference else images.plot(run.folder, "example.png"),
-        "summary": sentences.attention_sentence(run.metrics(), dataset),
-        "plots": _plots(run.folder, captions, place, budget),
-    }
-
-
-def _plots(folder: Path, captions: dict[str, str], place: Path,
-           budget: list[int]) -> list[dict[str, str]]:  # fmt: skip
-    """The plots that exist in a folder, as long as the page's budget of bytes lasts."""
-    shown = []
-    for name, caption in captions.items():
-        source = images.plot(folder, name)
-        if source and len(source) <= budget[0]:
-            budget[0] -= len(source)
-            shown.append(
-                {"source": source, "caption": caption, "link": _link(folder / name, place)}
-            )
-    return shown
-
-
-def _files(folder: Path, names: tuple[str, ...], place: Path) -> list[dict[str, str]]:
-    """The files that exist in a folder, with their links."""
-    return [
-        {"name": name, "link": _link(folder / name, place)}
-        for name in names
-        if (folder / name).is_file()
-    ]
-
-
-def _comparison_files(
-    runs: list[Record] | list[Run], pattern: str, place: Path
-) -> list[dict[str, Any]]:
-    """Tables and figures that compare several runs and lie beside them, with their links."""
-    folders = {run.folder.parent: is_reference(run, place) for run in runs}
-    return [
-        {"name": path.name, "link": _link(path, place), "reference": reference}
-        for folder, reference in folders.items()
-        for path in sorted(folder.glob(pattern))
-        if path.is_file()
-    ]
-
-
-def _link(path: Path, place: Path) -> str:
-    """A relative address from the page. A quoted path cannot be mistaken for another scheme."""
-    relative = Path(os.path.relpath(path, place)).as_posix()
-    return quote(relative, safe="/", errors="surrogateescape")
 
 
 def _sentence(text: str) -> str:

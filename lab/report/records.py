@@ -5,26 +5,34 @@ or damaged that file. Records that contradict each other, or that another versio
 are left out of the report, and the reason is listed.
 """
 
-import csv
-import hashlib
-import io
 import json
-import math
 import os
 import re
-import reprlib
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from lab.attention import score_report
 from lab.core import Run, runtime
 from lab.finetuning import mode_label
+from lab.report.record_files import (
+    ATTENTION_CONFIG,
+    CONFIG,
+    METRICS,
+    SCORES,
+    SWEEP,
+    TEXT,
+    History,
+    InvalidRecord,
+    Predictions,
+    check,
+    read_history,
+    read_json,
+    read_predictions,
+    shortened,
+)
 
 TASKS = {  # by script, in the order of the lab
     "train.py": "From scratch",
@@ -32,8 +40,6 @@ TASKS = {  # by script, in the order of the lab
     "finetune.py": "Fine-tuning",
     "finetune_swin.py": "Swin and other models",
 }
-CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
-History = list[dict[str, float]]  # one dictionary per epoch: "epoch" and CURVES
 
 # The values of constants in records that are older than the constant.
 _OLD_DEFAULTS = {
@@ -41,25 +47,6 @@ _OLD_DEFAULTS = {
 }  # fmt: skip
 _RUN_FILES = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".npz"}
-
-
-class InvalidRecord(Exception):
-    """The reason why a folder cannot be shown, written for its owner."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The prediction for every test image; labels and predictions are class indices, (N,)."""
-
-    test_set: str  # hash of image names and labels: equal for runs tested on the same images
-    names: list[str]
-    labels: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-
-    @property
-    def correct(self) -> np.ndarray:
-        return self.labels == self.predicted
 
 
 @dataclass(frozen=True)
@@ -196,7 +183,7 @@ def read_runs(place: Path) -> Found:
         try:
             if names & {"study.journal", "sweep.json"}:  # a sweep; its trials are runs below it
                 sweep = read_json(folder / "sweep.json")
-                _check(sweep, _SWEEP, "sweep.json")
+                check(sweep, SWEEP, "sweep.json")
                 found.sweeps.append((folder, sweep))
             elif {"config.json", "model.safetensors", "README.md"} <= names:
                 subfolders.clear()  # a model that share.py has written: no run
@@ -214,44 +201,6 @@ def read_runs(place: Path) -> Found:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object whose numbers are all finite. Raises: InvalidRecord."""
-    text = _read_text(path)
-    try:
-        content = json.loads(
-            text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_integer
-        )
-    except (ValueError, RecursionError) as error:
-        raise InvalidRecord(f"{path.name} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise InvalidRecord(f"{path.name} does not contain an object")
-    return content
-
-
-def read_predictions(path: Path, classes: list[str]) -> Predictions:
-    """Reads predictions.csv. Raises: InvalidRecord."""
-    index = {name: i for i, name in enumerate(classes)}
-    try:
-        head, *rows = csv.reader(io.StringIO(_read_text(path), newline=""))
-        if head != ["image", "label", "prediction", "confidence"]:
-            raise InvalidRecord(f"predictions.csv has the columns {', '.join(head)}")
-        names, labels, predicted, confidence = zip(*rows, strict=True)
-        probabilities = np.array([float(text) for text in confidence])
-        if not ((probabilities >= 0) & (probabilities <= 1)).all():  # also refuses NaN
-            raise InvalidRecord("predictions.csv has a confidence outside of 0 to 1")
-        return Predictions(
-            hashlib.blake2b("\0".join([*names, *labels]).encode(), digest_size=8).hexdigest(),
-            list(names),
-            np.array([index[name] for name in labels]),
-            np.array([index[name] for name in predicted]),
-            probabilities,
-        )
-    except KeyError as error:
-        raise InvalidRecord(f"predictions.csv has the unknown class {error}") from error
-    except (ValueError, csv.Error) as error:
-        raise InvalidRecord(f"predictions.csv cannot be read ({error})") from error
-
-
 def _read_run(folder: Path, found: Found) -> None:
     """Adds the run in a folder to `found`. Raises: InvalidRecord."""
     config = read_json(folder / "config.json")
@@ -259,7 +208,7 @@ def _read_run(folder: Path, found: Found) -> None:
         raise InvalidRecord(
             f"was written by another version of the lab (schema {schema!r}, not {runtime.SCHEMA})"
         )
-    _check(config, _ATTENTION_CONFIG, "config.json")
+    check(config, ATTENTION_CONFIG, "config.json")
     finished = (folder / "metrics.json").exists()
     script = _script(config)
     if script == "predict.py":
@@ -267,12 +216,12 @@ def _read_run(folder: Path, found: Found) -> None:
     if script == "attention_viz.py":
         _read_attention_run(folder, finished, found)
         return
-    _check(config, _CONFIG, "config.json")
-    history = _read_history(folder / "history.csv")
+    check(config, CONFIG, "config.json")
+    history = read_history(folder / "history.csv")
     metrics = predictions = None
     if finished:
         metrics = read_json(folder / "metrics.json")
-        _check(metrics, _METRICS, "metrics.json")
+        check(metrics, METRICS, "metrics.json")
         predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
         _check_agreement(metrics, predictions, history)
     sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
@@ -283,7 +232,7 @@ def _read_run(folder: Path, found: Found) -> None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRecord(f"config.json does not say what was trained ({error!r})") from error
     if not known:
-        raise InvalidRecord(f"config.json: MODEL is {_short(record.model)}, which is not text")
+        raise InvalidRecord(f"config.json: MODEL is {shortened(record.model)}, which is not text")
     if not finished and not sweep:
         epochs = f"{len(history)} of {config['constants']['EPOCHS']}"
         reason = f"stopped after epoch {epochs}; resume it with: {config['command']}"
@@ -296,9 +245,9 @@ def _read_attention_run(folder: Path, finished: bool, found: Found) -> None:
     if not finished:
         raise InvalidRecord("stopped before its figures were drawn; run the same command again")
     metrics = read_json(folder / "metrics.json")
-    _check(metrics, {"title?": _TEXT}, "metrics.json")
+    check(metrics, {"title?": TEXT}, "metrics.json")
     if "animal_share" in metrics:  # of --score
-        _check(metrics, _SCORES, "metrics.json")
+        check(metrics, SCORES, "metrics.json")
         try:
             score_report.verdict(metrics)
             for scores in metrics["methods"].values():
@@ -322,44 +271,6 @@ def _check_agreement(metrics: dict, predictions: Predictions, history: History) 
         raise InvalidRecord("history.csv lacks the best epoch of metrics.json")
 
 
-def _read_history(path: Path) -> History:
-    """The curves of the epochs so far; an empty list before the first one."""
-    keys = ("epoch", *CURVES)
-    if not path.exists():
-        return []
-    try:
-        reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-        rows = [{key: float(row[key]) for key in keys} for row in reader]
-    except KeyError as error:
-        raise InvalidRecord(f"history.csv has no column {error}") from error
-    except (ValueError, TypeError, csv.Error) as error:
-        raise InvalidRecord(f"history.csv cannot be read ({error})") from error
-    for row in rows:
-        for key, value in row.items():
-            largest = 1 if "accuracy" in key else np.finfo(float).max
-            if not 0 <= value <= largest:  # also refuses NaN
-                raise InvalidRecord(f"history.csv: {key} is {value} in epoch {row['epoch']:g}")
-    return rows
-
-
-def _read_text(path: Path) -> str:
-    """The text of a regular file; a pipe or device would block. Raises: InvalidRecord."""
-    if not path.exists():
-        raise InvalidRecord(f"{path.name} is missing")
-    if not path.is_file():
-        raise InvalidRecord(f"{path.name} is not a regular file")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            text = file.read()
-    except OSError as error:
-        raise InvalidRecord(f"{path.name} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InvalidRecord(f"{path.name} is not UTF-8 text ({error})") from error
-    if "\0" in text:
-        raise InvalidRecord(f"{path.name} contains NUL bytes: the file is damaged")
-    return text
-
-
 def _script(config: dict[str, Any]) -> str:
     """The script in a record's command, such as "train.py", also after torchrun and its flags.
 
@@ -370,101 +281,5 @@ def _script(config: dict[str, Any]) -> str:
         return next(Path(word).name for word in words if word.endswith(".py"))
     except (ValueError, StopIteration) as error:
         raise InvalidRecord(
-            f"config.json: the command {_short(config['command'])} does not name a script"
+            f"config.json: the command {shortened(config['command'])} does not name a script"
         ) from error
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is not a finite number")
-    return value
-
-
-def _finite_integer(text: str) -> int:
-    _finite(text)
-    return int(text)
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)
-
-
-# What the records must contain. A key that ends in a question mark is optional; [x] is a list of x.
-
-
-class _Kind(NamedTuple):
-    description: str
-    accepts: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-def _optional(kind: _Kind) -> _Kind:
-    return _Kind(f"{kind.description} or null", lambda v: v is None or kind.accepts(v))
-
-
-_NUMBER = _Kind("a non-negative number", _is_number)
-_COUNT = _Kind("a count", lambda v: _is_number(v) and isinstance(v, int) and v < 2**53)
-_FRACTION = _Kind("a number from 0 to 1", lambda v: _is_number(v) and v <= 1)
-_TEXT = _Kind("text", lambda v: isinstance(v, str))
-
-_ATTENTION_CONFIG = {"command": _TEXT, "dataset": {"name": _TEXT}, "started?": _TEXT}
-_CONFIG = {
-    "constants": {"SEED?": _NUMBER, "TRAIN_FRACTION?": _FRACTION, "DATASET": _TEXT,
-                  "EPOCHS": _COUNT, "PRETRAINED?": _TEXT},
-    "dataset": {"train": _COUNT, "train_images?": _COUNT, "classes": [_TEXT], "remarks?": [_TEXT]},
-    "model": {"parameters": _COUNT, "trainable_parameters": _COUNT, "macs": _NUMBER},
-    "pretrained?": {"notes?": [_TEXT]},
-    "twin_of?": {"model": _TEXT},
-    "hardware?": {},
-    "versions?": {},
-    "commit?": _optional(_TEXT),
-    "started?": _TEXT,
-    "load?": _optional(_NUMBER),
-}  # fmt: skip
-_METRICS = {
-    "test_accuracy": _FRACTION, "test_accuracy_95": [_FRACTION], "val_accuracy": _FRACTION,
-    "calibration_error": _FRACTION, "test_images": _COUNT, "best_epoch": _COUNT, "epochs": _COUNT,
-    "training_seconds": _NUMBER, "images_per_second": _NUMBER,
-    "peak_memory_mb?": _optional(_NUMBER),
-    "load?": _optional(_NUMBER),
-}  # fmt: skip
-_SWEEP = {
-    "says": _TEXT,
-    "trials": [{"number": _COUNT, "state": _TEXT, "params": {},
-                "val_accuracy?": _optional(_FRACTION), "epochs?": _optional(_COUNT)}],
-}  # fmt: skip
-_SCORES = {"title": _TEXT, "methods": {}}
-
-
-def _check(value: Any, shape: Any, name: str) -> None:
-    """Raises InvalidRecord that names the first entry of the file `name` that does not fit."""
-    if problem := _misfit(value, shape, ""):
-        raise InvalidRecord(f"{name}: {problem}")
-
-
-def _misfit(value: Any, shape: Any, where: str) -> str | None:
-    """A description of the first entry that does not fit; None if all entries fit."""
-    prefix = f"{where}." if where else ""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return f"{where or 'the content'} is {_short(value)}, which is not an object"
-        for key, inner in shape.items():
-            name = key.removesuffix("?")
-            if name not in value:
-                if name == key:
-                    return f"{prefix}{name} is missing"
-            elif problem := _misfit(value[name], inner, prefix + name):
-                return problem
-        return None
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return f"{where} is {_short(value)}, which is not a list"
-        problems = (_misfit(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))
-        return next(filter(None, problems), None)
-    if not shape.accepts(value):
-        return f"{where} is {_short(value)}, which is not {shape.description}"
-    return None
