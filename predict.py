@@ -8,7 +8,8 @@ Writes predictions.csv (the most probable classes of every image) and prediction
 sheet) to results/predict/<name>/. If the images are in folders named after their classes, it also
 reports the accuracy. Grayscale, CMYK, 16-bit and rotated images are converted as in training.
 
-Exit status: 0; 1 if some files could not be read, which are named; 2 if there is no result.
+Exit status: 0 if all images were predicted, 1 if some could not be read (they are named), 2 if
+there is no result.
 In your own code: model, preprocess, classes = lab.models.load_model("results/train/<run>")
 """
 
@@ -26,7 +27,7 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import predictions
 
 # --- Model and images ---
-MODEL: str | None = None  # a run, weight file, timm name or owner/repository; none: the newest run
+MODEL: str | None = None  # run, shared folder, file, timm name, owner/name; none: the newest run
 REVISION: str | None = None  # version of a repository, such as v1; none: the latest
 MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 IMAGES: str | None = None  # files, folders, patterns or a dataset; none: the run's dataset
@@ -81,7 +82,7 @@ def main() -> None:
         predict(c, pretrained, source, run)
     print(run.folder / "predictions.jpg")
     if unreadable := run.metrics()["unreadable"]:
-        sys.exit(f"{len(unreadable)} of {len(source)} files could not be read")
+        sys.exit(f"{len(unreadable)} of {len(source)} images could not be read")
 
 
 def predict(

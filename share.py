@@ -5,12 +5,12 @@
     python share.py --model results/finetune/<run> --repository user/name   # upload it, too
 
 Writes a self-contained folder results/share/<name>/ that timm, transformers, ONNX Runtime and this
-project can load: model.safetensors, config.json, transformers/, model.onnx and a model card,
-README.md. Takes about ten seconds, most of them for ONNX. `pip install onnx onnxscript onnxruntime`
-adds that format; without these packages it is left out.
+project can load: model.safetensors, config.json, transformers/, model.onnx, and a model card,
+README.md. A small ViT also gets index.html, which runs it in a browser. Takes about ten seconds,
+most of them for ONNX; without `pip install onnx onnxscript onnxruntime`, that format is left out.
 
 The upload needs `hf auth login`. Each upload gets the tag v1, v2, ... and predict.py loads an older
-one with --revision v1. If an upload is interrupted, the same command resumes.
+one with --revision v1. If an upload is interrupted, the same command continues it.
 """
 
 import os
@@ -27,7 +27,7 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import card, formats, hub
 
 # --- Model ---
-MODEL: str | None = None  # a run, weight file, timm name or owner/repository; none: the newest run
+MODEL: str | None = None  # a run, weight file, timm name or owner/name; none: the newest run
 MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 LICENSE: str | None = None  # none: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy

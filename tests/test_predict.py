@@ -87,7 +87,7 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     done = script(
         "predict.py", "--model", run_folder, "--images", "photos/cat/*.jpg photos/dog/00.jpg"
     )
-    assert "2 of 9 files could not be read" in str(done.code)
+    assert "2 of 9 images could not be read" in str(done.code)
     assert "broken.jpg (not an image)" in done.out
     assert "truncated.jpg (" in done.out
     assert len(rows_of(tmp_path / "out" / "a run-9-images")) == 7
@@ -97,7 +97,7 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     (tmp_path / "my photos").rename(photos)
     done = script("predict.py", "--model", run_folder, "--images", "photos/cat/broken.jpg")
     assert done.code == 2
-    assert "none of the 1 files could be read" in done.err
+    assert "none of the images could be read (1)" in done.err
 
 
 def test_files_are_read_one_batch_ahead(run_folder, photos, monkeypatch):
@@ -133,7 +133,7 @@ def test_split_of_the_training_data_is_predicted_without_its_unreadable_images(
 ):
     (tmp_path / "a run" / "config.json").write_text('{"constants": {"DATASET": "all"}}')
     done = script("predict.py", "--model", run_folder, "--batch-size", 2)
-    assert done.code == "1 of 7 files could not be read", done.err
+    assert done.code == "1 of 7 images could not be read", done.err
     assert "could not be read: dog/29.jpg (not an image" in done.out
     rows = rows_of(tmp_path / "out" / "a run-all-test")
     held_out = load_data(str(dataset), skip_unreadable=True).test
@@ -188,6 +188,6 @@ def test_the_only_readable_file_is_shown(script, run_folder, tmp_path):  # noqa:
         (tmp_path / "x" / f"{i:02}.jpg").write_bytes(b"no image")
     noise_image(9, 9).save(tmp_path / "x" / "21.jpg")
     done = script("predict.py", "--model", run_folder, "--images", "x", "--batch-size", 4)
-    assert done.code == "39 of 40 files could not be read", done.err
+    assert done.code == "39 of 40 images could not be read", done.err
     assert done.out.startswith("21.jpg  ")
     assert (tmp_path / "out" / "a run-x" / "predictions.jpg").is_file()

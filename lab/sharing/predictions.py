@@ -210,7 +210,7 @@ class Example:
     label: str  # "": not a class of the model
     top: list[tuple[str, float]]  # the k most probable classes and their probabilities
     pixels: Tensor  # (1 or 3, S, S) in [0, 1], as the model sees it
-    map: Tensor | None  # (rows, columns)
+    map: np.ndarray | None  # (rows, columns)
 
 
 @dataclass
@@ -283,13 +283,14 @@ def predict(
                     # If a wanted image is unreadable, a later one replaces it.
                     left = wanted[len(summary.examples) :]
                     if len(left) and batch.numbers[i] >= left[0]:
-                        drawn = maps_of(inputs[i : i + 1])[0].float().cpu() if maps_of else None
+                        drawn = maps_of(inputs[i : i + 1])[0] if maps_of else None
                         pixels = preprocess.center_crop(batch.pixels[i : i + 1])[0]
+                        drawn = None if drawn is None else drawn.float().cpu().numpy()
                         summary.examples.append(Example(name, label, top, pixels, drawn))
                 bar.update(len(batch.names))
         if not summary.images:
             raise UserError(
-                f"none of the {len(source)} files could be read: {describe_unreadable(source)}"
+                f"none of the images could be read ({len(source)}): {describe_unreadable(source)}"
             )
 
     checkpoints.write_atomically(path, write)
@@ -340,12 +341,12 @@ def plot_contact_sheet(path: Path, summary: Summary, title: str, map_name: str |
         side = example.pixels.shape[-1]
         extent = (0, side, side, 0)
         for axis in axes[row, per_image * column :][:per_image]:
-            axis.imshow(example.pixels.expand(3, -1, -1).permute(1, 2, 0), extent=extent,
-                        interpolation="nearest")  # fmt: skip
+            pixels = example.pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+            axis.imshow(pixels, extent=extent, interpolation="nearest")
         if map_name:
             axis = axes[row, per_image * column + 1]
             axis.imshow(example.map, extent=extent, cmap="inferno", alpha=0.65, vmin=0,
-                        vmax=example.map.quantile(0.99) or 1,
+                        vmax=np.quantile(example.map, 0.99) or 1,
                         interpolation="bilinear" if side > 64 else "nearest")  # fmt: skip
         _caption(axes[row, per_image * column], example)
     notes = [f"Right of each image: {map_name}."] if map_name else []
