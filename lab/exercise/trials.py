@@ -131,8 +131,10 @@ class Trial:
         # a new module for each of hundreds of pairs would take most of the time of a check.
         mistaken = reference_class(self.part.name, mistakes)
         if self._twins is None:
-            found = self.layouts(self.reference())
-            self._twins = [(self.load(self.reference(), layout), layout) for layout in found]
+            reference = self.reference()
+            found = self.layouts(reference)
+            copies = [reference, *(self.reference() for _ in found[1:])]
+            self._twins = [(self.load(*pair), pair[1]) for pair in zip(copies, found, strict=False)]
         for twin, layout in self._twins:
             twin.__class__ = mistaken
             yield twin, layout

@@ -1,7 +1,8 @@
 """MODEL_FILE: every process uses a student's file, and mistakes are sentences."""
 
+import importlib
+import multiprocessing
 import re
-import subprocess
 import sys
 
 import pytest
@@ -9,30 +10,23 @@ import pytest
 from lab.core import UserError, code, constants
 from tests.exercise.conftest import ROOT, STUDENT, pasted
 
-SCRIPT = """
-import multiprocessing
-from lab.models import registry
-MODEL_FILE: str | None = "another.py"
-
-def show():
-    print(registry.VisionTransformer.__init__.__code__.co_filename, flush=True)
-
-if __name__ == "__main__":
-    show()
-    process = multiprocessing.get_context("spawn").Process(target=show)
-    process.start()
-    process.join()
-"""
-
 
 def test_spawned_processes_use_the_file(tmp_path, monkeypatch):
-    file, script = tmp_path / "mine.py", tmp_path / "script.py"
+    file, script, used = (tmp_path / name for name in ("mine.py", "script.py", "used.txt"))
     file.write_text(pasted(STUDENT), encoding="utf-8")
-    script.write_text(SCRIPT, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    command = [sys.executable, str(script), f"--model-file={file}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == [str(file), str(file)], done.stderr
+    script.write_text('MODEL_FILE: str | None = "another.py"\n', encoding="utf-8")
+    (tmp_path / "writes_class.py").write_text(
+        "from lab.models import registry\n"
+        "def write(path):\n"
+        "    path.write_text(registry.VisionTransformer.__init__.__code__.co_filename)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), f"--model-file={file}"])
+    write = importlib.import_module("writes_class").write
+    process = multiprocessing.get_context("spawn").Process(target=write, args=(used,))
+    process.start()
+    process.join(300)
+    assert used.read_text() == str(file)
 
 
 @pytest.mark.parametrize(("source", "says"), [
