@@ -59,14 +59,15 @@ def parameters_said() -> dict[str, str]:
             model = VisionTransformer(VIT_B)
         set_trainable(model, mode, top_k, lora_rank=8)
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return f"{count:,} ({100 * count / total:.2f} %)"
+        share = 100 * count / total
+        return f"{count:,} ({share:.{0 if share > 1 else 2}f} %)"
 
     return {
         "features": f"a feature vector of {VIT_B.embed_dim} numbers",
         "new head": f"$37 \\cdot 768 + 37$ = {head:,} parameters",
         "backbone": f"All other {total - head:,} parameters",
         "head only": f"| {trained('head')} |",
-        "top k": f"here the last 2 blocks | {trained('top-k')} |",
+        "top k": f"here k = 2 blocks | {trained('top-k')} |",
         "full": f"| {trained('full')} |",
         "dropped": f"from {1000:,} classes to {VIT_B.num_classes}",
     }
@@ -257,7 +258,7 @@ def draw(runs: dict[str, Record]) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 3.9), width_ratios=(1.5, 1), layout="constrained"
+        1, 2, figsize=(12, 3.5), width_ratios=(1.5, 1), layout="constrained"
     )
     names = {DIGITS: "digits", PETS: "Pets sample", BREEDS: "three breeds"}
     rows = table(runs)

@@ -30,7 +30,7 @@ SOURCES = {  # definitions, and results of others
     "(0: nothing; 1: as much as images differ among themselves)": "definition",
     "If the image moves by 4 pixels, an equivariant map moves by 1 place": "definition",
     "| | map, 4 pixels | head, 1 pixel | head, 4 pixels |": "shift_errors()",
-    "A single run has its 95 % interval": "lab/core/stats.py",
+    "Single runs have a 95 % interval": "lab/core/stats.py",
     "On CIFAR-10 (JPEG copy": "the name of the data",
     "pretrained on 300 million images, large ViTs beat ResNets; pretrained on ImageNet-1k they do "
     "not": "Dosovitskiy et al. 2021, figure 3",
@@ -185,11 +185,14 @@ def distances(model: VisionTransformer, images: Tensor) -> tuple[list[Tensor], f
 
 def locality_said(both: Compared) -> dict[str, str]:
     said, sides, found = {}, [], fields(both)
-    for name, field in found.items():
+    for field in found.values():
         rows = int((field > 0).any(1).sum())
         assert int((field > 0).sum()) == rows**2  # a square
         sides.append(rows)
-        said[f"receptive field, {name}"] = f"| {name} | {rows} x {rows} |"
+    said["receptive fields"] = (
+        f"| {' | '.join(found)} | {'|---' * len(found)}| "
+        f"| {' | '.join(f'{side} x {side}' for side in sides)} |"
+    )
     end = found["CNN, stage 3"]
     center = end[CELL * 2 : -CELL * 2, CELL * 2 : -CELL * 2].mean()
     said["growing"] = claim(
@@ -239,7 +242,7 @@ def costs_said() -> dict[str, str]:
     }
     assert abs(size(cnn) / size(makers["ViT-Ti/16"][0]) - 1) < cnn_models.TOLERANCE
     said = {
-        "cost, models": f"A ViT with patches of {config.patch_size} pixels and a CNN of the same "
+        "cost, models": f"a ViT with patches of {config.patch_size} pixels and a CNN of the same "
                         f"size (stem stride {cnn.config.stem_stride}), at {small} and {large} "
                         "pixels",
         "cost, head": f"| | parameters, {small} | parameters, {large} | multiply-adds, {small} "
@@ -276,13 +279,13 @@ def sharing_said(both: Compared) -> dict[str, str]:
         return sentences.result(comparisons.Configuration([run]))
 
     return {
-        "ViT": f"ViT with {size(both.vit):,} parameters and patches of "
+        "ViT": f"with {size(both.vit):,} parameters and patches of "
                f"{both.vit.patch_embed.proj.kernel_size[0]} pixels",
         "maps": claim(
             f"Both end in a map of {GRID} x {GRID} places",
             *(maps(m, both.images[:1]).shape[2:] == (GRID, GRID) for m in (both.vit, both.cnn)),
         ),
-        "CNN": f"residual CNN with {size(both.cnn):,}",
+        "CNN": f"[a residual CNN](../weights/{WEIGHTS['cnn'].stem}.md) with {size(both.cnn):,}",
         "accuracy": f"{vit.constants['EPOCHS']} epochs, one seed: the ViT reaches {result(vit)}, "
                     f"the CNN {result(cnn)}",
         "augmentation": f"shifted by up to {vit.constants['TRANSLATE']:.0f} pixels",
