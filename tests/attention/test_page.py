@@ -202,7 +202,7 @@ def test_page_loads_from_a_file_without_other_requests(shown):
     assert page.title() == "What the ViT sees"
     assert page.locator("h1").text_content() == "What the ViT sees"
     assert page.locator(".notes p").all_text_contents() == ["First note.", "Second."]
-    assert label(page, "block") == "block 1 of 12"
+    assert label(page, "block") == "block 12 of 12"  # it opens at the last block
     assert label(page, "head") == "mean of all heads"
     assert pixels(page).std() > 10
 
@@ -240,7 +240,7 @@ def test_opacity_blends_image_and_map(shown):
     slide(page, "opacity", 0.5)
     share = int(page.locator("#opacity").input_value()) / 100
     assert 0.4 < share < 0.6
-    over = TABLE[levels(small().raw[0].mean(0))].repeat(4, 0).repeat(4, 1)  # (8, 8, 3)
+    over = TABLE[levels(small().raw[-1].mean(0))].repeat(4, 0).repeat(4, 1)  # (8, 8, 3)
     drawn = pixels(page)
     whole = centers(gray[..., 0], len(drawn))
     # a gray image cannot lose color, so the result is a plain mix
@@ -270,9 +270,9 @@ def test_smoothing_interpolates_values_not_colors(shown):
 def test_block_slider_changes_the_map(shown):
     page = shown(example())
     before = pixels(page)
-    slide(page, "block", 1)
-    assert label(page, "block") == "block 12 of 12"
-    assert page.locator("#block").get_attribute("aria-valuetext") == "block 12 of 12"
+    slide(page, "block", 0)
+    assert label(page, "block") == "block 1 of 12"
+    assert page.locator("#block").get_attribute("aria-valuetext") == "block 1 of 12"
     assert not np.array_equal(pixels(page), before)
 
 
@@ -286,6 +286,7 @@ def test_arrow_key_changes_the_head(shown):
 
 def test_head_is_clamped_in_a_block_with_fewer_heads(shown):
     page = shown(example(shapes=((8, 4, 4), (3, 2, 2))))
+    slide(page, "block", 0)
     page.locator("#head").press("End")
     assert label(page, "head") == "head 8 of 8"
     slide(page, "block", 1)
@@ -371,7 +372,7 @@ def test_image_without_the_selected_method_shows_another_one(shown):
     assert page.get_by_label("rollout").is_disabled()
     assert page.get_by_label("attention of one block").is_disabled()
     page.locator("#thumbnails button").nth(0).click()
-    assert page.locator("#shown").text_content() == "block 1 of 4, mean of all heads"
+    assert page.locator("#shown").text_content() == "block 4 of 4, mean of all heads"
 
 
 def test_hostile_title_shows_as_text(shown):

@@ -7,7 +7,8 @@ const data = JSON.parse(byId("data").textContent);
 const colors = bytes(data.colors);  // red, green and blue of 256 steps
 const pictures = data.images.map((image) => Object.assign(new Image(), { src: image.picture }));
 const methods = listMethods();
-const state = { image: 0, method: methods[0], block: 0, head: 0 };  // head 0: the mean of all
+/* Opens at the last block. Head 0 is the mean of all. */
+const state = { image: 0, method: methods[0], block: Infinity, head: 0 };
 
 function bytes(base64) {
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -266,8 +267,10 @@ function choose(change) {
     state.method = methods.find((method) => hasMethod(image, method));
   }
   // Images may differ in blocks, and blocks in heads
-  state.block = Math.max(0, Math.min(state.block, image.blocks.length - 1));
-  if (image.blocks.length > 0) state.head = Math.min(state.head, headCount(image, state.block));
+  if (image.blocks.length > 0) {
+    state.block = Math.min(state.block, image.blocks.length - 1);
+    state.head = Math.min(state.head, headCount(image, state.block));
+  }
   show();
 }
 
