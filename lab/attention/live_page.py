@@ -55,6 +55,7 @@ class LiveContent:
     examples: list[LiveExample]
     dataset: str | None = None  # what it was trained on, if that is known
     run: Run | None = None  # the run that trained it, with its history and snapshots
+    for_others: bool = False  # the readers are not those who trained it
 
 
 def runs_in_browser(model: nn.Module) -> bool:
@@ -69,9 +70,10 @@ def runs_in_browser(model: nn.Module) -> bool:
 def write_live_page(path: Path, content: LiveContent) -> None:
     """Writes the page. Raises: UserError, if the file or a record of the run cannot be used."""
     is_gray = content.model.config.in_chans == 1
-    vit = "your own ViT" if content.run else "this ViT"
+    is_own = content.run and not content.for_others
+    vit = "your own ViT" if is_own else "this ViT"
     title = f"Draw. {vit[0].upper()}{vit[1:]} answers." if is_gray else f"Show {vit} an image."
-    subject = "The Vision Transformer that you trained" if content.run else "A Vision Transformer"
+    subject = "The Vision Transformer that you trained" if is_own else "A Vision Transformer"
     parts = {
         "kicker": html.escape(_kicker(content)),
         "lead": f"{subject} is in this file and runs in your browser. See what it looks at, take "

@@ -1,7 +1,7 @@
 """Figures and a web page of where a model looks: the work of attention_viz.py without --score."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -110,10 +110,14 @@ class Views:
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
 
     def write_live_page(self, path: Path, name: str) -> bool:
-        """Writes only the live page, for a model called `name`; returns False if it has none."""
+        """Writes only the live page, for others to try a model called `name`.
+
+        Returns: False if there is none for this model.
+        """
         if not runs_in_browser(self.model):
             return False
-        write_live_page(path, self._live_content(name, self._choose_images()))
+        content = self._live_content(name, self._choose_images())
+        write_live_page(path, replace(content, for_others=True))
         return True
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:

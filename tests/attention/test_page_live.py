@@ -498,6 +498,14 @@ def test_weights_are_embedded_as_fp16(tmp_path):
     assert np.array_equal(found.astype(np.float32), wanted.numpy())
 
 
+def test_shared_page_does_not_call_the_model_its_readers_own(trained, tmp_path):
+    run, model = trained
+    for others in (False, True):
+        write_live_page(tmp_path / "page.html", content(model, run=run, for_others=others))
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert ("Your own ViT" not in text) == others
+
+
 def test_only_small_plain_vits_run_in_the_browser():
     assert runs_in_browser(random_model())
     assert not runs_in_browser(VisionTransformer(replace(TINY, embed_dim=512, mlp_ratio=8.0)))
