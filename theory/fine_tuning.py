@@ -262,13 +262,14 @@ def draw(runs: dict[str, Record]) -> None:
     )
     names = {DIGITS: "digits", PETS: "Pets sample", BREEDS: "three breeds"}
     rows = table(runs)
-    for shift, (data, marker) in zip((-0.18, 0, 0.18), zip(names, "osD", strict=True), strict=True):
+    looks = {DIGITS: ("o", "black"), PETS: ("s", "#7b4fa3"), BREEDS: ("D", "gray")}
+    for shift, (data, (marker, color)) in zip((-0.18, 0, 0.18), looks.items(), strict=True):
         picked = [by_data[data].metrics for by_data in rows.values()]
         means = [100 * m["test_accuracy"] for m in picked]
         errors = [[abs(100 * m["test_accuracy_95"][end] - mean) for m, mean in
                    zip(picked, means, strict=True)] for end in (0, 1)]  # fmt: skip
         left.errorbar([i + shift for i in range(len(rows))], means, errors, fmt=marker, capsize=3,
-                      label=names[data])  # fmt: skip
+                      color=color, label=names[data])  # fmt: skip
     left.set_xticks(range(len(rows)), [label.replace(", ", ",\n") for label in rows])
     left.set(title="Every pretrained mode beats scratch on Pets; full beats head clearly only on "
                    "digits", ylabel="test accuracy (%), 95 % interval")  # fmt: skip
