@@ -74,7 +74,7 @@ def build_method(
 
 def main() -> None:
     settings = constants.override(sys.modules[__name__])
-    names, notes = table.installed_libraries([*OURS, *OTHERS], (*OURS, "forward", "hooks"))
+    names, notes = table.installed_libraries([*OURS, *OTHERS], (*OURS, *OTHERS))
     times, memory = alternate_processes(measure_method, names, settings, REPEATS)
     rows = []
     for ours in OURS:

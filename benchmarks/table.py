@@ -7,7 +7,7 @@ not the ratio of two medians: whatever else the machine did in a repeat slowed b
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -99,16 +99,15 @@ def utilization(
 
 
 def installed_libraries(
-    names: list[str], own: Sequence[str] = (OURS,)
+    names: list[str], known: Iterable[str] = (OURS, *LIBRARIES)
 ) -> tuple[list[str], list[str]]:
     """Splits names into those that can be measured and a note for each missing library.
 
-    Raises: UserError, for a name that is neither in `own` nor a known library.
+    Raises: UserError, for a name that is not in `known`.
     """
-    known = (*own, *LIBRARIES)
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"{unknown[0]!r} is none of {', '.join(known)}")
-    missing = [name for name in names if name not in own and not _version(name)]
+    missing = [name for name in names if name in LIBRARIES and not _version(name)]
     notes = [f"{name} is not installed and was skipped." for name in missing]
     return [name for name in names if name not in missing], notes
 

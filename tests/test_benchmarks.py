@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as script
-from benchmarks import libraries, model_speed, table
+from benchmarks import finetune_head, libraries, model_speed, table
 from benchmarks.timing import alternate
 from lab.core import UserError
 from model import VisionTransformer, ViTConfig
@@ -127,6 +127,8 @@ def test_library_that_is_not_installed_is_skipped_with_a_note(monkeypatch):
 def test_unknown_library_and_workload_are_named(monkeypatch):
     with pytest.raises(UserError, match="'tim' is none of ours, timm"):
         table.installed_libraries(["ours", "tim"])
+    with pytest.raises(UserError, match="'torchvision' is none of ours, timm, transformers"):
+        table.installed_libraries(["torchvision"], finetune_head.PREPARE)
     monkeypatch.setattr(model_speed, "WORKLOADS", "training with data, fp32, compiled")
     with pytest.raises(UserError, match="'training with data, fp32, compiled' is none of"):
         model_speed.parse_workloads()
