@@ -87,13 +87,14 @@ ALL = {
     "vit-b-cifar10": Part(
         "finetune.py --mode all --dataset {cifar10} --data-dir {data} --pretrained {vit_b} "
         "--epochs 3 --batch-size 128 --results-dir {results}/finetune",
-        "--epochs 1 --train-fraction 0.1 --precision fp32", minutes=3, pflop=92, steps=9_500,
+        "--dataset digits --epochs 1 --train-fraction 0.1 --precision fp32",
+        minutes=3, pflop=92, steps=9_500,
         small="--epochs 1 --accumulation-steps 4", small_fraction=1 / 3,
     ),
     "vit-b-pets": Part(
         "finetune.py --mode all --dataset {pets} --data-dir {data} --pretrained {vit_b} "
         "--results-dir {results}/finetune",
-        "--epochs 1 --precision fp32", minutes=3, pflop=43, steps=8_300,
+        "--epochs 1 --train-fraction 0.1 --precision fp32", minutes=3, pflop=43, steps=8_300,
         small="--accumulation-steps 2",
     ),
     "swin-pets": Part(
