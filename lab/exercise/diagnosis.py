@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.exercise.mistakes import MISTAKES
+from lab.exercise.model_mistakes import MISTAKES
 from lab.exercise.reference import DoesNotApply, Mistake
 from lab.exercise.statements import narrowest_statement
 from lab.exercise.submission import Failure
@@ -35,12 +35,12 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     if not failure.cause:
         start = str(evidence.submission.failure(evidence.part, "", line=failure.line))
     gradients = check == "gradients"
-    twins = [twin for (twin,) in _known_mistakes(evidence, 1, gradients)]
+    mistakes = [mistake for (mistake,) in _known_mistakes(evidence, 1, gradients)]
     symptoms = find_symptoms(evidence, text)
     if not gradients and not evidence.outcome(TWO).error:
         symptoms = [symptom for symptom in symptoms if not symptom.only_training]
     # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
-    known: list[Mistake | Symptom] = symptoms + twins if gradients else twins + symptoms
+    known: list[Mistake | Symptom] = symptoms + mistakes if gradients else mistakes + symptoms
     if known:
         found = known[0]
         says = found.sentence(evidence) if isinstance(found, Symptom) else found.says

@@ -178,7 +178,7 @@ def _unsafe(entry: zipfile.ZipInfo) -> str:
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "is a symbolic link"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is compressed in an unusual way"
+        return "has an unsupported compression"
     return ""
 
 
@@ -265,7 +265,7 @@ def _check_run(config: dict[str, Any], model: str) -> str:
     if not isinstance(recorded, str):
         return "the run does not record which model.py it used, so this cannot be verified"
     if recorded != model:
-        return "the run was made with another model.py than the submitted one"
+        return "the run was made with a different model.py than the submitted one"
     return ""
 
 

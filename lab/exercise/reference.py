@@ -1,8 +1,8 @@
 """timm's modules with the constructors of model.py: what submissions are compared with.
 
-`reference_class("Attention")` is correct; `reference_class("Attention", mistakes)` makes the given
-mistakes. A mistake is an edit of timm's source or a change of its module, so no correct
-implementation is written down here.
+`reference_class("Attention")` is correct; `reference_class("Attention", mistakes)` is a mutant that
+makes the given mistakes. A mistake is an edit of timm's source or a change of its module, so no
+correct implementation is written down here.
 """
 
 import functools

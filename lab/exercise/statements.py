@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lab.exercise.layer_mistakes import SCALE
 from lab.exercise.layouts import slots
-from lab.exercise.mistakes import SCALE
 from lab.exercise.reference import TIMM, Mistake
 from lab.exercise.trials import THREE, TWO, Case, Evidence, close
 
@@ -226,9 +226,9 @@ def _scale(evidence: Evidence) -> str | None:
 
     def error(log_scale: float) -> float:
         edit = (SCALE, f"q = q * {math.exp(log_scale)!r}")
-        twin = trial.load(trial.reference((Mistake(str(log_scale), "", "", (edit,)),)), layout)
+        mutant = trial.load(trial.reference((Mistake(str(log_scale), "", "", (edit,)),)), layout)
         with torch.no_grad():
-            return float((twin(trial.inputs) - got).square().mean())
+            return float((mutant(trial.inputs) - got).square().mean())
 
     grid = [-6 + 0.25 * i for i in range(37)]
     best = min(grid, key=error)

@@ -1,6 +1,6 @@
 """Runs a part in several situations and compares it with a reference that has the same weights.
 
-Seeds are set on the generator of the CPU, because torch.manual_seed is slow: it also sees to GPUs.
+Only the CPU's generator is seeded, because torch.manual_seed also seeds GPUs, which is slow.
 All numbers are float64, so that two ways of writing the same thing agree to ten digits and even a
 small mistake, such as the tanh approximation of GELU, stands out.
 """
@@ -72,7 +72,7 @@ class Trial:
         except Failure as failure:
             self.failure = failure
         self._layouts: dict[object, list[Layout]] = {}
-        self._twins: list[tuple[nn.Module, Layout]] | None = None  # see twins
+        self._mutants: list[tuple[nn.Module, Layout]] | None = None  # see mutants
 
     def run(self, inputs: Tensor | None = None, **keywords: Any) -> Any:
         """What the student's module returns; the random numbers of dropout are always the same.
@@ -117,10 +117,10 @@ class Trial:
             self._layouts[key] = list(layouts(self.slots, wanted))
         return self._layouts[key]
 
-    def twins(self, mistakes: tuple[Mistake, ...]) -> Iterator[tuple[nn.Module, Layout]]:
+    def mutants(self, mistakes: tuple[Mistake, ...]) -> Iterator[tuple[nn.Module, Layout]]:
         """timm's module with mistakes and the student's parameters, for each possible layout.
 
-        A twin is valid until the next one is asked for. Raises what the reference raises.
+        A mutant is valid until the next one is asked for. Raises what the reference raises.
         """
         if any(mistake.change for mistake in mistakes):
             reference = self.reference(mistakes)
@@ -130,14 +130,15 @@ class Trial:
         # These mistakes only replace methods, so the correct module takes another class. To build
         # a new module for each of hundreds of pairs would take most of the time of a check.
         mistaken = reference_class(self.part.name, mistakes)
-        if self._twins is None:
+        if self._mutants is None:
             reference = self.reference()
             found = self.layouts(reference)
             copies = [reference, *(self.reference() for _ in found[1:])]
-            self._twins = [(self.load(*pair), pair[1]) for pair in zip(copies, found, strict=False)]
-        for twin, layout in self._twins:
-            twin.__class__ = mistaken
-            yield twin, layout
+            pairs = zip(copies, found, strict=False)  # there may be no layout
+            self._mutants = [(self.load(copy, layout), layout) for copy, layout in pairs]
+        for mutant, layout in self._mutants:
+            mutant.__class__ = mistaken
+            yield mutant, layout
 
     def load(self, reference: nn.Module, layout: Layout) -> nn.Module:
         """Copies the student's parameters into the reference."""
@@ -255,8 +256,8 @@ class Evidence:
             trial, with_gradients = self.trial(case), gradients and case is cases[0]
             own = self.outcome(case, with_gradients)
             try:
-                twins = trial.twins(mistakes)
-                if not any(_same(own, trial, *twin, with_gradients) for twin in twins):
+                mutants = trial.mutants(mistakes)
+                if not any(_same(own, trial, *mutant, with_gradients) for mutant in mutants):
                     return False
             except DoesNotApply:
                 raise
@@ -276,9 +277,9 @@ class Evidence:
         return next(right, found[0] if found else None)
 
 
-def _same(own: Outcome, trial: Trial, twin: nn.Module, layout: Layout, gradients: bool) -> bool:
-    """Whether a twin with the student's parameters does what the student's module did."""
-    theirs = _outcome(twin, trial, gradients)
+def _same(own: Outcome, trial: Trial, mutant: nn.Module, layout: Layout, gradients: bool) -> bool:
+    """Whether a mutant with the student's parameters does what the student's module did."""
+    theirs = _outcome(mutant, trial, gradients)
     if not close(own.output, theirs.output):
         return False
     if not gradients or own.error:
@@ -289,7 +290,7 @@ def _same(own: Outcome, trial: Trial, twin: nn.Module, layout: Layout, gradients
         _zeros(own.gradients[0], trial.inputs), _zeros(theirs.gradients[0], trial.inputs)
     ) and all(
         close(values[layout[slot.name]], _zeros(gradient, slot.tensor))
-        for slot, gradient in zip(slots(twin), theirs.gradients[1:], strict=True)
+        for slot, gradient in zip(slots(mutant), theirs.gradients[1:], strict=True)
     )
 
 

@@ -96,7 +96,7 @@ def test_a_submission_that_writes_to_others_loses_its_points(graded):
 def test_runs_are_compared_with_the_submitted_model(graded):
     _, _, rows, _ = graded
     assert ("zipped", "run hand-in/results/mine") not in rows
-    assert "another model.py" in rows["zipped", "run hand-in/results/other"]["diagnosis"]
+    assert "different model.py" in rows["zipped", "run hand-in/results/other"]["diagnosis"]
     assert "cannot be verified" in rows["zipped", "run hand-in/results/old"]["diagnosis"]
 
 

@@ -136,4 +136,4 @@ def test_the_hand_in_gets_full_points_and_an_edited_model_is_noticed(solved, tmp
         remarks = {(row["student"], row["part"]): row["diagnosis"] for row in csv.DictReader(file)}
     name = f"run results/train/{run.name}"
     assert ("ada", name) not in remarks
-    assert "made with another model.py" in remarks["eve", name]
+    assert "made with a different model.py" in remarks["eve", name]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lab.exercise.mistakes import MISTAKES
+from lab.exercise.model_mistakes import MISTAKES
 from lab.exercise.options import OPTIONS
 from lab.exercise.step_mistakes import STEP_MISTAKES
 from lab.exercise.symptoms import SYMPTOMS

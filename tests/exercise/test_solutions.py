@@ -7,7 +7,7 @@ import pytest
 
 from exercise import POINTS
 from lab.exercise.handout import skeleton
-from lab.exercise.mistakes import MISTAKES
+from lab.exercise.model_mistakes import MISTAKES
 from lab.exercise.options import OPTIONS
 from lab.exercise.parts import PARTS
 from lab.exercise.step_mistakes import STEP_MISTAKES

@@ -1,0 +1,283 @@
+"""The library of mistakes in Block and VisionTransformer; MISTAKES has those of all parts."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from lab.exercise.layer_mistakes import ATTENTION, MLP, PATCH_EMBED
+from lab.exercise.reference import Mistake
+
+
+class _OverTokens(nn.LayerNorm):
+    """A LayerNorm that takes its mean and variance over tokens instead of channels."""
+
+    def forward(self, x):
+        return F.layer_norm(x.mT, x.shape[1:2], eps=self.eps).mT * self.weight + self.bias
+
+
+def _as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
+    """Changes the class of some layers, which keeps their parameters."""
+    for name in names:
+        getattr(module, name).__class__ = kind
+
+
+def _set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
+    for name in names:
+        getattr(module, name).eps = eps
+
+
+NORMS = ("norm1", "norm2")
+BRANCH1, BRANCH2 = "x + self.drop_path1(", "x + self.drop_path2("
+BLOCK = (
+    Mistake(
+        "missing residual around attention",
+        "The attention's output replaces the tokens instead of being added to them.",
+        "x + is forgotten in the first half",
+        ((BRANCH1, "self.drop_path1("),),
+    ),
+    Mistake(
+        "missing residual around the MLP",
+        "The MLP's output replaces the tokens instead of being added to them.",
+        "x + is forgotten in the second half",
+        ((BRANCH2, "self.drop_path2("),),
+    ),
+    Mistake(
+        "no residual connections",
+        "Both branches replace the tokens, so a deep model does not train.",
+        "The block is written as a chain of layers",
+        ((BRANCH1, "self.drop_path1("), (BRANCH2, "self.drop_path2(")),
+    ),
+    Mistake(
+        "doubled residual around attention",
+        "The tokens are added twice in the first half.",
+        "Attention was written with a residual connection as well",
+        ((BRANCH1, "x + x + self.drop_path1("),),
+    ),
+    Mistake(
+        "doubled residual around the MLP",
+        "The tokens are added twice in the second half.",
+        "The MLP was written with a residual connection as well",
+        ((BRANCH2, "x + x + self.drop_path2("),),
+    ),
+    Mistake(
+        "post-norm",
+        "The norms come after the additions, as in the Transformer of 2017; ViT is pre-norm.",
+        "The figure of the original Transformer has 'Add & Norm' behind each branch",
+        (("self.norm1(x)", "x"), ("self.norm2(x)", "x"), ("return x", "return self.norm2(x)"),
+         ("x = " + BRANCH2, "x = self.norm1(x)\n    x = " + BRANCH2)),
+    ),
+    Mistake(
+        "norm after the branch",
+        "Each norm is applied to the branch's output before the addition, as in Swin v2.",
+        "The norm is written around the branch instead of inside",
+        forward=lambda m, x: (y := x + m.norm1(m.attn(x))) + m.norm2(m.mlp(y)),
+    ),
+    Mistake(
+        "norm added back",
+        "The residual connection starts after the norm: norm(x) + branch(norm(x)).",
+        "x is overwritten by its normalized value before the addition",
+        forward=lambda m, x: (y := (z := m.norm1(x)) + m.attn(z), z := m.norm2(y))[1] + m.mlp(z),
+    ),
+    Mistake(
+        "one shared norm",
+        "Both halves use the same LayerNorm; the paper has one for each.",
+        "A LayerNorm looks like a function, but it has a weight and a bias",
+        change=lambda m, c: setattr(m, "norm2", m.norm1),
+    ),
+    Mistake(
+        "norm1 used twice",
+        "The second half is normalized by norm1, and norm2 is never used.",
+        "The line of the first half is copied",
+        (("self.norm2(x)", "self.norm1(x)"),),
+    ),
+    Mistake(
+        "no norm before attention",
+        "Attention reads the tokens without normalization.",
+        "norm1 is created in __init__ but not called in forward",
+        (("self.attn(self.norm1(x)", "self.attn(x"),),
+    ),
+    Mistake(
+        "no norm before the MLP",
+        "The MLP reads the tokens without normalization.",
+        "norm2 is created in __init__ but not called in forward",
+        (("self.mlp(self.norm2(x)", "self.mlp(x"),),
+    ),
+    Mistake(
+        "norm over tokens",
+        "Mean and variance are taken over the tokens (axis 1) instead of a token's channels.",
+        "The wrong axis is normalized",
+        change=lambda m, c: _as_kind(m, NORMS, _OverTokens),
+    ),
+    Mistake(
+        "wrong eps",
+        "The norms use PyTorch's eps of 1e-5 instead of config.norm_eps.",
+        "nn.LayerNorm is created without eps; ViT has 1e-6, and released weights expect it",
+        change=lambda m, c: _set_eps(m, NORMS, 1e-5),
+    ),
+    Mistake(
+        "MLP before attention",
+        "The MLP comes first.",
+        "The order of the two halves is mixed up",
+        forward=lambda m, x: (y := x + m.mlp(m.norm1(x))) + m.attn(m.norm2(y)),
+    ),
+    Mistake(
+        "second residual from the block's input",
+        "The MLP's output is added to the block's input, so attention only acts through the MLP.",
+        "The input is kept in a variable that is not updated",
+        forward=lambda m, x: x + m.mlp(m.norm2(x + m.attn(m.norm1(x)))),
+    ),
+    Mistake(
+        "parallel branches",
+        "Attention and MLP both read the block's input, and both results are added to it.",
+        "The two lines are merged into one sum",
+        forward=lambda m, x: x + m.attn(m.norm1(x)) + m.mlp(m.norm2(x)),
+    ),
+)  # fmt: skip
+
+POOL = ("x = self.pool(x)", "forward_head")
+EXPAND, CAT, ADD = ".expand(x.shape[0], -1, -1)", "to_cat + [x]", "x = x + pos_embed"
+VISION_TRANSFORMER = (
+    Mistake(
+        "positions added twice",
+        "The position embedding is added twice.",
+        "It is added both where the tokens are made and before the blocks",
+        ((ADD, "x = x + pos_embed + pos_embed", "_pos_embed"),),
+    ),
+    Mistake(
+        "positions not added",
+        "The position embedding is never added, so the order of the patches does not matter.",
+        "pos_embed is created in __init__ but not used",
+        ((ADD, "x = x", "_pos_embed"),),
+    ),
+    Mistake(
+        "positions added before the class token",
+        "Only the patches get positions; the class token is put in front afterwards without one.",
+        "The two steps are in the wrong order",
+        ((CAT, "to_cat + [x + pos_embed[:, 1:]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
+    ),
+    Mistake(
+        "positions shifted by one",
+        "The patches get the first N positions, which include the class token's.",
+        "Positions are added before the class token is, and position 0 is not skipped",
+        ((CAT, "to_cat + [x + pos_embed[:, :-1]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
+    ),
+    Mistake(
+        "class token appended",
+        "The class token comes last, but the head reads the first token.",
+        "The order of the arguments of torch.cat is mixed up",
+        ((CAT, "[x] + to_cat", "_pos_embed"),),
+    ),
+    Mistake(
+        "class token at the end",
+        "The class token comes last and is read there, so positions are shifted by one.",
+        "Where the token is does not matter for training, but it does for released weights",
+        ((CAT, "[x] + to_cat", "_pos_embed"), (POOL[0], "x = x[:, -1]", POOL[1])),
+    ),
+    Mistake(
+        "class token not expanded",
+        "The class token has a batch axis of one, so this works for one image only.",
+        "torch.cat does not broadcast, unlike +",
+        ((EXPAND, "", "_pos_embed"),),
+    ),
+    Mistake(
+        "class token without parameter",
+        "There is no parameter for the class token; zeros are put in front.",
+        "The token is seen as an empty slot, but it is learned",
+        (("if self.cls_token is not None:", "if self.has_class_token:", "_pos_embed"),
+         ("self.cls_token" + EXPAND, "x.new_zeros(x.shape[0], 1, x.shape[2])", "_pos_embed")),
+        change=lambda m, c: m.register_parameter("cls_token", None),
+    ),
+    Mistake(
+        "mean over all tokens",
+        "The head reads the mean over all tokens, the class token included.",
+        "CNNs usually end with global average pooling",
+        ((POOL[0], "x = x.mean(dim=1)", POOL[1]),),
+    ),
+    Mistake(
+        "mean over the patches",
+        "The head reads the mean over the patch tokens instead of the class token.",
+        "Both exist in the literature; global_pool='token' is the class token",
+        ((POOL[0], "x = x[:, 1:].mean(dim=1)", POOL[1]),),
+    ),
+    Mistake(
+        "head on the last token",
+        "The head reads the last token.",
+        "A language model predicts from the last token",
+        ((POOL[0], "x = x[:, -1]", POOL[1]),),
+    ),
+    Mistake(
+        "head on every token",
+        "The head is applied to all tokens, so the output is (B, N, num_classes).",
+        "The class token is not selected",
+        ((POOL[0], "x = x", POOL[1]),),
+    ),
+    Mistake(
+        "softmax before the loss",
+        "The model returns probabilities, and the cross-entropy applies a second softmax.",
+        "The output is thought of as a distribution; the loss expects logits",
+        (("self.head(x)", "self.head(x).softmax(-1)", "forward_head"),),
+    ),
+    Mistake(
+        "no final norm",
+        "The tokens reach the head without the final norm.",
+        "norm is created in __init__ but not called",
+        (("x = self.norm(x)", "x = x", "forward_features"),),
+    ),
+    Mistake(
+        "norm before the blocks",
+        "The norm is applied before the blocks instead of after them.",
+        "Pre-norm is taken literally",
+        (("x = self.norm_pre(x)", "x = self.norm(x)", "forward_features"),
+         ("    x = self.norm(x)\n    return x", "    return x", "forward_features")),
+    ),
+    Mistake(
+        "wrong eps in the final norm",
+        "The final norm uses PyTorch's eps of 1e-5 instead of config.norm_eps.",
+        "nn.LayerNorm is created without eps",
+        change=lambda m, c: _set_eps(m, ("norm",), 1e-5),
+    ),
+    Mistake(
+        "blocks share their weights",
+        "The same block is used several times.",
+        "[Block(config)] * depth repeats one object",
+        change=lambda m, c: setattr(m, "blocks", nn.Sequential(*[m.blocks[0]] * c.depth)),
+    ),
+    Mistake(
+        "only the first block used",
+        "Only the first block is applied.",
+        "A return stands inside the loop",
+        (("x = self.blocks(x)", "x = self.blocks[0](x)", "forward_features"),),
+    ),
+    Mistake(
+        "only the last block used",
+        "Every block reads the embedded patches, so only the last one counts.",
+        "The loop assigns to another variable than it reads",
+        (("x = self.blocks(x)", "x = self.blocks[-1](x)", "forward_features"),),
+    ),
+    Mistake(
+        "dropout before the head active in eval mode",
+        "The class token is dropped in eval mode too, so every prediction is random.",
+        "F.dropout drops unless it is given training=self.training",
+        (("x = self.head_drop(x)", "x = nn.functional.dropout(x, self.head_drop.p)",
+          "forward_head"),),
+    ),
+    Mistake(
+        "class token detached",
+        "The class token is used through .data or detach(), so it is never learned.",
+        "A copy of the parameter is expanded instead of the parameter",
+        (("self.cls_token" + EXPAND, "self.cls_token.detach()" + EXPAND, "_pos_embed"),),
+    ),
+    Mistake(
+        "positions detached",
+        "The position embedding is used through .data or detach(), so it is never learned.",
+        "A copy of the parameter is added instead of the parameter",
+        ((ADD, "x = x + pos_embed.detach()", "_pos_embed"),),
+    ),
+)  # fmt: skip
+
+MISTAKES: dict[str, tuple[Mistake, ...]] = {
+    "PatchEmbed": PATCH_EMBED,
+    "MLP": MLP,
+    "Attention": ATTENTION,
+    "Block": BLOCK,
+    "VisionTransformer": VISION_TRANSFORMER,
+}
