@@ -288,12 +288,13 @@ def assert_equals_captum(model, images, wrapped, layer):
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
-    [("resnet10t", "layer4"), ("test_efficientnet", "bn2"), ("vgg11", "features")],
-)
-def test_grad_cam_equals_captum_on_the_last_convolution(name, layer):
+    ("name", "layer", "options"),
+    [("resnet10t", "layer4", {}), ("test_efficientnet", "bn2", {}),
+     ("vgg11", "features", {"mlp_ratio": 1 / 64})],
+)  # fmt: skip
+def test_grad_cam_equals_captum_on_the_last_convolution(name, layer, options):
     torch.manual_seed(1)
-    model = timm.create_model(name, num_classes=5).eval()
+    model = timm.create_model(name, num_classes=5, **options).eval()
     images = torch.randn(3, 3, 64, 96)
     with torch.no_grad():  # so that the weights of the head have both signs
         nn.init.normal_(model.get_classifier().weight)

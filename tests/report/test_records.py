@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,8 @@ def test_strange_values_never_break_the_report(place, tmp_path, seed):
                          ids=ascii)  # fmt: skip
 def test_strange_constants_never_break_the_report(place, tmp_path, value):
     """Replaces all constants of a run of train.py and of one of finetune.py, one at a time."""
+    for other in (place / "official", *place.glob("*/*-s1"), *place.glob("train/*-of0.1-*")):
+        shutil.rmtree(other)
     paths = [next((place / script).rglob("config.json")) for script in ("train", "finetune")]
     records = {path: json.loads(path.read_text()) for path in paths}
     names = set().union(*(record["constants"] for record in records.values()))
@@ -189,4 +192,4 @@ def test_strange_constants_never_break_the_report(place, tmp_path, value):
             path.write_text(json.dumps({**record, "constants": changed}))
         found = read_runs(place)
         build_content(found, place, tmp_path)
-        assert len(found.runs) + len(found.left_out) >= 9, name
+        assert len(found.runs) + len(found.left_out) >= 5, name
