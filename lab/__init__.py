@@ -7,6 +7,8 @@
     finetuning  which parameters to train; a linear probe on cached features
     attention   attention maps of ViT and Swin, their scores and pages
     sweep       hyperparameter search
+    exercise    the hand-out for students, its checks, and the library of mistakes
+    sharing     a model for classmates: the hub, ONNX, a page
     report      all records as tables and one page
 
 Packages import only what another package's `__init__` exports, and never a script.

@@ -47,14 +47,18 @@ class Submission:
     steps: types.ModuleType
     files: tuple[Path, ...]
     own: dict[str, Any] = field(default_factory=dict)  # the student's classes and functions
+    steps_failure: Failure | None = None  # why `steps` is empty
 
     @classmethod
     def load(cls, model_file: Path, steps_file: Path | None) -> "Submission":
-        """Runs the student's files as modules. Raises Failure."""
-        model = _load_module(model_file, "model")
-        steps = _load_module(steps_file, "steps") if steps_file else model
-        files = (model_file, steps_file) if steps_file else (model_file,)
-        submission = cls(model, steps, files)
+        """Runs the student's files as modules. Raises Failure for the model's file."""
+        model, failed = _load_module(model_file, "model"), None
+        try:
+            steps = _load_module(steps_file, "steps") if steps_file else model
+        except Failure as failure:  # the parts in the other file can still be checked
+            steps, failed = types.ModuleType("steps"), failure
+        files = (model_file, steps_file) if steps_file and not failed else (model_file,)
+        submission = cls(model, steps, files, steps_failure=failed)
         for part in PARTS.values():
             submission.own[part.name] = getattr(submission.module_of(part), part.name, None)
         return submission
@@ -64,6 +68,8 @@ class Submission:
 
     def find(self, part: Part) -> Any:
         """The student's class or function. Raises Failure if there is none."""
+        if part.is_function and self.steps_failure:
+            raise self.steps_failure
         found = self.own[part.name]
         module = self.module_of(part)
         kind = "function" if part.is_function else "class"

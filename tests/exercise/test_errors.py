@@ -67,6 +67,17 @@ def test_syntax_error_names_the_line(tmp_path):
         assert re.search(r"model.py, line \d+: Python cannot read this line", result.says)
 
 
+def test_a_syntax_error_in_the_steps_leaves_the_model(tmp_path):
+    (tmp_path / "model.py").write_text(pasted(STUDENT), encoding="utf-8")
+    (tmp_path / "steps.py").write_text("def evaluate(:\n", encoding="utf-8")
+    job = Job(
+        tmp_path / "model.py", tmp_path / "steps.py", ("MLP", "evaluate"), 1, WEIGHTS, 2, 1000
+    )
+    (mlp, evaluate), _ = run_checks(job)
+    assert mlp.failed is None
+    assert evaluate.says.startswith("steps.py, line 1: Python cannot read this line")
+
+
 def test_missing_class_names_a_similar_one(tmp_path):
     source = pasted(STUDENT).replace("class MLP(", "class Mlp2(").replace("MLP(config)", "1")
     (result,), _ = run(tmp_path, source.replace("Mlp2", "MLp"))
