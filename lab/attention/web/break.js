@@ -148,8 +148,9 @@ function removalSentence() {
   const attention = shownMap(current, POOLED), best = argmax(current.probabilities);
   const share = [...state.removed].reduce((sum, patch) => sum + attention[patch], 0);
   const drop = current.probabilities[best] - state.broken[best];
+  const together = brokenParts().length > 1 ? " through all changes together" : "";
   return `What you removed got ${percent(share)} of the attention; “${classes[best]}” ` +
-    (drop < 0 ? `gains ${points(-drop)}.` : `loses ${points(drop)}.`);
+    `${drop < 0 ? "gains" : "loses"} ${points(Math.abs(drop))}${together}.`;
 }
 
 function points(drop) {
@@ -158,7 +159,7 @@ function points(drop) {
 
 /* Removes each patch by itself: PATCHES forward passes, in small portions. */
 function* measurePatches() {
-  if (costs.of === current || !PATCHES || PATCHES < 2) return;
+  if (costs.of === current || PATCHES < 2) return;
   const result = current, best = argmax(result.probabilities), values = new Float32Array(PATCHES);
   const intact = result.probabilities[best];
   byId("proof-text").textContent = "Removing every patch in turn …";

@@ -1,7 +1,5 @@
 /* State of the page, the forward pass after each change, and what the sections share. */
 
-const byId = (id) => document.getElementById(id);
-const data = JSON.parse(byId("data").textContent);
 const { config, preprocess, classes } = data;
 const { img_size: S, patch_size: P, in_chans: C, num_heads: HEADS, depth: DEPTH } = config;
 const SIDE = S / P, PATCHES = SIDE * SIDE;
@@ -153,20 +151,6 @@ function shownClasses(probabilities, most = 10) {
 }
 
 /* Elements */
-
-function element(name, properties = {}, ...children) {
-  const { aria, ...rest } = properties, made = Object.assign(document.createElement(name), rest);
-  for (const [key, value] of Object.entries(aria ?? {})) made.setAttribute(`aria-${key}`, value);
-  made.append(...children);
-  return made;
-}
-
-function svg(name, attributes, ...children) {
-  const made = document.createElementNS(byId("scatter").namespaceURI, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
 
 function press(button, isPressed) {
   button.setAttribute("aria-pressed", isPressed);
@@ -362,5 +346,5 @@ function checkAgainstPyTorch() {
       "computes model.py as it was published. Have you changed the forward pass?";
 }
 for (const example of data.examples) {
-  example.image = Float32Array.from(atob(example.pixels), (character) => character.charCodeAt(0));
+  example.image = Float32Array.from(bytes(example.pixels));
 }

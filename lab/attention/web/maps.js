@@ -2,23 +2,11 @@ const OVERLAY_SIDE = 672;  // approximate, in pixels: sharp on high-density scre
 const SMALL_PICTURE = 64;  // in pixels; smaller images are not smoothed
 const BLOCKS = "attention of one block";
 
-const byId = (id) => document.getElementById(id);
-const data = JSON.parse(byId("data").textContent);
 const colors = bytes(data.colors);  // red, green and blue of 256 steps
 const pictures = data.images.map((image) => Object.assign(new Image(), { src: image.picture }));
 const methods = listMethods();
 /* Opens at the last block. Head 0 is the mean of all. */
 const state = { image: 0, method: methods[0], block: Infinity, head: 0 };
-
-function bytes(base64) {
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-}
-
-function element(name, properties, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
-}
 
 /* Available maps. A method is null (BLOCKS) or the name of another map. */
 

@@ -235,8 +235,7 @@ class VisionTransformer {
 
 /* Weights from base64: fp16 numbers, one tensor after the other as `layout` lists them. */
 function readWeights(base64, layout) {
-  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-  const halves = new DataView(bytes.buffer), weights = { shapes: Object.fromEntries(layout) };
+  const halves = new DataView(bytes(base64).buffer), weights = { shapes: Object.fromEntries(layout) };
   let at = 0;
   for (const [name, shape] of layout) {
     const values = new Float32Array(shape.reduce((a, b) => a * b, 1));

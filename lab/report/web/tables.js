@@ -16,8 +16,6 @@ const QUANTITIES = {
   val_loss: "validation loss", train_loss: "training loss",
 };
 
-const byId = (id) => document.getElementById(id);
-const data = JSON.parse(byId("data").textContent);
 const hasOwn = data.runs.some((run) => !run.reference);
 const hasReferences = data.runs.some((run) => run.reference);
 const showing = { references: !hasOwn };  // whether the sections include reference runs
@@ -27,21 +25,6 @@ const finished = () => allRuns().filter((run) => run.state === "finished");
 const isSweep = (run) => run.task.startsWith("Sweep ");
 const kindColor = (kind) => `var(--models-${kind.toLowerCase()})`;
 const charts = [];  // functions that draw the charts, called when the page has its width
-
-function element(name, properties, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
-}
-
-function svg(name, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  const { style = "", ...others } = attributes;
-  made.style.cssText = style;  // the page's policy forbids the attribute
-  for (const [key, value] of Object.entries(others)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
 
 const box = (className, ...children) => element("div", { className }, ...children);
 const note = (...children) => element("p", { className: "quiet" }, ...children);
