@@ -101,7 +101,7 @@ def check(c: SimpleNamespace) -> bool:
         else:
             say(f"\n{failing.part}, {failing.failed}: {failing.says}")
         if failing.because:
-            say(f"How it happens: {failing.because}.")
+            say(f"Common cause: {failing.because}.")
         show_hints(report, failing.part, c.HINT)
     elif len(results) > 1:
         print("\nAll parts pass: python train.py trains your model.")
@@ -212,7 +212,7 @@ def watch(c: SimpleNamespace) -> None:
     while True:
         now = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
         if now != seen and now[0]:  # while an editor saves, the file may be gone for a moment
-            print(f"\n{time.strftime('%H:%M:%S')} (Ctrl-C ends)")
+            print(f"\n{time.strftime('%H:%M:%S')} (Ctrl-C to stop)")
             check(c)
             seen, c.HINT = now, False
         time.sleep(0.3)

@@ -30,7 +30,7 @@ from lab.sharing import predictions
 MODEL: str | None = None  # run, shared folder, file, timm name, owner/name; none: the newest run
 REVISION: str | None = None  # version of a repository, such as v1; none: the latest
 MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
-IMAGES: str | None = None  # files, folders, patterns or a dataset; none: the run's dataset
+IMAGES: str | None = None  # files, folders, glob patterns or a dataset; none: the run's dataset
 SPLIT: Literal["train", "val", "test"] = "test"  # part of a dataset
 DATA_DIR: str = "data"  # folder of downloaded datasets
 
@@ -61,7 +61,7 @@ def main() -> None:
             f"{c.MODEL} does not say what it was trained on: choose images with --images, such as "
             '--images "cat.jpg dog.jpg"'
         )
-    # Of the folder that the model was trained on, only the chosen split is predicted.
+    # If IMAGES is the folder that the model was trained on, predict only the chosen split.
     is_dataset = dataset is not None and (
         datasets.canonical_name(c.IMAGES) == datasets.canonical_name(dataset)
     )
@@ -77,7 +77,7 @@ def main() -> None:
     name = c.NAME or f"{registry.short_name(c.MODEL)}-{source.name}"
     run = Run.open(Path(c.RESULTS_DIR), name, identity, facts, c.OVERWRITE)
     if run.finished:
-        print("this was done before; --overwrite runs it again")
+        print("these results exist; --overwrite runs it again")
     else:
         predict(c, pretrained, source, run)
     print(run.folder / "predictions.jpg")
@@ -115,7 +115,7 @@ def predict(
 
 
 class AttentionMaps:
-    """Maps for the contact sheet: attention of the last block, or Grad-CAM for a model without."""
+    """Maps for the contact sheet: attention of the last block, or else Grad-CAM."""
 
     def __init__(self, pretrained: Pretrained):
         self.model = pretrained.model

@@ -1,4 +1,4 @@
-"""Reports on all your runs in one page, results/report.html.
+"""Write one page about all your runs, results/report.html.
 
     python report.py                                   # all runs below results/
     python report.py --results my/results              # all runs below another folder
@@ -20,7 +20,7 @@ from lab.report import build_content, hand_in, markdown, read_runs, write_page
 # --- What to report on ---
 RESULTS: str = "results"  # folder that contains the runs
 DATA_DIR: str = "data"  # folder of downloaded datasets, for thumbnails; nothing is downloaded
-HAND_IN: bool = False  # also write hand-in.zip for the teacher: records, code, what is missing
+HAND_IN: bool = False  # also write hand-in.zip for the teacher: records, code, missing items
 OFFICIAL: bool = False  # write the page and tables in results/official and README.md instead
 
 _ROOT = Path(__file__).resolve().parent

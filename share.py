@@ -1,4 +1,4 @@
-"""Give a trained model to classmates: a folder, or a repository on the Hugging Face hub.
+"""Share a trained model as a folder or as a repository on the Hugging Face hub.
 
     python share.py                                          # the newest run of train.py
     python share.py --model results/finetune/<run>
@@ -67,7 +67,7 @@ def main() -> None:
             "INT8 needs the test images of the model's dataset, to measure its accuracy: share a "
             "run whose dataset is on this computer"
         )
-    images = f"test images of {dataset}" if dataset else "embedded MNIST images"
+    images = f"test images of {dataset}" if dataset else "bundled MNIST images"
     release = card.Release(name, c.REPOSITORY, pretrained, records, license, images)
     write_folder(folder, release, loaders, c.INT8, c.MODEL_FILE)
     if c.REPOSITORY:
@@ -79,7 +79,7 @@ def main() -> None:
 def write_folder(
     folder: Path, release: card.Release, loaders: Loaders, int8: bool, model_file: str | None
 ) -> None:
-    """Writes everything that others need; the folder is complete or as it was before."""
+    """Writes everything that others need. The folder is replaced atomically."""
     pretrained = release.pretrained
     _, images, _ = next(loaders.evaluation("test"))
     expected = formats.Expected(pretrained.model, images[: formats.NUM_COMPARED])
@@ -124,7 +124,7 @@ def write_folder(
 
 
 def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
-    """Writes the live page of a small ViT: with index.html, the folder is a static Space."""
+    """Writes the live page of a small ViT, with which a static Space can host the folder."""
     run = Run(release.records.folder) if release.records else None
     shown = views.Views(release.pretrained, loaders, views.ViewConfig(), run)
     if not shown.write_live_page(folder / "index.html", release.name):

@@ -75,7 +75,7 @@ def test_predictions_and_accuracy_equal_load_model(script, run_folder, photos, t
     assert f"accuracy {100 * correct / 12:.1f} % (95 % interval" in done.out
     assert Image.open(folder / "predictions.jpg").size[0] > 500
     assert done.out.splitlines()[-1].endswith("predictions.jpg")
-    assert "done before" in script(
+    assert "results exist" in script(
         "predict.py", "--model", run_folder, "--images", "photos", "--top-k", 9,
         "--batch-size", 5, "--attention").out  # fmt: skip
 

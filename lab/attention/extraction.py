@@ -1,7 +1,7 @@
 """Attention weights of every block and head, recorded while a model computes its logits.
 
     logits, blocks = attention_maps(model, images)
-    blocks[-1].dense()         # (B, h, N, N): row i holds how much token i takes from each token
+    blocks[-1].dense()         # (B, h, N, N): row i: how much token i attends to each token
     blocks[-1].average("avg")  # (B, h, rows, columns): what the patches attend to on average
 
 This works for our ViT, timm's plain ViTs (DeiT, DINOv2, ...) and timm's Swin v1 and v2. It also
@@ -166,7 +166,7 @@ def record_attention(
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees each call of a torch function, and passes on the attention weights among them.
+    """Intercepts torch functions and passes on the attention weights among them.
 
     Hooks on layers would need the names of the layers inside an attention module, and would miss
     fused kernels, which never hold the weights.
@@ -207,7 +207,7 @@ class _Recorder(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     ) -> Tensor:  # fmt: skip
-        """F.scaled_dot_product_attention, with the weights written out."""
+        """F.scaled_dot_product_attention, computing the weights explicitly."""
         if is_causal:
             shape = (query.shape[-2], key.shape[-2])
             attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
@@ -303,7 +303,7 @@ def model_name(model: nn.Module) -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own mode back at the end."""
+    """Evaluation mode; each module's mode is restored at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""A web page on which a small ViT of model.py runs in the browser, on what its reader draws.
+"""A web page on which a small ViT of model.py runs in the browser on what the user draws.
 
-One file without network or framework: the weights as fp16, a forward pass in JavaScript
+A single file that needs no network or framework: the weights as fp16, a forward pass in JavaScript
 (web/vit.js), and four sections (web/draw.js, look.js, break.js, learn.js). Other models get the
 page of precomputed maps in page.py.
 """
@@ -22,7 +22,7 @@ MAX_PARAMETERS = 4_000_000  # a larger model needs more than half a second per i
 
 _TEMPLATE = Path(__file__).parent / "web" / "live.html"
 _BLOCK = r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)"
-_PARAMETER = re.compile(  # the parameters that web/vit.js knows
+_PARAMETER = re.compile(  # the parameters that web/vit.js supports
     rf"{_BLOCK}|blocks\.\d+\.ls[12]\.gamma|cls_token|pos_embed"
     r"|(patch_embed\.proj|norm|fc_norm|head)\.(weight|bias)"
 )

@@ -1,6 +1,6 @@
 """Metrics of maps: do they find the object, and do they show what the model uses?
 
-Localization compares maps with the outlines of the animals in Oxford Pets, image by image. Maps
+Localization compares maps with the segmentation masks (trimaps) of Oxford Pets, per image. Maps
 are resized to the image bilinearly, scaled to a maximum of one, and scored on the pixels that the
 outline labels animal or background. The border between them does not count.
 
@@ -130,7 +130,7 @@ def _score_image(
         values = np.ones_like(values)
     precision = float(average_precision_score(is_animal, values))  # before scaling creates ties
     values = values / values.max()
-    # The highest threshold that each pixel reaches; 1e-4 forgives rounding errors.
+    # The highest threshold that each pixel reaches; 1e-4 tolerates rounding errors.
     level = np.floor(values * LEVELS + 1e-4).astype(int)
     reached = [np.bincount(level[pixels], minlength=LEVELS + 1)[::-1].cumsum()[::-1]
                for pixels in (is_animal, ~is_animal)]  # fmt: skip
@@ -180,13 +180,13 @@ def deletion_insertion(
 ) -> dict[str, np.ndarray]:
     """Probability of the target class while pixels are deleted or inserted in the map's order.
 
-    Pixels with the largest map values come first. A deleted pixel takes the mean color (zero after
+    Pixels with the largest map values come first. A deleted pixel gets the mean color (zero after
     normalization). Insertion starts from a strongly blurred image (a Gaussian whose standard
     deviation is an eighth of the side), which has no sharp edges that could mislead the model.
 
     Args:
         images: (B, C, S, S), normalized.
-        maps: (B, rows, columns); equal values are taken row by row.
+        maps: (B, rows, columns); ties are broken row by row.
         targets: the class to explain for each image, (B,).
 
     Returns: "deletion" and "insertion", each (B, steps + 1): the probability after a fraction

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from lab.core import plots
 
-COLORMAP = "inferno"  # perceptually uniform, and dark where there is nothing to see
+COLORMAP = "inferno"  # perceptually uniform, and dark for low values
 _VERDICTS = {True: "correct", False: "wrong"}
 _SMALL = 64  # pixels: an image up to this size is drawn as a grid, without smoothing
 
@@ -26,7 +26,7 @@ class AttentionExample:
     correct: bool | None  # None: unknown, because the model and the data have different classes
     raw: list[np.ndarray]  # attention of each block, (heads, rows, columns)
     maps: dict[str, np.ndarray]  # by title of the map, (rows, columns)
-    raw_name: str | None = None  # the title in `maps` of the one that repeats a block of `raw`
+    raw_name: str | None = None  # key in `maps` of the map that is already in `raw`
 
     @property
     def title(self) -> str:
@@ -54,7 +54,7 @@ def plot_overview(path: Path, examples: list[AttentionExample], title: str) -> N
             axis.set_title(name, fontsize=9)
         for axis in row:
             axis.set_axis_off()
-    note = ("Bright: much attention, or strong support for the class. Each map has its own scale, "
+    note = ("Bright: high attention, or strong evidence for the class. Each map has its own scale, "
             "from zero to its 99th percentile.")  # fmt: skip
     plots.set_title(figure, title, note)
     plots.save_figure(figure, path, 90)

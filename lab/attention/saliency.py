@@ -1,4 +1,4 @@
-"""Maps of where a model looks: raw attention, rollout, gradient-weighted rollout and Grad-CAM.
+"""Saliency maps: raw attention, rollout, gradient-weighted rollout and Grad-CAM.
 
 Each method returns one map of patches per image, (B, rows, columns), with values of at least zero.
 Rollouts multiply one row vector through the blocks, from the last to the first, instead of
@@ -139,8 +139,8 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
     """Grad-CAM on the last feature map (Selvaraju et al. 2017, eqs. 1 and 2).
 
     max(0, sum over channels c of alpha_c F_c), where alpha_c is the mean of dy/dF_c over all
-    places, y the logit of the class and F the output of `forward_features`: the last convolution
-    of a CNN, the last stage of a Swin, or the last tokens of a ViT.
+    spatial positions, y the logit of the class and F the output of `forward_features`: the last
+    convolution of a CNN, the last stage of a Swin, or the last tokens of a ViT.
 
     Args:
         targets: the class to explain for each image (B,); None: the predicted class.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAINED, RANDOM = "trained", "random weights"
-CENTER, CHANCE = "center Gaussian", "random order"  # references: a map, and an order of pixels
+CENTER, CHANCE = "center Gaussian", "random order"  # baselines: a map, and a pixel order
 MEASURES = {  # name in a record: short name, explanation
     "mass": ("mass on the animal", "fraction of the map's mass on the animal"),
     "pointing": ("pointing game", "the maximum of the map lies on the animal"),
@@ -36,7 +36,7 @@ def points(values: list[float]) -> str:
 
 
 def candidates(record: dict[str, Any]) -> list[str]:
-    """The maps a user would choose from: the best block on validation, the last block, the rest."""
+    """The maps to choose from: the best block on validation, the last block, and the others."""
     methods = record["methods"]
     blocks = _blocks(record)
     others = [name for name in methods if name not in blocks]
@@ -92,7 +92,7 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 _MEANINGS = {  # by: beats the center Gaussian, beats random weights
     (True, True): "it finds the animal because of training",
-    (True, False): "it finds the animal, but no better than without training",
+    (True, False): "it finds the animal, but no better than with random weights",
     (False, True): "training improves it, but the center of the image is as good a guess",
     (False, False): "there is no reason to trust it",
 }
@@ -106,8 +106,8 @@ def verdict(record: dict[str, Any]) -> list[str]:
         beats = tuple(precision[reference][1] > 0 for reference in (CENTER, RANDOM))
         lines.append(
             f"- {name}: average precision {100 * precision['mean'][0]:.1f} %, "
-            f"{points(precision[CENTER])} points against a {CENTER}, {points(precision[RANDOM])} "
-            f"against {RANDOM}: {_MEANINGS[beats]}."
+            f"{points(precision[CENTER])} percentage points against a {CENTER}, "
+            f"{points(precision[RANDOM])} against {RANDOM}: {_MEANINGS[beats]}."
         )
         if all(beats):
             trusted.append((precision["mean"][0], name))
@@ -158,7 +158,7 @@ def _plot(path: Path, record: dict[str, Any]) -> None:
     for axis in axes:
         plots.legend_above(axis, 3 if axis is axes[-1] and panels == 3 else 2)
     finding = verdict(record)[-1].split(". ")[0]
-    note = (f"{record['title']}: maps compared with the outlines of {record['test_images']} test "
+    note = (f"{record['title']}: maps compared with the masks of {record['test_images']} test "
             "images. Bars and bands are 95 % intervals. A good map makes the probability fall fast "
             "in deletion and rise fast in insertion.")  # fmt: skip
     plots.set_title(figure, finding, note)

@@ -1,6 +1,6 @@
 """Scores every map of a model: the work of attention_viz.py --score.
 
-The same architecture with random weights and two maps that ignore the image serve as references.
+The same architecture with random weights and two maps that ignore the image serve as baselines.
 Validation images choose thresholds and the best block; all reported scores are on test images.
 """
 
@@ -24,7 +24,7 @@ GRID_SIZE = (32, 32)  # of the maps that ignore the image
 
 
 class Scoring:
-    """Scores a model on the outlines of its images.
+    """Scores a model's maps against the segmentation masks of its images.
 
     Raises: UserError for a dataset without outlines, before a run folder exists.
     """
@@ -156,7 +156,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _MethodScores:
-    """One method on the test images, with what the validation images say about it."""
+    """Test scores of one method, with its threshold and score on the validation images."""
 
     test: metrics.LocalizationScores
     level: int  # number of the best threshold on the validation images

@@ -1,4 +1,4 @@
-"""Figures and a web page of where a model looks: the work of attention_viz.py without --score."""
+"""Draws the figures and the page of attention_viz.py, except for those of --score."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -129,14 +129,14 @@ class Views:
         return confidence.cpu(), predicted.cpu()
 
     def _choose_images(self) -> Tensor:
-        """Random test images; up to half of them wrongly predicted, and those come last."""
+        """Random test images; up to half of them misclassified; those come last."""
         test, count = self.loaders.data.test, self.config.num_images
         img_size = self.loaders.preprocess.img_size
         num_candidates = max(_NUM_CANDIDATES, _CANDIDATE_PIXELS // img_size**2)
         generator = torch.Generator().manual_seed(self.config.seed)
         rows = torch.randperm(len(test), generator=generator)[:num_candidates]
         classes = self.loaders.data.classes
-        if not classes:  # images of the user: keep their order
+        if not classes:  # the user's images: keep their order
             return rows[:count].sort().values
         if classes != self.class_names:  # predictions are neither right nor wrong
             return rows[:count]
@@ -188,7 +188,7 @@ class Views:
         ]
 
     def _live_content(self, name: str, rows: Tensor) -> LiveContent:
-        """The live page with the chosen images `rows`; of known classes, one each and mistakes."""
+        """The live page with the images `rows`: if labels are known, one per class and mistakes."""
         data, examples = self.loaders.data, []
         preprocess = self.loaders.preprocess
         mean, std = (

@@ -13,7 +13,7 @@ class Part:
 
     name: str  # of the class or function
     task: str  # one sentence: what it does
-    hints: tuple[str, str, str]  # an idea, the shapes, near-code
+    hints: tuple[str, str, str]  # an idea, the shapes, pseudocode
     solution: str  # where a written solution can be read
     checks: tuple[str, ...]  # in the order in which they run
     todo: dict[str, str] = field(default_factory=dict)  # method or function: what to write there

@@ -96,7 +96,7 @@ def comparable_key(run: Record, place: Path) -> tuple[bool, str]:
 
 
 def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
-    """Finished runs grouped by configuration; the user's own runs apart from the references."""
+    """Finished runs grouped by configuration; the user's runs and reference runs are kept apart."""
     finished = [run for run in runs if run.metrics]
     found = []
     for same in group_by(finished, lambda r: (comparable_key(r, place), r.key("SEED"))):
@@ -129,10 +129,9 @@ def twins(
 
 
 def on_most_images(found: list[Configuration], place: Path) -> list[Configuration]:
-    """Without those for which there is an equal one that was trained on more of the images.
+    """Drops configurations if an otherwise equal one was trained on a larger part of the images.
 
-    What was fine-tuned, and how fast, does not count as a difference. Trials of sweeps are left
-    out.
+    The comparison ignores the fine-tuning mode and its learning rate, and skips trials of sweeps.
     """
     groups = group_by((c for c in found if not c.first.sweep), lambda c: (
         comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),

@@ -79,7 +79,7 @@ def attention(run: Run, place: Path, budget: list[int]) -> dict[str, Any]:
 
 def _plots(folder: Path, captions: dict[str, str], place: Path,
            budget: list[int]) -> list[dict[str, str]]:  # fmt: skip
-    """The plots that exist in a folder, as long as the page's budget of bytes lasts."""
+    """The plots that exist in a folder, until the page's size limit is reached."""
     shown = []
     for name, caption in captions.items():
         source = images.plot(folder, name)
@@ -110,6 +110,6 @@ def comparisons(runs: list[Record] | list[Run], pattern: str, place: Path) -> li
 
 
 def link(path: Path, place: Path) -> str:
-    """A relative address from the page. A quoted path cannot be mistaken for another scheme."""
+    """A relative URL from the page. Quoting keeps a path from being parsed as a URL scheme."""
     relative = Path(os.path.relpath(path, place)).as_posix()
     return quote(relative, safe="/", errors="surrogateescape")

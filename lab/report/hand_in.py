@@ -1,7 +1,7 @@
 """One zip for the teacher: records, images, the report, code, and what is missing for each task.
 
 TASKS says what each task of the lab sheet asks for, and which run or exercise shows it. Weights are
-left out, because they are large and the records say everything that is graded.
+left out, because they are large and the records contain everything that is graded.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Item:
     """One thing that a task asks for."""
 
     what: str
-    command: str  # adds it
+    command: str  # produces it
     find: Callable[[Work], list[str]]  # where it is: names of runs, or points; empty if missing
 
 
@@ -133,7 +133,7 @@ def write_hand_in(found: Found, place: Path) -> tuple[Path, dict[str, Any]]:
         if path.is_file():
             files[_name_in_zip(path)] = path
         else:
-            left_out.append({"path": str(path), "reason": "does not exist any more"})
+            left_out.append({"path": str(path), "reason": "no longer exists"})
     content["left_out"] += left_out
     content["sha256"] = {
         name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())
@@ -154,7 +154,7 @@ def write_hand_in(found: Found, place: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def missing(content: dict[str, Any]) -> list[str]:
-    """A line for each thing that a task asks for and that is not there, with the command for it."""
+    """A line for each missing item of a task, with the command that produces it."""
     return [
         f"task {task['task']}: missing: {item['what']} ({item['command']})"
         for task in content["tasks"]
@@ -298,7 +298,7 @@ def _changed_since_commit(root: Path) -> set[str] | None:
 
 
 def _page(content: dict[str, Any]) -> str:
-    """hand_in.json in a form for reading."""
+    """hand_in.json as readable Markdown."""
     made = content["made"]
     lines = [
         "# Hand-in",

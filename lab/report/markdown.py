@@ -40,7 +40,7 @@ _TITLES = {
     "attention": "Attention maps (`attention_viz.py --score`)",
     "sweeps": "Sweeps",
 }
-_Link = Callable[[Path], str]  # from a folder to the address that a link to it has
+_Link = Callable[[Path], str]  # maps a folder to its link target
 
 
 def fill(text: str, found: Found, place: Path, root: Path) -> str:
@@ -83,7 +83,7 @@ def results_page(content: dict[str, Any], found: Found, place: Path) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, and no end of a line or table cell.
+    """Escapes text so that Markdown shows it verbatim, on one line, inside a table cell.
 
     Underscores inside a word stay as they are, because they are no markup there.
     """

@@ -32,7 +32,7 @@ from lab.report.record_files import CURVES
 from lab.report.records import TASKS, Found, Record
 
 _TEMPLATE = Path(__file__).parent / "web" / "page.html"
-_CURVE_POINTS = 100  # longer curves are thinned out
+_CURVE_POINTS = 100  # longer curves are subsampled
 _CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
 _RUN_FILES = ("curves.png", "confusion.png", "metrics.json", "config.json", "history.csv",
               "predictions.csv")  # fmt: skip
@@ -59,7 +59,7 @@ def build_content(
     chosen = {folder / trial["folder"] for folder, sweep in found.sweeps
               for trial in sweep["trials"]
               if trial["number"] == sweep.get("best") and trial.get("folder")}  # fmt: skip
-    # Of a sweep, only the trial that validation chose: choosing by test accuracy would be cheating.
+    # Show only the best trial on validation: to select by test accuracy would be cheating.
     runs = sorted((r for r in found.runs if not r.sweep or r.folder in chosen), key=order)
     ids = {run.folder: i for i, run in enumerate(runs)}
     configs = configurations(runs, place)

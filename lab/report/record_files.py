@@ -21,7 +21,7 @@ History = list[dict[str, float]]  # one dictionary per epoch: "epoch" and CURVES
 
 
 class InvalidRecord(Exception):
-    """The reason why a folder cannot be shown, written for its owner."""
+    """The reason why a folder cannot be shown, as a message for the user."""
 
 
 @dataclass(frozen=True)

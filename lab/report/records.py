@@ -104,13 +104,13 @@ class Record:
             return c["MODEL"]
         values = dict(re.findall(r"(\w+)=(\([^)]*\)|\S+)", arguments))
         depth = re.sub(r"\D", "", values.get("depths", values.get("depth", "")))
-        if depth and "embed_dim" in values:  # no longer the model of that name
+        if depth and "embed_dim" in values:  # arguments change the model, so its name would mislead
             return f"{c['MODEL'].split('_')[0]}_{values['embed_dim']}x{depth}"
         return f"{c['MODEL']} ({arguments})"
 
     @cached_property
     def recipe(self) -> str:
-        """What the model's name does not tell, such as "9 epochs, Muon, progressive resizing"."""
+        """Recipe details that the name of the model omits, such as "9 epochs, Muon"."""
         c, epochs = self.constants, (self.metrics or {}).get("epochs", len(self.history))
         parts = [f"{epochs} epoch{'' if epochs == 1 else 's'}"]
         if self.share != 1:
@@ -143,7 +143,7 @@ class Record:
 
     @property
     def had_machine(self) -> bool:
-        """Whether nothing else ran before and during the run, so that its times mean something.
+        """Whether the run had the machine to itself, so that its times are meaningful.
 
         Records that do not contain the load, which are older, count as if nothing else ran.
         """

@@ -57,7 +57,7 @@ def efficiency_sentence(series: list[list[Configuration]]) -> str:
         parts.append(
             f"{most.first.model} reaches {percent(least.mean)} with "
             f"{plural(train_images(least), 'image')} and {percent(most.mean)} with {images(most)}; "
-            f"with {images(close)} it is within 5 points of that. "
+            f"with {images(close)} it is within 5 percentage points of that. "
         )
     return "".join(parts) + "All runs of a model took the same number of steps."
 
@@ -126,8 +126,9 @@ def cnn_sentence(results: MainResults) -> str:
     text = f"The CNN twin of {vit.first.model} reaches {result(cnn)} {budget}"
     points = 100 * (cnn.mean - vit.mean)
     if round(points, 1) == 0:
-        return f"{text}, as much as the ViT."
-    text += f", {abs(points):.1f} points {'more' if points > 0 else 'less'} than the ViT"
+        return f"{text}, the same as the ViT."
+    order = "higher" if points > 0 else "lower"
+    text += f", {abs(points):.1f} percentage points {order} than the ViT"
     p, test = _twin_test(vit, cnn)
     if p is None:
         return f"{text}."
@@ -185,12 +186,12 @@ def pairs_sentence(found: list[Configuration], place: Path) -> str:
     return (
         f"{significant} of {plural(len(pairs), 'pair')} of models on the same test images "
         f"{'differs' if significant == 1 else 'differ'} significantly ({test}); for the others, "
-        "the order of the accuracies may be chance."
+        "the differences may be due to chance."
     )
 
 
 def provenance(found: Found, place: Path) -> str:
-    """How many runs the page is made of, and what the newest of the user's own was made with."""
+    """The number of runs on the page, and the software and hardware of the user's newest run."""
     finished = [run for run in found.runs if run.metrics and not run.sweep]
     own = [run for run in finished if not is_reference(run, place)]
     text = f"{plural(len(own), 'own run')} and {plural(len(finished) - len(own), 'reference run')}"

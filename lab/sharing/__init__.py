@@ -1,4 +1,4 @@
-"""Uses a trained model on images of the user, and gives it to others.
+"""Runs a trained model on the user's images, and shares it with others.
 
 Open `predictions.py` for predict.py. For share.py, `formats.py` writes the model in the formats of
 timm, transformers and ONNX, `card.py` writes the model card, and `hub.py` uploads the folder.

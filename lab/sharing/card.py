@@ -138,7 +138,7 @@ def _license_in_card(card: Path | str) -> str | None:
             data = HfApi().model_info(name, revision=revision or None, timeout=10).card_data
         found = data.get("license")
         found = data.get("license_name") if found == "other" else found
-    except Exception:  # each cause has its own kind
+    except Exception:  # each cause raises a different exception type
         return None
     return found if isinstance(found, str) and found != "unknown" else None
 
@@ -147,7 +147,7 @@ def _license_in_card(card: Path | str) -> str | None:
 
 
 def write_card(folder: Path, release: Release) -> None:
-    """Writes README.md: metadata for the hub, then how to use the model and what is known of it."""
+    """Writes README.md: metadata for the hub, usage of the model, and what is known about it."""
     from huggingface_hub import ModelCard
 
     metadata = _metadata(folder, release).to_yaml()
@@ -298,15 +298,16 @@ print(classes[logits.argmax()])
     parts = [text for name, text in blocks.items() if name not in release.skipped]
     if repository:
         parts.append(
-            "Every upload is a version: v1, v2, and so on. An older version is loaded by "
+            "Every upload is a version: v1, v2, and so on. To load an older version, use "
             f'`"hf-hub:{repository}@v1"` in timm, `revision="v1"` in transformers, and '
             f'`"{repository}@v1"` in ViT Lab.'
         )
     else:
-        parts.append(f"The code runs in the folder that contains `{place}`.")
+        parts.append(f"Run the code in the folder that contains `{place}`.")
     if (folder / "index.html").is_file():
         parts.append(
-            "`index.html` runs the model in a browser. Uploaded to a Space, this folder shows it."
+            "`index.html` runs the model in a browser. Upload this folder to a static Hugging Face "
+            "Space to host the page."
         )
     return "\n\n".join(parts)
 

@@ -1,8 +1,8 @@
 """A trained model in the formats of timm, transformers and ONNX.
 
 Each `write_*` function writes its files, loads them back, and returns how their logits compare with
-the model's own on real images. It raises NotPossible for a model that the format cannot hold, and
-if the packages that it needs are not installed.
+the model's own on real images. It raises NotPossible for a model that the format cannot represent,
+and if the packages that it needs are not installed.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ from model import VisionTransformer, ViTConfig
 _TOLERANCE = 1e-4  # largest accepted difference of the logits, relative to the largest logit
 NUM_COMPARED = 68  # images on which formats are compared, for ONNX in batches of 1, 3 and 64
 _State = dict[str, Tensor]
-_TRANSFORMERS = {  # parts of names in transformers, by ours
+_TRANSFORMERS = {  # our parameter names -> transformers' names
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
@@ -58,7 +58,7 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"largest difference of a logit {self.difference:.1e}, same prediction for {self.same} "
+            f"largest logit difference {self.difference:.1e}, same prediction for {self.same} "
             f"of {self.images} images"
         )
 
@@ -73,7 +73,7 @@ class Expected:
 
     @torch.no_grad()
     def compare(self, model: Callable[[Tensor], Tensor], name: str) -> Comparison:
-        """Raises: NotPossible, if a model that was loaded back computes other logits."""
+        """Raises: NotPossible, if the reloaded model computes different logits."""
         logits = model(self.images)
         difference = (logits - self.logits).abs().max().item()
         if not difference <= _TOLERANCE * max(1.0, self.logits.abs().max().item()):

@@ -33,8 +33,8 @@ def check_name(repository: str) -> None:
 def upload(folder: Path, repository: str, private: bool, overwrite: bool) -> tuple[str, str]:
     """Uploads a folder as the next version of a model, and tags it v1, v2, ...
 
-    What is there already is not sent again, so an interrupted upload resumes. A folder that has not
-    changed gets no new version.
+    Files that are already there are not uploaded again, so an interrupted upload resumes. A folder
+    that has not changed gets no new version.
 
     Args:
         folder: what share.py has written.
@@ -128,14 +128,14 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
         raise
     except LocalTokenNotFoundError as error:
         raise UserError(
-            f"there is no Hugging Face token: create one that may write at {endpoint}/settings/"
+            f"there is no Hugging Face token: create one with write access at {endpoint}/settings/"
             "tokens, and store it with `hf auth login`"
         ) from error
     except OfflineModeIsEnabled as error:
         raise UserError(
             "HF_HUB_OFFLINE is set, so nothing is uploaded: unset it and run the same command again"
         ) from error
-    except Exception as error:  # refusals, no network, a broken connection: each its own kind
+    except Exception as error:  # of a different type for each cause
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status == 401:
             message = (

@@ -1,4 +1,4 @@
-"""Predictions for images: files of any number in bounded memory, or a split of a dataset.
+"""Predictions for any number of image files in bounded memory, or for a split of a dataset.
 
 `UserImages` reads files while the model computes, `SplitImages` reads a dataset, and `predict`
 writes predictions.csv and collects what the contact sheet and the terminal show.
@@ -31,7 +31,7 @@ MapsOf = Callable[[Tensor], Tensor]  # normalized images (B, C, S, S) to maps (B
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images: their numbers in the source, names, uint8 pixels (B, C, H, H) and labels.
+    """Some images: their indices in the source, names, uint8 pixels (B, C, H, H) and labels.
 
     A label is the name of a class, or "" if it is unknown.
     """
@@ -45,7 +45,7 @@ class Batch:
 class UserImages:
     """Image files, read by several threads one batch ahead of the model.
 
-    The label of a file is the name of its folder, which counts if it is a class of the model.
+    The label of a file is the name of its folder, which is used if it is a class of the model.
     """
 
     def __init__(self, source: str, preprocess: Preprocess):
@@ -131,7 +131,7 @@ Images = UserImages | SplitImages
 def find_images(
     source: str, split: str, data_dir: str, preprocess: Preprocess, is_dataset: bool = False
 ) -> Images:
-    """The images that IMAGES names.
+    """The images that IMAGES refers to.
 
     Args:
         source: a dataset's name, or a folder with train/; or files, folders and patterns such as
@@ -187,7 +187,7 @@ def _matches(place: str) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file itself; of a folder, the images in it and below it that are not hidden."""
+    """The file itself, or all images in a folder and its subfolders that are not hidden."""
     if not path.is_dir():
         return [path]
     return [
@@ -215,7 +215,7 @@ class Example:
 
 @dataclass
 class Summary:
-    """What `predict` found out besides predictions.csv."""
+    """Results of `predict` besides predictions.csv."""
 
     images: int = 0
     labeled: int = 0  # images whose label is a class of the model

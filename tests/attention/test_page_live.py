@@ -324,8 +324,8 @@ def test_removed_patch_changes_the_broken_answer_only(show):
     assert float(re.search(r"· ([\d.]+)", shown)[1]) == pytest.approx(100 * wanted, abs=0.51)
     sentence = page.locator("#break-sum").text_content()
     share = page.evaluate("attentionMap(current, DEPTH - 1, MEAN, POOLED)[0]")
-    assert f"got {100 * share:.1f}\u00a0% of the attention" in sentence
-    page.get_by_role("button", name="Repair everything").click()
+    assert f"received {100 * share:.1f}\u00a0% of the attention" in sentence
+    page.get_by_role("button", name="Reset").click()
     assert page.locator("#broken").is_hidden()
     assert page.locator("#break-sum").text_content() == ""
 

@@ -315,7 +315,7 @@ def test_verdict_trusts_maps_that_beat_both_references(record):
     lines = verdict(pretend(record, {"rollout": (0.01, 0.02), "gradient-rollout": (0.01, -0.01)}))
     assert re.search(r"trust rollout\.", lines[-1])
     by_method = {line.split(":")[0]: line for line in lines}
-    assert "no better than without training" in by_method["- gradient-rollout"]
+    assert "no better than with random weights" in by_method["- gradient-rollout"]
     assert "trust none" in verdict(pretend(record, {}))[-1]
 
 

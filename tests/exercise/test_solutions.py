@@ -76,6 +76,6 @@ def test_the_session_in_the_readme_has_the_sentences_of_the_library():
     text = " ".join(README.read_text(encoding="utf-8").split())
     groups = (MISTAKES, OPTIONS, STEP_MISTAKES, {"symptoms": SYMPTOMS})
     known = {entry.because for group in groups for part in group.values() for entry in part}
-    shown = re.findall(r"How it happens: (.+?)\. (?=\$|Hint)", text)
+    shown = re.findall(r"Common cause: (.+?)\. (?=\$|Hint)", text)
     assert len(shown) >= 5
     assert {reason for line in shown for reason in line.split(". And: ")} <= known

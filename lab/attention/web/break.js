@@ -66,13 +66,13 @@ function repair() {
 function brokenParts() {
   const parts = [], plural = (n, name, ending = "s") => `${n} ${name}${n > 1 ? ending : ""}`;
   if (state.removed.size) parts.push(`without ${plural(state.removed.size, "patch", "es")}`);
-  if (state.noPositions) parts.push("without positions");
+  if (state.noPositions) parts.push("without position embeddings");
   if (state.order) parts.push("shuffled");
   if (state.noScale) parts.push("without 1/√d");
   const blocks = [...state.silent].filter((part) => !part.includes(".")).length;
   const heads = state.silent.size - blocks;
-  if (blocks) parts.push(`${plural(blocks, "block")} silent`);
-  if (heads) parts.push(`${plural(heads, "head")} silent`);
+  if (blocks) parts.push(`${plural(blocks, "block")} turned off`);
+  if (heads) parts.push(`${plural(heads, "head")} turned off`);
   return parts;
 }
 
@@ -105,7 +105,7 @@ function showBreak() {
   showBreakMaps();
 }
 
-/* The image as the broken model gets it. */
+/* The image as the modified model sees it. */
 function showBreakImage(patch) {
   const context = clearCanvas(byId("break-map"), STAGE), cell = STAGE / SIDE;
   drawImage(context, STAGE);
@@ -140,7 +140,7 @@ function showBreakImage(patch) {
   byId("break-value").textContent = patch === null ? "Click patches to remove their tokens."
     : `${capital(patchName(patch))}: ` +
       (state.removed.has(patch) ? "removed" : "click to remove it") +
-      (known ? `; this patch by itself costs ${points(costs.values[patch])}.` : ".");
+      (known ? `; alone it costs ${points(costs.values[patch])}.` : ".");
 }
 
 /* What attention suggested about the removed patches, and what happened. */
@@ -149,12 +149,12 @@ function removalSentence() {
   const share = [...state.removed].reduce((sum, patch) => sum + attention[patch], 0);
   const drop = current.probabilities[best] - state.broken[best];
   const together = brokenParts().length > 1 ? " through all changes together" : "";
-  return `What you removed got ${percent(share)} of the attention; “${classes[best]}” ` +
-    `${drop < 0 ? "gains" : "loses"} ${points(Math.abs(drop))}${together}.`;
+  return `The removed patches received ${percent(share)} of the attention; the probability of ` +
+    `“${classes[best]}” ${drop < 0 ? "rises" : "drops"} by ${points(Math.abs(drop))}${together}.`;
 }
 
 function points(drop) {
-  return `${number(100 * drop, 1)} points`;
+  return `${number(100 * drop, 1)} percentage points`;
 }
 
 /* Removes each patch by itself: PATCHES forward passes, in small portions. */
@@ -184,11 +184,11 @@ function showBreakMaps() {
   const rho = rankCorrelation(attention, values);
   byId("proof-text").textContent =
     `The patch with the most attention (${patchName(bright)}; ${percent(attention[bright])}) ` +
-    `costs ${points(values[bright])} of the probability of “${classes[best]}” when removed. ` +
-    (bright === costly ? "It is also the patch that costs most. "
-      : `The patch that costs most (${patchName(costly)}) costs ${points(values[costly])} and ` +
-        `got ${percent(attention[costly])} of the attention. `) +
-    `Rank correlation of attention and cost over all ${PATCHES} patches: ${number(rho)}.`;
+    `lowers the probability of “${classes[best]}” by ${points(values[bright])} if removed. ` +
+    (bright === costly ? "No other patch matters more. "
+      : `The patch that matters most (${patchName(costly)}) lowers it by ` +
+        `${points(values[costly])} and received ${percent(attention[costly])} of the attention. `) +
+    `Rank correlation between attention and drop over all ${PATCHES} patches: ${number(rho)}.`;
   showScatter(attention, values, bright, costly);
 }
 
@@ -218,7 +218,7 @@ function showScatter(attention, drops, bright, costly) {
   const dots = [...attention].map((value, i) => svg("circle", {
     cx: x(value).toFixed(1), cy: y(drops[i]).toFixed(1), r: kind(i) === "dot" ? 3.5 : 5.5,
     class: kind(i),
-  }, svg("title", {}, `${patchName(i)}: attention ${percent(value)}, costs ${points(drops[i])}`)));
+  }, svg("title", {}, `${patchName(i)}: attention ${percent(value)}, drop ${points(drops[i])}`)));
   byId("scatter").replaceChildren(
     svg("path", { class: "axis", d: `M${left} ${top}V${bottom}H${width - 8}` }),
     svg("path", { class: "zero", d: `M${left} ${y(0)}H${width - 8}` }),
@@ -227,6 +227,6 @@ function showScatter(attention, drops, bright, costly) {
     text("0", [left, bottom + 16]), text(percent(xHigh), [width - 12, bottom + 16], "end"),
     text("attention", [(left + width) / 2, height - 4]),
     svg("text", { transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)`,
-      "text-anchor": "middle" }, "cost in points"),
+      "text-anchor": "middle" }, "drop (percentage points)"),
     ...dots);
 }

@@ -62,7 +62,7 @@ function showExample(example) {
   setImage(example.image, example);
   requestUpdate();
   padContext.imageSmoothingEnabled = S > SMALL;
-  if (canDraw) {  // as ink, so that one can draw on
+  if (canDraw) {  // as ink, so that the user can keep drawing
     const ink = new ImageData(S, S), layer = element("canvas", { width: S, height: S });
     example.image.forEach((value, i) => {
       const alpha = data.ink_is_bright ? value : 255 - value, shade = data.ink_is_bright ? 255 : 0;

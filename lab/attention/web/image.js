@@ -1,4 +1,4 @@
-/* From a drawing or a photograph to the input of the model, as the dataset was made. */
+/* Converts a drawing or a photo to model input, in the way the dataset was prepared. */
 
 /* Antialiased resize as in Pillow: each output pixel is a weighted mean of all input pixels that
    its filter covers, and the filter widens as the image shrinks. `pixels` is one channel

@@ -118,7 +118,7 @@ function showReplay(epoch) {
   })), epoch);
 }
 
-/* Lines of shares from 0 to 1 by epoch, each named at its end; a vertical line marks an epoch. */
+/* Line chart of fractions from 0 to 1 by epoch, each labeled at its end; one epoch is marked. */
 function lineChart(chart, series, epoch) {
   const [width, left, right, top, bottom] = [420, 44, 330, 12, 186];
   const last = Math.max(1, ...series.flatMap(({ points: all }) => all.map(([x]) => x)));

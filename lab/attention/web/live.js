@@ -7,7 +7,7 @@ const MEAN = -1;  // as a head: the mean of all heads
 const POOLED = -1;  // as a query: what the head of the model reads, the class token or the mean
 const POOLED_NAME = config.global_pool === "token" ? "class token" : "mean of all patches";
 const SMALL = 64;  // pixels: smaller images are not smoothed
-const SLOW = 50;  // ms: a slower model answers when the pen is lifted
+const SLOW = 50;  // ms: a slower model predicts when the pen is lifted
 const FINAL = data.opening;  // the snapshot with which the page opens: the best epoch
 
 const models = [];

@@ -1,9 +1,9 @@
-/* Look: what a token attends to, what the head would answer after each block, one number traced. */
+/* Look: what a token attends to, the logit lens, one number traced. */
 
 let lookPicker = null;
 
 function startLook() {
-  const label = "Image patches. Arrow keys move, Enter asks what a patch attends to.";
+  const label = "Image patches. Arrow keys move, Enter shows what the patch attends to.";
   lookPicker = new PatchPicker(byId("look-map"), label, {
     pick: (patch) => choose({ query: patch === state.query ? POOLED : patch }),
     point: showPointed,

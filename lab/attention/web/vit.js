@@ -1,7 +1,7 @@
 /* The forward pass of model.py in plain JavaScript: the same names in the same order.
 
    Letters as there: N tokens, D embed_dim, h heads, d = D / h. Arrays are row-major Float32Arrays.
-   What only training needs, such as dropout, is left out. `changes` says what "Break it" changes:
+   Parts that only training needs, such as dropout, are omitted. `changes` comes from "Break it":
      keep           patches that are not removed, or null for all
      order          which patch's pixels each place shows, or null
      no_pos_embed   leave out the position embeddings

@@ -48,7 +48,7 @@ function seedsTable(rows) {
     textColumn("task", (row) => row.task),
     textColumn("dataset", (row) => row.dataset),
     bestFirst(percentColumn("mean test accuracy in %", "mean")),
-    percentColumn("standard deviation in points", "std"),
+    percentColumn("standard deviation (percentage points)", "std"),
     { name: "seeds", value: count, show: count, number: true },
     textColumn("test accuracy per seed in %", count, perSeed),
   ];
@@ -75,7 +75,7 @@ function curvesSection() {
     log.disabled = isPercent;
     return {
       label: `Learning curves: ${QUANTITIES[quantity]} by ${relative ? "training time" : "epoch"}`,
-      x: relative ? { name: "fraction of the training", percent: true, from: 0 }
+      x: relative ? { name: "fraction of training completed", percent: true, from: 0 }
         : { name: "epoch", whole: true },
       y: { name: QUANTITIES[quantity], percent: isPercent, log: !isPercent && log.checked },
       series: [...slots].map(curve),
@@ -89,7 +89,7 @@ function curvesSection() {
     quantity = key;
     show();
   });
-  const axes = [option("epoch", "epochs"), option("relative", "fraction of the training")];
+  const axes = [option("epoch", "epochs"), option("relative", "fraction of training completed")];
   const axisField = select("Horizontal axis", axes, (key) => {
     relative = key === "relative";
     show();
@@ -117,7 +117,7 @@ function costSection() {
     const groups = grouped(members, ({ kind, reference }) => plainName({ name: kind, reference }));
     const pointOf = (run) => ({
       ...run, x: run[key], y: run.accuracy, name: plainName(run), note: run.recipe,
-      label: run.model.split(", ").at(-1),  // of a fine-tuned model, what was trained
+      label: run.model.split(", ").at(-1),  // for a fine-tuned model, the trained part
     });
     return [...groups].map(([name, group]) => ({
       name, slot: KINDS[group[0].kind], color: kindColor(group[0].kind), hollow: group[0].reference,
@@ -214,7 +214,7 @@ const setHead = (comparison) => {
 const SELECTION = "Each model is represented by the configuration with the best validation " +
   "accuracy and by its first seed; the test images play no role in this choice.";
 
-/* A run by its model and everything that the model's name does not tell. */
+/* A link to a run, named after its model and recipe. */
 const modelLink = (id) => runLink(id, `${data.runs[id].model} (${data.runs[id].recipe})`);
 
 function pairsSection() {
@@ -270,7 +270,7 @@ function calibrationSection() {
   }];
   const columns = [
     textColumn("run", (run) => run.name, (run) => runLink(run.id)),
-    percentColumn("expected calibration error in points", "calibration_error"),
+    percentColumn("expected calibration error (percentage points)", "calibration_error"),
     numberColumn("test images", "test_images"),
   ];
   const made = specs().map(chart);

@@ -33,7 +33,7 @@ const folded = (summary, ...children) =>
   element("details", {}, element("summary", {}, ...summary), ...children);
 
 /* Text from a record, isolated so that right-to-left text does not affect its surroundings. Names
-   of runs and files may break after "_" and "/", but "p = 0.02" and "97 %" stay in one line. */
+   of runs and files may break after "_" and "/", but "p = 0.02" and "97 %" stay on one line. */
 function words(text) {
   const made = element("bdi");
   const unbroken = String(text ?? DASH).replace(/ (?=%|=)|(?<==) /g, "\u00a0");
@@ -127,7 +127,7 @@ const accuracyColumn = {
 };
 const collator = new Intl.Collator("en", { numeric: true });
 
-/* Where a comes in regard to b; what is missing comes last in both directions. */
+/* Compares a with b; missing values sort last in both directions. */
 function compare(a, b, direction) {
   if (a == null || b == null) return (a == null) - (b == null);
   const numbers = typeof a === "number" && typeof b === "number";
