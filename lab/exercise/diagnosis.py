@@ -48,8 +48,9 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     if not gradients and finite(evidence.outcome(TWO).output):
         if pair := next(_known_mistakes(evidence, 2), None):
             return together(start, pair)
-        if not failure.cause and (statement := narrowest_statement(evidence)):
-            return Diagnosis(start + statement[0].upper() + statement[1:] + ".")
+        if not failure.cause and (statement := narrowest_statement(evidence, check)):
+            says = statement[0].upper() + statement[1:]
+            return Diagnosis(start + says + ("" if says.endswith("?") else "."))
     return Diagnosis(str(failure))
 
 

@@ -15,9 +15,9 @@ from lab.exercise.reference import TIMM, Mistake
 from lab.exercise.trials import THREE, TWO, Case, Evidence, close
 
 
-def narrowest_statement(evidence: Evidence) -> str | None:
+def narrowest_statement(evidence: Evidence, check: str) -> str | None:
     """A true sentence about how the part differs from the reference, as narrow as possible."""
-    for statement in STATEMENTS:
+    for statement in SHAPE_STATEMENTS if check == "shapes" else STATEMENTS:
         try:
             if sentence := statement(evidence):
                 return sentence
@@ -74,7 +74,8 @@ def _parameters(evidence: Evidence) -> str | None:
                 own.remove(slot)
                 wanted.remove(match)
     missing, extra = (
-        ", ".join(f"{slot.name} {tuple(slot.tensor.shape)}" for slot in found)
+        ", ".join(f"{slot.name} {tuple(slot.tensor.shape)}" for slot in found[:4])
+        + (f" and {len(found) - 4} more" if found[4:] else "")
         for found in (wanted, own)
     )
     return (
@@ -167,6 +168,13 @@ def _offset(evidence: Evidence) -> str | None:
         if close(difference, times * inputs):
             return f"the outputs are correct up to {times:+.3g} times the input"
     return None
+
+
+def _never_negative(evidence: Evidence) -> str | None:
+    got, right = _outputs(evidence)
+    if got.min() < 0 or right.min() >= 0:
+        return None
+    return "the output has no negative values: is there an activation function at the end?"
 
 
 def _correct_part(evidence: Evidence) -> str | None:
@@ -351,8 +359,9 @@ def _largest_difference(evidence: Evidence) -> str | None:
     )
 
 
+SHAPE_STATEMENTS = (_shape, _parameters)  # the others compare values
 STATEMENTS = (
-    _shape, _parameters, _returns_input, _factor, _offset, _reordered, _correct_part, _weight_sums,
-    _scale, _mixes_images, _mixes_tokens, _activation, _read_pixels, _depends_on_order,
+    _parameters, _returns_input, _factor, _offset, _reordered, _correct_part, _weight_sums, _scale,
+    _never_negative, _mixes_images, _mixes_tokens, _activation, _read_pixels, _depends_on_order,
     _attention_stage, _block_stage, _model_stage, _largest_difference,
 )  # fmt: skip

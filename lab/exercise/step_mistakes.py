@@ -66,10 +66,10 @@ def _loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable:
     return lambda s: vars(s).update(loss=function(s.logits, s.labels))
 
 
-def _predict(s: SimpleNamespace) -> None:
+def _predict(s: SimpleNamespace, axis: int | None = 1) -> None:
     """For each batch, which images (B,) are predicted correctly."""
     transform = getattr(s, "transform", lambda x: x)
-    s.hits = [s.model(transform(images)).argmax(1) == labels for images, labels in s.batches]
+    s.hits = [s.model(transform(images)).argmax(axis) == labels for images, labels in s.batches]
 
 
 def _accuracy(function: Callable[[list[Tensor]], Tensor]) -> Callable:
@@ -99,6 +99,7 @@ WORDS: dict[str, Callable[[SimpleNamespace], object]] = {
     "use_eval_transform": lambda s: vars(s).update(transform=s.eval_transform),
     "use_train_transform": lambda s: vars(s).update(transform=s.train_transform),
     "predict": _predict,
+    "predict_one": lambda s: _predict(s, axis=None),
     "return_fraction": _accuracy(lambda hits: torch.cat(hits).double().mean()),
     "return_mean_of_batches": _accuracy(
         lambda hits: torch.stack([h.double().mean() for h in hits]).mean()
@@ -212,6 +213,13 @@ EVALUATE = (
         "The model gets raw images, without the normalization that it was trained with.",
         "The batches are assumed to be transformed already",
         ("use_eval_transform", ""),
+    ),
+    StepMistake(
+        "argmax without axis",
+        "The argmax is taken over the whole batch, so there is one number instead of a class for "
+        "each image.",
+        "argmax without dim flattens the logits (B, num_classes)",
+        ("predict", "predict_one"),
     ),
     StepMistake(
         "mean of the batches' accuracies",

@@ -223,9 +223,9 @@ SYMPTOMS = (
     ),
     Symptom(
         "hard-coded dtype",
-        "A tensor is created as float32, whatever the type of the input is.",
-        "dtype=torch.float32 is written out; x.dtype also works for half precision",
-        _says(r"(float|Float|Half|double|Double).*(same dtype|but found|!=)|dtype.*mismatch"),
+        "A part of the code uses float32, whatever the dtype of the input is.",
+        "dtype=torch.float32 or .float() is written out; x.dtype also works for half precision",
+        _says(r"same dtype|mixed dtype|scalar type|dtype.*mismatch|(Float|Half|Double).*!="),
     ),
     Symptom(
         "hard-coded batch size",
@@ -281,8 +281,8 @@ SYMPTOMS = (
     Symptom(
         "detached graph",
         "The output does not depend on the input for autograd: the graph is cut.",
-        "detach(), .data, numpy() or no_grad() is left in forward",
-        _detached,
+        "detach(), .data, numpy() or no_grad() is left in the code",
+        lambda e, text: "does not have a grad_fn" in text or _detached(e, text),
         only_training=True,
     ),
 )

@@ -331,6 +331,7 @@ STEPS_MADE = {
         "gradients computed": [("with torch.no_grad():", "if True:")],
         "augmented validation images": [("eval_transform(images)", "train_transform(images)")],
         "images not transformed": [("images = eval_transform(images)", "")],
+        "argmax without axis": [(".argmax(1)", ".argmax()")],
         "mean of the batches' accuracies": [
             ("(predicted == labels).sum().item()", "(predicted == labels).double().mean().item()"),
             ("total += len(labels)", "total += 1"),

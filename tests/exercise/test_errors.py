@@ -186,6 +186,12 @@ UNKNOWN = {
     "`embed` is correct": ("VisionTransformer", [("in self.blocks:", "in self.blocks[::-1]:")]),
     "the output equals the input": ("MLP", [("return h", "return x")]),
     "proj.bias (24,)": ("PatchEmbed", [("stride=P", "stride=P, bias=False")]),
+    "for one image the output has shape (10, 24)": ("MLP", [("return h", "return h.squeeze()")]),
+    "blocks.2.attn.qkv.bias (72,) and 8 more": ("VisionTransformer", [
+        ("range(config.depth)", "range(config.depth + 1)")]),
+    "no negative values": ("PatchEmbed", [("return x", "return F.relu(x)")]),
+    "the update between them is wrong": ("training_step", [
+        ("loss.backward()", "(loss * 2).backward()")]),
     "the largest difference is at": ("PatchEmbed", [("return x", "return x.sin()")]),
 }  # fmt: skip
 
