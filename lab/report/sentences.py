@@ -123,7 +123,9 @@ def cnn_sentence(results: MainResults) -> str:
     if results.equal == "seconds":
         budget = (f"in about the same training time ({cnn.first.recipe}, the ViT "
                   f"{vit.first.recipe})")  # fmt: skip
-    text = f"The CNN twin of {vit.first.model} reaches {result(cnn)} {budget}"
+    equal = {"macs": ", a CNN with as many MACs,", "params": ", a CNN with as many parameters,"}
+    match = equal.get(str(cnn.first.config["twin_of"].get("matched")), "")
+    text = f"The CNN twin of {vit.first.model}{match} reaches {result(cnn)} {budget}"
     points = 100 * (cnn.mean - vit.mean)
     if round(points, 1) == 0:
         return f"{text}, the same as the ViT."
