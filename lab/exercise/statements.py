@@ -46,15 +46,11 @@ def _returns_input(evidence: Evidence) -> str | None:
 
 
 def _shape(evidence: Evidence) -> str | None:
-    got, right = evidence.outcome(TWO).output.shape, _outputs_shape(evidence)
+    trial = evidence.trial(TWO)
+    got, right = evidence.outcome(TWO).output.shape, trial.reference()(trial.inputs).shape
     if got != right and sorted(got) == sorted(right):
         return f"the axes of the output are in another order: {tuple(got)}, not {tuple(right)}"
     return None
-
-
-def _outputs_shape(evidence: Evidence) -> torch.Size:
-    trial = evidence.trial(TWO)
-    return trial.reference()(trial.inputs).shape
 
 
 def _parameters(evidence: Evidence) -> str | None:
