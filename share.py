@@ -101,13 +101,13 @@ def write_folder(
                 release.formats[name] = str(write(scratch, pretrained, expected))
                 print(f"{name}: {release.formats[name]}")
             except formats.NotPossible as reason:
+                if name == "timm" and model_file:
+                    raise UserError(
+                        f"the ViT in {model_file} is not timm's, so others could not load it "
+                        f"({reason}): share a run of the lab's model.py"
+                    ) from reason
                 release.skipped[name] = str(reason)
                 print(f"skipping {name}: {reason}")
-        if model_file and "timm" in release.skipped:
-            raise UserError(
-                f"the ViT in {model_file} is not timm's, so others could not load it "
-                f"({release.skipped['timm']}): share a run of the lab's model.py"
-            )
         if release.records:
             for name in ("metrics.json", "confusion.png"):
                 if (source := release.records.folder / name).is_file():

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lab.core import runtime
 from lab.data import Preprocess, images, load_data
 from lab.models import load_model
 from lab.sharing import predictions
 from model import VisionTransformer, ViTConfig
-from tests.models.reference import save_run
+from tests.models.reference import ROOT, save_run
 from tests.sample_data import noise_image
 from tests.shaken import shaken
 from tests.sharing.conftest import script  # noqa: F401
@@ -180,6 +181,19 @@ def test_color_image_becomes_gray_for_a_model_of_gray_images():
     found = preprocess(image)
     assert found.shape == (1, 8, 8)
     np.testing.assert_allclose(found[0].numpy(), expected, atol=0.01)
+
+
+def test_run_of_a_model_file_needs_that_file(script, run_folder, photos, tmp_path):  # noqa: F811
+    record = {"constants": {"MODEL_FILE": "mine.py"}, "code": {"model.py": "another"}}
+    (tmp_path / "a run" / "config.json").write_text(json.dumps(record))
+    flags = ("--model", run_folder, "--images", "photos")
+    done = script("predict.py", *flags)
+    assert done.code == 2
+    assert "was trained with MODEL_FILE=mine.py" in done.err
+    record["code"]["model.py"] = runtime.source_hash((ROOT / "model.py").read_bytes())
+    (tmp_path / "a run" / "config.json").write_text(json.dumps(record))
+    done = script("predict.py", *flags, "--model-file", ROOT / "model.py")
+    assert done.code == 0, done.err
 
 
 def test_the_only_readable_file_is_shown(script, run_folder, tmp_path):  # noqa: F811

@@ -5,6 +5,7 @@ Open `extraction.py` first: `attention_maps` records the attention weights of an
 them with the outlines of the objects, and `score_report.py` explains the scores.
 """
 
+import lab.models  # noqa: F401  # first, because it decides which file is the module `model`
 from lab.attention.extraction import BlockAttention, attention_maps
 
 __all__ = [

@@ -317,9 +317,9 @@ def _fetch(repository: str, *names: str) -> Path | None:
 
     Returns: its path in the cache, or None if the repository has none of them.
 
-    What the cache knows, a file or that a file does not exist, needs no network. Only config.json
-    is always requested, if the hub can be reached: the answer says which commit the version is now,
-    and the cache then has no other files for it if somebody has uploaded new ones.
+    What the cache knows, a file or that a file does not exist, needs no network. The exception is
+    config.json, the first file of a repository: it is always requested if the hub can be reached.
+    The answer names the current commit, for which the cache has no files after a new upload.
 
     Raises: UserError, if there is no network, or no such repository.
     """

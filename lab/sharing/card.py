@@ -270,9 +270,9 @@ With transformers, without timm:
 ```python
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-place = {{"pretrained_model_name_or_path": "{place}", "subfolder": "transformers"}}
-processor = AutoImageProcessor.from_pretrained(**place)
-model = AutoModelForImageClassification.from_pretrained(**place)
+place = "{place}"
+processor = AutoImageProcessor.from_pretrained(place, subfolder="transformers")
+model = AutoModelForImageClassification.from_pretrained(place, subfolder="transformers")
 ```""",
         "onnx": f"""\
 With ONNX Runtime; `images` is a float32 array (batch, channels, height, width), preprocessed as

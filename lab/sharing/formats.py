@@ -310,6 +310,9 @@ def write_onnx(folder: Path, pretrained: Pretrained, expected: Expected) -> Comp
 def write_int8(folder: Path, loaders: Loaders) -> str:
     """Writes model-int8.onnx, whose linear layers are int8, and measures what that costs.
 
+    Its activations are quantized with the range of a whole batch, so its predictions depend on the
+    batch. They are measured for single images.
+
     Args:
         folder: contains model.onnx.
         loaders: of the dataset that the model was trained on; its whole test split is predicted.
@@ -326,13 +329,14 @@ def write_int8(folder: Path, loaders: Loaders) -> str:
             source, path, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8,
             per_channel=True,
         )  # fmt: skip
-    models = [_onnx_model(path), _onnx_model(source)]
+    quantized, original = _onnx_model(path), _onnx_model(source)
     correct = [0, 0]
     total = len(loaders.data.test)
     with tqdm(total=total, desc="int8", unit=" images", leave=False, disable=None) as bar:
         for _, images, labels in loaders.evaluation("test"):
-            for i, predict in enumerate(models):
-                correct[i] += (predict(images).argmax(1) == labels).sum().item()
+            singly = torch.cat([quantized(image) for image in images.split(1)])
+            for i, logits in enumerate((singly, original(images))):
+                correct[i] += (logits.argmax(1) == labels).sum().item()
             bar.update(len(labels))
     int8, fp32 = (f"{100 * count / total:.2f} %" for count in correct)
     return f"`model-int8.onnx` has a test accuracy of {int8}, `model.onnx` of {fp32}"

@@ -69,7 +69,7 @@ class UserImages:
         return digest.hexdigest()
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All readable images in order; at most two batches are in memory."""
+        """All readable images in order; the next batch is read while this one is predicted."""
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
             following = pool.map(self._read, self.paths[:size])

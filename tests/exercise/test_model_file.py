@@ -16,6 +16,7 @@ def test_spawned_processes_use_the_file(tmp_path, monkeypatch):
     file.write_text(pasted(STUDENT), encoding="utf-8")
     script.write_text('MODEL_FILE: str | None = "another.py"\n', encoding="utf-8")
     (tmp_path / "writes_class.py").write_text(
+        "from lab.attention import views\n"  # as in share.py, before lab.models
         "from lab.models import registry\n"
         "def write(path):\n"
         "    path.write_text(registry.VisionTransformer.__init__.__code__.co_filename)\n"

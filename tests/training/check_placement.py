@@ -41,6 +41,7 @@ SCRIPTS = {
     "finetune.py --mode top-k --top-k 1": ["--pretrained", "{run}", *SHORT],
     "finetune_swin.py --mode head": HEAD,
     "attention_viz.py": ["--model", "{run}"],
+    "predict.py --attention": ["--model", "{run}"],
 }
 
 
