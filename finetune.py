@@ -156,7 +156,7 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         "pretrained": {"origin": pretrained.origin, "weights": weights, "notes": notes},
     }
     identity = {**values, "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
-    name = c.NAME or f"{data.label}-{registry.short_name(c.PRETRAINED)}-{mode_name(c)}-s{c.SEED}"
+    name = c.NAME or f"{data.run_name}-{registry.short_name(c.PRETRAINED)}-{mode_name(c)}-s{c.SEED}"
     with runtime.process_state().main_process_first():
         place = Path(c.RESULTS_DIR)
         run = Run.open(place, name, identity, facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)

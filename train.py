@@ -186,7 +186,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     small_shape = (data.channels, config.small_size, config.small_size)
     profile |= results.profile_small_images(model, small_shape, config.small_epochs)
     facts = {"model": profile, "dataset": data.summary(), **model_facts}
-    name = c.NAME or f"{data.label}-{model_name}-s{c.SEED}"
+    name = c.NAME or f"{data.run_name}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
         place = Path(c.RESULTS_DIR)
         run = Run.open(place, name, vars(c), facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)

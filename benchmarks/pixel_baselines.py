@@ -48,7 +48,7 @@ def main() -> None:
         print(
             f"{name}, C={model.C:g}: test accuracy {correct.mean():.1%} ({low:.1%} to {high:.1%})"
         )
-    path = Path(OUT, f"pixel_baselines-{data.label}.json")
+    path = Path(OUT, f"pixel_baselines-{data.run_name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**table.provenance(), "dataset": data.summary(), "models": rows}
     checkpoints.write_json(path, record)

@@ -1,4 +1,4 @@
-"""Runs the whole lab on the embedded data, offline: `make lab`, or `python -m lab`.
+"""Runs the whole lab offline on the bundled data: `make lab`, or `python -m lab`.
 
 Prints one line per part, and at the end the report's summary; the output of the parts goes to
 results/lab.log. A finished part is not repeated unless code or weights have changed since, and a
@@ -28,9 +28,9 @@ class Part(NamedTuple):
     seconds: int  # roughly, on two cores without AVX-512
 
 
-PARTS = [  # fewer epochs than the scripts' own where those would take longer than ten minutes
+PARTS = [  # fewer epochs than the scripts' defaults where those take over ten minutes
     Part("a ViT from scratch", "train.py", 120),
-    Part("a CNN of the same cost", "cnn_baseline.py --match macs", 180),
+    Part("a CNN with the same MACs", "cnn_baseline.py --match macs", 180),
     Part("fine-tuning, every mode", "finetune.py --mode all --epochs 5", 240),
     Part("a Swin, only its head", "finetune_swin.py --mode head", 20),
     Part("a Swin, all layers", "finetune_swin.py --layer-decay 0.7 --epochs 5", 60),
@@ -61,7 +61,7 @@ def main() -> None:
         complete = all(Run(ROOT / folder).finished for folder in before.get("folders", []))
         # The report is always written again, because there may be more runs.
         if before.get("state") == state and complete and "report" not in command:
-            print("  finished before")
+            print("  already finished")
             continue
         since = time.monotonic()
         folders = _run(title, command)

@@ -216,7 +216,7 @@ def test_fingerprint_does_not_depend_on_the_images_read_at_once(monkeypatch, at_
     monkeypatch.setattr(
         type(part), "images", lambda *a: held.append(images(*a).nbytes) or images(*a)
     )
-    monkeypatch.setattr(datasets, "PIECE", at_once)
+    monkeypatch.setattr(datasets, "CHUNK_BYTES", at_once)
     assert replace(whole_).fingerprint == wanted
     assert datasets.channel_statistics(part) == statistics
     assert max(held) <= max(at_once, part.store[0].nbytes)
@@ -256,7 +256,7 @@ def test_every_image_is_prefetched_once_one_batch_ahead(tmp_path):
     )
     preprocess = Preprocess(40, loaded.mean, loaded.std)
     loaders = Loaders(loaded, preprocess, 8, Augmentation())
-    wanted = [i for batch in loaders.order(1, 0) for i in loaded.train.rows[batch].tolist()]
+    wanted = [i for batch in loaders.epoch_indices(1, 0) for i in loaded.train.rows[batch].tolist()]
     for step, (images, _) in enumerate(loaders.train(1)):
         assert asked == wanted[: (step + 2) * 8]
         pixels = loaded.train.store[wanted[step * 8 : (step + 1) * 8]]

@@ -1,4 +1,4 @@
-"""Files that outlive a process: records, weights, and the state from which training resumes.
+"""Reads and writes files safely: records, weights, and the state from which training resumes.
 
 Each file is written completely or not at all. Reading one never executes code: weights are
 safetensors files, and a training state is read with `weights_only=True`.
@@ -35,26 +35,27 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError):
             if not any(word in str(error) for word in ("inline_container", "iostream")):
                 raise
-            reason = "the file was cut off, as on a full disk"
+            reason = "the file was truncated; the disk may be full"
         else:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"could not write {path}: {reason}. {_free_space(path)}Everything that was saved "
-            "before is intact: make room or choose another folder with RESULTS_DIR. In the same "
-            "folder the same command resumes."
+            f"could not write {path}: {reason}. {_free_space(path)}Everything saved so "
+            "far is intact. Free some space and run the same command to resume, or choose another "
+            "folder with RESULTS_DIR."
         ) from error
 
 
 def _free_space(path: Path) -> str:
     folder = next((p for p in path.absolute().parents if p.is_dir()), None)
     try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there. " if folder else ""
+        free = shutil.disk_usage(folder).free if folder else None
     except OSError:
-        return ""
+        free = None
+    return "" if free is None else f"{free / 1e6:,.0f} MB are free on that disk. "
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a kill at any moment leaves the old file or the new one.
+    """Writes a file atomically: if the process is killed, the old or the new file exists.
 
     Args:
         path: the file.
@@ -139,31 +140,35 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is not a complete safetensors file ({error})") from error
     except (KeyError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} has no valid header of this project, so it was not written by a run of it"
+            f"{path} has no valid ViT Lab header, so it was not written by this project"
         ) from error
 
 
 def load_strict(model: nn.Module, state: dict[str, Tensor], origin: Path | str) -> None:
-    """`load_state_dict`, with an error message that lists what does not fit.
+    """`load_state_dict`, with an error message that lists what does not match.
 
     Args:
         model: receives the weights.
         state: the weights.
         origin: where they come from, for the message.
 
-    Raises: UserError, unless names and shapes are the model's.
+    Raises: UserError, unless all names and shapes match the model's.
     """
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - state.keys()]
-    problems += [f"unknown {name}" for name in state.keys() - wanted.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - wanted.keys()]
     problems += [
-        f"{name} is {tuple(state[name].shape)} but the model's is {tuple(wanted[name].shape)}"
+        f"{name} has shape {tuple(state[name].shape)}, but the model expects "
+        f"{tuple(wanted[name].shape)}"
         for name in wanted.keys() & state.keys()
         if wanted[name].shape != state[name].shape
     ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
-        raise UserError(f"{origin} has another architecture ({len(problems)} keys):\n  {shown}")
+        raise UserError(
+            f"{origin} does not match the model's architecture ({len(problems)} mismatched keys):"
+            f"\n  {shown}"
+        )
     model.load_state_dict(state)
 
 
@@ -183,7 +188,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many exception types for a damaged file
         # Its message would advise weights_only=False, which executes code in the file.
         raise _damaged(path) from error
     if not isinstance(state, dict):

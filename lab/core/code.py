@@ -1,7 +1,7 @@
 """The code that determines a run's result: which file is the module `model`, and hashes.
 
 A hash is computed on the syntax tree without docstrings, so comments and formatting do not change
-it. The constants of the running script are left out: they identify a run by their values.
+it. The constants of the running script are ignored, because their values identify a run.
 """
 
 import ast
@@ -29,7 +29,7 @@ def import_model() -> None:
     lab.models calls this before anything in lab/ imports `model`, so that all of the lab uses the
     classes of a student's file. A module `model` that is already imported stays.
 
-    Raises: SystemExit, after one sentence about a file that cannot be used.
+    Raises: SystemExit, after printing why the file cannot be used.
     """
     if "model" in sys.modules:
         return
@@ -52,14 +52,12 @@ def _import_file(path: Path) -> None:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(
-            f"{path.name}, line {error.lineno}: Python cannot read this line ({error.msg})"
-        ) from error
+        raise UserError(f"{path.name}, line {error.lineno}: syntax error ({error.msg})") from error
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        place = f"{path.name}, line {lines[-1]}" if lines else path.name
-        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+        location = f"{path.name}, line {lines[-1]}" if lines else path.name
+        raise UserError(f"{location}: {type(error).__name__}: {error}") from error
     if missing := [name for name in _NEEDED if not hasattr(module, name)]:
         raise UserError(
             f"{path} does not define {', '.join(missing)}, which the lab needs: start from the "
@@ -86,10 +84,11 @@ def source_hash(source: bytes) -> str:
 def code_hashes(*scripts: Path) -> dict[str, str]:
     """Hashes of model.py, of scripts, and of the files that they import from this project.
 
-    Of a package in `lab/` all files count, because a package imports some of its files on demand.
+    All files of an imported package of `lab/` count, because packages import some of their files
+    lazily.
 
     Args:
-        scripts: without any, those of the running script, see `constants.override`.
+        scripts: default: the running script and its base, see `constants.override`.
 
     Returns: 16 hexadecimal digits by path, relative to the project. The entry "model.py" is the
         hash of the running script's MODEL_FILE, if there is one.
@@ -106,8 +105,8 @@ def code_hashes(*scripts: Path) -> dict[str, str]:
         name = "model.py" if path == model else name
         if name in found or not path.is_file():
             continue
-        left_out = constants.running.names if path in files else frozenset()
-        found[name], imported = _parsed(path.read_bytes(), left_out)
+        ignored = constants.running.names if path in files else frozenset()
+        found[name], imported = _parsed(path.read_bytes(), ignored)
         for module in {(module, path.parent) for module in imported} - modules:
             modules.add(module)
             todo.update([model] if module[0] == "model" else _files_of(*module))
@@ -129,15 +128,15 @@ def _model_file() -> Path:
 
 
 @cache
-def _parsed(source: bytes, left_out: frozenset[str]) -> tuple[str, frozenset[str]]:
+def _parsed(source: bytes, ignored: frozenset[str]) -> tuple[str, frozenset[str]]:
     """The hash of a file without the named assignments, and the modules that it imports."""
     try:
-        return _hash_and_imports(ast.parse(source), left_out)
+        return _hash_and_imports(ast.parse(source), ignored)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # cannot be imported either
         return hashlib.blake2b(source, digest_size=8).hexdigest(), frozenset()
 
 
-def _hash_and_imports(tree: ast.Module, left_out: frozenset[str]) -> tuple[str, frozenset[str]]:
+def _hash_and_imports(tree: ast.Module, ignored: frozenset[str]) -> tuple[str, frozenset[str]]:
     imports: set[str] = set()
     for node in ast.walk(tree):  # also inside functions
         if isinstance(node, ast.Import):
@@ -145,7 +144,7 @@ def _hash_and_imports(tree: ast.Module, left_out: frozenset[str]) -> tuple[str, 
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = (f"{node.module}.{alias.name}" for alias in node.names)
             imports.update(map(_package, (node.module, *names)))
-    tree.body = [node for node in tree.body if not _assigns(node, left_out)]
+    tree.body = [node for node in tree.body if not _assigns(node, ignored)]
     tokens: list[str] = []
     _tokenize(tree, tokens)
     text = "\0".join(tokens).encode("utf-8", "surrogatepass")
@@ -153,7 +152,7 @@ def _hash_and_imports(tree: ast.Module, left_out: frozenset[str]) -> tuple[str, 
 
 
 def _package(module: str) -> str:
-    """`lab.core` for `lab.core.runs`: a package of the lab counts as a whole."""
+    """`lab.core` for `lab.core.runs`: a package of the lab is hashed as a whole."""
     return ".".join(module.split(".")[:2]) if module.startswith("lab.") else module
 
 
@@ -186,6 +185,6 @@ def _files_of(module: str, folder: Path) -> list[Path]:
     if first == "lab":
         package = _ROOT / "lab" / rest[0] if rest else _ROOT / "lab" / "__init__.py"
         return [*package.rglob("*.py")] if package.is_dir() else [package.with_suffix(".py")]
-    places = [folder, _ROOT] if folder.is_relative_to(_ROOT) else [folder]
-    candidates = [place.joinpath(first, *rest).with_suffix(".py") for place in places]
+    parents = [folder, _ROOT] if folder.is_relative_to(_ROOT) else [folder]
+    candidates = [parent.joinpath(first, *rest).with_suffix(".py") for parent in parents]
     return [path for path in candidates if path.is_file()]

@@ -1,6 +1,6 @@
 """A script's constants are its flags: `BATCH_SIZE: int = 128  # why` is also `--batch-size 64`.
 
-The type comes from the annotation, the help text from the comment behind the constant, and the
+The type comes from the annotation, the help text from the comment after the constant, and the
 groups from headings such as `# --- Data ---`, so that a script states everything once. A value
 edited in the file and a value given as a flag pass the same checks.
 """
@@ -30,16 +30,16 @@ Recipes = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Running:
-    """The script that is running, as `override` was called for it."""
+class RunningScript:
+    """The script that is running, as registered by `override`."""
 
     files: tuple[Path, ...] = ()  # the script and, if there is one, the script it is based on
     names: frozenset[str] = frozenset()  # its constants, and the name of its recipes
-    edited: Mapping[str, Any] = field(default_factory=dict)  # constants unlike the committed ones
+    edited: Mapping[str, Any] = field(default_factory=dict)  # differ from the committed values
     model_file: str | None = None  # its MODEL_FILE: see lab/core/code.py
 
 
-running = Running()
+running = RunningScript()
 
 
 def override(
@@ -49,7 +49,7 @@ def override(
     without: tuple[str, ...] = (),
     recipes: Recipes | None = None,
 ) -> dict[str, Any]:
-    """Replaces a script's upper-case constants by the values given on the command line.
+    """Replaces a script's upper-case constants with the values given on the command line.
 
     Args:
         module: the script, `sys.modules[__name__]`; its docstring heads `--help`.
@@ -90,7 +90,8 @@ def override(
     modules = [module, base] if base else [module]
     tables = {k for m in modules for k, v in vars(m).items() if recipes and v is recipes}
     files = tuple(Path(m.__file__).resolve() for m in modules)
-    running = Running(files, frozenset({*values, *tables}), edited, values.get("MODEL_FILE"))
+    names = frozenset({*values, *tables})
+    running = RunningScript(files, names, edited, values.get("MODEL_FILE"))
     vars(module).update(values)
     return values
 
@@ -130,7 +131,7 @@ def resolve(values: dict[str, Any], recipe: Mapping[str, Any]) -> types.SimpleNa
 
 
 def header(values: Mapping[str, Any], resolved: types.SimpleNamespace, recipe: str) -> str:
-    """The lines at the start of a run that say which value each None constant has got.
+    """The lines at the start of a run that say which value each None constant received.
 
     Args:
         values: the constants as `override` returned them.
@@ -138,20 +139,21 @@ def header(values: Mapping[str, Any], resolved: types.SimpleNamespace, recipe: s
         recipe: name of the recipe that was used.
     """
     found = [f"{k} {v}" for k, v in vars(resolved).items() if values[k] is None and v is not None]
-    text = f"recipe {recipe}: {', '.join(found)}" if found else f"recipe {recipe}: nothing taken"
+    used = ", ".join(found) or "not used, because every constant is set"
+    text = f"recipe {recipe}: {used}"
     return textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Constants as words of a command line, such as `--batch-size=64` or `--no-flip`."""
-    words = []
+    """Constants as command-line arguments, such as `--batch-size=64` or `--no-flip`."""
+    args = []
     for name, value in values.items():
         flag = _flag(name)
         if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
+            args.append(flag if value else f"--no-{flag[2:]}")
         else:
-            words.append(f"{flag}={'none' if value is None else value}")
-    return words
+            args.append(f"{flag}={'none' if value is None else value}")
+    return args
 
 
 def check(value: Any, annotation: Any, name: str = "") -> Any:
@@ -163,7 +165,7 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
         name: the constant's name; some have limits of their own.
 
     Returns: the value; for float constants an int becomes a float.
-    Raises: ValueError, which says what is wrong and what would be right.
+    Raises: ValueError, with a message that says what is wrong and which values are valid.
     """
     optional, choices, kind = _unpack(annotation)
     or_none = " or None" if optional else ""
@@ -183,7 +185,7 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
         if kind is float and len(value) == 2 and all(isinstance(v, int) for v in value):
             wrong += f"; write a decimal point, {value[0]}.{value[1]}"
         elif len(value) == 1:
-            wrong += f"; remove the comma behind {value[0]!r}"
+            wrong += f"; remove the comma after {value[0]!r}"
         raise _InvalidValue(wrong)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > sys.maxsize:
@@ -200,7 +202,7 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
     if kind is float and not math.isfinite(value):
         raise _InvalidValue(f"{value} is not a finite number")
     if kind is int and abs(value) > sys.maxsize:
-        raise _InvalidValue(f"{value} is too large; at most {sys.maxsize} is possible")
+        raise _InvalidValue(f"{value} is too large; the maximum is {sys.maxsize}")
     if kind is int and value < _MINIMUM.get(name, value):
         raise _InvalidValue(f"{value} is negative; it must be {_MINIMUM[name]} or more")
     return value
@@ -273,7 +275,8 @@ def _annotation_of(
     """The type of a constant whose annotation is gone, as after the edit `EPOCHS = 5`.
 
     It is the type in the base script or in the committed file; if neither has one, the type of the
-    value, provided that the script or a recipe uses the name as a constant. None: it is none.
+    value, provided that the script or a recipe uses the name as a constant. Returns None if the
+    name is not a constant.
     """
     if base and name in (hints := get_type_hints(base)):
         return hints[name]
@@ -354,7 +357,7 @@ def _tree(file: Path) -> ast.Module:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be a constant's: tables, paths and functions cannot."""
+    """Whether a value can be a constant. Tables, paths and functions cannot."""
     if isinstance(value, tuple):  # as after the edits `1e-3,` and `0,1`
         return len(value) <= 2 and all(isinstance(part, (int, float)) for part in value)
     return value is None or isinstance(value, (bool, int, float, str))
@@ -370,7 +373,7 @@ def _is_running(module: types.ModuleType) -> bool:
 
 
 class _InvalidValue(argparse.ArgumentTypeError, ValueError):
-    """argparse prints the message of the first as it is; callers catch the second."""
+    """An ArgumentTypeError, so that argparse prints it verbatim, and a ValueError for callers."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -382,13 +385,13 @@ class _Parser(argparse.ArgumentParser):
             words = [word.partition("=")[0] for word in unknown]
             flag = next((word for word in words if word.startswith("-")), None)
             if flag is None:
-                self.error(f"{shlex.join(unknown)} does not belong to a flag{_after(argv, words)}")
+                self.error(f"{shlex.join(unknown)} is not preceded by a flag{_after(argv, words)}")
             self.error(f"unknown flag {flag}{_suggest(flag, self._option_string_actions, 0.7)}")
         return found
 
 
 def _after(argv: list[str], words: list[str]) -> str:
-    """A hint for a word behind a flag that takes none, as in `--flip False`."""
+    """A hint for a value after a flag that takes none, as in `--flip False`."""
     at = argv.index(words[0]) if words[0] in argv else 0
     flag = argv[at - 1] if at else ""
     if not flag.startswith("--") or "=" in flag:
@@ -410,7 +413,7 @@ def _add(parser: argparse.ArgumentParser, constants: list[_Constant], recipes: R
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         text = f"{constant.comment} {_default(constant, recipes)}".strip().replace("%", "%%")
-        keywords = kind(constant.annotation, constant.name)
+        keywords = argparse_options(constant.annotation, constant.name)
         if options := keywords.pop("choices", None):
             keywords["metavar"] = "{" + ",".join(map(str, options)) + "}"
             keywords["type"] = _reader(constant.annotation, constant.name)
@@ -429,8 +432,8 @@ def _default(constant: _Constant, recipes: Recipes) -> str:
     return f"({', '.join(f'{name}: {value}' for name, value in values.items())})" if values else ""
 
 
-def kind(annotation: Any, name: str = "") -> dict[str, Any]:
-    """argparse's keywords for a constant of this type."""
+def argparse_options(annotation: Any, name: str = "") -> dict[str, Any]:
+    """Keyword arguments of `add_argument` for a constant of this type."""
     optional, choices, inner = _unpack(annotation)
     if choices:
         return {"choices": choices}

@@ -1,8 +1,8 @@
 """Colors and figures of a run: training curves, confusion matrix. Importing this loads matplotlib.
 
-Each concept has one palette, which the figures and the report's page share. The colors of a palette
-stay distinguishable with deuteranopia, protanopia and tritanopia, on white and on dark paper; the
-marker is a second cue.
+Each kind of category (split, model, method, ...) has one palette, which the figures and the
+report's page share. The colors of a palette stay distinguishable with deuteranopia, protanopia and
+tritanopia, on white and on dark paper; the marker is a second cue.
 """
 
 import textwrap
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 
 class Style(NamedTuple):
-    """How everything that belongs to one value of a concept is drawn."""
+    """Color and marker of one category."""
 
     color: str
     marker: str
@@ -110,7 +110,7 @@ def plot_curves(
     rows: list[dict[str, Any]],
     subject: str,
     best_epoch: int,
-    small: dict[str, int],
+    resize_phase: dict[str, int],
     floor: float = 0,
 ) -> None:
     """Plots training and validation loss and accuracy over the epochs.
@@ -120,8 +120,8 @@ def plot_curves(
         rows: as in history.csv.
         subject: the run and its dataset.
         best_epoch: the epoch that validation selected.
-        small: the first `epochs` epochs were trained on images of `img_size` pixels.
-        floor: the smallest training loss that label smoothing allows; 0: none is drawn.
+        resize_phase: the first `epochs` epochs were trained on images of `img_size` pixels.
+        floor: the minimum training loss with label smoothing; 0: no line is drawn.
     """
     epochs = [row["epoch"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
@@ -135,13 +135,13 @@ def plot_curves(
             axis.plot(epochs, values, color=style.color, label=name, marker=style.marker,
                       ms=3.5, lw=1.6, markevery=max(1, len(rows) // 15))  # fmt: skip
         axis.axvline(best_epoch, color="gray", ls=":", lw=1.2, label=f"best epoch ({best_epoch})")
-        if small["epochs"]:
-            note = f"trained on images of {small['img_size']} pixels"
-            axis.axvspan(0.5, small["epochs"] + 0.5, color="gray", alpha=0.12, lw=0, label=note)
+        if last := resize_phase["epochs"]:
+            note = f"trained on images of {resize_phase['img_size']} pixels"
+            axis.axvspan(0.5, last + 0.5, color="gray", alpha=0.12, lw=0, label=note)
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if floor:
-        label = f"floor under label smoothing ({floor:.2f})"
+        label = f"minimum loss with label smoothing ({floor:.2f})"
         axes[0].axhline(floor, color=TRAIN_COLOR, ls="--", lw=1.2, label=label)
         axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     for axis in axes:
@@ -151,10 +151,10 @@ def plot_curves(
     accuracy = 100 * next(row for row in rows if row["epoch"] == best_epoch)["val_accuracy"]
     when = f"epoch {best_epoch} of {len(rows)}"
     if best_epoch == epochs[-1]:
-        when = f"the last epoch ({best_epoch}) and may still rise"
+        when = f"the last epoch ({best_epoch}) and may still be rising"
     set_title(
         figure,
-        f"Validation accuracy peaks at {accuracy:.1f} % in {when}",
+        f"Validation accuracy is highest ({accuracy:.1f} %) in {when}",
         f"{subject}. Training values are averages over the epoch, on augmented images and with the "
         "optimized loss. Validation values are measured after the epoch, without augmentation.",
     )
@@ -162,7 +162,7 @@ def plot_curves(
 
 
 def plot_confusion(path: Path, matrix: np.ndarray, classes: list[str], subject: str) -> None:
-    """Plots a confusion matrix; a darker cell holds a larger fraction of its row.
+    """Plots a confusion matrix; darker cells contain a larger fraction of their row.
 
     Args:
         path: the image file.
@@ -189,12 +189,14 @@ def plot_confusion(path: Path, matrix: np.ndarray, classes: list[str], subject: 
             color = "white" if share[i, j] > 0.4 else "black"
             axis.text(j, i, matrix[i, j], ha="center", va="center", color=color, fontsize=size - 1)
     errors = np.where(is_correct, 0, matrix)
-    truth, guess = np.unravel_index(errors.argmax(), errors.shape)
+    truth, predicted = np.unravel_index(errors.argmax(), errors.shape)
     accuracy = 100 * matrix.trace() / matrix.sum()
-    finding = f"{accuracy:.1f} % of {matrix.sum():,} test images are correct"
-    if count := errors[truth, guess]:
-        finding += (f"; the most frequent error: {classes[truth]} predicted as {classes[guess]} "
-                    f"({count} of {matrix[truth].sum()})")  # fmt: skip
-    note = "Blue: correct. Orange: errors. A darker cell holds more of the true class."
+    finding = f"{accuracy:.1f} % of {matrix.sum():,} test images are classified correctly"
+    if count := errors[truth, predicted]:
+        finding += (f"; the most frequent error: {classes[truth]} predicted as "
+                    f"{classes[predicted]} ({count} of {matrix[truth].sum()})")  # fmt: skip
+    note = (
+        "Blue: correct. Orange: errors. Darker cells contain a larger fraction of the true class."
+    )
     set_title(figure, finding, f"{subject}. {note}")
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""A run's folder: what was asked for, what happened in each epoch, and the result.
+"""A run's folder: its configuration, its history, and its result.
 
     results/<script>/<run>/config.json  history.csv  metrics.json  predictions.csv  *.png
                            best.safetensors  last.pt  (these two are not committed)
@@ -57,11 +57,11 @@ class Run:
     @classmethod
     def open(
         cls,
-        place: Path,
+        results_dir: Path,
         name: str,
         constants: dict[str, Any],
-        facts: dict[str, Any],
-        fresh: bool,
+        metadata: dict[str, Any],
+        overwrite: bool,
         resume_changed_code: bool = False,
         shared: bool = False,
         scripts: tuple[Path, ...] = (),
@@ -69,71 +69,73 @@ class Run:
         """Finds the folder of this run, or creates it, and locks it for this process.
 
         Args:
-            place: `results/<script>`.
-            name: what the run is called unless another run has that name.
+            results_dir: `results/<script>`.
+            name: the run's name, unless another run already has it.
             constants: every constant, as resolved.
-            facts: what else belongs in config.json: model, dataset, ...; the dataset's fingerprint
-                is part of the identity.
-            fresh: start over, replacing the records of the same run.
+            metadata: further entries of config.json, such as the model and the dataset, whose
+                fingerprint is part of the identity.
+            overwrite: start over, replacing the records of the same run.
             resume_changed_code: a stopped run resumes although the code has changed since; its
                 config.json keeps the hashes of the earlier code.
             shared: several processes may work in the folder, so it is not locked.
             scripts: further scripts that determine the result, besides the running one.
 
-        Raises: UserError, for a name that is not a folder's, a run that another process is training
-            right now, or a folder that cannot be written.
+        Raises: UserError, for an invalid folder name, a run that another process is training right
+            now, or a folder that cannot be written.
         """
         main = process_state().is_main_process
-        asked = {k: v for k, v in constants.items() if k not in cls.NOT_IDENTITY}
+        identifying = {k: v for k, v in constants.items() if k not in cls.NOT_IDENTITY}
         identity = {
-            "constants": asked,
-            "data": facts["dataset"]["fingerprint"],
+            "constants": identifying,
+            "data": metadata["dataset"]["fingerprint"],
             "code": code_hashes() | (code_hashes(*scripts) if scripts else {}),
         }
-        own = constants.get("NAME") is not None
-        if own:
+        has_user_name = constants.get("NAME") is not None
+        if has_user_name:
             _check_name(name)
         else:
             name = _valid_name(name)
-        if place.exists() and not place.is_dir():
-            raise UserError(f"RESULTS_DIR={str(place)!r} is a file, not a folder")
-        with explain_write_errors(place):
-            place.mkdir(parents=True, exist_ok=True)
+        if results_dir.exists() and not results_dir.is_dir():
+            raise UserError(f"RESULTS_DIR={str(results_dir)!r} is a file, not a folder")
+        with explain_write_errors(results_dir):
+            results_dir.mkdir(parents=True, exist_ok=True)
         if main:
-            _remove_leftovers(place)
+            _remove_leftovers(results_dir)
         while True:
-            others = _runs_called(place, name)
-            same = next((f for f, there in others.items() if _equal(there, identity)), None)
-            if not same and not fresh and resume_changed_code:
-                same = _stopped_with_other_code(others, identity)
-                if same and main:
-                    _lock(same)
-                    _adopt_code(same, others[same], identity)
-            if same and not (fresh and main):
-                if main and not shared and not (same / "metrics.json").exists():
-                    _lock(same)
-                    for leftover in same.rglob(f"*{PARTIAL}"):
+            same_name_runs = _runs_named(results_dir, name)
+            matching = (f for f, config in same_name_runs.items() if _equal(config, identity))
+            existing = next(matching, None)
+            if not existing and not overwrite and resume_changed_code:
+                existing = _stopped_with_other_code(same_name_runs, identity)
+                if existing and main:
+                    _lock(existing)
+                    _adopt_code(existing, same_name_runs[existing], identity)
+            if existing and not (overwrite and main):
+                if main and not shared and not (existing / "metrics.json").exists():
+                    _lock(existing)
+                    for leftover in existing.rglob(f"*{PARTIAL}"):
                         leftover.unlink(missing_ok=True)
                 break
-            if same:
-                if not shared and not (same / "metrics.json").exists():
-                    _lock(same)  # no other process may be training it
-                print(f"{same}: starting over, its earlier records are replaced")
-                _unlock(same)
-                with explain_write_errors(same):
-                    shutil.rmtree(same)
+            if existing:
+                if not shared and not (existing / "metrics.json").exists():
+                    _lock(existing)  # no other process may be training it
+                print(f"{existing}: starting over and replacing the earlier records")
+                _unlock(existing)
+                with explain_write_errors(existing):
+                    shutil.rmtree(existing)
             # A name that the user did not choose shows how the run differs.
-            folder = same or _free_folder(place, name, others, {} if own else asked)
-            content = {"name": name, **identity, **facts, **provenance()}
+            distinguishing = {} if has_user_name else identifying
+            folder = existing or _free_folder(results_dir, name, same_name_runs, distinguishing)
+            content = {"name": name, **identity, **metadata, **provenance()}
             if _create(folder, content, main and not shared):
-                if main and others and not same:
-                    print(_compared(others, identity, folder))
-                same = folder
+                if main and same_name_runs and not existing:
+                    print(_explain_new_folder(same_name_runs, identity, folder))
+                existing = folder
                 break  # else another process has just taken the folder
-            fresh = False
+            overwrite = False
         if main:
-            cls.announce(same)
-        return cls(same)
+            cls.announce(existing)
+        return cls(existing)
 
     @classmethod
     def announce(cls, folder: Path) -> None:
@@ -143,19 +145,19 @@ class Run:
                 file.write(f"{folder}\n")
 
     @classmethod
-    def newest(cls, place: Path, advice: str) -> Path:
-        """The folder below `place` of the run that finished last.
+    def newest(cls, results_dir: Path, advice: str) -> Path:
+        """The folder below `results_dir` of the run that finished last.
 
         Args:
-            place: `results/<script>`.
+            results_dir: `results/<script>`.
             advice: the command that makes such a run.
 
         Raises: UserError, if no run has finished there.
         """
-        found = list(place.glob("*/metrics.json"))
+        found = list(results_dir.glob("*/metrics.json"))
         if not found:
             raise UserError(
-                f"there is no finished run in {place}: make one with {advice}, or name a "
+                f"there is no finished run in {results_dir}: make one with {advice}, or name a "
                 "model, such as --model weights/vit_128x6_cifar10.safetensors"
             )
         return max(found, key=lambda path: path.stat().st_mtime).parent
@@ -165,18 +167,19 @@ class Run:
         """What distinguishes two identities: constants, data and code.
 
         Args:
-            one, other: objects with "constants", "data" and, since runs record it, "code".
+            one: the recorded identity: "constants", "data" and, in newer records, "code".
+            other: the identity of this run.
         """
         a, b = one["constants"], other["constants"]
         keys = _different(a, b)
-        said = [f"{k} {a.get(k)} there, {b.get(k)} here" for k in keys[:3]]
+        found = [f"{k}: {a.get(k)} there, {b.get(k)} in this run" for k in keys[:3]]
         if len(keys) > 3:
-            said.append(f"and {len(keys) - 3} more")
+            found.append(f"and {len(keys) - 3} more")
         if one.get("data") != other.get("data"):
-            said.append("other data")
+            found.append("different data")
         if one.get("code") != other.get("code"):
-            said.append(f"{_changed_files(one, other)} changed")
-        return "; ".join(said)
+            found.append(f"{_changed_files(one, other)} changed")
+        return "; ".join(found)
 
     @property
     def finished(self) -> bool:
@@ -247,26 +250,26 @@ class Run:
 # --- Identity ---
 
 
-def _runs_called(place: Path, name: str) -> dict[Path, dict[str, Any]]:
-    """The configs of all runs that were given a name, by folder, the oldest name first."""
-    own = re.compile(re.escape(name) + r"(-\d+)?")
+def _runs_named(results_dir: Path, name: str) -> dict[Path, dict[str, Any]]:
+    """The configs of all runs with this name, by folder: first `name`, then `name-2`, ..."""
+    numbered = re.compile(re.escape(name) + r"(-\d+)?")
     found = {}
-    for path in place.glob("*/config.json"):
+    for path in results_dir.glob("*/config.json"):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-            if config.get("name") == name or own.fullmatch(path.parent.name):
+            if config.get("name") == name or numbered.fullmatch(path.parent.name):
                 _ = config["constants"].items(), config["data"]
                 found[path.parent] = config
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # not a run's, or damaged; its folder counts as taken
+            continue  # not a run, or damaged; the folder name counts as taken
     return dict(sorted(found.items(), key=lambda item: (len(item[0].name), item[0].name)))
 
 
-def _equal(there: dict[str, Any], identity: dict[str, Any]) -> bool:
+def _equal(recorded: dict[str, Any], identity: dict[str, Any]) -> bool:
     return (
-        there["data"] == identity["data"]
-        and there.get("code") == identity["code"]
-        and not _different(there["constants"], identity["constants"])
+        recorded["data"] == identity["data"]
+        and recorded.get("code") == identity["code"]
+        and not _different(recorded["constants"], identity["constants"])
     )
 
 
@@ -291,7 +294,7 @@ def _differing_files(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _changed_files(one: dict[str, Any], other: dict[str, Any]) -> str:
     a, b = one.get("code"), other.get("code")
     if not isinstance(a, dict) or not isinstance(b, dict):
-        return "the code, which it did not record, may have"
+        return "the code (which that run did not record) may have"
     files = _differing_files(one, other)
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     have = "has" if len(files) == 1 else "have"
@@ -299,12 +302,12 @@ def _changed_files(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _stopped_with_other_code(
-    others: dict[Path, dict[str, Any]], identity: dict[str, Any]
+    same_name_runs: dict[Path, dict[str, Any]], identity: dict[str, Any]
 ) -> Path | None:
     """The newest unfinished run that differs from an identity only in its code."""
-    for folder, there in reversed(others.items()):
+    for folder, recorded in reversed(same_name_runs.items()):
         is_finished = (folder / "metrics.json").exists()
-        if not is_finished and _equal({**there, "code": identity["code"]}, identity):
+        if not is_finished and _equal({**recorded, "code": identity["code"]}, identity):
             return folder
     return None
 
@@ -318,28 +321,32 @@ def _adopt_code(folder: Path, config: dict[str, Any], identity: dict[str, Any]) 
     write_json(folder / "config.json", content)
 
 
-def _compared(others: dict[Path, dict[str, Any]], identity: dict[str, Any], folder: Path) -> str:
+def _explain_new_folder(
+    same_name_runs: dict[Path, dict[str, Any]], identity: dict[str, Any], folder: Path
+) -> str:
     """One line that says why a run gets a new folder, by comparison with the most similar run."""
 
     def distance(item: tuple[Path, dict[str, Any]]) -> tuple[int, int]:
-        there = item[1]
-        inputs = len(_different(there["constants"], identity["constants"]))
-        return inputs + (there["data"] != identity["data"]), len(_differing_files(there, identity))
+        recorded = item[1]
+        inputs = len(_different(recorded["constants"], identity["constants"]))
+        inputs += recorded["data"] != identity["data"]
+        return inputs, len(_differing_files(recorded, identity))
 
-    closest, there = min(reversed(others.items()), key=distance)  # the newest of equally close ones
-    this = f"this is a new run, {folder}"
-    if distance((closest, there))[0]:
-        differences = Run.describe_differences(there, identity)
-        if len(others) > 1:
-            more = f"{closest} and {len(others) - 1} more are other runs"
-            return f"{more}; the first differs in {differences}: {this}"
-        return f"{closest} is another run ({differences}): {this}"
-    since = f" since {there['started']}" if there.get("started") else ""
-    line = f"{_changed_files(there, identity)} changed{since}: {this}"
+    # The newest of equally close ones.
+    closest, recorded = min(reversed(same_name_runs.items()), key=distance)
+    new = f"starting a new run, {folder}"
+    if distance((closest, recorded))[0]:
+        differences = Run.describe_differences(recorded, identity)
+        if len(same_name_runs) > 1:
+            more = f"{closest} and {len(same_name_runs) - 1} other runs have different settings"
+            return f"{more} ({closest.name}: {differences}): {new}"
+        return f"{closest} has different settings ({differences}): {new}"
+    since = f" since {recorded['started']}" if recorded.get("started") else ""
+    line = f"{_changed_files(recorded, identity)} changed{since}: {new}"
     if not (closest / "metrics.json").exists():
         line += (
-            f" ({closest} was stopped; it resumes once the change is undone, or in spite of it "
-            "with --resume-changed-code)"
+            f" ({closest} was stopped: undo the change to resume it, or resume it with the changed "
+            "code by adding --resume-changed-code)"
         )
     return line
 
@@ -351,7 +358,7 @@ _FORBIDDEN = re.compile(r'[/\\:*?"<>|]')  # on Linux, macOS or Windows
 
 
 def _check_name(name: str) -> None:
-    """Raises: UserError, for a name that would not be a folder of its own."""
+    """Raises: UserError, for a name that is not a valid folder name."""
     if _FORBIDDEN.search(name) or not name.isprintable() or name[:1] in ("", ".", " "):
         raise UserError(
             f"NAME={name!r} is not a folder name: use letters, digits, - and _, as in my-run-1"
@@ -361,25 +368,28 @@ def _check_name(name: str) -> None:
 
 
 def _valid_name(name: str) -> str:
-    """A name made of a dataset's or a model's, which may hold anything, as a folder's name."""
+    """Turns a dataset's or model's name, which may contain anything, into a folder name."""
     name = "".join(c if c.isprintable() else "_" for c in _FORBIDDEN.sub("_", name)).lstrip(". ")
     return name.encode()[:150].decode(errors="ignore") or "run"
 
 
 def _free_folder(
-    place: Path, name: str, others: dict[Path, dict[str, Any]], constants: dict[str, Any]
+    results_dir: Path,
+    name: str,
+    same_name_runs: dict[Path, dict[str, Any]],
+    constants: dict[str, Any],
 ) -> Path:
-    """A folder that holds nothing yet: the name, with what differs, or with a number."""
-    first = place / name
+    """A free folder: the name, with the differing constants or a number appended if needed."""
+    first = results_dir / name
     if _is_free(first):
         return first
-    if constants and first in others:
-        keys = _different(others[first]["constants"], constants)
+    if constants and first in same_name_runs:
+        keys = _different(same_name_runs[first]["constants"], constants)
         short = all(re.fullmatch(r"[\w.+-]{1,15}", str(constants.get(key))) for key in keys)
         if 0 < len(keys) <= 3 and short and "SEED" not in keys:
             words = "-".join(_abbreviated(key, constants.get(key)) for key in keys)
             stem, seed = re.fullmatch(r"(.*?)(-s\d+)?", name).groups()
-            first = place / f"{stem}-{words}{seed or ''}"[:200]
+            first = results_dir / f"{stem}-{words}{seed or ''}"[:200]
             if _is_free(first):
                 return first
     number = 2
@@ -406,7 +416,7 @@ def _is_free(folder: Path) -> bool:
 def _create(folder: Path, config: dict[str, Any], lock: bool) -> bool:
     """Creates a run's folder with its config.json in it, completely or not at all.
 
-    Returns: False, if another process was faster.
+    Returns: False, if another process created the folder first.
     """
     with explain_write_errors(folder):
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=PARTIAL))
@@ -431,9 +441,9 @@ def _create(folder: Path, config: dict[str, Any], lock: bool) -> bool:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_leftovers(place: Path) -> None:
+def _remove_leftovers(results_dir: Path) -> None:
     """Removes the partial folders of processes that were killed while they created a run."""
-    for path in place.glob(f".*{PARTIAL}"):
+    for path in results_dir.glob(f".*{PARTIAL}"):
         with suppress(OSError):
             if path.stat().st_mtime < time.time() - _STALE_SECONDS:
                 shutil.rmtree(path)
@@ -468,7 +478,7 @@ def _lock(folder: Path) -> None:
             f"{folder} is being trained by another process{owner and f' (process id {owner})'}: "
             "wait until it ends or stop it, or give this run a --name of its own"
         ) from None
-    except OSError:  # the file system knows no locks
+    except OSError:  # the file system does not support locks
         os.close(descriptor)
         return
     with suppress(OSError):  # a full disk must not prevent the lock
@@ -490,7 +500,7 @@ def _lock_file(descriptor: int) -> None:
     except ImportError:  # Windows
         import msvcrt
 
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # behind the process id, which stays readable
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # after the process id, which stays readable
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
     else:

@@ -37,18 +37,18 @@ __all__ = [
     "has_bf16",
     "import_model",
     "is_main_process",
+    "load_average",
     "peak_memory_mb",
     "process_state",
     "provenance",
     "run_script",
     "source_hash",
-    "system_load",
     "uses_model",
 ]
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
 _TIMEOUT = timedelta(hours=2)
-# How long the other processes wait to be ended by the launcher, which does so when one fails.
+# How long the other processes wait for the launcher, which terminates them when one of them fails.
 _LAUNCHER_GRACE_SECONDS = 20
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 # A program that starts scripts names a file in this environment variable. Scripts append the paths
@@ -63,7 +63,7 @@ SCHEMA = 1  # version of the record format; readers refuse other versions
 def process_state() -> PartialState:
     """Accelerate's state of all processes: `process_index`, `num_processes`, `device`, ...
 
-    Processes on CPUs find each other only if Accelerate is told to use the CPU.
+    On a machine without a GPU, Accelerate connects the processes only with `cpu=True`.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
 
@@ -85,7 +85,7 @@ def is_main_process(rank_variable: str = "RANK") -> bool:
 
 
 def _original_command() -> list[str]:
-    """A command that repeats what this process does, word by word.
+    """A command that repeats what this process does, as a list of arguments.
 
     It is the command that started the process, including torchrun or accelerate, followed by a flag
     for each constant that was edited in the script.
@@ -132,7 +132,7 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         if is_main_process():
-            print(f"\ninterrupted; what was saved is intact{_resume_line()}", file=sys.stderr)
+            print(f"\ninterrupted; the saved files are intact{_resume_line()}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (Exception, SystemExit):
         _wait_for_launcher()
@@ -140,7 +140,7 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def _config_errors() -> tuple[type[Exception], ...]:
-    """What model.py raises for a configuration that cannot work, if it was imported.
+    """The exception of model.py for an invalid configuration, if model.py was imported.
 
     It is not imported above because in the exercise it is a student's unfinished file, and
     exercise.py must start even if that is not valid Python.
@@ -150,7 +150,7 @@ def _config_errors() -> tuple[type[Exception], ...]:
 
 
 def _resume_line() -> str:
-    """How to resume; nothing if another program started this one, since it then says so itself."""
+    """How to resume; empty if another program started this one, which then prints its own line."""
     if RUN_FOLDERS_VARIABLE in os.environ:
         return ""
     words = (word for word in _original_command() if word != "--overwrite")
@@ -252,17 +252,17 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: installed(package) for package in _PACKAGES},
         "hardware": hardware(),
-        "load": system_load(),
+        "load": load_average(),
     }
 
 
-def system_load() -> float | None:
-    """Threads that use or wait for a core, averaged over a minute; None on Windows."""
+def load_average() -> float | None:
+    """The one-minute load average; None on Windows."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def hardware() -> dict[str, Any]:
-    """Names and numbers of the processors; nothing that identifies the machine."""
+    """Names and counts of the processors; nothing that identifies the machine."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:

@@ -1,7 +1,8 @@
-"""Web pages of one file: they need no network and no server, and run no code but their own.
+"""Self-contained web pages: one file that needs no network or server and runs only its own code.
 
 A page is written as usual, as HTML beside its style and scripts. `write_page` puts everything into
-one file, with a content security policy by which the browser blocks all requests and other code.
+one file, with a content security policy that makes the browser block all requests and all other
+code.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ def write_page(
 
     Args:
         path: the file.
-        template: the page from the end of its head's title. Its <link rel="stylesheet" href="..">
+        template: the HTML that follows the <title> element. Its <link rel="stylesheet" href="..">
             and <script src=".."> name files beside it.
         title: plain text; also fills <!--title-->.
         parts: HTML that fills <!--name-->, by name.
@@ -70,7 +71,7 @@ def base64(content: bytes) -> str:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A file as an address, such as "data:image/png;base64,...". `kind` is its media type."""
+    """A file as a data URI, such as "data:image/png;base64,...". `kind` is its media type."""
     return f"data:{kind};base64,{base64(content)}"
 
 

@@ -23,11 +23,11 @@ class Augmentation:
     """How training images are augmented; by default they are not."""
 
     crop_padding: int = 0  # pixels of zero padding before a random crop to the original size
-    rrc_min_area: float = 0.0  # smallest area of a random resized crop, as a fraction; 0: no crop
+    rrc_min_area: float = 0.0  # minimum area of a random resized crop, as a fraction; 0: no crop
     flip: bool = False  # flip half of the images left-right; wrong for digits and letters
-    rotate: float = 0.0  # largest angle in degrees, in either direction
+    rotate: float = 0.0  # maximum angle in degrees, in either direction
     scale: float = 0.0  # 0.1 scales to between 90 % and 110 %
-    translate: float = 0.0  # largest shift in pixels; unlike `crop_padding`, not whole pixels
+    translate: float = 0.0  # maximum shift in pixels, which unlike `crop_padding` may be fractional
     auto_augment: Literal["none", "trivial"] = "none"  # TrivialAugment, Müller and Hutter 2021
     random_erasing: float = 0.0  # probability; Zhong et al. 2020, filled with the mean color
 
@@ -42,9 +42,9 @@ class Augmentation:
     def crop_size(self, img_size: int) -> int:
         """Side in pixels of the stored photographs from which random resized crops are cut.
 
-        The smallest crop then has as many pixels as the model's input. At most twice the side of
-        the input, which limits the size on disk: at 224 pixels and areas from 30 %, a photograph
-        takes 0.5 MB. 0 without random resized crops.
+        The smallest crop then has as many pixels as the model's input. The result is at most twice
+        the input size, which limits disk use: at 224 pixels and areas from 30 %, a photograph takes
+        0.5 MB. Returns 0 without random resized crops.
         """
         if not self.rrc_min_area:
             return 0
@@ -96,7 +96,7 @@ def augment(
     preprocess: Preprocess,
     augmentation: Augmentation,
     rng: BatchRNG,
-    ratios: Tensor | None = None,
+    aspect_ratios: Tensor | None = None,
 ) -> Tensor:
     """Crops, flips, rotates, scales, translates and recolors a batch.
 
@@ -105,8 +105,8 @@ def augment(
 
     Args:
         images: uint8, (B, C, H, H).
-        ratios: width divided by height of the originals, (B,), if the images are whole photographs
-            that were squeezed into squares; None for images of the right shape.
+        aspect_ratios: width / height of the originals, (B,), if they were resized to squares;
+            None if the aspect ratio was kept.
 
     Returns: floats in [0, 1], (B, C, S, S), S = `preprocess.img_size`.
     """
@@ -116,7 +116,7 @@ def augment(
         dx, dy = (rng.integers(2 * padding + 1) for _ in range(2))
         images, flip = _shift(images, padding, dx, dy, flip), None
     if augmentation.rrc_min_area:
-        theta = _crop_boxes(rng, augmentation.rrc_min_area, flip, ratios)
+        theta = _crop_boxes(rng, augmentation.rrc_min_area, flip, aspect_ratios)
         # Bilinear sampling reads 2 x 2 pixels, which alone would alias when it shrinks by more.
         scale = 2 if images.shape[-1] > 1.5 * size else 1
         x = F.avg_pool2d(_warp(images.float() / 255, theta, size * scale), scale)
@@ -169,13 +169,13 @@ def _shift(images: Tensor, padding: int, dx: Tensor, dy: Tensor, flip: Tensor | 
 
 
 def _crop_boxes(
-    rng: BatchRNG, min_area: float, flip: Tensor | None, ratios: Tensor | None = None
+    rng: BatchRNG, min_area: float, flip: Tensor | None, aspect_ratios: Tensor | None = None
 ) -> Tensor:
     """Inception crops: area in [min_area, 1], aspect ratio in [3/4, 4/3]; theta (B, 2, 3)."""
     area = rng.uniform(min_area, 1)
     ratio = torch.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    if ratios is not None:  # in the squeezed image, the crop has another shape
-        ratio = ratio / ratios
+    if aspect_ratios is not None:  # in the resized image, the crop has a different aspect ratio
+        ratio = ratio / aspect_ratios
     width = (area * ratio).sqrt().clamp(max=1)
     height = (area / ratio).sqrt().clamp(max=1)
     x = (rng.uniform(-1, 1)) * (1 - width)  # center of the crop, in [-1, 1]

@@ -1,9 +1,9 @@
 """Decoded photographs on disk: each split is one uint8 array in a file next to its images.
 
-An image takes 3 * size**2 bytes: 0.2 MB for the central square of 256 pixels that evaluation uses.
-With random resized crops, training images are also stored whole, in up to 0.6 MB each for inputs of
-224 pixels (`Augmentation.crop_size`), so that small crops are not enlarged. The 3,680 training
-photographs of Oxford Pets take 0.7 GB, plus 1.9 GB for crops from 30 % of the area.
+An image takes 3 * size**2 bytes: 0.2 MB for the center crop of 256 pixels that evaluation uses.
+With random resized crops, training images are also stored uncropped, in up to 0.6 MB each for
+inputs of 224 pixels (`Augmentation.crop_size`), so that small crops are not enlarged. The 3,680
+training photographs of Oxford Pets take 0.7 GB, plus 1.9 GB for crops from 30 % of the area.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ try:
 except ImportError:  # Windows, where a file in use cannot be removed anyway
     flock = None
 
-_VERSION = 2  # increase it whenever `read_image` returns other pixels
-_LEFTOVER_SECONDS = 60  # age of an unfinished file that nobody writes
+_VERSION = 2  # increase it whenever `read_image` returns different pixels
+_LEFTOVER_SECONDS = 60  # older unfinished files are abandoned
 QUEUE = 4096  # images queued for decoding; each costs about a kilobyte while it waits
 
 
@@ -59,11 +59,11 @@ def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
 
     Args:
         paths: the images, in order.
-        reading: size and interpolation, and whether to leave out unreadable images.
+        reading: size and interpolation, and whether to skip unreadable images.
         cache: path of the cache without its suffix. If its folder is not writable, the user's
             cache folder is used instead.
 
-    Raises: UserError that names the unreadable images, unless they are to be left out.
+    Raises: UserError that names the unreadable images, unless they are to be skipped.
     """
     # Names are relative because the whole folder may move. Permissions count as well: fixing them
     # makes an image readable.
@@ -73,13 +73,13 @@ def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
     identity = (_VERSION, reading.size, reading.interpolation, reading.whole, names, stamps)
     key = hashlib.blake2b(repr(identity).encode()).hexdigest()
     shape = (len(paths), 3, reading.size, reading.size)
-    places = [cache, _user_cache(cache)]
-    for place in places:
-        found = _read_cache(place, key, shape)
+    candidates = [cache, _user_cache(cache)]
+    for path in candidates:
+        found = _read_cache(path, key, shape)
         if found and (reading.skip_unreadable or not found[1]["failures"]):
             break
     else:
-        found = _write_cache(_first_writable(places), key, shape, paths, reading)
+        found = _write_cache(_first_writable(candidates), key, shape, paths, reading)
     array, record = found
     failures = dict(record["failures"])
     sizes = [(width, height) for width, height in record["sizes"]]
@@ -92,12 +92,12 @@ def decode(paths: Sequence[Path], reading: Reading, cache: Path) -> Decoded:
         raise UserError(
             f"{len(failures)} of {len(paths)} images cannot be read:\n  "
             + abbreviate([f"{paths[i]}: {reason}" for i, reason in failures.items()], "\n  ")
-            + "\nRepair or delete them, or leave them out with --skip-unreadable"
+            + "\nRepair or delete them, or skip them with --skip-unreadable"
         )
     remarks = []
     if failures:
-        left_out = abbreviate([paths[i].name for i in failures])
-        remarks.append(f"unreadable images left out ({len(failures)}): {left_out}")
+        skipped = abbreviate([paths[i].name for i in failures])
+        remarks.append(f"unreadable images skipped ({len(failures)}): {skipped}")
     if tiny:
         remarks.append(f"images under {TINY} pixels enlarged ({len(tiny)}): {abbreviate(tiny)}")
     return Decoded(array, sizes, failures, remarks)
@@ -115,8 +115,9 @@ def open_array(path: Path) -> np.memmap:
 def prefetch(array: np.memmap, indices: Sequence[int]) -> None:
     """Makes the system read entries of a memory-mapped array from disk in the background.
 
-    Without it, the first access to each page waits for the disk and also reads its surroundings.
-    For images in random order that do not fit in memory, that is many times what is needed.
+    Without it, the first access to each page waits for the disk, and the system also reads ahead.
+    If the images do not fit in memory and are read in random order, this reads many times more data
+    than needed.
     """
     if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
         return
@@ -128,14 +129,14 @@ def prefetch(array: np.memmap, indices: Sequence[int]) -> None:
 
 
 def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> tuple[np.memmap, dict] | None:
-    """What `_write_cache` stored; None unless it is complete and made from these very files."""
+    """What `_write_cache` stored; None unless it is complete and made from exactly these files."""
     try:
         record = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
         array = open_array(cache.with_suffix(".npy"))
         if record["key"] != key or array.shape != shape or len(record["sizes"]) != len(array):
             return None
         return array, record
-    except (OSError, EOFError, ValueError, LookupError, TypeError):  # missing, truncated, foreign
+    except (OSError, EOFError, ValueError, LookupError, TypeError):  # missing, damaged, not ours
         return None
 
 
@@ -147,7 +148,7 @@ def _write_cache(
     Raises: UserError, if the disk is full.
     """
     data, notes = cache.with_suffix(".npy"), cache.with_suffix(".json")
-    notes.unlink(missing_ok=True)  # it vouches for the array: removed first, written last
+    notes.unlink(missing_ok=True)  # marks the array as valid: removed first, written last
     _remove_leftovers(cache.parent)
     scratch = data.with_name(f"{data.name}.{secrets.token_hex(4)}.part")
     try:
@@ -157,9 +158,9 @@ def _write_cache(
                 flock(file, LOCK_EX)
             if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later
                 os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-            failures, sizes = fill(array, paths, reading, cache.name)
+            failures, sizes = decode_into(array, paths, reading, cache.name)
         array.flush()
-        del array  # Windows does not rename a file that is mapped
+        del array  # Windows cannot rename a memory-mapped file
         os.replace(scratch, data)
         record = {"key": key, "failures": failures, "sizes": sizes}
         scratch.write_text(json.dumps(record), encoding="utf-8")
@@ -189,7 +190,7 @@ def _remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def fill(
+def decode_into(
     array: np.ndarray, paths: Sequence[Path], reading: Reading, name: str
 ) -> tuple[list[tuple[int, str]], list[tuple[int, int]]]:
     """Decodes into `array` on all cores; returns failures with their indices, and all sizes."""
@@ -200,8 +201,8 @@ def fill(
         try:
             array[i], sizes[i] = read_image(paths[i], reading)
         except UnidentifiedImageError:
-            failures[i] = "not an image, although its name says so"
-        except Exception as error:  # Pillow raises many kinds; each concerns this image only
+            failures[i] = "not an image, despite its file extension"
+        except Exception as error:  # Pillow raises many exception types
             failures[i] = getattr(error, "strerror", None) or str(error) or type(error).__name__
 
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -219,20 +220,20 @@ def fill(
 
 def _user_cache(cache: Path) -> Path:
     """Where a cache is stored in the user's cache folder if its own folder is not writable."""
-    place = hashlib.blake2b(os.fsencode(cache.parent.resolve()), digest_size=6).hexdigest()
+    folder_hash = hashlib.blake2b(os.fsencode(cache.parent.resolve()), digest_size=6).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home, "vit-lab", place, cache.name)
+    return Path(home, "vit-lab", folder_hash, cache.name)
 
 
-def _first_writable(places: Sequence[Path]) -> Path:
-    for place in places:
+def _first_writable(candidates: Sequence[Path]) -> Path:
+    for path in candidates:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place.parent):
-                return place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                return path
         except OSError:
             continue
     raise UserError(
-        f"cannot write decoded images to any of {abbreviate([str(p.parent) for p in places])}. "
+        f"cannot write decoded images to any of {abbreviate([str(p.parent) for p in candidates])}. "
         "Set XDG_CACHE_HOME to a writable folder."
     )

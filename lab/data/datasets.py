@@ -43,12 +43,14 @@ from lab.data.preprocess import Preprocess
 _NATIVE_SIZES = {"mnist-5k": 28, "digits": 8, "mnist": 28, "fashion-mnist": 28, "cifar10": 32,
                  "cifar100": 32, "pets": None}  # fmt: skip
 DATASETS = tuple(_NATIVE_SIZES)
-SMALL = 64  # pixels: images up to this size keep their own size; larger ones are photographs
+MAX_SMALL_SIDE = (
+    64  # pixels: images up to this size keep their own size; larger ones are photographs
+)
 OFFICIAL_PETS = {"trainval": 3680, "test": 3669}  # images in the official splits
 _SPLIT_SEED = 2024  # of the validation split, and of the test split of data that has none
-_CUT_FRACTION = 0.26  # of an image outside its central square; 4:3 photographs have 0.25
+_MAX_CROPPED = 0.26  # warn if a center crop removes a larger fraction; 4:3 photos lose 0.25
 _TEST_FRACTION = 0.2  # of data that has no test split
-PIECE = 64 * 3 * 256**2  # bytes of pixels held at once when a whole split is read
+CHUNK_BYTES = 64 * 3 * 256**2  # pixels held at once when a whole split is read
 _T = TypeVar("_T")
 
 
@@ -66,9 +68,9 @@ class Split:
         names: of the N images.
         read_ahead: for a store on disk, starts to read the given rows in the background.
         whole: for training photographs, the same images for random resized crops: larger, and
-            squeezed into squares instead of cropped to their central square.
-        ratios: width divided by height of the originals, (M,), if the store has whole images.
-        unreadable: files that were left out, with the reasons; both halves of a split list all.
+            resized to squares without keeping the aspect ratio, instead of center-cropped.
+        aspect_ratios: width / height of the originals, (M,), if the store has whole images.
+        unreadable: skipped files, with the reasons; after a split, both parts list all of them.
     """
 
     store: Tensor
@@ -77,7 +79,7 @@ class Split:
     names: list[str]
     read_ahead: Callable[[list[int]], None] | None = None
     whole: "Split | None" = None
-    ratios: Tensor | None = None
+    aspect_ratios: Tensor | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -118,12 +120,12 @@ class Dataset:
     test: Split
     mean: list[float]
     std: list[float]
-    remarks: list[str]  # what the user should know: files left out, unofficial sizes
+    remarks: list[str]  # what the user should know: skipped files, unofficial sizes
     train_fraction: float = 1.0  # of the training images in use, see `subsample`
 
     @property
-    def label(self) -> str:
-        """The name for a run, with the fraction of the training images if it is not 1."""
+    def run_name(self) -> str:
+        """The dataset's part of a run's name, with the fraction of the training images if not 1."""
         return self.name if self.train_fraction == 1 else f"{self.name}-of{self.train_fraction:g}"
 
     @property
@@ -184,7 +186,7 @@ def load_data(
         data_dir: where downloads are stored.
         size: pixels: photographs are stored as squares of this size; small images stay as they are.
         val_fraction: fraction of each class's training images used for validation.
-        skip_unreadable: leave out images that cannot be read, and name them.
+        skip_unreadable: skip images that cannot be read, and list them.
         interpolation: bicubic or bilinear, for resizing photographs.
         crop_size: also store whole training photographs, as squares of this size, for random
             resized crops (see `Augmentation.crop_size`); 0: do not.
@@ -209,10 +211,10 @@ def load_data(
         source = _load_folder(_folder_of(dataset), reading, crop_size)
 
     classes, splits, remarks = source.classes, source.splits, source.remarks
-    if lost := _missing_classes(splits["train"], classes):
+    if missing := _missing_classes(splits["train"], classes):
         raise UserError(
-            f"no training image of {abbreviate(lost)} could be read: repair the images or remove "
-            "the class"
+            f"no training image of {abbreviate(missing)} could be read: repair the images or "
+            "remove the class"
         )
     # Test first, so that it does not depend on the size of the validation split.
     for split, fraction in (("test", _TEST_FRACTION), ("val", val_fraction)):
@@ -220,21 +222,21 @@ def load_data(
             splits["train"], splits[split] = stratified_split(splits["train"], fraction, classes)
         elif len(splits[split]) == 0:
             raise UserError(f"no {split} image of {dataset} could be read: repair the images")
-        elif lost := _missing_classes(splits[split], classes):
-            remarks.append(f"no {split} images of {abbreviate(lost)}: not evaluated there")
+        elif missing := _missing_classes(splits[split], classes):
+            remarks.append(f"no {split} images of {abbreviate(missing)}: not evaluated there")
     mean, std = channel_statistics(splits["train"])
     name = dataset if dataset in DATASETS else printable(Path(dataset).resolve().name)
     return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)
 
 
 def load_images(images: str, data_dir: str, preprocess: Preprocess) -> Dataset:
-    """Loads unlabeled images to look at, or a dataset whose test images are looked at.
+    """Loads image files without labels, or a dataset.
 
     Args:
         images: a dataset's name or folder, or image files and folders, separated by spaces; names
             that contain spaces are quoted.
         data_dir: where downloaded datasets are stored.
-        preprocess: of the model that looks at the images.
+        preprocess: the model's preprocessing.
 
     Returns: a dataset. For image files all splits are the same, and there are no labels or classes.
     Raises: UserError for images that do not exist or cannot be read.
@@ -242,28 +244,28 @@ def load_images(images: str, data_dir: str, preprocess: Preprocess) -> Dataset:
     if images in DATASETS or (Path(images).expanduser() / "train").is_dir():
         size, interpolation = preprocess.resized, preprocess.interpolation
         return load_data(images, data_dir, size, interpolation=interpolation)
-    places = [images] if Path(images).expanduser().exists() else shlex.split(images)
-    paths = [path for place in places for path in _image_paths(Path(place).expanduser())]
+    sources = [images] if Path(images).expanduser().exists() else shlex.split(images)
+    paths = [path for source in sources for path in _image_paths(Path(source).expanduser())]
     reading = Reading(preprocess.resized, preprocess.interpolation)
     pixels = np.ascontiguousarray([_read_or_explain(path, reading) for path in paths])
     names = [printable(path.name) for path in paths]
     split = full_split(torch.from_numpy(pixels), torch.full((len(paths),), -1), names)
-    name = printable(Path(places[0]).name) if len(places) == 1 else f"{len(paths)}-images"
+    name = printable(Path(sources[0]).name) if len(sources) == 1 else f"{len(paths)}-images"
     return Dataset(name, [], split, split, split, mean=[], std=[], remarks=[])
 
 
 def native_size(dataset: str) -> int | None:
     """The side in pixels of a dataset of small images; None for photographs of any size.
 
-    A folder counts as small if the median shorter side of its images is at most SMALL; the side is
-    then rounded up to a multiple of 4, so that patches of 4 pixels fit.
+    A folder counts as small if the median shorter side of its images is at most MAX_SMALL_SIDE; the
+    side is then rounded up to a multiple of 4, so that patches of 4 pixels fit.
     """
     if dataset in _NATIVE_SIZES:
         return _NATIVE_SIZES[dataset]
     found, _ = find_images(_train_folder(_folder_of(dataset)))
     sides = [min(size) for size in _sample_sizes(found)]
-    side = int(np.median(sides)) if sides else SMALL + 1
-    return None if side > SMALL else -(-side // 4) * 4
+    side = int(np.median(sides)) if sides else MAX_SMALL_SIDE + 1
+    return None if side > MAX_SMALL_SIDE else -(-side // 4) * 4
 
 
 def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
@@ -273,7 +275,7 @@ def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
         try:
             with open_image(path) as image:  # reads only the header
                 sizes.append(image.size)
-        except Exception:  # Pillow raises many kinds; loading reports the image
+        except Exception:  # Pillow raises many exception types; loading reports the image
             continue
     return sizes
 
@@ -281,8 +283,8 @@ def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
 def dataset_kind(dataset: str) -> Literal["mnist-5k", "digits", "small", "photographs"]:
     """The kind of images in a dataset, which selects a recipe.
 
-    `mnist` has the images of `mnist-5k`, only more of them. Handwritten digits are kinds of their
-    own because flips and strong augmentation would change their class.
+    `mnist` is the full version of `mnist-5k`. Handwritten digits have their own kinds, because
+    flips and strong augmentation would change their class.
     """
     if dataset in ("mnist-5k", "mnist"):
         return "mnist-5k"
@@ -294,8 +296,9 @@ def dataset_kind(dataset: str) -> Literal["mnist-5k", "digits", "small", "photog
 def canonical_name(dataset: str) -> str:
     """One name for every way to write a dataset, for a run's identity.
 
-    A folder becomes its absolute path without links, so `my pets`, `my pets/` and `../x/my pets`
-    are the same dataset. Names of datasets, and what does not exist, stay as they are.
+    A folder becomes its absolute path with symbolic links resolved, so `my pets`, `my pets/` and
+    `../x/my pets` are the same dataset. Names of datasets, and what does not exist, stay as they
+    are.
     """
     root = Path(dataset).expanduser()
     return str(root.resolve()) if dataset not in DATASETS and root.is_dir() else dataset
@@ -348,9 +351,9 @@ def stratified_split(split: Split, fraction: float, classes: list[str]) -> tuple
         too_small += [name] if len(members) == 1 else []
     if too_small:
         raise UserError(
-            f"only one training image is left of {abbreviate(too_small)}, so none can be used for "
-            "validation or test. Each class needs 3 images, or 2 if there is a folder test/ or "
-            "val/. Add some, or remove the class."
+            "these classes have only one training image left, so none can be used for validation "
+            f"or test: {abbreviate(too_small)}. Each class needs 3 images, or 2 if there is a "
+            "folder test/ or val/. Add some, or remove the class."
         )
     mask = torch.from_numpy(moved)
     return split.select(~mask), split.select(mask)
@@ -370,9 +373,9 @@ def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     return mean.tolist(), std.tolist()
 
 
-def _chunk_size(split: Split, most: int) -> int:
-    """How many images of a split to hold at once: `most`, or fewer if they are large."""
-    return max(1, min(most, PIECE // split.store[0].nbytes))
+def _chunk_size(split: Split, limit: int) -> int:
+    """How many images of a split to hold at once: `limit`, or fewer if they are large."""
+    return max(1, min(limit, CHUNK_BYTES // split.store[0].nbytes))
 
 
 def _missing_classes(split: Split, classes: list[str]) -> list[str]:
@@ -409,14 +412,17 @@ class Source:
         paths = [path for path, _ in labeled]
         labels = torch.tensor([label for _, label in labeled])
         kind = "whole" if reading.whole else reading.interpolation
-        place = root / CACHE_FOLDER / f"{split}-{reading.size}-{kind}"
-        decoded = cache.decode(paths, reading, place)
+        cache_path = root / CACHE_FOLDER / f"{split}-{reading.size}-{kind}"
+        decoded = cache.decode(paths, reading, cache_path)
         all_names = [printable(path.relative_to(root).as_posix()) for path in paths]
         readable = [i for i in range(len(paths)) if i not in decoded.failures]
         rows = torch.tensor(readable, dtype=torch.int64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the array is read-only; nobody writes
+            warnings.simplefilter("ignore", UserWarning)  # the array is read-only and never written
             store = torch.from_numpy(decoded.array)
+        aspect_ratios = None
+        if reading.whole:
+            aspect_ratios = torch.tensor([width / height for width, height in decoded.sizes])
         whole = None
         if crop_size and split == "train":
             self.add_photographs(root, split, labeled, replace(reading, size=crop_size, whole=True))
@@ -430,7 +436,7 @@ class Source:
             [all_names[i] for i in readable],
             read_ahead=partial(cache.prefetch, decoded.array),
             whole=whole,
-            ratios=torch.tensor([w / h for w, h in decoded.sizes]) if reading.whole else None,
+            aspect_ratios=aspect_ratios,
             unreadable={all_names[i]: reason for i, reason in decoded.failures.items()},
         )
 
@@ -491,11 +497,12 @@ def _load_pets(data_dir: str, reading: Reading, crop_size: int) -> Source:
     source = Source([])
     for split, official in (("train", "trainval"), ("test", "test")):
         data = _download(partial(OxfordIIITPet, data_dir, official, download=True), urls, base)
-        if lost := [path.name for path in data._images if not path.exists()]:
+        if missing := [path.name for path in data._images if not path.exists()]:
             raise UserError(
-                f"{len(lost)} images are missing from {base / 'images'}, probably because a "
-                f"download was interrupted: {abbreviate(lost)}. Delete that folder and run again: "
-                "the archive next to it is then unpacked again, or downloaded if there is none."
+                f"{len(missing)} images are missing from {base / 'images'}, probably because a "
+                f"download was interrupted: {abbreviate(missing)}. Delete that folder and run "
+                "again: the archive next to it is then unpacked again, or downloaded if there is "
+                "none."
             )
         if len(data) != OFFICIAL_PETS[official]:
             source.remarks.append(
@@ -605,16 +612,16 @@ def _load_folder(root: Path, reading: Reading, crop_size: int) -> Source:
         if others:
             names = abbreviate([str(p.relative_to(root)) for p in others])
             source.remarks.append(
-                f"files left out ({len(others)}; not images, or outside of class folders): {names}"
+                f"files skipped ({len(others)}; not images, or outside of class folders): {names}"
             )
         if split == "train":
             source.classes = list(found)
             _check_classes(place, found)
             nested = {p.parent for name in found for p in found[name] if p.parent.parent != place}
-            cut = float(np.median([1 - min(s) / max(s) for s in _sample_sizes(found)] or [0]))
-            if cut > _CUT_FRACTION:
+            cropped = float(np.median([1 - min(s) / max(s) for s in _sample_sizes(found)] or [0]))
+            if cropped > _MAX_CROPPED:
                 source.remarks.append(
-                    f"the central square leaves out {cut:.0%} of a typical image. If what matters "
+                    f"the center crop removes {cropped:.0%} of a typical image. If what matters "
                     "is near the edges, crop the images or pad them to squares first"
                 )
             if nested:
@@ -677,6 +684,6 @@ def _read_or_explain(path: Path, reading: Reading) -> np.ndarray:
     try:
         return read_image(path, reading)[0]
     except UnidentifiedImageError as error:
-        raise UserError(f"IMAGES: {path} is not an image, although its name says so") from error
-    except Exception as error:  # Pillow raises many kinds
+        raise UserError(f"IMAGES: {path} is not an image, despite its file extension") from error
+    except Exception as error:  # Pillow raises many exception types
         raise UserError(f"IMAGES: {path} cannot be read: {error}") from error

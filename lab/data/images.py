@@ -1,4 +1,4 @@
-"""Images on disk: finding them in class folders, and reading files of many kinds."""
+"""Images on disk: finding them in class folders, and reading files of many formats."""
 
 import stat
 import unicodedata
@@ -12,21 +12,21 @@ from PIL import Image, ImageOps
 
 from lab.core import UserError
 
-# Formats that Pillow reads without a plugin. Other files in a class folder are left out, and named.
+# Formats that Pillow reads without a plugin. Other files in a class folder are skipped and listed.
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
               ".pgm"}  # fmt: skip
 # Only these formats are opened. Pillow guesses the format from a file's content: without a list, it
 # would pass any file that starts with %!PS to Ghostscript, which runs the program inside.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 CACHE_FOLDER = "vit-lab-cache"  # decoded photographs, in the folder of a dataset
-TINY = 4  # pixels: images with a shorter side are enlarged like others, but the user is told
+TINY = 4  # pixels: images whose shorter side is smaller are enlarged, with a warning
 
 
 def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """The images of `root/<class>/**`, sorted; links are followed unless they form a cycle.
 
-    Returns: class name -> paths (empty for an empty folder), and the files left out: hidden files
-        and folders, files of other kinds, files next to the class folders.
+    Returns: class name -> paths (empty for an empty folder), and the skipped files: hidden files
+        and folders, files of other formats, files next to the class folders.
     Raises: UserError for a folder that cannot be listed.
     """
     classes: dict[str, list[Path]] = {}
@@ -63,8 +63,8 @@ class Reading:
 
     size: int = 256  # pixels: side of the square that is kept
     interpolation: str = "bicubic"  # or bilinear
-    whole: bool = False  # squeeze the whole image into the square instead of cutting off its ends
-    skip_unreadable: bool = False  # leave out images that cannot be read instead of stopping
+    whole: bool = False  # resize without keeping the aspect ratio, instead of center-cropping
+    skip_unreadable: bool = False  # skip images that cannot be read instead of stopping
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -88,9 +88,9 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, tuple[int, int]]:
-    """Reads an image and resizes its central square, as torchvision's Resize and CenterCrop do.
+    """Resizes and center-crops an image to a square, like torchvision's Resize and CenterCrop.
 
-    With `reading.whole`, the whole image is resized to a square, without regard to its shape.
+    With `reading.whole`, the whole image is resized to a square, ignoring its aspect ratio.
 
     EXIF rotation is applied; grayscale, palette and CMYK images become RGB; transparency becomes
     white; 16-bit and float images keep their range.
@@ -103,7 +103,7 @@ def read_image(path: Path, reading: Reading) -> tuple[np.ndarray, tuple[int, int
 
 
 def image_to_array(image: Image.Image, reading: Reading) -> tuple[np.ndarray, tuple[int, int]]:
-    """What `read_image` does with an opened image, which may be the content of no file.
+    """Like `read_image`, for an image that is already open and need not come from a file.
 
     Returns: uint8 (3, size, size), and the width and height of the upright image.
     """
@@ -118,7 +118,7 @@ def image_to_array(image: Image.Image, reading: Reading) -> tuple[np.ndarray, tu
 
 
 def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
-    """The central square of an image, resized to `size` pixels."""
+    """Resizes the shorter side to `size` pixels and crops the center to a square."""
     short = min(image.size)
     if max(image.size) > 100 * short:  # resizing a 1-pixel strip first would need gigabytes
         image = ImageOps.fit(image, (size, size), method)
@@ -149,10 +149,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def abbreviate(items: Sequence[str], separator: str = ", ", most: int = 10) -> str:
+def abbreviate(items: Sequence[str], separator: str = ", ", limit: int = 10) -> str:
     """The first few items, made printable, and the number of the others."""
-    rest = [f"... and {len(items) - most} more"] if len(items) > most else []
-    return separator.join([*map(printable, items[:most]), *rest])
+    rest = [f"... and {len(items) - limit} more"] if len(items) > limit else []
+    return separator.join([*map(printable, items[:limit]), *rest])
 
 
 def printable(name: str) -> str:

@@ -24,7 +24,7 @@ from lab.data.augment import (
 from lab.data.datasets import Dataset, Split
 from lab.data.preprocess import Preprocess
 
-_GPU_FRACTION = 0.4  # of the free GPU memory, which the images of a split may use
+_GPU_FRACTION = 0.4  # a split stays on the GPU if it needs less than this fraction of free memory
 
 
 def derive_seed(*parts: int) -> int:
@@ -57,9 +57,9 @@ class SplitLoader:
             index = to_device(index, self.device)
             yield self.store[self.rows[index]], self.labels[index]
 
-    def ratios(self, index: Tensor) -> Tensor | None:
-        """Width divided by height of the originals, if the images are whole photographs."""
-        ratios = self.split.ratios
+    def aspect_ratios(self, index: Tensor) -> Tensor | None:
+        """Width / height of the originals (b,), if the images are uncropped photographs."""
+        ratios = self.split.aspect_ratios
         return None if ratios is None else to_device(ratios[self.split.rows[index]], self.device)
 
     def _pinned_batches(self, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,12 +113,12 @@ class Loaders:
                 f"CROP_PADDING={padding} is larger than the images ({side} pixels), so some crops "
                 f"would be empty: use at most {side}, usually {max(1, side // 8)}"
             )
-        # Every step has the same number of images; the images left out change with the epoch.
+        # Every step has the same number of images; the skipped images change with the epoch.
         self.batch_size = min(self.batch_size, len(self.data.train))
         if self.data.channels not in (1, len(self.preprocess.mean)):
             raise UserError(
                 f"the images of {self.data.name} have {self.data.channels} channels, but the model "
-                f"takes {len(self.preprocess.mean)}. Choose other weights (PRETRAINED or MODEL): "
+                f"expects {len(self.preprocess.mean)}. Choose other weights (PRETRAINED or MODEL): "
                 "those of a model for images of the same kind, color or grayscale"
             )
         self.steps = len(self.data.train) // self.batch_size  # per epoch
@@ -146,7 +146,7 @@ class Loaders:
         """A seed for other randomness of a step, such as dropout; `extra`: e.g. the rank."""
         return derive_seed(self.seed, epoch, step, *extra)
 
-    def order(self, epoch: int, first_step: int) -> list[Tensor]:
+    def epoch_indices(self, epoch: int, first_step: int) -> list[Tensor]:
         """Indices of this process's training images, one tensor per step."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         order = torch.randperm(len(self.data.train), generator=generator)
@@ -156,12 +156,12 @@ class Loaders:
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch from `first_step` on: normalized images (b, C, S, S), labels (b,)."""
-        indices = self.order(epoch, first_step)
+        indices = self.epoch_indices(epoch, first_step)
         loader = self._split("train", for_crops=True)
         batches = zip(indices, loader.batches(indices), strict=True)
         for step, (index, (images, labels)) in enumerate(batches, first_step):
             rng = self.batch_rng(epoch, step, len(images))
-            yield self._augment(images, rng, loader.ratios(index)), labels
+            yield self._augment(images, rng, loader.aspect_ratios(index)), labels
 
     def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This process's part of a split, each image once: indices, normalized images, labels.
@@ -170,15 +170,15 @@ class Loaders:
             split: train, val or test.
             view: 0 for images without augmentation; 1, 2, ... for fixed augmented views.
         """
-        own = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
-        indices = list(own.split(max(1, 2 * self.batch_size // self.world)))
+        images = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
+        indices = list(images.split(max(1, 2 * self.batch_size // self.world)))
         loader = self._split(split, for_crops=view > 0)
         batches = loader.batches(indices)
         for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
             if view:
                 seed = derive_seed(self.seed, view, step, self.rank)
                 rng = BatchRNG(seed, len(images), self.device)
-                yield index, self._augment(images, rng, loader.ratios(index)), labels
+                yield index, self._augment(images, rng, loader.aspect_ratios(index)), labels
             else:
                 yield index, self.normalize(images), labels
 
@@ -186,8 +186,8 @@ class Loaders:
         """uint8 images (B, C, H, H) as evaluation sees them: resized, cropped and normalized."""
         return (self.preprocess.center_crop(images.to(self.device)) - self.mean) / self.std
 
-    def _augment(self, images: Tensor, rng: BatchRNG, ratios: Tensor | None) -> Tensor:
-        images = augment(images, self.preprocess, self.augmentation, rng, ratios)
+    def _augment(self, images: Tensor, rng: BatchRNG, aspect_ratios: Tensor | None) -> Tensor:
+        images = augment(images, self.preprocess, self.augmentation, rng, aspect_ratios)
         images = (images - self.mean) / self.std
         probability = self.augmentation.random_erasing
         return erase(images, probability, rng) if probability else images

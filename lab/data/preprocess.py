@@ -1,4 +1,4 @@
-"""What a model expects of its input; stored next to the weights wherever they go."""
+"""The preprocessing that a model expects; it is saved with the weights."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from lab.core import UserError
 from lab.data.images import Reading, image_to_array, open_image
 
-_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a gray value (ITU-R BT.601)
+_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Preprocess:
 
     For evaluation an image is resized to `img_size / crop_pct` pixels and its center is cropped.
 
-    Raises: UserError for values that make no sense.
+    Raises: UserError for invalid values.
     """
 
     img_size: int  # pixels
@@ -78,8 +78,8 @@ class Preprocess:
         """Resizes, crops and normalizes a batch on its device, as evaluation does.
 
         Args:
-            images: uint8, (B, C, H, H). Color images become gray for a model of gray images, and
-                gray images are repeated for a model of color images.
+            images: uint8, (B, C, H, H). Color images are converted to grayscale for a grayscale
+                model, and grayscale images are repeated for a color model.
 
         Returns: (B, C of the model, img_size, img_size).
         """

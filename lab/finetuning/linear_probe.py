@@ -45,7 +45,7 @@ class FeatureLoaders(Loaders):
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch; each image shows a random one of its views."""
         views = len(self.features["train"])
-        order = self.order(epoch, first_step)
+        order = self.epoch_indices(epoch, first_step)
         if order:  # one copy to the device per epoch, because each makes a GPU wait
             order = torch.stack(order).to(self.device)
         for step, index in enumerate(order, first_step):

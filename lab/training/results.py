@@ -106,7 +106,7 @@ def write_results(
             for row in history
         ),
         "peak_memory_mb": history[-1]["peak_memory_mb"],
-        "load": runtime.system_load(),
+        "load": runtime.load_average(),
         **(extra or {}),
         "per_class_accuracy": per_class,
     }

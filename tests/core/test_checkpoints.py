@@ -129,7 +129,7 @@ def test_wrong_weight_files_are_explained(tmp_path):
     with pytest.raises(UserError, match="not a complete safetensors file"):
         checkpoints.load_weights(path)
     checkpoints.save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="no valid header of this project"):
+    with pytest.raises(UserError, match="no valid ViT Lab header"):
         checkpoints.load_weights(path)
 
 
@@ -138,8 +138,8 @@ def test_a_model_of_another_shape_is_explained_by_key():
     with pytest.raises(UserError) as refused:
         checkpoints.load_strict(model, {"weight": torch.zeros(3, 4), "scale": torch.ones(1)}, "x")
     assert str(refused.value) == (
-        "x has another architecture (3 keys):\n  missing bias\n  unknown scale\n  "
-        "weight is (3, 4) but the model's is (3, 2)"
+        "x does not match the model's architecture (3 mismatched keys):\n  missing bias\n  "
+        "unexpected scale\n  weight has shape (3, 4), but the model expects (3, 2)"
     )
 
 

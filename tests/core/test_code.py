@@ -29,7 +29,7 @@ def project(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.setattr(code, "_ROOT", tmp_path)
-    monkeypatch.setattr(constants, "running", constants.Running())
+    monkeypatch.setattr(constants, "running", constants.RunningScript())
     return tmp_path
 
 
@@ -82,7 +82,7 @@ def test_every_other_edit_counts(project, old, new):
 
 def test_constants_of_the_running_script_do_not_count(project, monkeypatch):
     script = project / "script.py"
-    running = constants.Running((script,), frozenset({"WIDTH"}))
+    running = constants.RunningScript((script,), frozenset({"WIDTH"}))
     monkeypatch.setattr(constants, "running", running)
     before, text = code.code_hashes(), script.read_text()
     script.write_text(text.replace("WIDTH: int = 3", "WIDTH = 5"))

@@ -105,15 +105,15 @@ def test_the_header_names_the_recipe_and_what_it_gave(script):
     (["--width", "64.0"], "argument --width: 64.0 is not an integer; write 64"),
     (["--width", "many"], "argument --width: 'many' is not an integer"),
     (["--width", "none"], "argument --width: 'none' is not an integer"),
-    (["--width", "9" * 30], f"argument --width: {'9' * 30} is too large; at most {sys.maxsize} is "
-                            "possible"),
+    (["--width", "9" * 30], f"argument --width: {'9' * 30} is too large; the maximum is "
+                            f"{sys.maxsize}"),
     (["--rate", "x"], "argument --rate: 'x' is not a number or None"),
     (["--rate", "nan"], "argument --rate: nan is not a finite number"),
     (["--rate=-inf"], "argument --rate: -inf is not a finite number"),
     (["--seed", "-3"], "argument --seed: -3 is negative; it must be 0 or more"),
     (["--kind", "Bee"], "argument --kind: 'Bee' is not one of a, bee; did you mean bee?"),
     (["--kind", "c"], "argument --kind: 'c' is not one of a, bee"),
-    (["--on", "False"], "False does not belong to a flag; --on takes no value: write --on or "
+    (["--on", "False"], "False is not preceded by a flag; --on takes no value: write --on or "
                         "--no-on"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_explained(script, capsys, words, message):
@@ -185,9 +185,9 @@ def test_a_constant_of_the_users_own_is_a_flag(script):
     ("WIDTH: int = 3", "WIDTH: int = True", 5, "WIDTH = True: True is not an integer"),
     ("WIDTH: int = 3", "WIDTH: int = None", 5, "WIDTH = None: None is not an integer"),
     ("WIDTH: int = 3", "WIDTH: int = 10**30", 5,
-     f"WIDTH = {10**30}: {10**30} is too large; at most {sys.maxsize} is possible"),
+     f"WIDTH = {10**30}: {10**30} is too large; the maximum is {sys.maxsize}"),
     ("RATE: float | None = None", "RATE: float | None = 1e-3,", 6,
-     "RATE = (0.001,): (0.001,) is not a number or None; remove the comma behind 0.001"),
+     "RATE = (0.001,): (0.001,) is not a number or None; remove the comma after 0.001"),
     ("RATE: float | None = None", "RATE = 0,1", 6,
      "RATE = (0, 1): (0, 1) is not a number or None; write a decimal point, 0.1"),
     ("RATE: float | None = None", "RATE: float | None = float('nan')", 6,

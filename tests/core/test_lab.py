@@ -58,7 +58,7 @@ def test_a_part_that_fails_is_named_and_the_lab_resumes_there(place, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [runs(place, name) for name in ("one", "wrong", "report")] == [1, 2, 1]
     assert lines[1].startswith("1/3  first")
-    assert lines[1].endswith("finished before")
+    assert lines[1].endswith("already finished")
     assert "test accuracy 12.35 %" in lines[2]
     assert lines[-1].endswith("Open results/report.html")
     assert len(lines) == 8  # a heading, a line per part, the time, a summary, the end

@@ -33,10 +33,10 @@ def place(tmp_path, code):
 
 
 def opened(
-    place, name="digits-vit-s0", fresh=False, data="abc", finish=True, resume=False, **changed
+    place, name="digits-vit-s0", overwrite=False, data="abc", finish=True, resume=False, **changed
 ):
     facts = {**FACTS, "dataset": {"fingerprint": data}}
-    run = Run.open(place, name, {**CONSTANTS, **changed}, facts, fresh, resume)
+    run = Run.open(place, name, {**CONSTANTS, **changed}, facts, overwrite, resume)
     if finish:
         (run.folder / "metrics.json").write_text("{}")
     return run.folder.name
@@ -61,7 +61,7 @@ def test_other_code_is_a_new_run_and_the_changed_files_are_named(place, code, ca
     (line,) = capsys.readouterr().out.splitlines()
     started = Run(place / "digits-vit-s0").config()["started"]
     assert line == (
-        f"model.py has changed since {started}: this is a new run, {place}/digits-vit-s0-2"
+        f"model.py has changed since {started}: starting a new run, {place}/digits-vit-s0-2"
     )
     code["train.py"] = code["lab/core/runs.py"] = code["lab/core/x.py"] = "other"
     assert opened(place) == "digits-vit-s0-3"
@@ -78,9 +78,7 @@ def test_a_stopped_run_does_not_resume_with_other_code(place, code, capsys):
     code["model.py"] = "other"
     assert opened(place, finish=False) == "digits-vit-s0-2"
     assert not (place / "digits-vit-s0-2" / "last.pt").exists()
-    assert "digits-vit-s0 was stopped; it resumes once the change is undone" in (
-        capsys.readouterr().out
-    )
+    assert "digits-vit-s0 was stopped: undo the change to resume it" in (capsys.readouterr().out)
 
 
 def test_a_stopped_run_resumes_with_other_code_if_the_user_agrees(place, code, capsys):
@@ -116,7 +114,7 @@ def test_a_record_without_code_is_another_run(place, capsys):
     del config["code"], config["name"]
     path.write_text(json.dumps(config))
     assert opened(place) == "digits-vit-s0-2"
-    assert "the code, which it did not record, may have changed" in capsys.readouterr().out
+    assert "the code (which that run did not record) may have changed" in capsys.readouterr().out
     assert Run(place / "digits-vit-s0").config()["constants"]["SEED"] == 0
 
 
@@ -125,8 +123,9 @@ def test_default_names_show_what_differs_in_one_line(place, capsys):
     assert opened(place, LEARNING_RATE=0.003, BATCH_SIZE=32) == "digits-vit-lr0.003-b32-s0"
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (
-        f"{place}/digits-vit-s0 is another run (LEARNING_RATE 0.002 there, 0.003 here; BATCH_SIZE "
-        f"64 there, 32 here): this is a new run, {place}/digits-vit-lr0.003-b32-s0"
+        f"{place}/digits-vit-s0 has different settings (LEARNING_RATE: 0.002 there, 0.003 in this "
+        f"run; BATCH_SIZE: 64 there, 32 in this run): starting a new run, "
+        f"{place}/digits-vit-lr0.003-b32-s0"
     )
     assert opened(place, FLIP=False) == "digits-vit-no-flip-s0"
     assert opened(place, LEARNING_RATE=0.003, BATCH_SIZE=32) == "digits-vit-lr0.003-b32-s0"
@@ -141,8 +140,8 @@ def test_the_fourteenth_run_prints_one_line(place, capsys):
     capsys.readouterr()
     assert opened(place, "mine", NAME="mine", LEARNING_RATE=0.5) == "mine-14"
     (line,) = capsys.readouterr().out.splitlines()
-    assert "and 12 more are other runs" in line
-    assert "LEARNING_RATE 0.12 there, 0.5 here" in line
+    assert "and 12 other runs have different settings" in line
+    assert "LEARNING_RATE: 0.12 there, 0.5 in this run" in line
 
 
 def test_a_runs_folder_is_found_after_others_are_deleted(place):
@@ -163,11 +162,11 @@ def test_a_damaged_folder_is_left_alone(place):
 
 def test_overwriting_replaces_the_same_run_only(place, code, capsys):
     opened(place)
-    assert opened(place, fresh=True, finish=False) == "digits-vit-s0"
+    assert opened(place, overwrite=True, finish=False) == "digits-vit-s0"
     assert "starting over" in capsys.readouterr().out
     assert not (place / "digits-vit-s0" / "metrics.json").exists()
     code["model.py"] = "other"
-    assert opened(place, fresh=True) == "digits-vit-s0-2"
+    assert opened(place, overwrite=True) == "digits-vit-s0-2"
 
 
 def test_one_folder_of_images_is_one_dataset_however_it_is_written(place, tmp_path, monkeypatch):
@@ -281,9 +280,9 @@ def test_a_run_belongs_to_one_process_until_that_ends(place, kill):
         command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == "open\n"
-        for fresh in (False, True):
+        for overwrite in (False, True):
             with pytest.raises(UserError, match=rf"another process \(process id {process.pid}\)"):
-                opened(place, fresh=fresh)
+                opened(place, overwrite=overwrite)
         if kill:
             process.send_signal(signal.SIGKILL)
         process.stdin.close()

@@ -138,7 +138,7 @@ def test_unwritable_folder_is_cached_in_the_users_cache_folder(tmp_path, monkeyp
     (root / "vit-lab-cache").touch()  # a file in place of the folder
     first = load_data(str(root))
     assert len(list(user_cache.rglob("*.npy"))) == 3
-    monkeypatch.setattr(cache, "fill", None)
+    monkeypatch.setattr(cache, "decode_into", None)
     assert same(load_data(str(root)), first)
 
 
@@ -169,7 +169,7 @@ def test_full_disk_is_reported_before_decoding(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(cache, "fill", None)
+    monkeypatch.setattr(cache, "decode_into", None)
     with pytest.raises(UserError) as error:
         load_data(str(root))
     says(error, "No space left on device", root / "vit-lab-cache", "IMG_SIZE")

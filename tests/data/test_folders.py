@@ -28,7 +28,7 @@ def test_hidden_files_and_other_files_are_counted_and_named(tmp_path):
     assert len(loaded.train) == 8
     assert loaded.classes == ["cat", "dog"]
     (remark,) = loaded.remarks
-    assert remark.startswith("files left out (6;")
+    assert remark.startswith("files skipped (6;")
     for name in ("notes.txt", "._000.png", ".DS_Store", "loose.png", ".ipynb_checkpoints", ".git"):
         assert name in remark
 
@@ -164,7 +164,7 @@ def test_a_crop_that_leaves_out_much_of_the_images_is_reported(tmp_path, size, c
         for split in ("train", "val", "test"):
             (tmp_path / split / name).mkdir(parents=True)
             noise_image(*size).save(tmp_path / split / name / "x.png")
-    expected = [f"the central square leaves out {cut} of a typical image"] if cut else []
+    expected = [f"the center crop removes {cut} of a typical image"] if cut else []
     assert [remark.split(".")[0] for remark in load_data(str(tmp_path)).remarks] == expected
 
 

@@ -20,7 +20,7 @@ def test_color_images_for_a_grayscale_model_are_refused_with_a_remedy(tmp_path):
     data = load_data(str(two_classes(tmp_path / "pets")))
     with pytest.raises(UserError) as error:
         Loaders(data, Preprocess(12, [0.5], [0.5]), 4, Augmentation())
-    says(error, "images of pets have 3 channels", "takes 1", "PRETRAINED or MODEL")
+    says(error, "images of pets have 3 channels", "expects 1", "PRETRAINED or MODEL")
 
 
 def test_grayscale_images_fit_every_model():
@@ -64,7 +64,7 @@ def test_whole_photographs_belong_to_the_images_and_labels_of_their_split(photog
     assert train.whole.rows.equal(train.rows)
     assert train.whole.labels.equal(train.labels)
     assert train.whole.names == train.names
-    assert train.whole.ratios.tolist() == [2.0] * 12
+    assert train.whole.aspect_ratios.tolist() == [2.0] * 12
     assert photographs.val.names == photographs.val.whole.names
 
 

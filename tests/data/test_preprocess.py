@@ -24,7 +24,7 @@ def test_grayscale_images_are_repeated_for_three_channels(data):
     assert images.shape[1:] == (3, 8, 8)
     assert images[:, 0].equal(images[:, 2])
     colour = dataclasses.replace(data.train, store=data.train.store.expand(-1, 3, -1, -1))
-    with pytest.raises(UserError, match="3 channels, but the model takes 1"):
+    with pytest.raises(UserError, match="3 channels, but the model expects 1"):
         Loaders(dataclasses.replace(data, train=colour), Preprocess(8, [0.3], [0.4]), 8,
                 Augmentation())  # fmt: skip
 

@@ -54,7 +54,7 @@ def test_skipped_images_are_named_and_other_images_keep_their_labels(tmp_path):
                 assert Path(name).parent.name == ("cat", "dog")[label]
         left_out = [remark for remark in loaded.remarks if "unreadable" in remark]
         assert [remark.split(":")[0] for remark in left_out] == [
-            f"unreadable images left out ({len(NO_IMAGES)})"
+            f"unreadable images skipped ({len(NO_IMAGES)})"
         ] * 2
         assert all(name in remark for name in NO_IMAGES for remark in left_out)
 
@@ -66,7 +66,7 @@ def test_skipping_uses_the_cache_and_not_skipping_still_stops(tmp_path, monkeypa
         load_data(str(root))
     load_data(str(root), skip_unreadable=True)  # val and test are decoded here
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "fill", None)
+        patch.setattr(cache, "decode_into", None)
         load_data(str(root), skip_unreadable=True)
     with pytest.raises(UserError, match="cannot be read"):
         load_data(str(root))

@@ -31,7 +31,7 @@ def test_spawned_processes_use_the_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("source", "says"), [
-    ("class A(:\n", r"mine.py, line 1: Python cannot read this line"),
+    ("class A(:\n", r"mine.py, line 1: syntax error"),
     ("\nimport no_such_module\n", r"mine.py, line 2: ModuleNotFoundError"),
     ("x = 1\n", r"does not define ConfigError, DropPath"),
 ])  # fmt: skip
@@ -50,7 +50,7 @@ def test_a_path_that_is_no_python_file_is_a_sentence(tmp_path, name):
 
 
 def test_a_process_that_has_imported_another_model_refuses_the_file(tmp_path, monkeypatch):
-    running = constants.Running(model_file=str(tmp_path / "mine.py"))
+    running = constants.RunningScript(model_file=str(tmp_path / "mine.py"))
     monkeypatch.setattr(constants, "running", running)
     with pytest.raises(UserError, match="Start the script by itself"):
         code.code_hashes()

@@ -31,7 +31,7 @@ def timms_vit(config=CONFIG):
 
 def open_run(folder, model, data, **constants):
     facts = {"model": profile_model(model, (3, 8, 8)), "dataset": data.summary()}
-    return Run.open(folder, "run", constants, facts, fresh=False)
+    return Run.open(folder, "run", constants, facts, overwrite=False)
 
 
 def gray_loaders(data, augmentation=None, batch_size=64):

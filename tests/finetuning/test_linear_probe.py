@@ -96,7 +96,7 @@ def test_views_are_augmented_and_each_epoch_picks_among_them(data, tmp_path):
     assert views.shape == (3, 1295, 32)
     assert (views[0] != views[1]).any(1).double().mean() > 0.95
     drawn = torch.cat([features for features, _ in loaders.train(1)])
-    order = torch.cat(loaders.order(1, 0))
+    order = torch.cat(loaders.epoch_indices(1, 0))
     matches = (views[:, order] == drawn).all(2)  # (views, N)
     assert matches.any(0).all()
     assert (matches.double().mean(1) - 1 / 3).abs().max() < 0.06
