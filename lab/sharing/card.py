@@ -104,9 +104,10 @@ def _license_of_weights(source: str, depth: int = 0) -> str | None:
     if path is None:
         import timm
 
-        name = source.partition("@")[0].removeprefix("hf-hub:").removeprefix("hf_hub:")
-        if timm.is_model(name.removeprefix("timm/").split(".")[0]):
-            found = timm.get_pretrained_cfg(name.removeprefix("timm/")).license
+        name = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
+        timm_name = name.partition("@")[0].removeprefix("timm/")
+        if timm.is_model(timm_name.split(".")[0]):
+            found = timm.get_pretrained_cfg(timm_name).license
             return None if found in (None, "unknown") else found
         return _license_in_card(name) if "/" in name else None
     root = Path(__file__).resolve().parents[2]

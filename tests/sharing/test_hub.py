@@ -46,6 +46,8 @@ def test_versions_load_in_timm_transformers_and_this_project(hub, script, vit_ru
     assert f"{hub.address}/me/vit is version v1" in done.out
     assert {"config.json", "README.md", "transformers/config.json"} <= set(hub.files("me/vit")[1])
     assert card.license_of("me/vit@v1", None, None) == "mit"
+    with pytest.raises(UserError, match=r"license of me/vit@v9 is unknown"):
+        card.license_of("me/vit@v9", None, None)
     first = load_pretrained(str(vit_run)).model
     load_model("me/vit")  # is now in the cache
     torch.manual_seed(1)
