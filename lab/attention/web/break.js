@@ -148,7 +148,7 @@ function removalSentence() {
   const attention = shownMap(current, POOLED), best = argmax(current.probabilities);
   const share = [...state.removed].reduce((sum, patch) => sum + attention[patch], 0);
   const drop = current.probabilities[best] - state.broken[best];
-  const together = brokenParts().length > 1 ? " through all changes together" : "";
+  const together = brokenParts().length > 1 ? " with all changes applied" : "";
   return `The removed patches received ${percent(share)} of the attention; the probability of ` +
     `“${classes[best]}” ${drop < 0 ? "rises" : "drops"} by ${points(Math.abs(drop))}${together}.`;
 }
@@ -181,13 +181,15 @@ function showBreakMaps() {
   const { values } = costs, best = argmax(current.probabilities);
   const costly = argmax(values), bright = argmax(attention), high = Math.max(...values, 1e-6);
   drawHeat(clearCanvas(byId("measured"), STAGE), STAGE, values, palette.broken, high);
-  const rho = rankCorrelation(attention, values);
+  const rho = rankCorrelation(attention, values), name = classes[best];
+  const effect = (drop, what) =>
+    `${drop < 0 ? "raises" : "lowers"}${what} by ${points(Math.abs(drop))}`;
   byId("proof-text").textContent =
-    `The patch with the most attention (${patchName(bright)}; ${percent(attention[bright])}) ` +
-    `lowers the probability of “${classes[best]}” by ${points(values[bright])} if removed. ` +
+    `Removing the patch with the most attention (${patchName(bright)}; ` +
+    `${percent(attention[bright])}) ${effect(values[bright], ` the probability of “${name}”`)}. ` +
     (bright === costly ? "No other patch matters more. "
-      : `The patch that matters most (${patchName(costly)}) lowers it by ` +
-        `${points(values[costly])} and received ${percent(attention[costly])} of the attention. `) +
+      : `Removing the patch that matters most (${patchName(costly)}), which received ` +
+        `${percent(attention[costly])} of the attention, ${effect(values[costly], " it")}. `) +
     `Rank correlation between attention and drop over all ${PATCHES} patches: ${number(rho)}.`;
   showScatter(attention, values, bright, costly);
 }

@@ -235,7 +235,8 @@ class VisionTransformer {
 
 /* Weights from base64: fp16 numbers, one tensor after the other as `layout` lists them. */
 function readWeights(base64, layout) {
-  const halves = new DataView(bytes(base64).buffer), weights = { shapes: Object.fromEntries(layout) };
+  const halves = new DataView(bytes(base64).buffer);
+  const weights = { shapes: Object.fromEntries(layout) };
   let at = 0;
   for (const [name, shape] of layout) {
     const values = new Float32Array(shape.reduce((a, b) => a * b, 1));
