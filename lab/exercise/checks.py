@@ -111,7 +111,7 @@ def _gradients(evidence: Evidence, weights: Path) -> None:
     for name in ("input changed in place", "parameters in a plain list",
                  "tensor instead of parameter", "hard-coded device"):  # fmt: skip
         if symptoms[name].test(evidence, ""):
-            raise _failure(evidence, symptoms[name].says)
+            raise _failure(evidence, symptoms[name].says, symptoms[name])
     out = evidence.outcome(TWO, gradients=True)
     if out.error:
         explained = evidence.submission.explain(out.error)

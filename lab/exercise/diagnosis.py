@@ -31,9 +31,13 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
         return Diagnosis(str(failure), failure.mistake.because, [failure.mistake.name])
     if check in ("options", "released weights"):  # the part is correct otherwise
         return Diagnosis(str(failure))
-    start = f"{str(failure).rstrip('.')}. "  # what Python said
-    if not failure.cause:
-        start = str(evidence.submission.failure(evidence.part, "", line=failure.line))
+
+    def start(method: str = "forward") -> str:
+        """What Python said, or the line to look at."""
+        if failure.cause:
+            return f"{str(failure).rstrip('.')}. "
+        return str(evidence.submission.failure(evidence.part, "", method))
+
     gradients = check == "gradients"
     mistakes = [mistake for (mistake,) in _known_mistakes(evidence, 1, gradients)]
     symptoms = find_symptoms(evidence, text)
@@ -44,13 +48,14 @@ def diagnose(evidence: Evidence, failure: Failure, check: str) -> Diagnosis:
     if known:
         found = known[0]
         says = found.sentence(evidence) if isinstance(found, Symptom) else found.says
-        return Diagnosis(start + says, found.because, [mistake.name for mistake in known])
+        names = [mistake.name for mistake in known]
+        return Diagnosis(start(found.method) + says, found.because, names)
     if not gradients and finite(evidence.outcome(TWO).output):
         if pair := next(_known_mistakes(evidence, 2), None):
-            return together(start, pair)
+            return together(start(pair[0].method), pair)
         if not failure.cause and (statement := narrowest_statement(evidence, check)):
             says = statement[0].upper() + statement[1:]
-            return Diagnosis(start + says + ("" if says.endswith("?") else "."))
+            return Diagnosis(start() + says + ("" if says.endswith("?") else "."))
     return Diagnosis(str(failure))
 
 

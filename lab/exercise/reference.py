@@ -47,6 +47,12 @@ class Mistake:
     change: Callable[[nn.Module, Any], object] | None = None
     forward: Callable[..., Any] | None = None
 
+    @property
+    def method(self) -> str:
+        """The method of the student's class to look at."""
+        named = [rest[0] for _, _, *rest in self.edits if rest]
+        return named[0].replace("_pos_embed", "embed") if named else "forward"
+
 
 class DoesNotApply(Exception):
     """A mistake cannot be made here: its line is missing, or another mistake has replaced it."""

@@ -256,6 +256,7 @@ SYMPTOMS = (
         "Layers are kept in a Python list or dict, so eval() and the optimizer do not reach them.",
         "nn.ModuleList looks like a list, but it also registers its layers",
         lambda e, text: _hidden(e, modules=True),
+        method="__init__",
     ),
     Symptom(
         "tensor instead of parameter",
@@ -263,6 +264,7 @@ SYMPTOMS = (
         "torch.zeros and torch.randn create constants",
         lambda e, text: _hidden(e, modules=False),
         only_training=True,
+        method="__init__",
     ),
     Symptom(
         "input changed in place",

@@ -78,6 +78,12 @@ def test_a_syntax_error_in_the_steps_leaves_the_model(tmp_path):
     assert evaluate.says.startswith("steps.py, line 1: Python cannot read this line")
 
 
+def test_a_mistake_in_the_model_names_the_line_of_its_method(check):
+    source = pasted(edited("VisionTransformer", [("x = x[:, 0]", "x = x.mean(1)")]))
+    line = line_of(source, "def forward_head")
+    assert check(source, "VisionTransformer").says.startswith(f"model.py, line {line}: The head")
+
+
 def test_missing_class_names_a_similar_one(tmp_path):
     source = pasted(STUDENT).replace("class MLP(", "class Mlp2(").replace("MLP(config)", "1")
     (result,), _ = run(tmp_path, source.replace("Mlp2", "MLp"))
