@@ -251,6 +251,8 @@ def test_links_are_relative_and_the_live_page_has_a_button(shown):
     page = shown(content([run(0, files=files), run(1)]))
     assert page.locator("#actions .live").get_attribute("href") == "attention_viz/x/attention.html"
     assert page.locator(".card").get_by_text("curves.png").count() == 1
+    scores = page.locator("#attention").get_by_role("link", name="scores.md")
+    assert scores.get_attribute("href") == "a/scores.md"
     targets = page.locator("main a, header a").evaluate_all(
         "all => all.map(one => one.getAttribute('href'))"
     )
@@ -290,6 +292,15 @@ def test_game_shows_answers_only_after_a_guess(shown):
     assert score.startswith(f"Your score: 1 of 1, 100\u00a0% (95 % interval {100 * low:.0f} to")
     page.get_by_role("button", name="Show all answers").click()
     assert page.locator("#hardest button:visible").count() == 0
+
+
+def test_game_without_images_only_shows_the_answers(shown):
+    whole = content()
+    for one in whole["comparisons"][0]["hardest"]:
+        one["thumbnail"] = None
+    page = shown(whole)
+    assert page.locator("#hardest .tile li.wrong").count() == 2 * 9
+    assert page.locator("#hardest button").count() == 0
 
 
 def test_targets_are_at_least_24_pixels_high(shown):
