@@ -36,7 +36,7 @@ const folded = (summary, ...children) =>
    of runs and files may break after "_" and "/", but "p = 0.02" and "97 %" stay on one line. */
 function words(text) {
   const made = element("bdi");
-  const unbroken = String(text ?? DASH).replace(/ (?=%|=)|(?<==) /g, "\u00a0");
+  const unbroken = String(text ?? DASH).replace(/ (?=[%=<])|(?<=[=<]) /g, "\u00a0");
   unbroken.split(/(?<=[_/])/).forEach((part, place) => {
     made.append(...(place > 0 ? [element("wbr"), part] : [part]));
   });
