@@ -202,7 +202,7 @@ def main() -> None:
     inputs = find_inputs({key for key in INPUTS for n in names if f"{{{key}}}" in ALL[n].command})
     values = {**inputs, "results": results, "benchmarks": benchmarks, "data": DATA_DIR,
               "device": device.type}  # fmt: skip
-    state_file, log_file = Path(results, ".gpu.json"), Path(results, "gpu.log")
+    state_file, log_file = Path(results, "gpu.json"), Path(results, "gpu.log")
     state_file.parent.mkdir(parents=True, exist_ok=True)
     done = checkpoints.read_json(state_file) if state_file.exists() else {}
     failed = []
