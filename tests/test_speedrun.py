@@ -41,9 +41,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock that advances by 20 ms whenever it is read, so that no result depends on speed."""
+    """A clock that advances by 50 ms whenever it is read, so that no result depends on speed."""
     ticks = itertools.count()
-    monkeypatch.setattr(race.time, "perf_counter", lambda: 0.02 * next(ticks))
+    monkeypatch.setattr(race.time, "perf_counter", lambda: 0.05 * next(ticks))
 
 
 @pytest.fixture
