@@ -39,7 +39,7 @@ _PAIRS = (
     "beats/loses to, beat/lose to, rises/falls, rise/fall, grows/shrinks, grow/shrink, "
     "increases/decreases, increase/decrease, improves/worsens, improve/worsen, most/least, "
     "largest/smallest, highest/lowest, best/worst, ahead/behind, exceeds/is below, "
-    "cheaper/dearer, nearer/farther"
+    "cheaper/dearer, nearer/farther, earlier/later"
 )
 OPPOSITES = dict(pair.split("/") for pair in _PAIRS.split(", "))
 OPPOSITES = {second: first for first, second in OPPOSITES.items()} | OPPOSITES
