@@ -180,7 +180,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
         ema_decay=c.EMA_DECAY, precision=c.PRECISION, compile=c.COMPILE,
         tensorboard=c.TENSORBOARD, snapshots=c.SNAPSHOTS,
     )  # fmt: skip
-    optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](model, c.LEARNING_RATE, c.WEIGHT_DECAY)
+    optimizer = optimizers.by_name(c.OPTIMIZER)(model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
 
     small_shape = (data.channels, config.small_size, config.small_size)

@@ -87,7 +87,7 @@ class Runner:
             for _ in range(WARMUP_STEPS):
                 self.loss(images, labels).backward()
                 self.model.zero_grad()
-        self.optimizer = optimizers.OPTIMIZERS[c.OPTIMIZER](
+        self.optimizer = optimizers.by_name(c.OPTIMIZER)(
             self.model, c.LEARNING_RATE, c.WEIGHT_DECAY
         )
         self.ema = ModelEmaV3(self.model, decay=c.EMA_DECAY, use_warmup=True)

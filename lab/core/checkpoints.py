@@ -41,7 +41,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise UserError(
             f"could not write {path}: {reason}. {_free_space(path)}Everything saved so "
             "far is intact. Free some space and run the same command to resume, or choose another "
-            "folder with RESULTS_DIR."
+            "folder (RESULTS_DIR; DATA_DIR for downloads and caches)."
         ) from error
 
 
@@ -98,7 +98,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; --overwrite repeats the run"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
     if not isinstance(content, dict):

@@ -21,9 +21,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lab.core.errors import UserError
+
 _HEADING = re.compile(r"# --- (.+?) -*$")
 _CONSTANT = re.compile(r"([A-Z][A-Z0-9_]*)\s*(?::[^=#]+)?=(?!=)[^#]*(?:#\s*(.*))?$")
 _MINIMUM = {"SEED": 0}  # random generators accept no negative seeds
+_MAXIMUM = {"DEPTH": 1000, "NUM_SEEDS": 1000}  # more would fill the memory, or never end
 _MISSING = object()
 
 Recipes = Mapping[str, Mapping[str, Any]]
@@ -80,6 +83,8 @@ def override(
     if argv is None:
         argv = sys.argv[1:] if _is_running(module) else []
     given = vars(parser.parse_args(argv))
+    for name in (name for name, value in given.items() if value == []):  # as argparse reads `=--`
+        parser.error(f"argument {_flag(name)}: -- is not a value")
     values, edited = {}, {}
     for constant in constants:
         name = constant.name
@@ -169,10 +174,11 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
     """
     optional, choices, kind = _unpack(annotation)
     or_none = " or None" if optional else ""
+    noun = "True, False" if optional and kind is bool else _NOUNS.get(kind, "a choice")
     if value is None:
         if optional:
             return None
-        raise _InvalidValue(f"None is not {_NOUNS.get(kind, 'a choice')}")
+        raise _InvalidValue(f"None is not {noun}")
     if choices:
         if value in choices and type(value) in map(type, choices):
             return value
@@ -180,7 +186,7 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
         raise _InvalidValue(
             f"{value!r} is not one of {listed}{or_none}{_suggest(str(value), map(str, choices))}"
         )
-    wrong = f"{value!r} is not {_NOUNS[kind]}{or_none}"
+    wrong = f"{value!r} is not {noun}{or_none}"
     if isinstance(value, tuple) and kind is not tuple:
         if kind is float and len(value) == 2 and all(isinstance(v, int) for v in value):
             wrong += f"; write a decimal point, {value[0]}.{value[1]}"
@@ -205,7 +211,24 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
         raise _InvalidValue(f"{value} is too large; the maximum is {sys.maxsize}")
     if kind is int and value < _MINIMUM.get(name, value):
         raise _InvalidValue(f"{value} is negative; it must be {_MINIMUM[name]} or more")
+    if kind is int and value > _MAXIMUM.get(name, value):
+        raise _InvalidValue(f"{value} is too large; at most {_MAXIMUM[name]} is possible")
     return value
+
+
+def check_choices(config: Any) -> None:
+    """Checks the fields of a dataclass that are annotated as Literal.
+
+    A constant loses its annotation, and with it the check, in the edit `LR_SCHEDULE = "step"`.
+
+    Raises: UserError, naming the constant.
+    """
+    for name, annotation in get_type_hints(type(config)).items():
+        if get_origin(annotation) is Literal:
+            try:
+                check(getattr(config, name), annotation)
+            except ValueError as error:
+                raise UserError(f"{name.upper()}: {error}") from error
 
 
 # --- The constants in a script's source ---

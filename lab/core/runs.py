@@ -95,8 +95,9 @@ class Run:
             _check_name(name)
         else:
             name = _valid_name(name)
-        if results_dir.exists() and not results_dir.is_dir():
-            raise UserError(f"RESULTS_DIR={str(results_dir)!r} is a file, not a folder")
+        parents = (results_dir, *results_dir.absolute().parents)
+        if not (nearest := next(path for path in parents if path.exists())).is_dir():
+            raise UserError(f"RESULTS_DIR={str(results_dir)!r}: {nearest} is a file, not a folder")
         with explain_write_errors(results_dir):
             results_dir.mkdir(parents=True, exist_ok=True)
         if main:
@@ -206,7 +207,9 @@ class Run:
                     for row in csv.DictReader(file)
                 ]
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}; --overwrite repeats the run"
+            ) from error
         except (ValueError, TypeError, AttributeError, csv.Error) as error:
             raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
 
@@ -215,13 +218,15 @@ class Run:
         m = self.metrics()
         try:
             low, high = (100 * share for share in m["test_accuracy_95"])
+            if not 0 <= m["test_accuracy"] <= 1:
+                raise ValueError(m["test_accuracy"])
             return (
                 f"test accuracy {100 * m['test_accuracy']:.2f} % (95 % interval {low:.1f} to "
                 f"{high:.1f}, {m['test_images']} images), epoch {m['best_epoch']} of "
                 f"{m['epochs']}, {m['training_seconds']:.0f} s of training\n"
                 f"{self.folder / 'curves.png'}"
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             path = self.folder / "metrics.json"
             raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
 

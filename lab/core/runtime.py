@@ -211,10 +211,10 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Turns an out-of-memory error, on a GPU or a CPU, into a UserError with advice."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, TypeError) as error:
         out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         # The allocators of the CPU, cuBLAS and cuDNN raise a plain RuntimeError.
-        phrases = ("allocate memory", "ALLOC_FAILED", "out of memory")
+        phrases = ("allocate memory", "ALLOC_FAILED", "out of memory", "Overflow when unpacking")
         if not out_of_memory and not any(phrase in str(error) for phrase in phrases):
             raise
         raise UserError(f"not enough memory. {advice}") from error

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.core import UserError
+from lab.core import UserError, constants
 from lab.data.preprocess import Preprocess
 
 
@@ -32,6 +32,7 @@ class Augmentation:
     random_erasing: float = 0.0  # probability; Zhong et al. 2020, filled with the mean color
 
     def __post_init__(self) -> None:
+        constants.check_choices(self)
         for name in ("rrc_min_area", "random_erasing", "scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name.upper()}={getattr(self, name)} must be between 0 and 1")

@@ -8,6 +8,7 @@ official test split is kept for the end. Nothing here is augmented: lab/data/aug
 when batches are made.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -301,7 +302,7 @@ def canonical_name(dataset: str) -> str:
     are.
     """
     root = Path(dataset).expanduser()
-    return str(root.resolve()) if dataset not in DATASETS and root.is_dir() else dataset
+    return str(root.resolve()) if dataset not in DATASETS and _is_folder(root) else dataset
 
 
 def subsample(data: Dataset, fraction: float) -> Dataset:
@@ -542,12 +543,21 @@ def _download(construct: Callable[[], _T], urls: list[str], place: Path) -> _T:
 def _folder_of(dataset: str) -> Path:
     """The folder that a dataset's name stands for. Raises: UserError if it does not exist."""
     root = Path(dataset).expanduser()
-    if not root.is_dir():
+    if not _is_folder(root):
+        close = difflib.get_close_matches(dataset.lower(), DATASETS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"DATASET={dataset!r} is neither a folder nor one of {', '.join(DATASETS)}. A folder "
-            "of images needs train/<class>/*.jpg, and may have val/ and test/ like it."
+            f"DATASET={dataset!r} is neither a folder nor one of {', '.join(DATASETS)}{hint or '.'}"
+            " A folder of images needs train/<class>/*.jpg, and may have val/ and test/ like it."
         )
     return root
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _train_folder(root: Path) -> Path:
@@ -644,9 +654,10 @@ def _load_folder(root: Path, reading: Reading, crop_size: int) -> Source:
 def _check_classes(train: Path, found: dict[str, list[Path]]) -> None:
     """Raises UserError if there are fewer than two classes, or if one of them is empty."""
     if len(found) < 2:
+        has = f"only the class folder {abbreviate(list(found))}" if found else "no class folders"
         message = (
-            f"{train} has {len(found)} class folders ({abbreviate(list(found))}); "
-            "a classifier needs at least two, each with its images"
+            f"{train} has {has}; a classifier needs at least two, {train / '<class>'}/*.jpg, each "
+            "with its images"
         )
         for name in found:
             inside = sorted(p.name for p in (train / name).iterdir() if p.is_dir())

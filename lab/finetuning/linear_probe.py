@@ -120,7 +120,8 @@ def cached_features(
         model.to("cpu")
         seconds = time.perf_counter() - started
         if accelerator.is_main_process:
-            place.mkdir(parents=True, exist_ok=True)
+            with checkpoints.explain_write_errors(place):
+                place.mkdir(parents=True, exist_ok=True)
             checkpoints.save_weights(path, features, {**key, "seconds": seconds})
     if accelerator.is_main_process:
         width = features["val"].shape[1]

@@ -36,12 +36,14 @@ def set_trainable(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> No
     Args:
         model: with the head to train.
         mode: "head" trains the output layer, "top-k" also the last blocks and the final norm,
-            "lora" the output layer and low-rank additions, any other mode everything.
+            "lora" the output layer and low-rank additions, "full" and "scratch" everything.
         top_k: number of blocks for "top-k".
         lora_rank: rank for "lora".
 
-    Raises: UserError, for more blocks or a higher rank than the model has.
+    Raises: UserError, for an unknown mode, or more blocks or a higher rank than the model has.
     """
+    if mode not in (modes := ("full", "head", "top-k", "lora", "scratch")):
+        raise UserError(f"MODE={mode!r} is not one of {', '.join(modes)}, all")
     if mode == "lora":
         lora.add_lora(model, lora_rank)
     elif mode == "head":

@@ -4,6 +4,7 @@ Reading a file never runs code that it may contain. Downloads use huggingface_hu
 HF_ENDPOINT and HF_HUB_OFFLINE have the effect that its documentation describes.
 """
 
+import difflib
 import json
 import pickle
 import re
@@ -57,8 +58,10 @@ def find(source: str) -> Found:
         return _from_folder(path, source)
     if path and path.is_file():
         return _from_file(path, source)
-    if source.endswith(_SUFFIXES) or source.startswith((".", "/", "~")):
-        raise UserError(f"the weights {source!r}: there is no such file or folder")
+    similar = _similar(source)
+    if similar or source.endswith(_SUFFIXES) or source.startswith((".", "/", "~")):
+        hint = f"; did you mean {similar}?" if similar else ""
+        raise UserError(f"the weights {source!r}: there is no such file or folder{hint}")
     repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", repository):
         return _from_repository(repository, partial(_fetch, repository))
@@ -66,6 +69,15 @@ def find(source: str) -> Found:
 
 
 # --- Files ---
+
+
+def _similar(source: str) -> str | None:
+    """The file or folder beside a path that does not exist whose name is closest to it."""
+    path = Path(source)
+    folder = find_path(str(path.parent)) if path.name != source else None
+    names = [other.name for other in folder.iterdir()] if folder and folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, 1, cutoff=0.8)
+    return str(path.with_name(close[0])) if close else None
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:
@@ -101,6 +113,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([Namespace]):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            if file.read(2)[:1] not in (b"\x80", b"P", b"c", b"(", b"]", b"}"):
+                kinds = ", ".join(_SUFFIXES)
+                raise UserError(f"{path} is not a file of weights, such as {kinds}") from error
         code = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
             f"{path} is refused: a pickle that contains more than tensors"

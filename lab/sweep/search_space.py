@@ -28,6 +28,7 @@ Space = dict[str, Distribution]
 Params = dict[str, Any]  # the value of each swept constant in one trial
 
 MAX_TRIALS = 10_000
+_ROOT = Path(__file__).resolve().parents[2]
 _MAX_DRAWS = 200  # without a new point; then the space is exhausted
 _SAMPLERS = {
     "grid": optuna.samplers.BruteForceSampler,  # every point once, in random order
@@ -57,12 +58,16 @@ class Script:
     def load(cls, name: str, fixed: str) -> "Script":
         """Imports the script `name`; `fixed` are flags for every trial.
 
+        The name may be relative to the working directory or to this project.
+
         Raises: UserError for a file that is not a training script, and for wrong flags.
         """
-        path, words = Path(name), _split("FIXED", fixed)
-        if not path.is_file() or path.suffix != ".py":
-            hint = _suggest(path.name, sorted(p.name for p in path.parent.glob("*.py")))
-            raise UserError(f"SCRIPT={name!r} does not exist{hint}")
+        words = _split("FIXED", fixed)
+        path = next((p for p in (Path(name), _ROOT / name) if p.is_file()), None)
+        if path is None or path.suffix != ".py":
+            folders = {Path(name).parent, (_ROOT / name).parent}
+            scripts = sorted({p.name for folder in folders for p in folder.glob("*.py")})
+            raise UserError(f"SCRIPT={name!r} does not exist{_suggest(Path(name).name, scripts)}")
         parser = _parser_of(path)
         defaults, values = (_parse(parser, flags, "FIXED") for flags in ([], words))
         if not {"EPOCHS", "NAME", "RESULTS_DIR"} <= values.keys():

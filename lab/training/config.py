@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lab.core import UserError
+from lab.core import UserError, constants
 from lab.training.precision import mixed_precision
 from lab.training.tensorboard import check_installed
 
@@ -34,6 +34,7 @@ class FitConfig:
     trial: bool = False  # a trial of a sweep: prints nothing and never uses the test split
 
     def __post_init__(self) -> None:
+        constants.check_choices(self)
         if self.progressive_resize and self.small_size < 1:
             raise UserError(
                 "PROGRESSIVE_RESIZE needs at least two patches per side: lower PATCH_SIZE"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -151,6 +152,13 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
 
 
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
+
+
+def by_name(name: str) -> Callable[[nn.Module, float, float], torch.optim.Optimizer]:
+    """The function that makes an optimizer. Raises: UserError, for an unknown name."""
+    if name not in OPTIMIZERS:
+        raise UserError(f"OPTIMIZER={name!r} is not one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]
 
 
 def _weight_decay_groups(

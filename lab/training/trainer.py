@@ -195,7 +195,10 @@ class Trainer:
         path = self.run.folder / "best.safetensors"
         self.accelerator.wait_for_everyone()
         lora.merge(self.model)
-        checkpoints.load_strict(self.model, checkpoints.load_weights(path)[0], path)
+        try:
+            checkpoints.load_strict(self.model, checkpoints.load_weights(path)[0], path)
+        except UserError as error:
+            raise UserError(f"{error}; --overwrite starts the run over") from error
 
     # --- Saving and resuming ---
 

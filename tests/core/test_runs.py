@@ -1,6 +1,7 @@
 """A run finds its folder by constants, data and code; no two processes train in one folder."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -197,7 +198,7 @@ def test_a_name_from_data_becomes_one_folder(place, name):
 def test_a_file_in_place_of_the_results_folder_is_named(place, code):
     place.parent.mkdir()
     place.touch()
-    with pytest.raises(UserError, match=r"RESULTS_DIR='.*train' is a file, not a folder"):
+    with pytest.raises(UserError, match=r"RESULTS_DIR='.*train': .*train is a file, not a folder"):
         opened(place)
 
 
@@ -241,7 +242,13 @@ def test_damaged_records_are_named(place):
     run = Run(folder)
     with pytest.raises(UserError, match=r"metrics\.json is damaged"):
         run.summary()
-    with pytest.raises(UserError, match=r"history\.csv cannot be read: No such file"):
+    for value in (math.nan, -1, 10**400):
+        record = {"test_accuracy": value, "test_accuracy_95": [0, 1], "test_images": 9,
+                  "best_epoch": 1, "epochs": 1, "training_seconds": 1}  # fmt: skip
+        (folder / "metrics.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+            run.summary()
+    with pytest.raises(UserError, match=r"history\.csv cannot be read: No such file.*--overwrite"):
         run.history()
     (folder / "history.csv").write_text("epoch,loss\n1,x\n")
     with pytest.raises(UserError, match=r"history\.csv is damaged"):

@@ -142,7 +142,9 @@ def test_classes_that_are_one_folder_too_deep_are_found(tmp_path):
     make_folder(tmp_path, {"train/images/cat": 3, "train/images/dog": 3})
     with pytest.raises(UserError) as error:
         load_data(str(tmp_path))
-    says(error, "1 class folder", "cat, dog", repr(str(tmp_path / "train" / "images")))
+    says(
+        error, "only the class folder images", "cat, dog", repr(str(tmp_path / "train" / "images"))
+    )
     deeper = load_data(str(tmp_path / "train" / "images"))
     assert deeper.classes == ["cat", "dog"]
 
@@ -190,12 +192,13 @@ def test_names_with_control_characters_are_printed_without_them(tmp_path):
     assert "\x1b" not in loaded.describe() + "".join(loaded.train.names)
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "CIFAR10", "imagenet"])
+@pytest.mark.parametrize("name", ["no/such/folder", "CIFAR10", "imagenet", "x" * 5000])
 def test_unknown_dataset_error_lists_the_names(name):
     for load in (load_data, datasets.native_size):
         with pytest.raises(UserError) as error:
             load(name)
         says(error, repr(name), *datasets.DATASETS, "train/<class>/")
+        assert ("did you mean cifar10?" in str(error.value)) == (name == "CIFAR10")
 
 
 def test_file_as_dataset_is_refused(tmp_path):
@@ -211,7 +214,7 @@ def test_train_folder_needs_two_classes(tmp_path, classes):
     noise_image().save(tmp_path / "train" / "loose.png")
     with pytest.raises(UserError) as error:
         load_data(str(tmp_path))
-    says(error, f"{classes} class folder", "at least two")
+    says(error, ("no class folders", "only the class folder class0")[classes], "at least two")
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

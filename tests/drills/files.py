@@ -173,8 +173,8 @@ def hostile_names(attempt: Attempt) -> None:
     draw, folder = attempt.random, attempt.folder
     name = draw.choice(TEXTS) + draw.choice(("", "", draw.choice(TEXTS)))
     kind = draw.choice(("pretrained", "dataset", "name"))
-    inside = folder / "inside"
-    inside.mkdir()
+    inside = folder / "outer" / "outer" / "inside"  # ../.. is not a folder of somebody else
+    inside.mkdir(parents=True)
 
     def start() -> None:
         os.chdir(inside)
@@ -190,7 +190,8 @@ def hostile_names(attempt: Attempt) -> None:
             module.main()
 
     end_with_a_sentence(start, folder)
-    if strangers := [path.name for path in folder.iterdir() if path != inside]:
+    own = (inside, *inside.parents)
+    if strangers := [p.name for p in folder.rglob("*") if p not in own and inside not in p.parents]:
         raise Lost(f"NAME {name!r} wrote {strangers}")
 
 

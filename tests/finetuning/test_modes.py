@@ -56,6 +56,12 @@ def test_too_many_blocks_are_refused():
         set_trainable(vit(), "top-k", 4, 0)
 
 
+def test_an_unknown_mode_is_refused_and_trains_nothing():
+    """As after the edit `MODE = "Head"`, which also removes the annotation."""
+    with pytest.raises(UserError, match="MODE='Head' is not one of full, head"):
+        set_trainable(vit(), "Head", 1, 8)
+
+
 def test_frozen_parts_have_no_dropout_and_keep_their_statistics():
     model = timm.create_model("resnet18", num_classes=10)
     set_trainable(model, "top-k", 1, 0)

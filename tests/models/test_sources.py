@@ -103,6 +103,7 @@ def test_config_next_to_a_file_is_used(tmp_path):
         ("vit_base_patch16_224_in21k", "its name is now vit_base_patch16_224.augreg_in21k"),
         ("no/such/folder", "are not a file, a folder or a repository"),
         ("weights/none.safetensors", "no such file"),
+        ("weights/vit_128x6_cifar10.safetensor", "mean weights/vit_128x6_cifar10.safetensors?"),
         ("./none", "no such file or folder"),
     ],
 )
@@ -183,6 +184,9 @@ def test_files_without_weights_are_refused(tmp_path):
         torch.save(content, path)
         with pytest.raises(UserError, match="contains no tensors by name"):
             load_pretrained(str(path))
+    (tmp_path / "notes.txt").write_text("not weights")
+    with pytest.raises(UserError, match=r"notes\.txt is not a file of weights"):
+        load_pretrained(str(tmp_path / "notes.txt"))
     np.savez(tmp_path / "object.npz", a=np.array([Code(tmp_path / "made")], dtype=object))
     with pytest.raises(UserError, match=r"object\.npz is not a complete \.npz file of arrays"):
         load_pretrained(str(tmp_path / "object.npz"))

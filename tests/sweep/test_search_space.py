@@ -180,3 +180,8 @@ def test_tpe_returns_to_good_regions():
     assert all(trial.state == TrialState.COMPLETE for trial in trials)
     values = [trial.value for trial in trials]
     assert sorted(values[20:])[10] > sorted(values[:10])[5]  # medians; the first ten are random
+
+
+def test_scripts_of_the_lab_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Script.load("train.py", "").path == ROOT / "train.py"

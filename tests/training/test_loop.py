@@ -133,13 +133,24 @@ def test_validation_is_plain_and_counts_every_image(data, tmp_path):
     assert best["val_loss"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_moving_average_is_what_is_validated_and_kept(data, tmp_path):
-    how = dataclasses.replace(FP32, epochs=1, ema_decay=0.9)
+def test_moving_average_is_what_is_validated_and_kept(data, tmp_path, monkeypatch):
+    how, steps, update = dataclasses.replace(FP32, epochs=1, ema_decay=0.9), [], EMA.update
+    monkeypatch.setattr(EMA, "update", lambda *a: steps.append(a[2]) or update(*a))
     _, weights, folder = trained(data, tmp_path, how)
     kept, _ = checkpoints.load_weights(folder / "best.safetensors")
     averaged = torch.load(folder / "last.pt", weights_only=True)["ema"]
     assert all(kept[name].equal(averaged[name]) for name in kept)
     assert not kept["head.weight"].equal(weights["head.weight"])
+    assert steps == [*range(len(steps))]  # counted from 0
+
+
+@pytest.mark.parametrize("make", [
+    lambda: FitConfig(1, lr_schedule="step"), lambda: FitConfig(1, precision="fp8"),
+    lambda: Augmentation(auto_augment="randaug"),
+])  # fmt: skip
+def test_unknown_choices_are_refused_even_without_the_annotation_of_the_constant(make):
+    with pytest.raises(UserError, match=r"[A-Z_]+: '\w+' is not one of"):
+        make()
 
 
 LONGER = dataclasses.replace(FP32, epochs=3)

@@ -12,9 +12,9 @@ from timm.optim import param_groups_layer_decay
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.core import runtime
+from lab.core import UserError, runtime
 from lab.models.registry import classifier
-from lab.training.optimizers import Muon, adamw, layers, muon, orthogonalize
+from lab.training.optimizers import Muon, adamw, by_name, layers, muon, orthogonalize
 from model import VisionTransformer, ViTConfig
 from tests.finetuning.small import SWIN, timms_vit, vit
 
@@ -79,12 +79,18 @@ def test_layers_equal_timms(name):
 SETTINGS = {"use_fallback": True, "betas": (0.9, 0.999), "eps": 1e-8}
 
 
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(UserError, match="OPTIMIZER='AdamW' is not one of adamw, muon"):
+        by_name("AdamW")
+
+
 def random_shapes(seed):
     """Several parameters each of a few random shapes: matrices and filters."""
     rng = random.Random(seed)
     shapes = [tuple(rng.randint(4, 40) for _ in range(2)) for _ in range(3)]
     shapes.append((rng.randint(4, 20), rng.randint(2, 6), 3, 3))
-    return [shape for shape in shapes for _ in range(rng.randint(1, 4))]
+    several = [shape for shape in shapes for _ in range(rng.randint(1, 4))]
+    return several + [(5, 4)] * 7  # more matrices than rows
 
 
 def both_muons(seed):
