@@ -19,7 +19,7 @@ from lab.core import UserError
 from model import ConfigError, DropPath, ViTConfig
 
 _SMALL = 64  # pixels: up to this image size the stem keeps the resolution
-TOLERANCE = 0.01  # largest relative difference in size between a matched CNN and the ViT
+TOLERANCE = 0.01  # maximum relative difference in size between a matched CNN and the ViT
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CNNConfig:
     blocks: int = 2  # residual blocks per stage
     stem_stride: int = 1  # stride in pixels of the first convolution: 1 for small images, else 4
     drop_rate: float = 0.0  # dropout before the head
-    drop_path_rate: float = 0.0  # rate in the last block; earlier blocks: linearly from 0
+    drop_path_rate: float = 0.0  # rate in the last block; increases linearly from 0 in the first
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))  # JSON gives a list
@@ -95,7 +95,7 @@ class ResidualCNN(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initializes convolutions as He et al. 2015 do; each block starts as its shortcut."""
+        """Initializes convolutions as He et al. 2015 do; each block starts as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -124,7 +124,7 @@ class ResidualCNN(nn.Module):
 def matched_cnn(
     vit: ViTConfig, target: int, match: Literal["params", "macs"]
 ) -> tuple[CNNConfig, int]:
-    """A CNN that has the parameters or multiply-adds of a ViT, within 1 %.
+    """A CNN whose number of parameters or multiply-adds matches a ViT's within 1 %.
 
     Each stage is about twice as wide as the one before. Bisection finds the width of the first;
     then the stages, widest first, grow channel by channel as far as the target allows.
@@ -145,7 +145,7 @@ def matched_cnn(
     }  # fmt: skip
 
     def count(dims: Sequence[int]) -> int:
-        with torch.device("meta"):  # needs no memory and no arithmetic
+        with torch.device("meta"):  # allocates nothing and computes nothing
             model = ResidualCNN(CNNConfig(dims=tuple(dims), **shape)).eval()
             if match == "params":
                 return sum(p.numel() for p in model.parameters())
@@ -169,8 +169,8 @@ def matched_cnn(
         if abs(found / target - 1) <= TOLERANCE:
             return CNNConfig(dims=widths, **shape), found
     raise UserError(
-        f"no CNN of this kind has {target:,} {match} within 1 %, because one channel more or less "
-        "changes a model of this size too much. Use a larger ViT"
+        f"no CNN of this kind has {target:,} {match} within 1 %, because at this size a single "
+        "channel changes the number by more than 1 %. Use a larger ViT"
     )
 
 

@@ -1,7 +1,8 @@
 """Converts weights of other libraries to model.py, and says what model.py does not cover.
 
-model.py has timm's parameter names; transformers and Google's original JAX code have others. The
-tests in tests/models check that converted weights give the logits of their own library.
+model.py has timm's parameter names, so timm's checkpoints need no conversion: pretrained.py loads
+them strictly. transformers and Google's original JAX code have other names. The tests in
+tests/models check that converted weights give the logits of their own library.
 """
 
 import math
@@ -41,14 +42,18 @@ _TRANSFORMERS = {  # parts of transformers' names, without the prefix "vit."
     "layernorm.": "norm.",
     "classifier.": "head.",
 }
-_UNUSED = ("pooler.", "decoder.", "embeddings.mask_token")  # of other heads of transformers
+_UNUSED = (
+    "pooler.",
+    "decoder.",
+    "embeddings.mask_token",
+)  # parameters of transformers' other heads
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # of ViT-Ti, S, B and L; wider ViTs differ
 
 
 def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, ViTConfig, list[str]]:
     """Converts a `ViTModel` or `ViTForImageClassification` of transformers, given its config.json.
 
-    Returns: the weights in timm's names, their config, and the names that a classifier does not
+    Returns: the weights with timm's names, their config, and the names that a classifier does not
         use.
     Raises: UserError, for a model that is not a plain ViT.
     """
@@ -59,11 +64,11 @@ def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, Vi
             "be loaded. timm has most other models, under its own names."
         )
     named: _State = {}
-    left = []
+    unused = []
     for full, value in state.items():
         name = full.removeprefix("vit.")
         if name.startswith(_UNUSED):
-            left.append(full)
+            unused.append(full)
             continue
         for theirs, ours in _TRANSFORMERS.items():
             name = name.replace(theirs, ours)
@@ -74,7 +79,7 @@ def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, Vi
             raise UserError(f"a part of {first.replace('q_proj', 'qkv')} is missing")
         named[first.replace("q_proj", "qkv")] = torch.cat(parts)
     heads, eps = config.get("num_attention_heads", 12), config.get("layer_norm_eps", 1e-12)
-    return named, config_of(named, heads, eps), left
+    return named, config_of(named, heads, eps), unused
 
 
 def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
@@ -105,11 +110,13 @@ def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
 def from_google(arrays: dict[str, np.ndarray]) -> tuple[_State, ViTConfig, list[str]]:
     """Converts a ViT of github.com/google-research/vision_transformer (.npz).
 
-    Returns: the weights in timm's names, their config, and the names that model.py has no place
-        for.
-    Raises: UserError, for arrays of another layout.
+    Returns: the weights with timm's names, their config, and the names that model.py does
+        not use.
+    Raises: UserError, for arrays with a different layout.
     """
-    if any(name.startswith("opt/target/") for name in arrays):  # next to the optimizer's
+    if any(
+        name.startswith("opt/target/") for name in arrays
+    ):  # the optimizer's state is there, too
         target = {n: array for n, array in arrays.items() if n.startswith("opt/target/")}
         arrays = {name.removeprefix("opt/target/"): array for name, array in target.items()}
     layout = "the layout of google-research/vision_transformer"
@@ -119,17 +126,17 @@ def from_google(arrays: dict[str, np.ndarray]) -> tuple[_State, ViTConfig, list[
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
         some = ", ".join(sorted(arrays)[:3])
         raise UserError(f"the arrays ({some} ...) do not have {layout}: {error}") from error
-    left = sorted(name for name in tensors if name.startswith(("pre_logits/", "head/")))
-    if strange := sorted(tensors.keys() - set(left)):
-        some = ", ".join(strange[:3])
+    unused = sorted(name for name in tensors if name.startswith(("pre_logits/", "head/")))
+    if unexpected := sorted(tensors.keys() - set(unused)):
+        some = ", ".join(unexpected[:3])
         raise UserError(
-            f"the arrays are not a plain ViT: {len(strange)} do not belong to one, such as {some}"
+            f"the arrays are not a plain ViT: {len(unexpected)} are unexpected, such as {some}"
         )
-    return state, config_of(state, num_heads), left
+    return state, config_of(state, num_heads), unused
 
 
 def _google_names(tensors: _State) -> tuple[_State, int]:
-    """Moves a ViT's arrays out of `tensors`: returns them in timm's names, and the heads."""
+    """Pops a ViT's arrays from `tensors`; returns them with timm's names, and num_heads."""
     take = tensors.pop
     state = {
         "cls_token": take("cls"),
@@ -168,7 +175,7 @@ def _google_names(tensors: _State) -> tuple[_State, int]:
 
 
 def config_of(state: _State, num_heads: int | None = None, norm_eps: float = 1e-6) -> ViTConfig:
-    """The config of weights in timm's names, from their shapes.
+    """The config of weights with timm's names, from their shapes.
 
     Args:
         state: the weights.
@@ -182,22 +189,27 @@ def config_of(state: _State, num_heads: int | None = None, norm_eps: float = 1e-
         _, tokens, _ = state["pos_embed"].shape
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
-        raise UserError(f"the weights are not a plain ViT in timm's names: no {error}") from error
+        raise UserError(
+            f"the weights are not a plain ViT with timm's names: {error} is missing"
+        ) from error
     except (ValueError, IndexError) as error:
         raise UserError(
-            "the patch embedding, the positions or the MLP have the wrong number of axes for a ViT"
+            "the patch embedding, the position embeddings or the MLP have the wrong number of "
+            "dimensions for a ViT"
         ) from error
     if num_heads is None and dim not in _HEADS:
         raise UserError(
-            f"the number of heads is unknown for {dim} channels: name the file after its timm "
-            "architecture, or put its config.json next to it and give the folder"
+            f"the number of heads is unknown for embedding dimension {dim}: name the file after "
+            "its timm architecture, or put its config.json next to it and give the folder"
         )
     has_token = "cls_token" in state
-    # The class token has a position, or not (DeiT III); without it the positions form a square.
+    # The class token has a position embedding, or not (DeiT III); the others form a square.
     grids = {extra: round((tokens - extra) ** 0.5) for extra in range(has_token + 1)}
     squares = [extra for extra, grid in grids.items() if grid and grid**2 == tokens - extra]
     if not squares:
-        raise UserError(f"{tokens} positions are not a square grid, with or without a class token")
+        raise UserError(
+            f"{tokens} position embeddings are not a square grid, with or without a class token"
+        )
     blocks = {int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
     if blocks != set(range(len(blocks))):
         raise UserError(f"its {len(blocks)} blocks are not numbered from 0 to {len(blocks) - 1}")
@@ -223,8 +235,8 @@ def is_vit(model: nn.Module) -> bool:
     return known or (bool(blocks) and hasattr(blocks[0], "attn"))
 
 
-def differences(model: nn.Module) -> list[str]:
-    """What a timm ViT has and model.py does not, in words; empty for a plain ViT."""
+def unsupported_features(model: nn.Module) -> list[str]:
+    """Features of a timm ViT that model.py does not implement; empty for a plain ViT."""
     block = model.blocks[0]
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
     patches, pool = getattr(model, "patch_embed", None), getattr(model, "global_pool", None)
@@ -243,13 +255,14 @@ def differences(model: nn.Module) -> list[str]:
 
     probe = torch.linspace(-4, 4, 65)
     found = {
-        "rotary positions": getattr(model, "rope", None) is not None,
-        "no learned positions": getattr(model, "pos_embed", None) is None,
+        "rotary position embeddings": getattr(model, "rope", None) is not None,
+        "no learned position embeddings": getattr(model, "pos_embed", None) is None,
         "register tokens": bool(getattr(model, "num_reg_tokens", 0)),
         "a distillation token": hasattr(model, "dist_token"),
         "attention pooling": getattr(model, "attn_pool", None) is not None,
         "a norm before the blocks (pre-norm)": has_norm(model, "norm_pre"),
-        "relative positions": hasattr(model, "rel_pos_bias") or hasattr(attention, "rel_pos"),
+        "relative position embeddings":
+            hasattr(model, "rel_pos_bias") or hasattr(attention, "rel_pos"),
         "norms of queries and keys": has_norm(attention, "q_norm"),
         "norms inside attention and MLP": has_norm(attention, "norm") or has_norm(mlp, "norm"),
         f"an MLP of class {kind(mlp)}": type(mlp) not in (Mlp, type(None)),
@@ -257,7 +270,7 @@ def differences(model: nn.Module) -> list[str]:
         f"blocks of class {kind(block)}": type(block) is not timm_vit.Block,
         f"the activation {getattr(mlp, 'act', None)}":
             type(mlp) is Mlp and not torch.allclose(mlp.act(probe), F.gelu(probe), atol=1e-6),
-        "another patch embedding": type(patches) is not PatchEmbed or has_norm(patches, "norm"),
+        "a different patch embedding": type(patches) is not PatchEmbed or has_norm(patches, "norm"),
         "images or patches that are not square":
             type(patches) is PatchEmbed and not_square("grid_size", "patch_size"),
         "pooling after the final norm": pools_late,

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022): a trained product of two thin matrices, added to a frozen weight."""
+"""LoRA (Hu et al. 2022): a trainable low-rank update, the product of two small matrices."""
 
 import torch
 from torch import Tensor, nn

@@ -28,7 +28,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass
 class Pretrained:
-    """A model with its released head, and what came with its weights."""
+    """A model with its pretrained head, and what came with its weights."""
 
     model: nn.Module  # in eval mode, on the CPU, fp32
     preprocess: Preprocess
@@ -65,7 +65,7 @@ class Pretrained:
         return digest.hexdigest()
 
     def reset_classifier(self, classes: list[str]) -> str:
-        """Gives the model a new head for these classes, zero at first.
+        """Gives the model a new, zero-initialized head for these classes.
 
         A head that was trained for the same classes is kept.
 
@@ -93,8 +93,10 @@ class Pretrained:
         for parameter in head:
             nn.init.zeros_(parameter)
         names = ", ".join(name for name, value in model.named_parameters() if value in head)
-        replaced = f"replaces the {old} released outputs" if old else "is added: none was released"
-        return f"a new head for {len(classes)} classes ({names}) {replaced}"
+        reason = f"replaces the pretrained head ({old} outputs)"
+        if not old:
+            reason = "is added, because the weights have no head"
+        return f"a new head for {len(classes)} classes ({names}) {reason}"
 
     def reinitialized(self) -> nn.Module:
         """The same architecture with random weights, to measure what pretraining contributes."""
@@ -107,7 +109,7 @@ def load_model(source: str | Path) -> tuple[nn.Module, Preprocess, list[str]]:
     Args:
         source: a run's folder, wherever it is and whatever it is called now; a file; a folder
             written by share.py; a timm name; or a Hugging Face repository, `owner/name` or
-            `owner/name@version`.
+            `owner/name@revision`.
 
     Returns: the model in eval mode, on the CPU; its preprocessing, which turns an image or the path
         of one into a normalized tensor (C, H, W); and the names of its classes.
@@ -120,12 +122,12 @@ def load_model(source: str | Path) -> tuple[nn.Module, Preprocess, list[str]]:
 def load_pretrained(
     source: str, img_size: int | None = None, drop_path_rate: float = 0.0, plain_only: bool = False
 ) -> Pretrained:
-    """Loads released weights, strictly.
+    """Loads pretrained weights, strictly.
 
     Args:
         source: a timm name, a Hugging Face repository, a file, a folder, or a run.
-        img_size: side of the images in pixels; position embeddings are resampled to it. None: the
-            size that the weights were trained at.
+        img_size: side of the images in pixels; position embeddings are interpolated to it. None:
+            the size that the weights were trained at.
         drop_path_rate: for training.
         plain_only: refuse a ViT that model.py does not cover, instead of using timm's.
 
@@ -147,7 +149,7 @@ def load_pretrained(
 def _load_vit(
     found: Found, config: ViTConfig, img_size: int | None, drop_path_rate: float
 ) -> Pretrained:
-    """A plain ViT in model.py, with the released head, or none if none was released."""
+    """Loads a plain ViT into model.py, with its pretrained head if the weights have one."""
     config = replace(config, drop_path_rate=drop_path_rate)
     model = build_and_load(config, found.state, found.origin)
     size = img_size or config.img_size
@@ -180,10 +182,10 @@ def _pretrained(found: Found, model: nn.Module, img_size: int, in_chans: int) ->
 def _load_timm(
     found: Found, config: TimmConfig, img_size: int | None, drop_path_rate: float, plain_only: bool
 ) -> Pretrained:
-    """Weights of a timm architecture: in model.py if it computes the same, else in timm's model."""
+    """Loads a timm architecture's weights into model.py if it is equivalent, else into timm's."""
     import timm
 
-    from lab.models.conversion import config_of, differences, is_vit
+    from lab.models.conversion import config_of, is_vit, unsupported_features
 
     if not timm.is_model(config.architecture):
         raise UserError(unknown_architecture(config.architecture))
@@ -194,7 +196,7 @@ def _load_timm(
     model = meta_model(TimmConfig(config.architecture, arguments))
     if config.arguments:  # which come from a file
         _check_size(model, found)
-    gaps = differences(model) if is_vit(model) else []
+    gaps = unsupported_features(model) if is_vit(model) else []
     if plain_only and gaps:
         raise UserError(
             f"{found.origin} is a ViT that model.py does not cover: it has {', '.join(gaps)}. "
@@ -202,7 +204,7 @@ def _load_timm(
         )
     if is_vit(model) and not gaps:
         if found.state.keys() - model.state_dict().keys():  # the authors' names, not timm's
-            found.state = _fill(found, config.architecture, arguments).state_dict()
+            found.state = _create_timm_model(found, config.architecture, arguments).state_dict()
         norm = model.blocks[0].norm1
         vit = config_of(found.state, model.blocks[0].attn.num_heads, norm.eps)
         return _load_vit(found, vit, img_size, drop_path_rate)
@@ -219,12 +221,12 @@ def _load_timm(
     wanted, given = (s.get(f"{stem}.weight") for s in (model.state_dict(), found.state))
     if given is not None and given.ndim == 4 and wanted.shape[1] == 3 != given.shape[1]:
         arguments["in_chans"] = given.shape[1]
-    model = _fill(found, config.architecture, arguments)
+    model = _create_timm_model(found, config.architecture, arguments)
     return _pretrained(found, model, size, arguments.get("in_chans", 3))
 
 
 def _num_outputs(found: Found, classifier: str | tuple[str, ...] | None) -> int:
-    """How many outputs the released head has; 0: there is none."""
+    """The number of outputs of the pretrained head; 0: there is none."""
     names = (classifier,) if isinstance(classifier, str) else classifier or ()
     for name in (*names, "head", "fc", "classifier"):
         weight = found.state.get(f"{name}.weight")
@@ -240,14 +242,14 @@ def _check_size(model: nn.Module, found: Found) -> None:
     given = sum(value.numel() for value in found.state.values())
     if wanted > 2 * given + 10**7:
         raise UserError(
-            f"{found.origin} does not fit its config: {given:,} weights for a model of {wanted:,}"
+            f"{found.origin} does not match its config: {given:,} weights for a model of {wanted:,}"
         )
 
 
-def _fill(found: Found, architecture: str, arguments: dict[str, Any]) -> nn.Module:
-    """timm's model with the weights, which timm resamples to the image and window size.
+def _create_timm_model(found: Found, architecture: str, arguments: dict[str, Any]) -> nn.Module:
+    """timm's model with the weights, which timm interpolates to the image and window size.
 
-    Raises: UserError, for weights that do not fit.
+    Raises: UserError, for weights that do not match.
     """
     import timm
 
@@ -263,9 +265,9 @@ def _fill(found: Found, architecture: str, arguments: dict[str, Any]) -> nn.Modu
         model = timm.create_model(
             architecture, pretrained=True, pretrained_cfg_overlay=overlay, **config.keywords
         )
-    except Exception as error:  # timm's conversions raise many kinds for unknown weights
+    except Exception as error:  # timm's conversions raise many exception types for unknown weights
         lines = "\n".join(str(error).splitlines()[:6]) or repr(error)
-        raise UserError(f"{found.origin} does not fit {architecture}: {lines}") from error
+        raise UserError(f"{found.origin} does not match {architecture}: {lines}") from error
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     parameters = dict(model.named_parameters())
     missing = sorted(parameters.keys() - found.state.keys())
@@ -291,7 +293,7 @@ def _preprocess(found: Found, img_size: int, in_chans: int) -> Preprocess:
     """
     given = found.preprocess
     if not given:
-        found.remarks.append("no mean and std came with these weights: ImageNet's are used")
+        found.remarks.append("these weights come without mean and std; using ImageNet's")
     try:
         mean = [float(value) for value in given.get("mean") or _IMAGENET_MEAN]
         std = [float(value) for value in given.get("std") or _IMAGENET_STD]
@@ -301,12 +303,14 @@ def _preprocess(found: Found, img_size: int, in_chans: int) -> Preprocess:
     except (TypeError, ValueError, ZeroDivisionError) as error:
         reason = runtime.first_line(error)
         raise UserError(f"{found.origin}: its mean, std or crop is invalid ({reason})") from error
-    if not all(abs(value) < 1e6 for value in (*mean, *std)):  # NaN is not, either
+    if not all(abs(value) < 1e6 for value in (*mean, *std)):  # also catches NaN
         raise UserError(f"{found.origin}: its mean {mean} or std {std} is invalid")
     interpolation, mode = given.get("interpolation", "bicubic"), given.get("crop_mode", "center")
     if interpolation not in ("bicubic", "bilinear"):
-        found.remarks.append(f"bicubic replaces the interpolation {interpolation!r}")
+        found.remarks.append(f"interpolation {interpolation!r} is not supported; using bicubic")
         interpolation = "bicubic"
     if mode != "center" or crop > 1:
-        found.remarks.append(f"a central crop replaces the crop {mode!r} with {crop:g}")
+        found.remarks.append(
+            f"crop mode {mode!r} (crop_pct {crop:g}) is not supported; using a center crop"
+        )
     return Preprocess(img_size, mean, std, min(crop, 1.0), interpolation)

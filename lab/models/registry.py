@@ -1,6 +1,6 @@
-"""Models by name: built, described in the header of their weights, and rebuilt from it.
+"""Builds models by name, and rebuilds them from the header of their weights.
 
-A header is data from a file, possibly somebody else's. Its values are checked before a model is
+A header comes from a file, which may be untrusted. Its values are checked before a model is
 built from them: see `_check_arguments` and `build_and_load`.
 """
 
@@ -29,7 +29,7 @@ OURS = {  # by the name in a header
 
 # Only arguments of timm models that describe a shape may be set. Any other could have
 # a side effect; `checkpoint_path`, for one, makes timm unpickle another file.
-_COUNTS = {  # the largest value of an argument that is a whole number, or a list of them
+_COUNTS = {  # the maximum of an argument that is a whole number, or a list of them
     "img_size": 4096, "num_classes": 1_000_000, "depth": 1000, "depths": 1000, "layers": 1000,
     "blocks": 1000,
     **dict.fromkeys(
@@ -55,7 +55,7 @@ _WORDS = ("global_pool", "pos_embed", "act_layer", "norm_layer", "stem_type", "s
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """What rebuilds a timm model: its architecture and arguments for `timm.create_model`.
+    """Everything needed to rebuild a timm model: architecture and arguments of `timm.create_model`.
 
     Raises UserError for an argument that does not describe a shape, or is not sane.
     """
@@ -100,10 +100,10 @@ class TimmConfig:
 
 
 def _check_arguments(arguments: dict[str, Any], owner: str) -> None:
-    """Checks names, types and sizes of a model's arguments, which may come from anybody's file.
+    """Checks names, types and sizes of a model's arguments, which may come from an untrusted file.
 
-    Raises: UserError, for an argument that does not describe a shape, has another type than it
-        should, or is too large to be meant.
+    Raises: UserError, for an argument that does not describe a shape, has the wrong type, or is
+        implausibly large.
     """
     for name, value in arguments.items():
         if not (expected := _expected(name)):
@@ -195,19 +195,19 @@ def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def find_path(source: str) -> Path | None:
-    """The file or folder that a source of weights names, if it names one.
+    """The local file or folder that `source` refers to, or None.
 
     It may be relative to the working directory or to this project, which has its own weights.
     """
     try:
         path = Path(source).expanduser()
-        return next((place for place in (path, _ROOT / path) if place.exists()), None)
+        return next((found for found in (path, _ROOT / path) if found.exists()), None)
     except (OSError, RuntimeError, ValueError):  # too long, a user that does not exist, a NUL
         return None
 
 
 def short_name(source: str) -> str:
-    """What weights are called in the name of a run."""
+    """A short name of the weights, for the name of a run."""
     path = find_path(source)
     if path and path.is_dir():
         return path.resolve().name
@@ -250,7 +250,7 @@ def save_model(
 def config_from_header(header: Any, origin: Path | str) -> ViTConfig | CNNConfig | TimmConfig:
     """The config in the header of a file that this project wrote.
 
-    Raises: UserError, for a header that lacks an entry, or a config that cannot work.
+    Raises: UserError, for a header that lacks an entry, or an invalid config.
     """
     wanted = ("model", "config", "classes", "preprocess")
     if not isinstance(header, dict):
@@ -276,19 +276,19 @@ def config_from_header(header: Any, origin: Path | str) -> ViTConfig | CNNConfig
         return OURS[model][1](**values)
     except (UserError, ConfigError) as error:
         raise UserError(f"{origin}: {error}") from error
-    except TypeError as error:  # the config has other fields
-        raise UserError(_another_version(origin, model, str(error))) from error
+    except TypeError as error:  # the config has different fields
+        raise UserError(_architecture_changed(origin, model, str(error))) from error
 
 
 def build_and_load(
     config: ViTConfig | CNNConfig | TimmConfig, state: dict[str, Tensor], origin: Path | str
 ) -> nn.Module:
-    """The model of a config with weights that must fit exactly.
+    """Builds a model and loads its weights strictly.
 
     They are compared before memory is allocated, so a config cannot ask for more than its weights
     have.
 
-    Raises: UserError, for weights that do not fit, or are not finite.
+    Raises: UserError, for weights that do not match, or are not finite.
     """
     state = {name: value.float() for name, value in state.items()}
     check_finite(state, origin)
@@ -300,7 +300,7 @@ def build_and_load(
         if isinstance(config, TimmConfig):
             raise
         kind = type(config).__name__.removesuffix("Config")
-        raise UserError(_another_version(origin, kind, str(error))) from error
+        raise UserError(_architecture_changed(origin, kind, str(error))) from error
     model = build(config)
     checkpoints.load_strict(model, state, origin)
     return model
@@ -316,10 +316,10 @@ def check_finite(state: dict[str, Tensor], origin: Path | str) -> None:
         )
 
 
-def _another_version(origin: Path | str, model: str, reason: str) -> str:
+def _architecture_changed(origin: Path | str, model: str, reason: str) -> str:
     file = "lab/models/cnn.py" if "CNN" in model else "model.py"
     return (
-        f"{origin} does not fit the model in {file}: {reason}\nIf you have changed {file} since "
+        f"{origin} does not match the model in {file}: {reason}\nIf you have changed {file} since "
         "these weights were saved, undo the change to load them, or train new weights. Otherwise "
         "the file is damaged."
     )

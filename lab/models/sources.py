@@ -1,7 +1,7 @@
 """Where pretrained weights come from: a run, a file, a folder, the Hugging Face hub, or timm.
 
 Reading a file never runs code that it may contain. Downloads use huggingface_hub, so HF_HOME,
-HF_ENDPOINT and HF_HUB_OFFLINE have the effect that its documentation describes.
+HF_ENDPOINT and HF_HUB_OFFLINE work as documented there.
 """
 
 import difflib
@@ -44,12 +44,12 @@ class Found:
 
 
 def find(source: str) -> Found:
-    """Reads the weights that a name or path stands for.
+    """Reads the weights that a name or path refers to.
 
     Args:
         source: a run (its folder, or its best.safetensors), a folder with config.json and
             weights, a .safetensors, .pth or Google .npz file, a Hugging Face repository
-            (owner/name, or owner/name@version for a tag, branch or commit), or a timm name.
+            (owner/name, or owner/name@revision for a tag, branch or commit), or a timm name.
 
     Raises: UserError, if they do not exist, cannot be downloaded or cannot be read.
     """
@@ -93,7 +93,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
 
 
 def _read_header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; {} for other kinds."""
+    """The metadata of a safetensors file; {} for other formats."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -122,7 +122,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path} is refused: a pickle that contains more than tensors"
             f"{f' ({code[1]})' if code else ''} could run code. Get these weights as .safetensors"
         ) from error
-    except Exception as error:  # a damaged file raises many kinds
+    except Exception as error:  # a damaged file raises many exception types
         raise UserError(f"{path} cannot be read: {runtime.first_line(error)}") from error
     for key in ("state_dict", "model"):  # where training scripts put the weights
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -132,7 +132,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     tensors = {wrapped.sub("", str(k)): v for k, v in items if isinstance(v, Tensor)}
     if not tensors:
         content = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise UserError(f"{path} contains no tensors by name, only {content[:200] or 'nothing'}")
+        raise UserError(f"{path} contains no named tensors, only {content[:200] or 'nothing'}")
     return tensors
 
 
@@ -181,7 +181,10 @@ def _from_file(path: Path, origin: str) -> Found:
 
     with _explain(origin):
         config = config_of(state)
-    remark = f"{config.num_heads} heads are assumed, as usual for {config.embed_dim} channels"
+    remark = (
+        f"assuming {config.num_heads} heads, the standard for embedding dimension "
+        f"{config.embed_dim}"
+    )
     return Found(origin, state, config, remarks=[remark])
 
 
@@ -219,21 +222,22 @@ def _from_google(path: Path, origin: str) -> Found:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+    except Exception as error:  # many exception types for a damaged file
         reason = runtime.first_line(error)
         raise UserError(f"{path} is not a complete .npz file of arrays: {reason}") from error
     with _explain(origin):
-        state, config, left = from_google(arrays)
+        state, config, unused = from_google(arrays)
     half = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
-    return Found(origin, state, config, half, remarks=_left_out(left))
+    return Found(origin, state, config, half, remarks=_unused(unused))
 
 
-def _left_out(names: list[str]) -> list[str]:
-    return [f"not loaded, because model.py has no use for it: {', '.join(names)}"] if names else []
+def _unused(names: list[str]) -> list[str]:
+    found = ", ".join(names)
+    return [f"not loaded, because model.py does not use them: {found}"] if names else []
 
 
 def _architecture_in(stem: str) -> str | None:
-    """The longest timm name, with its tag if there is one, with which a file's name starts."""
+    """The longest timm name, including a tag if there is one, that the file name starts with."""
     import timm
 
     names = {*timm.list_models(), *timm.list_pretrained()}
@@ -264,7 +268,7 @@ def _from_repository(origin: str, get: _Get) -> Found:
     """A repository of timm or transformers, on the hub or in a folder."""
     config = _read_json(get("config.json"))
     if not config:
-        raise UserError(f"{origin} has no config.json to say what its weights are")
+        raise UserError(f"{origin} has no config.json that describes its weights")
     weights = get(*_WEIGHTS)
     if weights is None:
         raise UserError(f"{origin} has neither {' nor '.join(_WEIGHTS)}")
@@ -282,14 +286,14 @@ def _from_repository(origin: str, get: _Get) -> Found:
     from lab.models.conversion import from_processor, from_transformers
 
     with _explain(f"config.json of {origin}"):
-        named, vit, left = from_transformers(state, config)
+        named, vit, unused = from_transformers(state, config)
         labels = config.get("id2label") or {}
         classes = _names([labels[key] for key in sorted(labels, key=int)])
     given = classes and len(classes) == vit.num_classes and classes[0] != "LABEL_0"
     processor = _read_json(get("preprocessor_config.json"))
     with _explain(f"preprocessor_config.json of {origin}"):
         preprocess = from_processor(processor)
-    return Found(origin, named, vit, preprocess, classes if given else None, _left_out(left))
+    return Found(origin, named, vit, preprocess, classes if given else None, _unused(unused))
 
 
 def _names(values: Any) -> list[str] | None:
@@ -316,9 +320,9 @@ def _from_timm(name: str) -> Found:
     cfg = timm.get_pretrained_cfg(name)
     full = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
     if not cfg.hf_hub_id:
-        place = f"weights/{full}{Path(str(cfg.url)).suffix}"
+        path = f"weights/{full}{Path(str(cfg.url)).suffix}"
         raise UserError(
-            f"{full} is not on the hub: download {cfg.url}, save it as {place}, and use {place} "
+            f"{full} is not on the hub: download {cfg.url}, save it as {path}, and use {path} "
             f"instead of {name}"
         )
     wanted = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else _WEIGHTS
@@ -329,13 +333,13 @@ def _from_timm(name: str) -> Found:
 
 
 def _fetch(repository: str, *names: str) -> Path | None:
-    """The first of these files that a hub repository (owner/name or owner/name@version) has.
+    """The first of these files that a hub repository (owner/name or owner/name@revision) has.
 
     Returns: its path in the cache, or None if the repository has none of them.
 
-    What the cache knows, a file or that a file does not exist, needs no network. The exception is
-    config.json, the first file of a repository: it is always requested if the hub can be reached.
-    The answer names the current commit, for which the cache has no files after a new upload.
+    Cached files, and files cached as nonexistent, need no network. The exception is config.json,
+    the first file of a repository: it is always requested if the hub can be reached. The response
+    tells which commit the revision points to, so files cached for an older commit are not used.
 
     Raises: UserError, if there is no network, or no such repository.
     """
@@ -372,21 +376,21 @@ def _fetch(repository: str, *names: str) -> Path | None:
             ) from error
         except RevisionNotFoundError as error:
             raise UserError(
-                f"{repository} has no version {revision!r}; {page}/tree/main lists its versions"
+                f"{repository} has no revision {revision!r}; {page}/tree/main lists its revisions"
             ) from error
         except RepositoryNotFoundError as error:
             raise UserError(
                 f"there is no folder {repository!r}, and {page} does not exist or is private; "
                 "`hf auth login` gives access to your own private repositories"
             ) from error
-        except Exception as error:  # no network, offline mode, a proxy, no space: each its own kind
+        except Exception as error:  # no network, offline mode, a proxy, no space, ...
             if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
                 continue  # the repository has no such file
             folder = f"weights/{repository.split('/')[1]}"
             raise UserError(
                 f"{name} of {repository} is not in the cache ({constants.HF_HUB_CACHE}) and could "
                 f"not be downloaded: {runtime.first_line(error.__cause__ or error)}\n"
-                "Without a network: use another computer to download config.json, "
+                "Without an internet connection: use another computer to download config.json, "
                 f"{_WEIGHTS[0]} and, if there is one, preprocessor_config.json from\n"
                 f"  {page}/tree/main\n"
                 f"put them into the folder {folder}, and use {folder} as the weights.\n"

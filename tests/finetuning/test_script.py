@@ -158,7 +158,7 @@ def test_finetune_swin_trains_timm_models_and_suggests_sizes(tmp_path):
     status, out, err = run_script("finetune_swin.py", tmp_path, "--model", str(path),
                                   "--img-size", "32", "--mode", "head")  # fmt: skip
     assert status == 0, err
-    assert "(head.fc.weight, head.fc.bias) replaces the 3 released outputs" in out
+    assert "(head.fc.weight, head.fc.bias) replaces the pretrained head (3 outputs)" in out
     kept, preprocess, _ = load_model(next((tmp_path / "results").glob("*/best.safetensors")))
     assert type(kept).__name__ == "SwinTransformer"
     assert preprocess.img_size == 32

@@ -140,7 +140,7 @@ def test_unused_weights_are_left_out_and_named(kind, tmp_path):
     assert_same_logits(pretrained, tokens, 16)
     dropped = ["pooler.dense.weight"] if kind is ViTModel else ["decoder.0.weight", "mask_token"]
     assert all(any(name in remark for remark in pretrained.remarks) for name in dropped)
-    assert any("no mean and std" in remark for remark in pretrained.remarks)
+    assert any("without mean and std" in remark for remark in pretrained.remarks)
 
 
 def test_other_transformers_models_are_refused(tmp_path):

@@ -203,7 +203,7 @@ def test_missing_files_are_remembered_offline(client):
     (place / "model.safetensors").unlink()
     (place / "preprocessor_config.json").unlink()
     online = load_pretrained("someone/old")
-    assert any("no mean and std" in remark for remark in online.remarks)
+    assert any("without mean and std" in remark for remark in online.remarks)
     count = len(asked)
     offline()
     assert load_pretrained("someone/old").fingerprint() == online.fingerprint()

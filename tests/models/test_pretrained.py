@@ -94,7 +94,7 @@ def test_new_head_is_zero_and_the_rest_stays(kind, tmp_path):
     size = pretrained.preprocess.img_size
     before = {k: v.clone() for k, v in pretrained.model.state_dict().items()}
     message = pretrained.reset_classifier(DIGITS)  # the same number, but unknown classes
-    assert "replaces the 10 released outputs" in message
+    assert "replaces the pretrained head (10 outputs)" in message
     heads = [k for k in before if k.startswith("head") and "norm" not in k]
     heads = [k for k in heads if len(before[k]) == 10]
     assert heads
@@ -120,7 +120,7 @@ def test_head_is_kept_only_for_the_same_classes_in_order(tmp_path):
     for classes in (["a", "c", "b"], ["a", "b"], ["x", "y", "z"]):
         pretrained = load_pretrained(run)
         assert (
-            "(head.weight, head.bias) replaces the 3 released outputs"
+            "(head.weight, head.bias) replaces the pretrained head (3 outputs)"
             in pretrained.reset_classifier(classes)
         )
         assert not pretrained.model.head.weight.any()
@@ -131,7 +131,7 @@ def test_weights_without_a_head_get_one(tmp_path):
     options = {**SMALL, "num_classes": 0}
     reference = timms("vit_tiny_patch16_224", **options)
     pretrained = load_pretrained(exported(reference, tmp_path / "vit", **options))
-    assert "none was released" in pretrained.reset_classifier(["a", "b"])
+    assert "the weights have no head" in pretrained.reset_classifier(["a", "b"])
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(pretrained.model(images), torch.zeros(2, 2))
     torch.testing.assert_close(pooled_features(pretrained.model, images), reference(images))
@@ -195,5 +195,5 @@ def test_unsupported_crop_is_replaced_with_a_remark(tmp_path):
     pretrained = load_pretrained(str(folder))
     assert pretrained.preprocess.crop_pct == 1
     assert pretrained.preprocess.interpolation == "bicubic"
-    assert any("'squash' with 1.15" in remark for remark in pretrained.remarks)
+    assert any("'squash' (crop_pct 1.15)" in remark for remark in pretrained.remarks)
     assert any("'area'" in remark for remark in pretrained.remarks)

@@ -62,7 +62,7 @@ def test_architecture_is_read_from_the_header(tmp_path):
     save_file(reference.state_dict(), path, metadata={"architecture": "test_vit"})
     assert_same_logits(load_pretrained(str(path)), reference, 160)
     save_file(reference.state_dict(), path, metadata={"architecture": "nobody_knows"})
-    with pytest.raises(UserError, match="number of heads is unknown for 64 channels"):
+    with pytest.raises(UserError, match="heads is unknown for embedding dimension 64"):
         load_pretrained(str(path))
 
 
@@ -71,7 +71,7 @@ def test_a_file_of_unknown_architecture_is_refused_with_advice(tmp_path):
     with pytest.raises(UserError, match=r"is unknown: name the file after it.*config\.json"):
         load_pretrained(saved(swin, tmp_path / "mine.safetensors"))
     wide = timms("vit_tiny_patch16_224", embed_dim=1280, num_heads=16, depth=1)
-    with pytest.raises(UserError, match="number of heads is unknown for 1280"):
+    with pytest.raises(UserError, match="number of heads is unknown for embedding dimension 1280"):
         load_pretrained(saved(wide, tmp_path / "wide.safetensors"))
 
 
@@ -81,8 +81,8 @@ def test_number_of_heads_is_assumed_for_usual_widths(tmp_path):
         pretrained = load_pretrained(saved(reference, tmp_path / "mine.safetensors"))
         assert_same_logits(pretrained, reference, 224)
         heads = reference.blocks[0].attn.num_heads
-        assert any(f"{heads} heads are assumed" in remark for remark in pretrained.remarks)
-        assert any("no mean and std" in remark for remark in pretrained.remarks)
+        assert any(f"assuming {heads} heads" in remark for remark in pretrained.remarks)
+        assert any("without mean and std" in remark for remark in pretrained.remarks)
 
 
 def test_config_next_to_a_file_is_used(tmp_path):
@@ -182,7 +182,7 @@ def test_files_without_weights_are_refused(tmp_path):
     for content in (*others.values(), torch.zeros(3)):
         path = tmp_path / "test_vit.pth"
         torch.save(content, path)
-        with pytest.raises(UserError, match="contains no tensors by name"):
+        with pytest.raises(UserError, match="contains no named tensors"):
             load_pretrained(str(path))
     (tmp_path / "notes.txt").write_text("not weights")
     with pytest.raises(UserError, match=r"notes\.txt is not a file of weights"):
@@ -223,5 +223,5 @@ def test_positions_that_form_no_square_are_refused(tmp_path):
     state["pos_embed"] = torch.zeros(1, 14 * 15 + 1, 192)
     for name in ("mine", "vit_tiny_patch16_224"):
         save_file(state, tmp_path / f"{name}.safetensors")
-        with pytest.raises(UserError, match="211 positions"):
+        with pytest.raises(UserError, match="211 position embeddings"):
             load_pretrained(str(tmp_path / f"{name}.safetensors"))

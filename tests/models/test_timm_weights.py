@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lab.core import UserError
 from lab.data import Preprocess
 from lab.models import load_pretrained
-from lab.models.conversion import config_of, differences
+from lab.models.conversion import config_of, unsupported_features
 from lab.models.registry import pooled_features
 from model import VisionTransformer
 from tests.models.reference import (
@@ -171,11 +171,11 @@ def test_label_names_keep_the_head(tmp_path):
 
 UNCOVERED = [
     ("deit_tiny_distilled_patch16_224", {}, "a distillation token"),
-    ("eva02_tiny_patch14_224", {}, "rotary positions"),
+    ("eva02_tiny_patch14_224", {}, "rotary position embeddings"),
     ("vit_xsmall_patch16_clip_224", {}, "pre-norm"),
     ("test_vit2", {}, "register tokens"),
     ("test_vit3", {}, "attention pooling"),
-    ("vit_relpos_small_patch16_224", TINY, "relative positions"),
+    ("vit_relpos_small_patch16_224", TINY, "relative position embeddings"),
     ("vit_base_patch32_clip_quickgelu_224", TINY, "QuickGELU"),
     ("vit_base_patch16_siglip_224", TINY, "attention pooling"),
     ("vit_so400m_patch16_siglip_gap_256", TINY, "GELUTanh"),
@@ -190,7 +190,7 @@ UNCOVERED = [
     ("vit_tiny_patch16_224", {**TINY, "pool_include_prefix": True, "global_pool": "avg"},
      "a mean that includes the class token"),
     ("vit_tiny_patch16_224", {**TINY, "fc_norm": True}, "no LayerNorm"),
-    ("vit_tiny_r_s16_p8_224", {**TINY}, "another patch embedding"),
+    ("vit_tiny_r_s16_p8_224", {**TINY}, "a different patch embedding"),
 ]  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def test_vits_without_differences_give_timms_logits():
             reference = timms(name, **options)
         except (TypeError, AssertionError, ValueError):  # knows other arguments
             continue
-        if not differences(reference):
+        if not unsupported_features(reference):
             covered.append(name)
             block = reference.blocks[0]
             config = config_of(reference.state_dict(), block.attn.num_heads, block.norm1.eps)
@@ -374,7 +374,7 @@ def test_incomplete_weights_are_refused(tmp_path):
 def test_weights_of_another_architecture_are_refused(tmp_path):
     path = tmp_path / "swin_tiny_patch4_window7_224.safetensors"
     saved(timms("test_vit"), path)
-    with pytest.raises(UserError, match="does not fit swin_tiny"):
+    with pytest.raises(UserError, match="does not match swin_tiny"):
         load_pretrained(str(path))
     path = tmp_path / "vit_tiny_patch16_224.safetensors"
     state = timms("test_vit").state_dict()

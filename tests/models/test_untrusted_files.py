@@ -117,13 +117,13 @@ def test_config_larger_than_its_weights_is_refused_without_allocating_memory(vit
     """A model of this config would need 600 GB."""
     header["config"] |= {"embed_dim": 16_000, "num_heads": 1000, "depth": 200}
     path = write(tmp_path / "best.safetensors", vit.state_dict(), header)
-    refused(path, "does not fit")
+    refused(path, "does not match")
     arguments = {**SMALL, "num_classes": 3}
     folder = exported(timms("vit_tiny_patch16_224", **arguments), tmp_path / "hub", **arguments)
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     config["model_args"] |= {"embed_dim": 16_000, "num_heads": 1000, "depth": 100}
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
-    refused(folder, "does not fit its config")
+    refused(folder, "does not match its config")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "3", '"text"', "[" * 100_000, "\x00", "{}",

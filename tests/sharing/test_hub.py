@@ -74,7 +74,7 @@ def test_versions_load_in_timm_transformers_and_this_project(hub, script, vit_ru
             for theirs in (wrapped, native):
                 found = theirs(images).logits
                 torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="has no version 'v9'"):
+    with pytest.raises(UserError, match="has no revision 'v9'"):
         load_model("me/vit@v9")
     done = script("predict.py", "--model", "me/vit", "--revision", "v1", "--images", "digits")
     assert done.code == 0, done.err
