@@ -15,16 +15,17 @@ from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.finetuning.modes import mode_label
 
 
-def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, place: Path) -> None:
+def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_dir: Path) -> None:
     """Runs this script once per mode and compares the results.
 
     Each mode has its own process, because peak memory is measured per process and must not depend
     on the modes before it. After an interruption, the same command resumes.
 
     Args:
-        modes: for each, by a short name for its run's folder, the constants that it sets.
+        modes: maps the short name of each mode, used in its run's folder, to the constants that it
+            sets.
         name: the first part of the names of the runs; None: as the script names them.
-        place: the folder of the runs; the comparison is written there, too.
+        results_dir: the folder of the runs; the comparison is written there, too.
 
     Raises: Stopped, after Ctrl-C or SIGTERM; SystemExit with the status of a mode that failed;
         UserError, under a launcher.
@@ -39,7 +40,7 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, place: Pat
         rows.append(row_of(runs))
         folders.append(runs[0].folder.name)
     title = folders[0].replace(f"-{next(iter(modes))}", "", 1)
-    figure = place / f"{title}-modes.png"
+    figure = results_dir / f"{title}-modes.png"
     _draw(figure, rows, title)
     table = _table(rows)
     checkpoints.write_atomically(figure.with_suffix(".md"), lambda path: path.write_text(table))
@@ -50,7 +51,7 @@ def _run_mode(flags: list[str], where: str) -> list[Run]:
     """Runs this script with more flags in another process; returns its runs, one per seed."""
     with tempfile.TemporaryDirectory() as scratch, _forwarded_signals() as (process, stopped):
         folders = Path(scratch, "folders")
-        # In a session of its own it gets signals only from here, and no second one from a terminal.
+        # In its own session, it receives signals only from this process, not from the terminal too.
         process.append(
             subprocess.Popen(
                 [sys.executable, *sys.argv, *flags],
@@ -58,7 +59,7 @@ def _run_mode(flags: list[str], where: str) -> list[Run]:
                 start_new_session=True,
             )
         )
-        if stopped:  # before it was there
+        if stopped:  # the signal arrived before the process was started
             process[0].terminate()
         status = process[0].wait()
         if stopped:
@@ -98,17 +99,17 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
     accuracies = [m["test_accuracy"] for m in metrics]
     mean = statistics.mean(accuracies)
     if len(runs) == 1:
-        (low, high), around = metrics[0]["test_accuracy_95"], "95 % interval"
+        (low, high), error_bar = metrics[0]["test_accuracy_95"], "95 % interval"
     else:
         deviation = statistics.stdev(accuracies)
         low, high = mean - deviation, mean + deviation
-        around = f"mean of {len(runs)} seeds and standard deviation"
+        error_bar = f"mean of {len(runs)} seeds and standard deviation"
     return {
         "mode": mode_label(config["constants"]),
         "accuracy": 100 * mean,
         "low": 100 * low,
         "high": 100 * high,
-        "around": around,
+        "error_bar": error_bar,
         "trainable": config["model"]["trainable_parameters"],
         "seconds": statistics.mean(m["training_seconds"] for m in metrics),
         "memory": max(m["peak_memory_mb"] or 0 for m in metrics),
@@ -119,7 +120,7 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        f"| mode | trainable parameters | test accuracy ({rows[0]['around']}) | seconds "
+        f"| mode | trainable parameters | test accuracy ({rows[0]['error_bar']}) | seconds "
         "| peak memory |",
         "|---|---|---|---|---|",
     ]
@@ -179,6 +180,6 @@ def _draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         share = cheap["trainable"] / best["trainable"]
         finding += (f"; {cheap['mode']} reaches {cheap['accuracy']:.1f} % within overlapping error "
                     f"bars, with {100 * share:.2g} % of the trainable parameters")  # fmt: skip
-    note = f"{title}, {rows[0]['images']:,} test images; error bars: {rows[0]['around']}."
+    note = f"{title}, {rows[0]['images']:,} test images; error bars: {rows[0]['error_bar']}."
     plots.set_title(figure, finding, note)
     plots.save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""A linear probe: only the output layer is trained, on features of the frozen rest.
+"""A linear probe: only the output layer is trained, on features of the frozen backbone.
 
 The features are computed once and cached, so that a head takes seconds to train and several
 learning rates and weight decays can be tried.
@@ -43,7 +43,7 @@ class FeatureLoaders(Loaders):
         self.labels = {s: getattr(self.data, s).labels.to(device) for s in self.features}
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch; each image shows a random one of its views."""
+        """The batches of an epoch; one random view represents each image."""
         views = len(self.features["train"])
         order = self.epoch_indices(epoch, first_step)
         if order:  # one copy to the device per epoch, because each makes a GPU wait
@@ -70,19 +70,20 @@ class Backbone(nn.Module):
 
 
 def cached_features(
-    model: nn.Module, weights: str, loaders: Loaders, views: int, place: Path, precision: str
+    model: nn.Module, weights: str, loaders: Loaders, views: int, cache_dir: Path, precision: str
 ) -> tuple[FeatureLoaders, float]:
     """The features of all splits, computed or read from the cache.
 
-    The key of the cache is everything that determines the features, including the code.
+    The key of the cache is everything that determines the features, including the code (see
+    `runtime.code_hashes`).
 
     Args:
         model: on the CPU; its output layer does not matter.
         weights: fingerprint of the model's weights.
         loaders: the images, their preprocessing and augmentation.
         views: augmented views per training image; 0: one view without augmentation.
-        place: the folder of the cache.
-        precision: as Accelerate calls it.
+        cache_dir: the folder of the cache.
+        precision: Accelerate's name for it.
 
     Returns: loaders of the features, and the seconds that it took to compute them.
     Raises: UserError, for a negative number of views, or too little memory.
@@ -103,7 +104,7 @@ def cached_features(
         "precision": [precision, device.type],
     }
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8)
-    path = place / f"features-{digest.hexdigest()}.safetensors"
+    path = cache_dir / f"features-{digest.hexdigest()}.safetensors"
     if is_cached := path.exists():
         features, header = checkpoints.load_weights(path)
         seconds = header["seconds"]
@@ -120,8 +121,8 @@ def cached_features(
         model.to("cpu")
         seconds = time.perf_counter() - started
         if accelerator.is_main_process:
-            with checkpoints.explain_write_errors(place):
-                place.mkdir(parents=True, exist_ok=True)
+            with checkpoints.explain_write_errors(cache_dir):
+                cache_dir.mkdir(parents=True, exist_ok=True)
             checkpoints.save_weights(path, features, {**key, "seconds": seconds})
     if accelerator.is_main_process:
         width = features["val"].shape[1]
@@ -138,11 +139,13 @@ def train_linear_probe(
     sweep: tuple[list[float], list[float]],
     feature_seconds: float,
 ) -> None:
-    """Trains a head for each learning rate and weight decay; tests the best on validation.
+    """Trains a head for each learning rate and weight decay; tests the best.
+
+    The best head is the one with the highest validation accuracy.
 
     Args:
         model: on the CPU, with the head to start from; it ends up with the best head.
-        loaders: features of the frozen rest, and their labels.
+        loaders: features of the frozen backbone, and their labels.
         config: how to train each head.
         run: the folder for the records; a run that was stopped resumes with the remaining heads.
         sweep: learning rates, and weight decays.
@@ -194,12 +197,12 @@ def _costs(
     views, count, width = loaders.features["train"].shape
     head = profile_model(registry.classifier(model), (width,))
     size = loaders.preprocess.img_size
-    whole = profile_model(model, (len(loaders.preprocess.mean), size, size))
+    full_model = profile_model(model, (len(loaders.preprocess.mean), size, size))
     images = sum(row["images"] for rows in histories for row in rows)
     seconds = sum(row["seconds"] for rows in histories for row in rows)
     return {
         "feature_seconds": round(feature_seconds, 1),
         "sweep_seconds": round(seconds, 1),
         "training_seconds": round(feature_seconds + seconds, 1),
-        "training_flops": 2 * whole["macs"] * views * count + head["training_flops"] * images,
+        "training_flops": 2 * full_model["macs"] * views * count + head["training_flops"] * images,
     }

@@ -8,13 +8,13 @@ from lab.core import UserError
 from lab.models import lora, registry
 from lab.training import optimizers
 
-# Peak learning rates for a model of width 768, such as ViT-B. A narrower model gets a higher one in
-# proportion (Yang et al. 2022). A learning rate that suits training from scratch destroys what a
-# pretrained model has learned if all of it is trained.
+# Peak learning rates for a model of width 768, such as ViT-B. Narrower models get proportionally
+# higher learning rates (Yang et al. 2022). If all layers are trained, a learning rate suited to
+# training from scratch destroys the pretrained features.
 _LEARNING_RATES = {
     "scratch": 3e-4, "full": 3e-5, "layer-decay": 2e-4, "top-k": 2e-4, "lora": 5e-4,
 }  # fmt: skip
-_USUAL_RANGE = (0.01, 5.0)  # times the learning rate above; outside of it there is a warning
+_USUAL_RANGE = (0.01, 5.0)  # relative to the default learning rate; outside it there is a warning
 
 
 def mode_label(constants: dict[str, Any]) -> str:
@@ -54,7 +54,7 @@ def set_trainable(model: nn.Module, mode: str, top_k: int, lora_rank: int) -> No
         if not 1 <= top_k < head:
             raise UserError(
                 f"TOP_K={top_k} must lie between 1 and {head - 1}, the number of blocks; MODE=head "
-                "trains none of them"
+                "trains no blocks"
             )
         for name, parameter in model.named_parameters():
             parameter.requires_grad = layer_of[name] >= head - top_k
@@ -79,11 +79,11 @@ def default_learning_rate(model: nn.Module, variant: str) -> float:
 
 
 def learning_rate_warning(model: nn.Module, variant: str, learning_rate: float) -> str | None:
-    """A warning if a learning rate is far from the usual ones."""
+    """A warning if a learning rate is outside the usual range."""
     low, high = (factor * default_learning_rate(model, variant) for factor in _USUAL_RANGE)
     if low <= learning_rate <= high:
         return None
     return (
-        f"warning: LEARNING_RATE={learning_rate:g} is unusual for {variant} on this model; usual "
-        f"are {low:.0e} to {high:.0e}"
+        f"warning: LEARNING_RATE={learning_rate:g} is unusual for {variant} on this model; the "
+        f"usual range is {low:.0e} to {high:.0e}"
     )

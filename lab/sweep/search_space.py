@@ -29,7 +29,7 @@ Params = dict[str, Any]  # the value of each swept constant in one trial
 
 MAX_TRIALS = 10_000
 _ROOT = Path(__file__).resolve().parents[2]
-_MAX_DRAWS = 200  # without a new point; then the space is exhausted
+_MAX_DRAWS = 200  # draws without a new point after which the space counts as exhausted
 _SAMPLERS = {
     "grid": optuna.samplers.BruteForceSampler,  # every point once, in random order
     "random": optuna.samplers.RandomSampler,
@@ -46,7 +46,7 @@ _NOT_SWEPT = {
 
 @dataclass(frozen=True)
 class Script:
-    """A training script and its constants, as its own command line reads them."""
+    """A training script and its constants, as its command line parses them."""
 
     path: Path
     parser: argparse.ArgumentParser
@@ -134,7 +134,7 @@ def num_points(space: Space) -> float:
 
 
 def next_point(space: Space, sampler: str, seed: int, trials: list[FrozenTrial]) -> Params | None:
-    """A point that no trial has, or None if the space is exhausted.
+    """A point that no trial has used, or None if the space is exhausted.
 
     The draw depends only on the seed and on the earlier trials, so a sweep that was interrupted
     continues with the points that it would have tried. Floats get four significant digits.
@@ -153,7 +153,7 @@ def next_point(space: Space, sampler: str, seed: int, trials: list[FrozenTrial])
     return None
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as the command line and folder names spell it."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
@@ -177,7 +177,7 @@ def _parser_of(path: Path) -> argparse.ArgumentParser:
             spec.loader.exec_module(module)
         with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
             getattr(module, "main", int)()
-    except Exception as error:  # whatever is wrong with a user's script
+    except Exception as error:  # any error in a user's script
         raise UserError(f"SCRIPT={str(path)!r} cannot be imported: {error}") from error
     except SystemExit:
         if not parsers:
@@ -210,7 +210,7 @@ def _distribution(script: Script, name: str, text: str) -> Distribution:
             return kind(low, high, log=bool(match[1]))
     choices = [script.parse_value(name, part) for part in text.split(",")]
     if len(set(choices)) < len(choices):
-        raise UserError(f"SPACE: {name}={text} contains a value twice")
+        raise UserError(f"SPACE: {name}={text} contains a duplicate value")
     if len(choices) == 1:
         raise UserError(f"SPACE: {name}={text} is a single value: put it in FIXED")
     return CategoricalDistribution(choices)

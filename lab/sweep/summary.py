@@ -13,10 +13,10 @@ from optuna.trial import TrialState
 from sklearn.ensemble import RandomForestRegressor
 
 from lab.core import Run, UserError, checkpoints, plots, stats
-from lab.sweep.search_space import Space, show
+from lab.sweep.search_space import Space, format_value
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-_MIN_TRIALS = 10  # finished ones that importance needs
+_MIN_TRIALS = 10  # finished trials needed to estimate importance
 _MIN_TREND = 0.3  # Spearman's correlation; a weaker one is not called a trend
 _MIN_R2 = 0.1  # of a random forest on trials that it was not trained on; below, importance is noise
 
@@ -50,8 +50,8 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
     fANOVA (Hutter et al. 2014) finds importance even in noise. A random forest is therefore tested
     on trials that it was not trained on (out-of-bag R2).
 
-    Returns: "importance" of each parameter, {} if it would be noise; "interactions", the share of
-        the variance that no single parameter explains; and "predicted", the R2.
+    Returns: "importance" of each parameter, {} if it would be noise; "interactions", the fraction
+        of the variance that no single parameter explains; and "predicted", the R2.
     """
     done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     values = np.array([trial.value for trial in done])
@@ -76,15 +76,17 @@ def describe(record: Record) -> str:
     if record["best"] is None:
         return text
     best = next(trial for trial in record["trials"] if trial["number"] == record["best"])
-    params = ", ".join(f"{name} {show(value)}" for name, value in best["params"].items())
+    params = ", ".join(f"{name} {format_value(value)}" for name, value in best["params"].items())
     done = [trial["val_accuracy"] for trial in _finished(record)]
     near = sum(accuracy >= record["val_accuracy_95"][0] for accuracy in done)
     shares = [f"{name} {100 * share:.0f} %" for name, share in record["importance"].items()]
     text += (f" Trial {best['number']} ({params}) has the best validation accuracy, "
              f"{_accuracy(record, 'val')}.")  # fmt: skip
     if len(done) > 1:
-        text += (f" As the best of {len(done)}, this accuracy is optimistic. The interval contains "
-                 f"{near} of the {len(done)} finished trials.")  # fmt: skip
+        text += (
+            f" This accuracy is optimistically biased, because it is the best of {len(done)} "
+            f"trials. The interval contains {near} of the {len(done)} finished trials."
+        )
     if shares:
         text += (
             f" {next(iter(record['importance']))} matters most. Importance by fANOVA: "
@@ -120,7 +122,9 @@ def _positions(done: list[Record], name: str, space: Space) -> tuple[list[float]
     values = [trial["params"][name] for trial in done]
     if isinstance(space[name], CategoricalDistribution):
         choices = list(space[name].choices)
-        return [choices.index(value) for value in values], [show(choice) for choice in choices]
+        return [choices.index(value) for value in values], [
+            format_value(choice) for choice in choices
+        ]
     return values, None
 
 
@@ -204,13 +208,13 @@ def _plot_importance(path: Path, record: Record, note: str) -> None:
     figure, axis = plt.subplots(figsize=(7, 1.8 + 0.5 * len(names)), layout="constrained")
     bars = axis.barh(names, shares, color=plots.VAL_COLOR, height=0.55)
     axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4)
-    axis.set(xlabel="share of what single parameters explain of the forest's predictions (%)")
+    axis.set(xlabel="share of the variance explained by single parameters (%)")
     axis.set_xlim(0, 1.15 * max(shares))
     plots.set_title(
         figure,
         f"{names[-1]} matters most",
         f"fANOVA on {note}. The random forest predicts unseen trials with an R² of "
-        f"{record['predicted']:.2f}; the importance says nothing about the rest of the variance.",
+        f"{record['predicted']:.2f}; importance covers only the variance that the forest explains.",
     )
     plots.save_figure(figure, path)
 
@@ -225,7 +229,7 @@ def _rank_correlation(values: list[float], accuracy: np.ndarray) -> float:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else show(value)
+    return f"{value:.3g}" if isinstance(value, float) else format_value(value)
 
 
 def percent(share: float) -> str:
@@ -264,7 +268,7 @@ def _table(record: Record) -> str:
         state = f"failed: {trial['error']}" if trial["error"] else trial["state"]
         rows.append([
             f"[{trial['number']}]({trial['folder']}/)" if trial["folder"] else trial["number"],
-            *map(show, trial["params"].values()),
+            *map(format_value, trial["params"].values()),
             "" if trial["val_accuracy"] is None else percent(trial["val_accuracy"]),
             trial["epochs"], trial["seconds"],
             "**best**" if trial["number"] == record["best"] else state.replace("|", "/"),

@@ -1,4 +1,4 @@
-"""Runs a training script as one trial of a sweep, and stops it when the sweep goes away.
+"""Runs a training script as one trial of a sweep, and stops it when the sweep process exits.
 
     python trial_process.py LOCK SCRIPT [FLAGS]    # started by trials.py
 

@@ -31,11 +31,11 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from lab.core import Run, UserError, runtime
-from lab.sweep.search_space import MAX_TRIALS, Script, Space, next_point, num_points, show
+from lab.sweep.search_space import MAX_TRIALS, Script, Space, format_value, next_point, num_points
 from lab.sweep.summary import Record, draw_plots, percent, write_summary
 
 POLL_SECONDS = 0.5
-_MAX_FAILURES = 3  # the sweep ends when so many trials fail before one has trained
+_MAX_FAILURES = 3  # abort if this many trials fail before any trial has finished an epoch
 TRIAL_PROCESS = Path(__file__).with_name("trial_process.py")
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
@@ -47,7 +47,7 @@ class SweepConfig:
     sampler: Literal["grid", "random", "tpe"]
     seed: int
     trials: int | None  # None: every point of a grid, otherwise 20
-    processes: int  # trials at a time
+    processes: int  # trials to run in parallel
     prune_after: tuple[int, int] | None  # epochs of a trial, and finished trials; None: never
 
     def __post_init__(self) -> None:
@@ -71,7 +71,9 @@ class Sweep:
             epochs, trials = config.prune_after
             pruner = optuna.pruners.MedianPruner(trials, epochs)
         (folder / ".locks").mkdir(exist_ok=True)
-        self.lock = self._file_lock("sweep")  # held to take a trial and to write the summary
+        self.lock = self._file_lock(
+            "sweep"
+        )  # held while claiming a trial and while writing the summary
         journal_lock = self._file_lock("journal")  # Optuna's own lock would outlive a kill
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
@@ -103,7 +105,7 @@ class Sweep:
                     # The first run may have to download the data, and the others wait for that.
                     has_data = any(self.folder.glob("*/config.json"))
                     while not stop and len(running) < (self.config.processes if has_data else 1):
-                        if (trial := self._take_trial(stop)) is None:
+                        if (trial := self._claim_trial(stop)) is None:
                             break
                         running.append(trial)
                     if not running:
@@ -133,7 +135,7 @@ class Sweep:
         with self.lock:
             return write_summary(self.folder, self.study, self.space, self.num_trials)
 
-    def _take_trial(self, stop: list[int]) -> Iterator[None] | None:
+    def _claim_trial(self, stop: list[int]) -> Iterator[None] | None:
         """An interrupted trial or a new one, for `_run_trial`; None if there are no more."""
         with self.lock:
             self._check_failures()
@@ -181,7 +183,7 @@ class Sweep:
         try:
             while status is None:
                 yield
-                status = process.poll()  # before the last look at the history
+                status = process.poll()  # read before the history, so that no epoch is missed
                 folder, rows = self._read_run(trial.number)
                 accuracies = [row["val_accuracy"] for row in rows]
                 for i, row in enumerate(rows):
@@ -206,7 +208,7 @@ class Sweep:
             elif stop or status in _INTERRUPTED:
                 return
             else:
-                # Quoted for people; nothing depends on what a script prints.
+                # For display only; nothing parses what a script prints.
                 lines = self._log(trial.number).read_text(errors="replace").split("\n")
                 lines = [line.strip() for line in lines if line.strip()] or ["no output"]
                 result["error"] = f"{lines[-1].removeprefix('error: ')} (exit status {status})"
@@ -217,13 +219,15 @@ class Sweep:
         finally:
             process.kill()
             lock.release()
-        point = "  ".join(f"{name} {show(value)}" for name, value in trial.params.items())
+        point = "  ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
         accuracy = "" if value is None else f"  validation accuracy {percent(value)}"
         tqdm.write(f"trial {trial.number}  {point}{accuracy}  {result['seconds']:.0f} s{note}")
         self._summarize()
 
     def _start_process(self, trial: optuna.Trial, lock: str) -> subprocess.Popen:
-        point = "-".join(f"{name.lower()}{show(value)}" for name, value in trial.params.items())
+        point = "-".join(
+            f"{name.lower()}{format_value(value)}" for name, value in trial.params.items()
+        )
         name = f"{trial.number:03}-{re.sub(r'[^a-zA-Z0-9_.=+-]+', '_', point)[:100]}"
         flags = self.script.flags({**trial.params, "RESULTS_DIR": self.folder, "NAME": name})
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -12,19 +12,19 @@ from lab.training.tensorboard import check_installed
 class FitConfig:
     """How to train.
 
-    Raises: UserError, naming the constant whose value cannot work.
+    Raises: UserError, naming the constant that is invalid.
     """
 
     epochs: int  # passes over the training images
     warmup_fraction: float = 0.0  # fraction of all steps in which the learning rate rises
     lr_schedule: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
-    clip_grad: float = 0.0  # largest norm of the gradient of all parameters; 0: no limit
+    clip_grad: float = 0.0  # maximum norm of the gradient of all parameters; 0: no clipping
     accumulation_steps: int = 1  # parts into which each batch is split to save memory
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of Zhang et al. 2018; 0: off
     cutmix: float = 0.0  # alpha of Yun et al. 2019; 0: off
     mix_probability: float = 1.0  # fraction of the batches that mixup or cutmix mixes
-    progressive_resize: float = 0.0  # fraction of the epochs, the first ones, on smaller images
+    progressive_resize: float = 0.0  # train this first fraction of the epochs on smaller images
     small_size: int = 0  # side of those smaller images, in pixels
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # see precision.py
@@ -56,7 +56,7 @@ class FitConfig:
 
     @property
     def small_epochs(self) -> int:
-        """Number of epochs, the first ones, on smaller images; the last epoch is never small."""
+        """Number of initial epochs on smaller images; the last epoch always uses the full size."""
         return min(round(self.progressive_resize * self.epochs), self.epochs - 1)
 
     @property

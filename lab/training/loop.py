@@ -1,7 +1,7 @@
 """How a model is trained. This is the project's only training loop.
 
 `train_one_epoch` contains every line that changes a weight. `fit` calls it once per epoch,
-validates, and finally tests the weights of the best epoch. What surrounds a step is elsewhere:
+validates, and finally tests the weights of the best epoch. The other parts are in these modules:
 
     optimizers.py  AdamW, Muon and the learning-rate schedule
     trainer.py     setup, the batches of an epoch, saving and resuming
@@ -69,7 +69,7 @@ def train_one_epoch(trainer: Trainer) -> None:
     """Trains on each image of the training split once; after a resume, on the remaining ones.
 
     Args:
-        trainer: the model, the optimizer and what belongs to them.
+        trainer: the model, the optimizer, the data and the state.
 
     Raises: UserError, if the loss is not finite; Stopped after Ctrl-C or SIGTERM.
     """
@@ -86,7 +86,7 @@ def train_one_epoch(trainer: Trainer) -> None:
             with accelerator.autocast():  # bf16 or fp16 where the hardware is faster with it
                 logits = model(x)  # (B, classes)
                 loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-                loss = loss * fraction  # of the batch: the mean loss is the sum of its parts
+                loss = loss * fraction  # of the batch, so that the parts add up to its mean loss
             accelerator.backward(loss)
             progress.add(loss, logits, y)
 

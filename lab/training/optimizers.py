@@ -28,7 +28,7 @@ def adamw(
     """AdamW (Loshchilov and Hutter 2019), with weight decay for weight matrices only.
 
     Args:
-        model: its frozen parameters are left out.
+        model: its frozen parameters are ignored.
         learning_rate: the peak learning rate.
         weight_decay: multiplied by the learning rate in each step.
         betas: see BETAS.
@@ -36,7 +36,7 @@ def adamw(
             (Clark et al. 2020, section 3.2; Bao et al. 2022, appendix).
         head_lr_mult: the head's learning rate is this factor times the peak learning rate.
 
-    Raises: UserError, for a learning rate, decay or factor that cannot work.
+    Raises: UserError, for an invalid learning rate, decay or factor.
     """
     groups = [g for g in _weight_decay_groups(model, learning_rate, weight_decay) if g["params"]]
     if not 0 < layer_decay <= 1:
@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
         )  # fmt: skip
 
     def _states(self, params: list[nn.Parameter], name: str) -> list[Tensor]:
-        """A state of each parameter, zero at first: of its shape, or a scalar for `step`."""
+        """The state `name` of each parameter, initially zero: its shape, or a scalar for `step`."""
         for p in params:
             if name not in self.state[p]:
                 zero = torch.zeros((), device=p.device) if name == "step" else torch.zeros_like(p)
@@ -109,7 +109,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
     Five Newton-Schulz iterations bring all singular values to between 0.7 and 1.2.
     """
-    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices  # wide: less work
+    # Make the matrices wide, so that the Gram matrices below are small.
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024
     for _ in range(5):
@@ -122,26 +123,26 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Muon for the weight matrices of the blocks, AdamW for the rest.
 
-    Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so that it learns in
+    Muon replaces the momentum of a matrix with the nearest orthogonal matrix, so that it learns in
     all directions at the same speed. Its steps are scaled to the size of AdamW's (Liu et al.
-    2025), so one learning rate fits both. AdamW updates the patch embedding, the positions, the
-    norms, the biases, the head, and depthwise convolutions, which are not matrices.
+    2025), so one learning rate fits both. AdamW updates the patch embedding, the position
+    embeddings, the norms, the biases, the head, and depthwise convolutions, which are not matrices.
 
-    Raises: UserError, for a learning rate or weight decay that cannot work.
+    Raises: UserError, for an invalid learning rate or weight decay.
     """
-    plain, decayed = _weight_decay_groups(model, learning_rate, weight_decay)
+    no_decay, decay = _weight_decay_groups(model, learning_rate, weight_decay)
     layer_of = layers(model)
     blocks = range(1, max(layer_of.values()))  # neither the patch embedding nor the head
     in_blocks = {p for name, p in model.named_parameters() if layer_of[name] in blocks}
-    matrices = [p for p in decayed["params"] if p in in_blocks and _is_matrix(p)]
+    matrices = [p for p in decay["params"] if p in in_blocks and _is_matrix(p)]
     chosen = set(matrices)
-    others = [p for p in decayed["params"] if p not in chosen]
+    others = [p for p in decay["params"] if p not in chosen]
     # As in `adamw`, so that comparing the two optimizers compares only the blocks' matrices.
     adamw_settings = {"use_fallback": True, "betas": BETAS, "eps": 1e-8, "fused": True}
     groups = [
-        {**plain, **adamw_settings},
-        {**decayed, "params": others, **adamw_settings},
-        {**decayed, "params": matrices},
+        {**no_decay, **adamw_settings},
+        {**decay, "params": others, **adamw_settings},
+        {**decay, "params": matrices},
     ]
     return Muon([group for group in groups if group["params"]], lr=learning_rate)
 

@@ -35,7 +35,7 @@ def mixed_precision(precision: str) -> str:
 
 @contextmanager
 def allow_tf32(device: torch.device) -> Iterator[None]:
-    """Lets fp32 matrix products on a CUDA GPU use TF32, which rounds factors to 10 bits.
+    """Lets fp32 matrix products on a CUDA GPU use TF32, which rounds inputs to a 10-bit mantissa.
 
     Only for the model: the augmentation's coordinates would be wrong by up to 0.1 pixel.
     """

@@ -1,4 +1,4 @@
-"""What is measured during an epoch, and the decision to continue after each step."""
+"""Tracks loss and accuracy during an epoch, and decides after each step whether to stop."""
 
 import math
 import time
@@ -36,7 +36,7 @@ class Progress:
         self._images = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Adds a part of a batch: its share of the mean loss, and its correct predictions."""
+        """Adds a part of a batch: its part of the mean loss, and its correct predictions."""
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         self._loss = self._loss + loss.detach()
         self._correct = self._correct + (logits.argmax(1) == labels).sum()

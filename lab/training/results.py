@@ -1,4 +1,4 @@
-"""The results of a run: metrics, predictions and figures; mean and deviation over several seeds."""
+"""The results of a run: metrics, predictions and figures; mean and deviation over seeds."""
 
 import statistics
 from collections.abc import Iterator
@@ -72,10 +72,10 @@ def write_results(
         {
             "image": name,
             "label": data.classes[label],
-            "prediction": data.classes[guess],
+            "prediction": data.classes[prediction],
             "confidence": f"{probability:.4f}",
         }
-        for name, label, guess, probability in zip(
+        for name, label, prediction, probability in zip(
             data.test.names, labels, predicted.tolist(), confidence.tolist(), strict=True
         )
     ]
@@ -120,7 +120,7 @@ def write_results(
 
 
 def label_smoothing_floor(smoothing: float, num_classes: int) -> float:
-    """The smallest cross-entropy that smoothed targets allow, in nats: their entropy.
+    """The minimum cross-entropy that smoothed targets allow, in nats: their entropy.
 
     Mixup and cutmix raise it further.
     """
@@ -145,10 +145,10 @@ def explain_more_epochs(run: Run) -> str | None:
             continue  # a damaged record
         if same and path.parent != run.folder:
             return (
-                f"{path.parent} is the same run with EPOCHS={epochs}, and finished. This one starts"
-                " from random weights, because the number of epochs changes the learning rate of "
-                "every step. To train the finished model further instead: python finetune.py "
-                f"--pretrained {path.parent}"
+                f"{path.parent} is a finished run that differs only in EPOCHS={epochs}. This run "
+                "starts from random weights, because the number of epochs changes the learning "
+                "rate of every step. To train the finished model further instead: "
+                f"python finetune.py --pretrained {path.parent}"
             )
     return None
 
@@ -156,8 +156,8 @@ def explain_more_epochs(run: Run) -> str | None:
 def each_seed(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A script's constants for each of its NUM_SEEDS runs, whose seeds are SEED, SEED + 1, ...
 
-    Each run has its own folder and is the same run that its seed gives outside a series. An
-    interrupted series therefore resumes where it stopped.
+    Each run has its own folder and is identical to a single run with that seed. An interrupted
+    series therefore resumes where it stopped.
 
     Raises: UserError, for fewer than one seed.
     """
@@ -180,7 +180,7 @@ def summarize_seeds(runs: list[Run]) -> None:
     percent = [100 * run.metrics()["test_accuracy"] for run in runs]
     print(
         f"\ntest accuracy over {len(percent)} seeds: mean {statistics.mean(percent):.2f} %, "
-        f"standard deviation {statistics.stdev(percent):.2f} points "
+        f"standard deviation {statistics.stdev(percent):.2f} percentage points "
         f"({', '.join(f'{value:.2f}' for value in percent)})"
     )
 

@@ -29,15 +29,15 @@ from lab.training.state import EMA, TrainState
 from lab.training.tensorboard import TensorBoardLogger
 
 # Seconds between two saves. The state of ViT-B takes 1.4 GB, and writing it can take longer than an
-# epoch on a GPU. A kill loses the current epoch and at most this much before it; Ctrl-C and SIGTERM
-# save first and lose nothing.
+# epoch on a GPU. If the process is killed, the current epoch and at most this much training before
+# it are lost; Ctrl-C and SIGTERM save first and lose nothing.
 SAVE_INTERVAL = 60.0
 
 
 class Trainer:
-    """A run in training, in one process or in several that share each batch.
+    """The state of a training run, in one process or in several that share each batch.
 
-    Everything random about a step follows from (seed, epoch, step). A run that is interrupted
+    All randomness of a step is derived from (seed, epoch, step). A run that is interrupted
     anywhere and resumed therefore ends with the same weights as an uninterrupted run.
 
     Attributes:
@@ -91,7 +91,7 @@ class Trainer:
         self.train_model, self.optimizer = self.accelerator.prepare(model), optimizer
         single = self.accelerator.distributed_type == DistributedType.NO
         if not single or self.accelerator.scaler:
-            # Not otherwise, because this wrapper costs as much as the step of a small head. It
+            # Wrap only if needed: the wrapper takes as long as the step of a small head. It
             # divides the gradients by the loss scale of fp16, and skips steps that overflow.
             self.optimizer = self.accelerator.prepare(optimizer)
 
@@ -110,7 +110,7 @@ class Trainer:
         """
         state, config, rank = self.state, self.config, self.accelerator.process_index
         for images, labels in self.loaders.train(state.epoch, state.step):
-            self._seed_step(0)  # the same in all processes: they mix their shares alike
+            self._seed_step(0)  # the same seed in all processes, so that they mix alike
             images, targets = self.mixing(images, labels)
             if state.epoch <= config.small_epochs:
                 images = F.adaptive_avg_pool2d(images, config.small_size)
@@ -120,7 +120,7 @@ class Trainer:
 
     def _seed_step(self, rank: int) -> None:
         """Seeds PyTorch for the current step."""
-        # torch.manual_seed looks for devices of all kinds: a quarter of the step of a small head.
+        # torch.manual_seed checks every device type, a quarter of the time of a small head's step.
         generator = torch.default_generator if self.accelerator.device.type == "cpu" else torch
         seed = self.loaders.step_seed(self.state.epoch, self.state.step, rank)
         generator.manual_seed(seed)
@@ -130,7 +130,7 @@ class Trainer:
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Splits a batch into at most `accumulation_steps` parts.
 
-        Yields: images, targets, and the fraction of the batch that they are.
+        Yields: images, targets, and their fraction of the batch.
         """
         device = self.accelerator.device
         parts = min(self.config.accumulation_steps, len(images))
@@ -233,7 +233,7 @@ class Trainer:
     def save(self) -> None:
         """Writes the best weights so far, and last.pt, from which `resume` continues.
 
-        The state comes last: after a kill between the two, the epoch is trained again.
+        The state is written last: if the process is killed in between, the epoch is repeated.
         """
         if self._unsaved_best:
             (model, row), loaders = self._unsaved_best, self.loaders
@@ -255,11 +255,11 @@ class Trainer:
         """Saves an interrupted run and raises Stopped."""
         self.save()
         at = f"epoch {self.state.epoch}, step {self.state.step}"
-        number = self.signals[0] if self.signals else signal.SIGTERM  # another process got it
+        number = self.signals[0] if self.signals else signal.SIGTERM  # another process received it
         raise runtime.Stopped(number, f"{at}: {self.run.folder}")
 
     def any_process(self, condition: object) -> bool:
-        """Whether a condition holds in any process. All processes must ask at the same point."""
+        """Whether a condition holds in any process. All processes must call it together."""
         here = torch.tensor(float(bool(condition)), device=self.accelerator.device)
         return bool(self.accelerator.reduce(here) > 0)
 

@@ -63,7 +63,7 @@ def test_space_has_choices_ranges_and_logarithmic_ranges(train):
         ("DEPTH=none..3", "the low end must be below the high end"),
         ("LEARNING_RATE=log:0..1", "a logarithmic range must start above 0"),
         ("DEPTH=3", "DEPTH=3 is a single value: put it in FIXED"),
-        ("DEPTH=3,03", "DEPTH=3,03 contains a value twice"),
+        ("DEPTH=3,03", "DEPTH=3,03 contains a duplicate value"),
         ("DEPTH=1,2 DEPTH=1,2", "DEPTH is in SPACE twice"),
         ("EPOCHS=1,2", "EPOCHS is in SPACE and in FIXED"),
         ("NAME=a,b", "SPACE cannot contain NAME: the sweep sets it"),

@@ -198,7 +198,7 @@ def test_finished_sweep_is_kept_until_it_is_overwritten(fake, run_sweep, capsys)
     run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "1")
     run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "2")
     assert num_starts(fake.with_name("s-2")) == [1, 1]
-    assert "SPACE RATE=1e-3,1e-2,1e-1 POOL=avg,token there" in capsys.readouterr().out
+    assert "SPACE: RATE=1e-3,1e-2,1e-1 POOL=avg,token there" in capsys.readouterr().out
     assert run_sweep(*space, "--overwrite")[1]["started"] >= record["started"]
     assert num_starts(fake) == [1] * 6
     assert "starting over" in capsys.readouterr().out
@@ -231,7 +231,7 @@ def test_trial_equals_the_run_made_by_hand(tmp_path, run_sweep, monkeypatch):
     place = ["--results-dir", str(tmp_path / "hand"), "--name", "h"]
     subprocess.run([sys.executable, "train.py", *flags, *place], check=True)
     swept, made = Run(tmp_path / "s" / trial["folder"]), Run(tmp_path / "hand" / "h")
-    clock = {"seconds", "images_per_second", "peak_memory_mb", "training_seconds"}
+    clock = {"seconds", "images_per_second", "peak_memory_mb", "training_seconds", "load"}
     for ours, theirs in zip(
         [*swept.history(), swept.metrics()], [*made.history(), made.metrics()], strict=True
     ):

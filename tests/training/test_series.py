@@ -63,7 +63,7 @@ def test_a_series_of_seeds_is_the_runs_that_each_seed_gives(tmp_path, capsys):
     assert any(not torch.equal(one[key], first[key]) for key in one)
     percent = [100 * series[name].metrics()["test_accuracy"] for name in sorted(series)]
     assert f"over 2 seeds: mean {statistics.mean(percent):.2f} %" in said
-    assert f"deviation {statistics.stdev(percent):.2f} points" in said
+    assert f"deviation {statistics.stdev(percent):.2f} percentage points" in said
 
 
 def test_a_finished_series_is_not_trained_again_and_grows(tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
     row = row_of(list(runs.values()))
     assert row["accuracy"] == pytest.approx(statistics.mean(accuracies))
     assert row["high"] - row["accuracy"] == pytest.approx(statistics.stdev(accuracies))
-    assert row_of([runs[min(runs)]])["around"] == "95 % interval"
+    assert row_of([runs[min(runs)]])["error_bar"] == "95 % interval"
 
 
 @pytest.fixture(scope="module")

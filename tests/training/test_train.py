@@ -164,7 +164,7 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
     status, out, err = run(tmp_path, "--epochs", "2")
     assert status == 0, err
     first, second = tmp_path / "digits-vit_32x2-s0", tmp_path / "digits-vit_32x2-e2-s0"
-    assert f"{first} is the same run with EPOCHS=1, and finished. This one starts from" in out
+    assert f"{first} is a finished run that differs only in EPOCHS=1. This run starts from" in out
     assert f"python finetune.py --pretrained {first}\n" in out
     assert len(history(second)) == 2
     assert "is the same run with" not in run(tmp_path, "--epochs", "2")[1]
