@@ -260,3 +260,13 @@ def test_half_of_the_images_are_flipped_and_only_on_request():
     cropped = augment(images, sized(4), Augmentation(rrc_min_area=1.0, flip=True), draw)
     assert 300 < (cropped[:, 0, 1, 3] > cropped[:, 0, 1, 0]).sum() < 700
     assert augment(images, sized(4), Augmentation(), draw).equal(images / 255)
+
+
+def test_translation_reaches_its_limit_and_not_more():
+    images = torch.zeros(400, 1, 32, 32, dtype=torch.uint8)
+    images[:, :, 16, 16] = 255
+    preprocess = Preprocess(32, [0.5], [0.5])
+    out = augment(images, preprocess, Augmentation(translate=4.0), BatchRNG(0, 400))
+    columns = out.sum((1, 2))  # (B, W)
+    moved = (columns * torch.arange(32)).sum(1) / columns.sum(1) - 16  # pixels
+    assert 3.5 < moved.abs().max() <= 4.001
