@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms.v2.functional import center_crop
 
 from lab.core import UserError
 from lab.data import Augmentation, Loaders, Preprocess, load_data
@@ -41,3 +42,11 @@ def test_photograph_is_prepared_as_in_timm(crop_pct, method, tmp_path):
     theirs = create_transform(96, mean=to.mean, std=to.std, crop_pct=crop_pct,
                               interpolation=method)(image)  # fmt: skip
     torch.testing.assert_close(ours[0], theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("margin", [1, 2, 3, 5])
+def test_center_crop_equals_torchvisions_for_odd_margins(margin):
+    side = 10 + margin
+    images = torch.arange(side**2).to(torch.uint8).reshape(1, 1, side, side)
+    cropped = Preprocess(10, [0.5], [0.5], crop_pct=10 / side).center_crop(images)
+    assert torch.equal(cropped, center_crop(images, [10, 10]) / 255)
