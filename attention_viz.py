@@ -1,16 +1,16 @@
-"""Show where a model looks; with --score, measure whether that is where the animal is.
+"""Draw attention maps of a model; with --score, compare them with segmentation masks.
 
     python attention_viz.py                            # the newest run of train.py
     python attention_viz.py --model weights/vit_128x6_cifar10.safetensors --images mnist-5k
     python attention_viz.py --model results/finetune/<run> --images "cat.jpg dog.jpg"
     python attention_viz.py --model results/finetune/<run> --images pets --score
 
-Takes about 10 seconds for six images on a CPU and needs no network, except to download a dataset.
+Takes about 10 seconds for six images on a CPU and works offline, except to download a dataset.
 Writes overview.jpg (one map per method), heads.jpg (every head of every block), distance.png,
 positions.png and attention.html to results/attention_viz/<name>/. A ViT of model.py with up to 4M
-parameters runs inside attention.html: draw, look, break it, and watch it learn. For other models
-the page shows precomputed maps. With --score, it writes score.md and score.png instead, and
-scores-*.md/.png, which compare all scored models.
+parameters runs inside attention.html: draw a digit, inspect its attention, remove patches and
+heads, and replay the training. For other models the page shows precomputed maps. With --score, it
+writes score.md and score.png instead, and scores-*.md/.png, which compare all scored models.
 """
 
 import sys
@@ -24,28 +24,28 @@ from lab.data import Augmentation, Loaders, datasets, images
 from lab.models import load_pretrained, registry
 
 # --- Model and images ---
-MODEL: str | None = None  # a run folder, timm model or weight file; none: the newest train.py run
-IMAGES: str | None = None  # a dataset, image files or folders; none: the run's dataset, or mnist-5k
+MODEL: str | None = None  # a run folder, timm model or weight file; None: the newest train.py run
+IMAGES: str | None = None  # a dataset, image files or folders; None: the run's dataset, or mnist-5k
 DATA_DIR: str = "data"  # folder of downloaded datasets
-IMG_SIZE: int | None = None  # pixels; none: the size the model was trained at
+IMG_SIZE: int | None = None  # pixels; None: the size the model was trained at
 MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
 
 # --- Maps ---
 METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"
 LAYER: int = -1  # the block that `raw` shows, counted from 1; -1: the last
-HEAD: int | None = None  # the head of that block, counted from 1; none: the mean of all heads
-TARGET_CLASS: str | None = None  # name of the class to explain; none: the predicted class
-NUM_IMAGES: int = 6  # up to half of them wrongly predicted
+HEAD: int | None = None  # the head of that block, counted from 1; None: the mean of all heads
+TARGET_CLASS: str | None = None  # name of the class to explain; None: the predicted class
+NUM_IMAGES: int = 6  # up to half of them misclassified
 
 # --- Scores ---
-SCORE: bool = False  # compare the maps of all test images with outlines; only pets has outlines
+SCORE: bool = False  # compare the maps of all test images with segmentation masks (pets only)
 DELETION_IMAGES: int = 64  # test images used for deletion and insertion; 0: skip both
 
 # --- Run ---
 SEED: int = 0  # for the choice of images, and for the random weights of --score
 BATCH_SIZE: int = 8  # images per forward pass; a smaller value needs less memory
 RESULTS_DIR: str = "results/attention_viz"  # one folder per model and images
-NAME: str | None = None  # name of that folder; none: made from model and images
+NAME: str | None = None  # name of that folder; None: made from model and images
 OVERWRITE: bool = False  # run again and replace existing results
 
 
@@ -59,8 +59,8 @@ def main() -> None:
     c.IMAGES = c.IMAGES or registry.trained_on(c.MODEL)
     if c.IMAGES is None:
         c.IMAGES = "mnist-5k"
-        print(f"{c.MODEL} does not say what it was trained on: the images are mnist-5k's (see "
-              "--images)")  # fmt: skip
+        print(f"{c.MODEL} has no record of its training data, so mnist-5k images are used "
+              "(choose others with --images)")  # fmt: skip
     data = datasets.load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     device = runtime.process_state().device
@@ -84,7 +84,7 @@ def main() -> None:
         facts = {"dataset": data.summary()}
         run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.OVERWRITE)
         if run.finished:
-            print("this was done before; --overwrite runs it again")
+            print("these results already exist; --overwrite runs it again")
             print(run.folder / run.metrics()["open"])
         else:
             job.write(run)

@@ -1,7 +1,7 @@
-"""Train a CNN with as many parameters as a ViT, by the same recipe and on the same data.
+"""Train a CNN with the same number of parameters as a ViT, with the same recipe and data.
 
     python cnn_baseline.py                             # as many parameters as train.py's ViT
-    python cnn_baseline.py --match macs                # as many multiply-adds; much faster
+    python cnn_baseline.py --match macs                # the same multiply-adds (MACs); much faster
     python cnn_baseline.py --dataset cifar10           # uses train.py's recipe for the dataset
     python cnn_baseline.py --vit results/train/<run>   # matches the ViT of that run
 
@@ -26,18 +26,19 @@ from lab.training import results
 from model import VisionTransformer, ViTConfig
 
 # --- Matched ViT ---
-VIT: str | None = None  # folder of the run whose ViT is matched; none: train.py's constants
-MATCH: Literal["params", "macs"] = "params"  # what is equal: parameters, or multiply-adds per image
+VIT: str | None = None  # folder of the run whose ViT is matched; None: train.py's constants
+MATCH: Literal["params", "macs"] = "params"  # what to match: parameters, or multiply-adds per image
 
 # --- Run ---
 RESULTS_DIR: str = "results/cnn_baseline"  # each run gets a folder in it
 
-NOT_HERE = ("MODEL_FILE", "MODEL", "MODEL_ARGS")  # constants of train.py without a meaning here
+# Constants of train.py that do not apply to a CNN.
+EXCLUDED = ("MODEL_FILE", "MODEL", "MODEL_ARGS")
 
 
 def main() -> None:
     values = constants.override(
-        sys.modules[__name__], base=train, without=NOT_HERE, recipes=train.RECIPES
+        sys.modules[__name__], base=train, without=EXCLUDED, recipes=train.RECIPES
     )
     results.summarize_seeds(
         [train.train(seed_values, build) for seed_values in results.each_seed(values)]
@@ -47,7 +48,7 @@ def main() -> None:
 def build(c: SimpleNamespace, data: Dataset) -> tuple[cnn.ResidualCNN, str, dict[str, Any]]:
     """The CNN that matches the ViT; prints the size of both.
 
-    Returns: the model, its name for the run's folder, and facts for config.json.
+    Returns: the model, its name for the run's folder, and further entries of config.json.
     """
     vit = vit_of_run(Path(c.VIT)) if c.VIT else train.vit_config(c, data)
     image = (data.channels, c.IMG_SIZE, c.IMG_SIZE)

@@ -1,9 +1,9 @@
-"""Fine-tune a pretrained ViT: how much of it must be trained?
+"""Fine-tune a pretrained ViT: how much of it needs to be trained?
 
     python finetune.py                                 # our CIFAR-10 weights on 360 MNIST images
     python finetune.py --mode head                     # only the output layer, in seconds
     python finetune.py --mode all --epochs 5           # every mode, with one figure and one table
-    python finetune.py --dataset pets --pretrained vit_base_patch16_224.augreg_in21k   # hand-in
+    python finetune.py --dataset pets --pretrained vit_base_patch16_224.augreg_in21k   # on a GPU
 
 Every constant below is also a flag, such as --batch-size. Weights can be a timm name, a Hugging
 Face repository, a .safetensors, .pth or Google .npz file, or one of your runs. A plain ViT always
@@ -34,19 +34,19 @@ from lab.training import FitConfig, fit, optimizers, results
 
 # --- Weights ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
-IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights were trained
+IMG_SIZE: int | None = None  # input size in pixels; None: the size the weights were trained at
 MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 
 # --- Data ---
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
 DATA_DIR: str = "data"  # folder for downloads and cached features
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float | None = None  # training images used; none: a tenth of mnist-5k, else all
+TRAIN_FRACTION: float | None = None  # training images used; None: a tenth of mnist-5k, else all
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 AUGMENT: bool = True  # augment training images, see AUGMENTATIONS below
 
 # --- What is trained ---
-MODE: Literal["full", "head", "top-k", "lora", "scratch", "all"] = "full"  # all: one by one
+MODE: Literal["full", "head", "top-k", "lora", "scratch", "all"] = "full"  # all: in turn
 TOP_K: int = 2  # for top-k: train this many of the last blocks, the final norm and the head
 LAYER_DECAY: float = 1.0  # for full: each layer's rate is this factor times that of the layer above
 LORA_RANK: int = 8  # for lora: rank of the matrices added to the attention layers
@@ -56,23 +56,23 @@ AUGMENT_VIEWS: int = 0  # for head: augmented views per image in the cache; 0: n
 EPOCHS: int = 20  # passes over the training images
 BATCH_SIZE: int = 64  # images per step, over all processes
 ACCUMULATION_STEPS: int = 1  # split each batch into parts when memory is short; same result
-LEARNING_RATE: float | None = None  # peak of AdamW; none: usual for the mode; head tries several
+LEARNING_RATE: float | None = None  # peak learning rate; None: the mode's; head tries several
 HEAD_LR_MULT: float = 10.0  # the new head's learning rate is this factor times LEARNING_RATE
 WARMUP_FRACTION: float = 0.1  # fraction of the steps in which the learning rate rises to its peak
 LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
-WEIGHT_DECAY: float | None = None  # for weight matrices; none: 0.05; head tries several
-CLIP_GRAD: float = 1.0  # largest norm of the gradient, against unstable steps; 0: no limit
+WEIGHT_DECAY: float | None = None  # for weight matrices; None: 0.05; head tries several
+CLIP_GRAD: float = 1.0  # maximum gradient norm (gradient clipping); 0: no clipping
 DROP_PATH_RATE: float = 0.0  # stochastic depth; 0.1 to 0.2 for large models on few images
 LABEL_SMOOTHING: float = 0.0  # fraction of the target spread over all classes
 
 # --- Run ---
 SEED: int = 0  # for the new head, the order and the augmentation; not for the validation split
-NUM_SEEDS: int = 1  # number of runs, with seeds SEED, SEED + 1, ...; reports mean and deviation
-PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: the fastest of the hardware
-COMPILE: bool = False  # torch.compile: starts slowly, then faster; worth it on a GPU
+NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
+PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: the fastest available
+COMPILE: bool = False  # torch.compile: slow start, faster steps; worthwhile on a GPU
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/finetune"  # one folder per run
-NAME: str | None = None  # of the run's folder; none: dataset, weights, mode and seed
+NAME: str | None = None  # name of the run's folder; by default from dataset, weights, mode and seed
 OVERWRITE: bool = False  # start over, replacing the records of the same run
 RESUME_CHANGED_CODE: bool = False  # resume a stopped run even if the code has changed since
 
@@ -98,11 +98,12 @@ def run_modes(values: dict[str, Any], plain_only: bool) -> None:
     """Runs all modes, or one mode for each seed."""
     c = SimpleNamespace(**values)
     if c.MODE != "all":
-        runs = [finetune(again, plain_only) for again in results.each_seed(values)]
+        runs = [finetune(seed_values, plain_only) for seed_values in results.each_seed(values)]
         results.summarize_seeds(runs)
         return
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, plain_only=plain_only)
-    pretrained.reset_classifier(["a", "b"])  # some weights have no head, which is a layer, too
+    # The head counts as a layer, but some weights have none: add one before counting.
+    pretrained.reset_classifier(["a", "b"])
     depth = max(optimizers.layers(pretrained.model).values()) - 1
     modes = [mode for mode in ALL_MODES if mode.get("TOP_K", 0) < depth]
     named = {mode_name(SimpleNamespace(**{**values, **mode})): mode for mode in modes}
@@ -111,7 +112,7 @@ def run_modes(values: dict[str, Any], plain_only: bool) -> None:
 
 def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     """One run: weights, data, what is trained, training, records."""
-    if values["TRAIN_FRACTION"] is None:  # few labels show what pretraining is worth
+    if values["TRAIN_FRACTION"] is None:  # with few labels, the benefit of pretraining is visible
         values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
@@ -120,7 +121,7 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     augmentation = AUGMENTATIONS[kind] if c.AUGMENT else Augmentation()
     crop_size = augmentation.crop_size(preprocess.img_size)
     if c.MODE == "head" and not c.AUGMENT_VIEWS:
-        crop_size = 0  # the features of images without augmentation
+        crop_size = 0  # features are computed without augmentation
     with runtime.process_state().main_process_first():  # one process downloads and decodes for all
         data = load_data(c.DATASET, c.DATA_DIR, preprocess.resized, c.VAL_FRACTION,
                          c.SKIP_UNREADABLE, preprocess.interpolation, crop_size)  # fmt: skip
@@ -150,7 +151,7 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         tensorboard=c.TENSORBOARD,
     )  # fmt: skip
     shape = (len(preprocess.mean), preprocess.img_size, preprocess.img_size)
-    facts = {
+    metadata = {
         "model": profile_model(model, shape),
         "dataset": data.summary(),
         "pretrained": {"origin": pretrained.origin, "weights": weights, "notes": notes},
@@ -158,8 +159,8 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     identity = {**values, "WEIGHTS": weights, "RATES": rates, "WEIGHT_DECAYS": decays}
     name = c.NAME or f"{data.run_name}-{registry.short_name(c.PRETRAINED)}-{mode_name(c)}-s{c.SEED}"
     with runtime.process_state().main_process_first():
-        place = Path(c.RESULTS_DIR)
-        run = Run.open(place, name, identity, facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)
+        results_dir = Path(c.RESULTS_DIR)
+        run = Run.open(results_dir, name, identity, metadata, c.OVERWRITE, c.RESUME_CHANGED_CODE)
     if runtime.process_state().is_main_process:
         print("\n".join(notes))
     if run.finished:

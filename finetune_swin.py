@@ -1,14 +1,14 @@
-r"""Fine-tune a pretrained Swin, all of it or only the head; or any other timm architecture.
+r"""Fine-tune a pretrained Swin, or any other timm model, in any mode of finetune.py.
 
     python finetune_swin.py                            # our CIFAR-10 weights on 360 MNIST images
     python finetune_swin.py --mode head
     python finetune_swin.py --dataset pets \
-        --model swinv2_base_window12to16_192to256.ms_in22k_ft_in1k   # hand-in
+        --model swinv2_base_window12to16_192to256.ms_in22k_ft_in1k   # on a GPU
     python finetune_swin.py --dataset pets --model convnext_tiny.fb_in22k      # or efficientnet_b0
 
-It does the same as finetune.py and has all its constants except PRETRAINED. This file adds what a
-Swin needs: weights, and an image size that fits its windows. Records and figures go to
-results/finetune_swin/<run>/.
+It does the same as finetune.py and has all its constants except PRETRAINED (here MODEL) and
+MODEL_FILE. This file adds what a Swin needs: weights, and an image size that fits its windows.
+Records and figures go to results/finetune_swin/<run>/.
 """
 
 import sys
@@ -21,7 +21,7 @@ from lab.models import load_pretrained
 
 # --- Weights ---
 MODEL: str = "weights/swin_48x222_cifar10.safetensors"  # timm name, owner/repository, file, run
-IMG_SIZE: int | None = None  # side of the input in pixels; none: as the weights were trained
+IMG_SIZE: int | None = None  # input size in pixels; None: the size the weights were trained at
 
 # --- Run ---
 RESULTS_DIR: str = "results/finetune_swin"  # one folder per run

@@ -1,6 +1,6 @@
 """A Vision Transformer from scratch, with the parameter names of timm.
 
-    images -> patches -> tokens (+ class token, + positions) -> blocks -> norm -> pool -> head
+    images -> patches -> tokens (+ class token, + pos_embed) -> blocks -> norm -> pool -> head
 
 Axis letters in the shape comments: B images, C channels, H x W pixels, P patch size, N tokens
 (one per patch, plus one for the class token), D embed_dim, h heads, d = D / h.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 class ViTConfig:
     """The architecture of a ViT. Names and meanings are timm's; sizes are in pixels.
 
-    Raises ConfigError for a value that cannot work.
+    Raises ConfigError for an invalid value.
     """
 
     img_size: int = 224
@@ -39,12 +39,12 @@ class ViTConfig:
     qkv_bias: bool = True
     drop_rate: float = 0.0  # dropout before the head
     attn_drop_rate: float = 0.0  # dropout on the attention weights
-    drop_path_rate: float = 0.0  # rate in the last block; earlier blocks: linearly from 0
+    drop_path_rate: float = 0.0  # rate in the last block; increases linearly from 0 in the first
     init_values: float | None = None  # initial value of LayerScale; None: no LayerScale
     global_pool: str = "token"  # "token": the class token; "avg": the mean of the patch tokens
     class_token: bool = True
     no_embed_class: bool = False  # True: the class token gets no position embedding
-    dynamic_img_size: bool = False  # True: accept other image sizes, and resample the positions
+    dynamic_img_size: bool = False  # True: interpolate pos_embed for other image sizes
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         dim = config.embed_dim
         self.num_heads = config.num_heads
         self.scale = (dim // config.num_heads) ** -0.5
-        self.fused_attn = True  # False: write attention out, so that hooks on attn_drop run
+        self.fused_attn = True  # False: compute it explicitly, so that hooks on attn_drop run
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.attn_drop = nn.Dropout(config.attn_drop_rate)
         self.proj = nn.Linear(dim, dim)
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         """Lets tokens exchange information: (B, N, D) -> (B, N, D).
 
         With `return_weights`, returns a tuple of this output and the attention weights
-        (B, h, N, N). Row i holds how much token i takes from each token and sums to one.
+        (B, h, N, N). Row i holds how much token i attends to each token and sums to one.
         """
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
@@ -227,11 +227,11 @@ class VisionTransformer(nn.Module):
             num_prefix_tokens = 0 if self.no_embed_class else self.num_prefix_tokens
             pos_embed = interpolate_pos_embed(pos_embed, grid_size, num_prefix_tokens)
 
-        if self.no_embed_class:  # only the patch tokens have positions
+        if self.no_embed_class:  # only the patch tokens have position embeddings
             x = x + pos_embed
             if self.cls_token is not None:
                 x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        else:  # the class token has a position, too
+        else:  # the class token has a position embedding, too
             if self.cls_token is not None:
                 x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
             x = x + pos_embed
@@ -263,7 +263,7 @@ class VisionTransformer(nn.Module):
         return {"cls_token", "pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns that sort parameters into layers; whatever matches none is in the last layer."""
+        """Patterns that sort parameters into layers; all others are in the last layer."""
         return {
             "stem": r"^cls_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # norm: in the last block
@@ -278,7 +278,7 @@ class VisionTransformer(nn.Module):
 
         Args:
             indices: a number n for the last n blocks, a list of blocks, or None for all blocks.
-            return_prefix_tokens: list pairs (patch tokens, class token), not only patch tokens.
+            return_prefix_tokens: return pairs (patch tokens, class token), not only patch tokens.
             norm: apply the final norm to each output.
             stop_early: skip the blocks after the last one in `indices`.
             output_fmt: "NCHW" for outputs (B, D, H/P, W/P), "NLC" for (B, H/P * W/P, D).
@@ -315,9 +315,9 @@ class VisionTransformer(nn.Module):
 # torch.fx cannot trace branches that depend on a shape; `wrap` makes it keep the call instead.
 @torch.fx.wrap
 def interpolate_pos_embed(pos_embed: Tensor, grid_size: int, num_prefix_tokens: int) -> Tensor:
-    """Resamples positions (1, prefix + n * n, D) to (1, prefix + grid_size ** 2, D), as timm does.
+    """Interpolates position embeddings (1, prefix + n * n, D) to another grid, as timm does.
 
-    Bicubic with antialiasing. The first `num_prefix_tokens` positions, such as that of the class
+    Bicubic with antialiasing. The first `num_prefix_tokens` embeddings, such as that of the class
     token, are not part of the grid and do not change. `grid_size` counts patches along a side.
 
     Raises ValueError if n is not a whole number.
@@ -325,7 +325,7 @@ def interpolate_pos_embed(pos_embed: Tensor, grid_size: int, num_prefix_tokens: 
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     old_size = int(math.sqrt(patches.shape[1]))
     if old_size**2 != patches.shape[1]:
-        raise ValueError(f"{patches.shape[1]} positions do not form a square grid")
+        raise ValueError(f"{patches.shape[1]} position embeddings do not form a square grid")
     if old_size == grid_size:
         return pos_embed
     grid = patches.float().reshape(1, old_size, old_size, -1).permute(0, 3, 1, 2)  # (1, D, n, n)
@@ -351,7 +351,7 @@ def _is_cpu_bf16() -> bool:
     """Whether autocast runs the model in bf16 on the CPU.
 
     This is the one case in which PyTorch's fused attention is slow: it takes 2.4 times as long as
-    attention written out (PyTorch 2.15, N = 65, on a CPU with bf16 instructions).
+    explicit attention (PyTorch 2.15, N = 65, on a CPU with bf16 instructions).
     """
     if torch.jit.is_scripting():  # TorchScript cannot ask for the dtype of autocast
         return False
@@ -359,7 +359,7 @@ def _is_cpu_bf16() -> bool:
 
 
 class ConfigError(ValueError):
-    """A ViTConfig that cannot work. The message names the field and a value that would work."""
+    """An invalid ViTConfig. The message names the field and a value that would work."""
 
 
 def _validate(config: ViTConfig) -> None:

@@ -26,9 +26,9 @@ SPACE: str = "LEARNING_RATE=log:3e-4..1e-2 BATCH_SIZE=16,32,64,128"  # a,b,c or 
 FIXED: str = ""  # flags of every trial, as in --fixed="--dataset cifar10 --epochs 30"
 
 # --- Search ---
-SAMPLER: Literal["grid", "random", "tpe"] = "random"  # tpe: near good trials; biases importance
-TRIALS: int | None = None  # at most 10,000; none: every point of a grid, otherwise 20
-PROCESSES: int = 1  # trials at a time; they share the cores or the GPU
+SAMPLER: Literal["grid", "random", "tpe"] = "random"  # tpe: samples near good trials
+TRIALS: int | None = None  # at most 10,000; None: every point of a grid, otherwise 20
+PROCESSES: int = 1  # trials to run in parallel; they share the CPU cores or the GPU
 
 # --- Pruning: stop a trial that is below the median of the others at the same epoch ---
 PRUNE: bool = True  # MODE=head of finetune.py takes seconds and is not pruned
@@ -36,9 +36,9 @@ PRUNE_AFTER_EPOCHS: int = 10  # epochs that every trial gets, because early rank
 PRUNE_AFTER_TRIALS: int = 5  # finished trials before any other is pruned
 
 # --- Run ---
-SEED: int = 0  # of the points to try; the runs have their own SEED
+SEED: int = 0  # seed of the sampled points; each run has its own SEED
 RESULTS_DIR: str = "results/sweep"  # contains one folder per sweep
-NAME: str | None = None  # of the sweep's folder; none: from dataset, script and space
+NAME: str | None = None  # name of the sweep's folder; by default from dataset, script and space
 OVERWRITE: bool = False  # start over, deleting the records and runs of the same sweep
 
 
@@ -52,15 +52,17 @@ def main() -> None:
     space = parse_space(c.SPACE, script, c.SAMPLER)
 
     names = ("SCRIPT", "SPACE", "FIXED", "SAMPLER", "SEED", "NAME")
-    asked = {key: vars(c)[key] for key in names}
+    identity = {key: vars(c)[key] for key in names}
     dataset = Path(str(script.values.get("DATASET", "data"))).name
     name = c.NAME or "-".join([dataset, script.path.stem, *map(str.lower, space)])[:100]
-    place = Path(c.RESULTS_DIR)
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place / ".lock"):  # two terminals may start at the same time
-        facts = {"dataset": {"fingerprint": None}}  # each trial has its own
+    results_dir = Path(c.RESULTS_DIR)
+    results_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(results_dir / ".lock"):  # two terminals may start at the same time
+        metadata = {"dataset": {"fingerprint": None}}  # each trial has its own
         scripts = (script.path,)
-        run = Run.open(place, name, asked, facts, c.OVERWRITE, shared=True, scripts=scripts)
+        run = Run.open(
+            results_dir, name, identity, metadata, c.OVERWRITE, shared=True, scripts=scripts
+        )
         sweep = Sweep(run.folder, script, space, config)
     record = sweep.run()
     print(f"\n{record['says']}\n{sweep.folder / 'sweep.md'}")

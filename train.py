@@ -1,6 +1,6 @@
 """Train a Vision Transformer from scratch.
 
-    python train.py                                    # mnist-5k, about a minute on two CPU cores
+    python train.py                                    # mnist-5k, 1 to 3 minutes on two CPU cores
     python train.py --dataset digits --epochs 10       # tiny images: a first look in ten seconds
     python train.py --dataset cifar10                  # one GPU; README.md has expected accuracies
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
@@ -31,7 +31,7 @@ from model import VisionTransformer, ViTConfig
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the number of steps stays
+TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the steps stay the same
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
@@ -39,8 +39,8 @@ IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_
 MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
 MODEL: str = "vit"  # vit: model.py with the sizes below; else a timm architecture, from scratch
 MODEL_ARGS: str = ""  # arguments of the timm model: "img_size=32 embed_dim=48 depths=(2,2,2)"
-PATCH_SIZE: int | None = None  # side of a patch in pixels; halving it makes four times the tokens
-EMBED_DIM: int | None = None  # numbers per token, a multiple of NUM_HEADS
+PATCH_SIZE: int | None = None  # side of a patch in pixels; halving it gives four times as many
+EMBED_DIM: int | None = None  # width of a token, a multiple of NUM_HEADS
 DEPTH: int | None = None  # number of transformer blocks
 NUM_HEADS: int | None = None  # attention heads per block
 MLP_RATIO: float = 4.0  # hidden width of the MLP, divided by EMBED_DIM
@@ -57,17 +57,17 @@ LEARNING_RATE: float | None = None  # peak learning rate, for this batch size
 PROGRESSIVE_RESIZE: float = 0.0  # train this first fraction of the epochs on half-size images
 WARMUP_FRACTION: float = 0.05  # fraction of the steps in which the learning rate rises to its peak
 LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
-WEIGHT_DECAY: float = 0.05  # for weight matrices; not for biases, norms, class token, positions
-CLIP_GRAD: float = 1.0  # largest norm of the gradient, against unstable steps; 0: no limit
+WEIGHT_DECAY: float = 0.05  # for weight matrices; not for biases, norms and embeddings
+CLIP_GRAD: float = 1.0  # maximum gradient norm (gradient clipping); 0: no clipping
 EMA_DECAY: float | None = None  # validate and keep a moving average of the weights; 0: off
 
 # --- Augmentation ---
 CROP_PADDING: int | None = None  # random crop after padding each side by this many pixels
-RRC_MIN_AREA: float | None = None  # random resized crop: least fraction of the area; 0: off
+RRC_MIN_AREA: float | None = None  # random resized crop: minimum area, as a fraction; 0: off
 FLIP: bool | None = None  # random horizontal flip; not for digits or text
-ROTATE: float | None = None  # largest rotation in either direction, in degrees
+ROTATE: float | None = None  # maximum rotation in either direction, in degrees
 SCALE: float | None = None  # 0.1 scales by a random factor between 0.9 and 1.1
-TRANSLATE: float | None = None  # largest shift in each direction, in pixels; may be fractional
+TRANSLATE: float | None = None  # maximum shift in each direction, in pixels; may be fractional
 AUTO_AUGMENT: Literal["none", "trivial"] | None = None  # trivial: TrivialAugment
 RANDOM_ERASING: float | None = None  # probability of erasing a random rectangle
 MIXUP: float | None = None  # alpha of mixup, which averages two images; 0: off
@@ -76,10 +76,10 @@ MIX_PROBABILITY: float | None = None  # fraction of the batches that mixup or cu
 LABEL_SMOOTHING: float | None = None  # fraction of the target spread evenly over all classes
 
 # --- Run ---
-SEED: int = 0  # of weights, image order and augmentation; the validation split never changes
+SEED: int = 0  # seed of weights, image order and augmentation; validation images never change
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
-COMPILE: bool | None = None  # torch.compile; none: on a GPU, except for digits and mnist-5k
+COMPILE: bool | None = None  # torch.compile; None: on a GPU, except for digits and mnist-5k
 SNAPSHOTS: int | None = None  # copies of the weights, to replay training in attention.html; 0: none
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
@@ -134,8 +134,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     """Trains one model and writes its records.
 
     Args:
-        values: the constants; None means the value of the recipe.
-        build: a function like the one below; cnn_baseline.py brings its own.
+        values: the constants; None means the recipe's value.
+        build: a function like the one below; cnn_baseline.py passes its own.
     """
     kind = datasets.dataset_kind(values["DATASET"])
     native = datasets.native_size(values["DATASET"])
@@ -163,7 +163,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
 
     torch.manual_seed(c.SEED)
     with runtime.explain_out_of_memory("Lower the size of the model, such as EMBED_DIM or DEPTH."):
-        model, model_name, model_facts = build(c, data)
+        model, model_name, model_metadata = build(c, data)
     try:
         profile = profile_model(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE))
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -185,11 +185,11 @@ def train(values: dict[str, Any], build: Callable) -> Run:
 
     small_shape = (data.channels, config.small_size, config.small_size)
     profile |= results.profile_small_images(model, small_shape, config.small_epochs)
-    facts = {"model": profile, "dataset": data.summary(), **model_facts}
+    metadata = {"model": profile, "dataset": data.summary(), **model_metadata}
     name = c.NAME or f"{data.run_name}-{model_name}-s{c.SEED}"
     with runtime.process_state().main_process_first():
-        place = Path(c.RESULTS_DIR)
-        run = Run.open(place, name, vars(c), facts, c.OVERWRITE, c.RESUME_CHANGED_CODE)
+        results_dir = Path(c.RESULTS_DIR)
+        run = Run.open(results_dir, name, vars(c), metadata, c.OVERWRITE, c.RESUME_CHANGED_CODE)
     if not run.finished and (message := results.explain_more_epochs(run)):
         print(message)
     fit(model, optimizer, loaders, config, run)
@@ -199,7 +199,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
 def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict]:
     """The model that the constants describe, with random weights.
 
-    Returns: the model, its name for the run's folder, and facts for config.json.
+    Returns: the model, its name for the run's folder, and further entries of config.json.
     """
     if c.MODEL == "vit":
         if c.MODEL_ARGS:

@@ -214,7 +214,7 @@ def main() -> None:
         words = command_of(ALL[name], values, tflops)
         print(f"{number}/{len(names)}  {name:<14} python {shlex.join(words)}", flush=True)
         if done.get(name) == words:
-            print("  finished before")
+            print("  already finished")
             continue
         started = time.monotonic()
         with open(log_file, "a", encoding="utf-8") as log:

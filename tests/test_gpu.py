@@ -33,7 +33,7 @@ def test_quick_parts_leave_records_and_are_not_repeated(command, capsys, tmp_pat
     (folder,) = (tmp_path / "train").glob("digits-*")
     assert json.loads((folder / "metrics.json").read_text())["test_accuracy"] > 0
     command(*parts)
-    assert capsys.readouterr().out.count("finished before") == 1
+    assert capsys.readouterr().out.count("already finished") == 1
 
 
 def test_part_that_fails_is_named_and_the_next_one_still_runs(command, capsys, monkeypatch):

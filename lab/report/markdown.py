@@ -139,8 +139,8 @@ def _runs_table(runs: list[Record], link: _Link) -> str:
             f"{model['macs'] / 1e6:,.1f}M", f"{m['epochs']}",
             f"**{100 * m['test_accuracy']:.2f} %** ({low:.1f} to {high:.1f}, "
             f"{sentences.plural(m['test_images'], 'image')})",
-            f"{m['training_seconds']:,.0f} s" if run.had_machine else "",
-            f"{m['images_per_second']:,}" if run.had_machine else "",
+            f"{m['training_seconds']:,.0f} s" if run.timing_is_valid else "",
+            f"{m['images_per_second']:,}" if run.timing_is_valid else "",
             f"{memory:,} MB" if memory else "",
         ])  # fmt: skip
     head = ["run", "trained parameters", "MACs per image", "epochs",

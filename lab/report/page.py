@@ -175,8 +175,8 @@ def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict
         "parameters": config["model"]["parameters"],
         "trained_parameters": config["model"]["trainable_parameters"],
         "macs": config["model"]["macs"],
-        "seconds": metrics.get("training_seconds") if run.had_machine else None,
-        "images_per_second": metrics.get("images_per_second") if run.had_machine else None,
+        "seconds": metrics.get("training_seconds") if run.timing_is_valid else None,
+        "images_per_second": metrics.get("images_per_second") if run.timing_is_valid else None,
         "memory_mb": metrics.get("peak_memory_mb"),
         "epochs": metrics.get("epochs", len(run.history)),
         "best_epoch": metrics.get("best_epoch"),
@@ -313,7 +313,7 @@ def _tuning(group: list[Configuration], ids: dict[Path, int], place: Path) -> di
                 "label": label(c.first),
                 "epochs": c.first.metrics["epochs"],
                 "trained": c.first.config["model"]["trainable_parameters"],
-                "seconds": c.first.metrics["training_seconds"] if c.first.had_machine else None,
+                "seconds": c.first.metrics["training_seconds"] if c.first.timing_is_valid else None,
                 "memory_mb": c.first.metrics.get("peak_memory_mb"),
             }
             for c in group

@@ -142,7 +142,7 @@ class Record:
         return self.constants["TRAIN_FRACTION"]
 
     @property
-    def had_machine(self) -> bool:
+    def timing_is_valid(self) -> bool:
         """Whether the run had the machine to itself, so that its times are meaningful.
 
         Records that do not contain the load, which are older, count as if nothing else ran.
