@@ -84,7 +84,7 @@ def test_default_is_the_newest_run_of_train_py(place):
     assert (distance < 8 * 2**0.5).all()
     before = (out / "overview.jpg").stat().st_mtime_ns
     again = viz(place)
-    assert "done before" in again.stdout
+    assert "already exist" in again.stdout
     assert (out / "overview.jpg").stat().st_mtime_ns == before
 
 
@@ -142,7 +142,7 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     both = (place / "out" / "scores-pets-12.md").read_text()
     assert "| vit_128x6_cifar10-pets | rollout |" in both
     assert "| swin_48x222_cifar10-pets | grad-cam |" in both
-    assert "done before" in viz(place, "--model", VIT, *words).stdout
+    assert "already exist" in viz(place, "--model", VIT, *words).stdout
 
 
 @pytest.mark.parametrize(
