@@ -151,7 +151,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(uninterrupted):
     status, out, err = run(folder.parent, *RANDOM, "--learning-rate", "3e-3", "--epochs", "1")
     assert status == 0, err
     assert "LEARNING_RATE: 0.002 there, 0.003 in this run" in out
-    assert "is the same run with" not in out
+    assert "differs only in EPOCHS" not in out
     assert {p.name for p in folder.parent.iterdir()} == {
         folder.name,
         "digits-vit_32x2-e1-lr0.003-s0",
