@@ -45,6 +45,8 @@ Classes: {", ".join(records.config["dataset"]["classes"])}.
 
 {card.training_table(records)}
 
+The command and its flags belong to this commit; some flags have other names today.
+
 Records: [{folder}](../{folder}/)
 """
 
