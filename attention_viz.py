@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 from lab.attention import scoring, views
-from lab.core import Run, UserError, constants, run_script, runtime
+from lab.core import Run, UserError, constants, runtime
 from lab.data import Augmentation, Loaders, datasets, images
 from lab.models import load_pretrained, registry
 
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

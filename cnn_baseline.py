@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 import train
-from lab.core import UserError, checkpoints, constants, run_script
+from lab.core import UserError, checkpoints, constants, runtime
 from lab.data import Dataset
 from lab.models import cnn, profile_model
 from lab.training import results
@@ -86,4 +86,4 @@ def vit_of_run(folder: Path) -> ViTConfig:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lab.core import UserError, checkpoints, constants, run_script, runtime
+from lab.core import UserError, checkpoints, constants, runtime
 from lab.exercise import LOADING, PARTS, Job, Result, checks_hash, grade, hand_out, run_checks
 
 # --- What is checked ---
@@ -255,4 +255,4 @@ class Report:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

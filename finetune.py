@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from lab.core import Run, constants, run_script, runtime
+from lab.core import Run, constants, runtime
 from lab.data import Augmentation, Loaders, datasets, load_data
 from lab.finetuning import (
     cached_features,
@@ -188,4 +188,4 @@ def mode_name(c: SimpleNamespace) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -16,7 +16,7 @@ import sys
 from torch import nn
 
 import finetune
-from lab.core import UserError, constants, run_script
+from lab.core import UserError, constants, runtime
 from lab.models import load_pretrained
 
 # --- Weights ---
@@ -70,4 +70,4 @@ def check_size(img_size: int, patch: int, window: int, stages: int) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

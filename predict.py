@@ -21,7 +21,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lab.attention import saliency
-from lab.core import Run, UserError, checkpoints, constants, run_script, runtime
+from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.data import datasets
 from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import predictions
@@ -134,4 +134,4 @@ class AttentionMaps:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

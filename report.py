@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from lab.core import UserError, checkpoints, constants, run_script
+from lab.core import UserError, checkpoints, constants, runtime
 from lab.report import build_content, hand_in, markdown, read_runs, write_page
 
 # --- What to report on ---
@@ -78,4 +78,4 @@ def _printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lab.attention import views
-from lab.core import Run, UserError, checkpoints, constants, run_script
+from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.data import Augmentation, Loaders, datasets
 from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import card, formats, hub
@@ -171,4 +171,4 @@ def example_images(
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from lab.core import Run, UserError, constants, run_script, runtime
+from lab.core import Run, UserError, constants, runtime
 from lab.sweep import Script, Sweep, SweepConfig, parse_space
 
 # --- Search space ---
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from lab.core import Run, UserError, constants, run_script, runtime
+from lab.core import Run, UserError, constants, runtime
 from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets, load_data
 from lab.models import profile_model, registry
 from lab.training import FitConfig, fit, optimizers, results
@@ -238,4 +238,4 @@ def vit_config(c: SimpleNamespace, data: Dataset) -> ViTConfig:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table
-from lab.core import UserError, checkpoints, constants, run_script, runtime
+from lab.core import UserError, checkpoints, constants, runtime
 
 PARTS: str | None = None  # names separated by commas; none: all
 QUICK: bool = False  # tiny sizes, whose results mean nothing
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

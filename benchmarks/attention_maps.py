@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks import libraries, table
 from benchmarks.timing import Worker, alternate_processes
 from lab.attention import attention_maps, saliency
-from lab.core import constants, run_script
+from lab.core import constants, runtime
 from lab.models.conversion import config_of
 from model import VisionTransformer
 
@@ -86,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

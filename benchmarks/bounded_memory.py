@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import table
-from lab.core import UserError, constants, run_script
+from lab.core import UserError, constants, runtime
 from lab.data import Preprocess
 
 # --- What is measured ---
@@ -172,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 import train
 from benchmarks import libraries, table
 from benchmarks.timing import alternate, seconds
-from lab.core import constants, run_script, runtime
+from lab.core import constants, runtime
 from lab.data import Augmentation, Loaders, Preprocess, datasets, load_data
 from lab.training import FitConfig
 from model import VisionTransformer, ViTConfig
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

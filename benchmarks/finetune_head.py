@@ -35,7 +35,7 @@ from torchvision.transforms import v2
 import finetune
 from benchmarks import libraries, table
 from benchmarks.timing import alternate, seconds
-from lab.core import Run, constants, run_script, runtime
+from lab.core import Run, constants, runtime
 from lab.data import Augmentation, Loaders, load_data
 from lab.finetuning import cached_features
 from lab.finetuning.linear_probe import Backbone
@@ -177,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import matrix_product, seconds
-from lab.core import UserError, checkpoints, constants, run_script, runtime
+from lab.core import UserError, checkpoints, constants, runtime
 from lab.data import load_data
 from lab.models import load_pretrained
 
@@ -239,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -22,7 +22,7 @@ from benchmarks.growth_plot import Growth, growth_table, plot
 from benchmarks.growth_stages import KINDS, measure_stages
 from benchmarks.libraries import Recipe
 from benchmarks.timing import Worker, alternate_processes
-from lab.core import UserError, constants, run_script, runtime
+from lab.core import UserError, constants, runtime
 from lab.data import Augmentation, Loaders, Preprocess
 from lab.models import profile_model
 from model import VisionTransformer, ViTConfig
@@ -174,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

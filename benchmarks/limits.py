@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import table
 from benchmarks.timing import PRODUCT_SIZES, matrix_product, seconds
-from lab.core import constants, run_script, runtime
+from lab.core import constants, runtime
 
 REPEATS: int = 10  # measurements, after one that does not count
 COPY_MB: int | None = None  # size of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

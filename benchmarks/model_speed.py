@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks import libraries, our_loop, table
 from benchmarks.timing import MATRIX_PRODUCT, Times, Worker, alternate_processes, matrix_product
-from lab.core import UserError, constants, run_script, runtime
+from lab.core import UserError, constants, runtime
 from lab.data import Augmentation, Loaders, Preprocess
 from lab.models import profile_model
 from lab.training import FitConfig
@@ -243,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from benchmarks import table
-from lab.core import UserError, checkpoints, constants, run_script, stats
+from lab.core import UserError, checkpoints, constants, runtime, stats
 from lab.data import datasets, load_data
 
 DATASET: str = "mnist-5k"  # a name or a folder, as in train.py, with small images
@@ -62,4 +62,4 @@ def pixels(split: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from benchmarks import table
 from benchmarks.race import Runner
 from benchmarks.speedrun_table import plot, write_table
-from lab.core import UserError, checkpoints, constants, run_script, runtime
+from lab.core import UserError, checkpoints, constants, runtime
 from lab.data import Augmentation, Loaders, Preprocess, load_data
 
 # A constant that is None takes its value from RECIPES, by device.
@@ -141,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

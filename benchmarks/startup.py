@@ -21,7 +21,7 @@ from statistics import median
 from benchmarks import table
 from benchmarks.first_step import IMPORTED, MEMORY, STEPPED
 from benchmarks.timing import alternate
-from lab.core import constants, run_script
+from lab.core import constants, runtime
 
 # --- What is measured ---
 LIBRARIES: str = "ours,timm,transformers,torchvision"  # in the order of the table
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab.core import Run, UserError, checkpoints, run_script, runtime
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.report import comparisons, read_runs, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,4 +125,4 @@ def _fingerprint() -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from _text import ROOT
 from torch import Tensor, nn
 
-from lab.core import run_script, runtime
+from lab.core import runtime
 from lab.data import Augmentation, Loaders, Preprocess, datasets, load_data
 from lab.finetuning import default_learning_rate
 from lab.models import Pretrained, load_pretrained, registry
@@ -382,4 +382,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

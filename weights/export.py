@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.core import UserError, checkpoints, run_script
+from lab.core import UserError, checkpoints, runtime
 from lab.sharing import card
 
 LIMIT_MB = 8  # weights in the repository are downloaded together with the code
@@ -52,4 +52,4 @@ Records: [{folder}](../{folder}/)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)

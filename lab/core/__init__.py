@@ -6,7 +6,6 @@ folder contains and how a run finds its folder again.
 
 from lab.core.errors import UserError
 from lab.core.runs import Run
-from lab.core.runtime import run_script
 
 __all__ = [
     "Run",
@@ -14,7 +13,6 @@ __all__ = [
     "checkpoints",
     "constants",
     "plots",  # loads matplotlib: import it only where a figure is drawn
-    "run_script",
     "runtime",
     "stats",  # loads scipy only when an interval or a test is computed
     "web_page",

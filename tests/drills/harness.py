@@ -140,9 +140,9 @@ def end_with_a_sentence(function: Callable[[], object], folder: Path) -> None:
 
     Raises: Lost, if it ends in another way.
     """
-    from lab.core import run_script
+    from lab.core import runtime
 
-    ended = run(lambda: run_script(function), folder)
+    ended = run(lambda: runtime.run_script(function), folder)
     ended.expect(0, 2)
     if unsafe := re.search(r"[\x00-\x08\x0b-\x1f\x7f]", ended.output.replace("\r", "")):
         raise Lost(f"prints the control character {unsafe[0]!r}: {ended.output!r}")

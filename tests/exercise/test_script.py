@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import exercise
-from lab.core import run_script
+from lab.core import runtime
 from tests.exercise.conftest import ROOT, STUDENT, edited, pasted
 
 RELU = pasted(edited("MLP", [("F.gelu(h)", "F.relu(h)")]))
@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch, capsys):
         defaults = {name: value for name, value in vars(exercise).items() if name.isupper()}
         status = 0
         try:
-            run_script(exercise.main)
+            runtime.run_script(exercise.main)
         except SystemExit as end:
             status = end.code
         finally:

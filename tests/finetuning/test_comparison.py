@@ -28,7 +28,7 @@ if "--mode=b" in sys.argv and "--hold=import" in sys.argv:
     print("held", flush=True)
     signal.pause()
 
-from lab.core import Run, checkpoints, constants, run_script, runtime
+from lab.core import Run, checkpoints, constants, runtime
 from lab.finetuning import compare_modes
 
 def main():
@@ -58,7 +58,7 @@ def main():
         "peak_memory_mb": 3, "test_images": 10, "best_epoch": 1, "epochs": 1})
 
 if __name__ == "__main__":
-    run_script(main)
+    runtime.run_script(main)
 '''
 
 
