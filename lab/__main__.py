@@ -40,7 +40,7 @@ PARTS = [  # fewer epochs than the scripts' defaults where those take over ten m
     Part("the ViT, to share", "share.py", 12),
 ]
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
-REPORT = "results/report.html"
+_REPORT = "results/report.html"
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     found = comparisons.configurations(read_runs(results).runs, results)
     for sentence in sentences.summary(found, results):
         print("".join(char if char.isprintable() else "?" for char in sentence))
-    print(f"Open {REPORT}")
+    print(f"Open {_REPORT}")
 
 
 def _finished_parts() -> dict[str, Any]:

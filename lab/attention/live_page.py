@@ -18,7 +18,7 @@ from lab.core import Run, UserError, checkpoints, plots, web_page
 from lab.data import Preprocess
 from model import VisionTransformer
 
-MAX_PARAMETERS = 4_000_000  # a larger model needs more than half a second per image in a browser
+_MAX_PARAMETERS = 4_000_000  # a larger model needs more than half a second per image in a browser
 
 _TEMPLATE = Path(__file__).parent / "web" / "live.html"
 _BLOCK = r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)"
@@ -64,7 +64,7 @@ def runs_in_browser(model: nn.Module) -> bool:
         return False
     state = model.state_dict()
     size = sum(value.numel() for value in state.values())
-    return size <= MAX_PARAMETERS and all(_PARAMETER.fullmatch(name) for name in state)
+    return size <= _MAX_PARAMETERS and all(_PARAMETER.fullmatch(name) for name in state)
 
 
 def write_live_page(path: Path, content: LiveContent) -> None:

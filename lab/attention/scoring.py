@@ -20,7 +20,7 @@ from lab.core import Run, checkpoints, stats
 from lab.data import Loaders
 from lab.models import Pretrained
 
-GRID_SIZE = (32, 32)  # of the maps that ignore the image
+_GRID_SIZE = (32, 32)  # of the maps that ignore the image
 
 
 class Scoring:
@@ -106,7 +106,7 @@ def score_maps(
         progress = tqdm(test, desc=f"scores, {weights}", disable=None)
         scores[weights] = {m: _score_method(val[m], test[m], outlines) for m in progress}
         test_maps[weights] = test
-    for name, values in metrics.baseline_maps(GRID_SIZE).items():
+    for name, values in metrics.baseline_maps(_GRID_SIZE).items():
         val, test = (values.expand(len(outlines[split]), -1, -1) for split in ("val", "test"))
         scores["baselines"][name] = _score_method(val, test, outlines)
 
@@ -210,8 +210,8 @@ def _faithfulness(
     rng = torch.Generator().manual_seed(0)
     maps = {
         **maps,
-        CENTER: metrics.baseline_maps(GRID_SIZE)[CENTER].expand(len(rows), -1, -1),
-        CHANCE: torch.rand(len(rows), *GRID_SIZE, generator=rng),
+        CENTER: metrics.baseline_maps(_GRID_SIZE)[CENTER].expand(len(rows), -1, -1),
+        CHANCE: torch.rand(len(rows), *_GRID_SIZE, generator=rng),
     }
     images = loaders.normalize(loaders.data.test.images(rows))
     batches = torch.arange(len(rows)).split(loaders.batch_size)

@@ -436,7 +436,7 @@ def _add(parser: argparse.ArgumentParser, constants: list[_Constant], recipes: R
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         text = f"{constant.comment} {_default(constant, recipes)}".strip().replace("%", "%%")
-        keywords = argparse_options(constant.annotation, constant.name)
+        keywords = _argparse_options(constant.annotation, constant.name)
         if options := keywords.pop("choices", None):
             keywords["metavar"] = "{" + ",".join(map(str, options)) + "}"
             keywords["type"] = _reader(constant.annotation, constant.name)
@@ -455,7 +455,7 @@ def _default(constant: _Constant, recipes: Recipes) -> str:
     return f"({', '.join(f'{name}: {value}' for name, value in values.items())})" if values else ""
 
 
-def argparse_options(annotation: Any, name: str = "") -> dict[str, Any]:
+def _argparse_options(annotation: Any, name: str = "") -> dict[str, Any]:
     """Keyword arguments of `add_argument` for a constant of this type."""
     optional, choices, inner = _unpack(annotation)
     if choices:

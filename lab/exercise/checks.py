@@ -20,7 +20,7 @@ from lab.exercise.submission import Failure, Submission
 from lab.exercise.symptoms import SYMPTOMS, Symptom
 from lab.exercise.trials import ONE, THREE, TWO, Case, Evidence, close
 
-RELEASED = {
+_RELEASED = {
     "PatchEmbed": "patch_embed.", "MLP": "blocks.0.mlp.", "Attention": "blocks.0.attn.",
     "Block": "blocks.0.", "VisionTransformer": "",
 }  # fmt: skip
@@ -140,7 +140,7 @@ def _released(evidence: Evidence, weights: Path) -> None:
     with safe_open(weights, "pt") as file:
         options = json.loads(file.metadata()["vit-lab"])["config"]
         state = {key: file.get_tensor(key).double() for key in file.keys()}  # noqa: SIM118
-    prefix = RELEASED[name]
+    prefix = _RELEASED[name]
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     trial = evidence.trial(Case("released weights", options))
     right = trial.reference()

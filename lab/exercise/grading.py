@@ -25,10 +25,10 @@ from lab.exercise.processes import Job, run_checks
 Points = dict[str, dict[str, float]]  # part: check: points
 WRITTEN = ("grades.csv", "summary.md")
 MAX_FILE = 2_000_000  # bytes of a file that is read
-MAX_TOTAL = 20_000_000  # bytes that are read of one submission
-MAX_ZIP = 500_000_000  # bytes of a zip file, most of them images
-MAX_ENTRIES = 20_000  # files in a zip file
-NOT_OWN_MODEL = ("cnn_baseline.py", "finetune_swin.py", "sweep.py")  # do not train model.py
+_MAX_TOTAL = 20_000_000  # bytes that are read of one submission
+_MAX_ZIP = 500_000_000  # bytes of a zip file, most of them images
+_MAX_ENTRIES = 20_000  # files in a zip file
+_NOT_OWN_MODEL = ("cnn_baseline.py", "finetune_swin.py", "sweep.py")  # do not train model.py
 
 
 @dataclass
@@ -52,7 +52,7 @@ class HandIn:
             return
         if any(part.startswith(".") or part == "__pycache__" for part in path.parts):
             return  # a virtual environment, for example
-        left = MAX_TOTAL - sum(map(len, self.files.values()))
+        left = _MAX_TOTAL - sum(map(len, self.files.values()))
         content = read(min(MAX_FILE, left) + 1)
         if len(content) > min(MAX_FILE, left):
             self.skipped.append(f"{name} is too large")
@@ -154,12 +154,12 @@ def _read_folder(folder: Path, hand_in: HandIn) -> None:
 def _read_zip(path: Path, hand_in: HandIn) -> None:
     """Reads files from a zip without unpacking it: nothing in it can choose where it goes."""
     try:
-        if path.stat().st_size > MAX_ZIP:
-            raise OSError(f"larger than {MAX_ZIP // 10**6} MB")
+        if path.stat().st_size > _MAX_ZIP:
+            raise OSError(f"larger than {_MAX_ZIP // 10**6} MB")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if len(entries) > MAX_ENTRIES:
-                raise OSError(f"more than {MAX_ENTRIES:,} files")
+            if len(entries) > _MAX_ENTRIES:
+                raise OSError(f"more than {_MAX_ENTRIES:,} files")
             for entry in sorted(entries, key=lambda entry: entry.filename.count("/")):
                 if reason := _unsafe(entry):
                     hand_in.skipped.append(f"{entry.filename} {reason}")
@@ -251,7 +251,7 @@ def _runs_of_model(hand_in: HandIn) -> dict[str, dict[str, Any]]:
         if PurePosixPath(path).name == "config.json":
             config = _json(content)
             words = str(config.get("command")).split()
-            if not any(PurePosixPath(word).name in NOT_OWN_MODEL for word in words):
+            if not any(PurePosixPath(word).name in _NOT_OWN_MODEL for word in words):
                 found[path] = config
     return found
 

@@ -16,11 +16,11 @@ from lab.exercise.parts import PARTS, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 # What goes into the hand-out. Theory answers, official results, tests and the history stay out.
-COPIED = ("*.py", "requirements.txt", "LICENSE", ".gitignore", "lab/**/*", "weights/*")
+_COPIED = ("*.py", "requirements.txt", "LICENSE", ".gitignore", "lab/**/*", "weights/*")
 WRITTEN = ("model.py", "exercise/steps.py")  # what students write
 HANDED_OUT = "exercise/handed_out.json"  # hashes of the files, to tell later which were edited
-STUDENT_PAGE = re.compile(r"^## For students\n(.*?)^## For teachers", re.DOTALL | re.MULTILINE)
-TODO_CLASS = '''
+_STUDENT_PAGE = re.compile(r"^## For students\n(.*?)^## For teachers", re.DOTALL | re.MULTILINE)
+_TODO_CLASS = '''
 
 class TODO(ConfigError, NotImplementedError):
     """A body that is still to be written; a script that reaches it prints the message and stops."""
@@ -47,7 +47,7 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
             f"{root} is a hand-out itself: use --hand-out in the complete repository, "
             "whose model.py is solved"
         )
-    files = {path for pattern in COPIED for path in root.glob(pattern) if path.is_file()}
+    files = {path for pattern in _COPIED for path in root.glob(pattern) if path.is_file()}
     for path in sorted(files):
         if "__pycache__" not in path.parts and target.resolve() not in path.resolve().parents:
             copy = target / path.relative_to(root)
@@ -61,7 +61,7 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
         (target / name).write_text(text, encoding="utf-8")
     page = (root / "exercise" / "README.md").read_text(encoding="utf-8")
     (target / "README.md").write_text(
-        "# Exercise: a Vision Transformer from scratch\n" + STUDENT_PAGE.search(page)[1].rstrip()
+        "# Exercise: a Vision Transformer from scratch\n" + _STUDENT_PAGE.search(page)[1].rstrip()
         + "\n", encoding="utf-8",
     )  # fmt: skip
     hashes = {
@@ -80,7 +80,7 @@ def skeleton(source: str, name: str) -> tuple[str, list[str]]:
     removed = []
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "ConfigError":
-            edits[node.end_lineno + 1, node.end_lineno] = TODO_CLASS.rstrip().splitlines()
+            edits[node.end_lineno + 1, node.end_lineno] = _TODO_CLASS.rstrip().splitlines()
         if _node_name(node) not in PARTS:
             continue
         part = PARTS[node.name]

@@ -12,8 +12,8 @@ from torch import nn
 
 from lab.exercise.reference import Mistake
 
-RESHAPE = "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)"
-CONV = "x = self.proj(x)"
+_RESHAPE = "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)"
+_CONV = "x = self.proj(x)"
 TOKENS = "x.flatten(2).transpose(1, 2)"
 SCALE = "q = q * self.scale"
 
@@ -47,7 +47,7 @@ PATCH_EMBED = (
         "The images are transposed before they are cut, so the pixels inside each patch are "
         "transposed too.",
         "Images are assumed to be (B, C, W, H)",
-        ((CONV, "x = self.proj(x.mT)"), (TOKENS, "x.mT.flatten(2).transpose(1, 2)")),
+        ((_CONV, "x = self.proj(x.mT)"), (TOKENS, "x.mT.flatten(2).transpose(1, 2)")),
     ),
     Mistake(
         "channels not moved to the last axis",
@@ -91,7 +91,7 @@ PATCH_EMBED = (
         "The image is reshaped to (B, N, C*P*P) without cutting it, so a token holds a few full "
         "rows of one channel instead of a square patch.",
         "The numbers of elements agree, and reshape does not complain",
-        ((CONV, "x = F.linear(x.reshape(B, -1, self.proj.weight[0].numel()), "
+        ((_CONV, "x = F.linear(x.reshape(B, -1, self.proj.weight[0].numel()), "
                 "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"),),
     ),
     Mistake(
@@ -99,7 +99,7 @@ PATCH_EMBED = (
         "The result of unfold, (B, C*P*P, N), is reshaped to (B, N, C*P*P) instead of transposed, "
         "so each token mixes pixels of many patches.",
         "unfold puts the patches on the last axis",
-        ((CONV, "x = F.linear(F.unfold(x, self.patch_size, stride=self.patch_size)"
+        ((_CONV, "x = F.linear(F.unfold(x, self.patch_size, stride=self.patch_size)"
                 ".reshape(B, -1, self.proj.weight[0].numel()), "
                 "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"),),
     ),
@@ -253,7 +253,7 @@ ATTENTION = (
         "The tokens are reshaped to (B, h, N, d) directly, so a head gets pieces of several tokens "
         "instead of some channels of each token.",
         "The shape is right; the axes must be split as (N, h, d) first and then transposed",
-        ((RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
+        ((_RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
           "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)")),
     ),
     Mistake(
@@ -266,7 +266,7 @@ ATTENTION = (
         "heads split and merged without transpose",
         "The tokens are reshaped to (B, h, N, d) and back, so a head sees pieces of tokens.",
         "Splitting and merging undo each other, so the result looks plausible",
-        ((RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
+        ((_RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
           "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)"),
          ("x.transpose(1, 2).reshape", "x.reshape")),
     ),
@@ -274,19 +274,19 @@ ATTENTION = (
         "channels of a head interleaved",
         "The channels are split as (d, h) instead of (h, d), so a head takes every h-th channel.",
         "Both orders give the same shapes",
-        ((RESHAPE, "reshape(B, N, 3, self.head_dim, self.num_heads).permute(2, 0, 4, 1, 3)"),),
+        ((_RESHAPE, "reshape(B, N, 3, self.head_dim, self.num_heads).permute(2, 0, 4, 1, 3)"),),
     ),
     Mistake(
         "qkv layout (h, 3, d)",
         "The channels of qkv are read as heads, then q, k, v, so released weights do not fit.",
         "Both orders can be trained; timm and the paper's weights have q, k, v first",
-        ((RESHAPE, "reshape(B, N, self.num_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)"),),
+        ((_RESHAPE, "reshape(B, N, self.num_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)"),),
     ),
     Mistake(
         "qkv layout (h, d, 3)",
         "The channels of qkv are read with q, k, v as the last axis.",
         "The new axis is put at the end of the reshape",
-        ((RESHAPE, "reshape(B, N, self.num_heads, self.head_dim, 3).permute(4, 0, 2, 1, 3)"),),
+        ((_RESHAPE, "reshape(B, N, self.num_heads, self.head_dim, 3).permute(4, 0, 2, 1, 3)"),),
     ),
     Mistake(
         "attention across the batch",
@@ -299,7 +299,7 @@ ATTENTION = (
         "attention between heads",
         "Each token's heads attend to each other, and tokens never exchange information.",
         "The heads are not transposed: q, k and v are (B, N, h, d)",
-        ((RESHAPE, "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 1, 3, 4)"),
+        ((_RESHAPE, "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 1, 3, 4)"),
          ("x.transpose(1, 2).reshape", "x.reshape")),
     ),
     Mistake(

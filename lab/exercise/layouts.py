@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-ROLE = re.compile(
+_ROLE = re.compile(
     r"(?:to|w|b|linear|fc|proj|project|lin)?_?(q|k|v|kv)"
     r"(?:uery|ueries|ey|eys|alue|alues)?_?(?:proj|projection|linear|layer|lin|w|fc|s|weight|bias)*",
     re.IGNORECASE,
@@ -142,7 +142,7 @@ def _merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
     families: dict[tuple[str, str], dict[str, list[Slot]]] = defaultdict(lambda: defaultdict(list))
     for slot in items:
         for position, component in enumerate(parts := slot.name.split(".")):
-            if (match := ROLE.fullmatch(component)) and not slot.kind.startswith("LayerNorm"):
+            if (match := _ROLE.fullmatch(component)) and not slot.kind.startswith("LayerNorm"):
                 is_bias = slot.kind.endswith("bias") or (not slot.kind and slot.tensor.ndim == 1)
                 path = re.sub(r"(heads?)\.\d+$", r"\1", ".".join(parts[:position]))
                 families[path, "bias" if is_bias else "weight"][match[1].lower()].append(slot)

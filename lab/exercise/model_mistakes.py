@@ -25,45 +25,45 @@ def _set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
         getattr(module, name).eps = eps
 
 
-NORMS = ("norm1", "norm2")
-BRANCH1, BRANCH2 = "x + self.drop_path1(", "x + self.drop_path2("
+_NORMS = ("norm1", "norm2")
+_BRANCH1, _BRANCH2 = "x + self.drop_path1(", "x + self.drop_path2("
 BLOCK = (
     Mistake(
         "missing residual around attention",
         "The attention's output replaces the tokens instead of being added to them.",
         "x + is forgotten in the first half",
-        ((BRANCH1, "self.drop_path1("),),
+        ((_BRANCH1, "self.drop_path1("),),
     ),
     Mistake(
         "missing residual around the MLP",
         "The MLP's output replaces the tokens instead of being added to them.",
         "x + is forgotten in the second half",
-        ((BRANCH2, "self.drop_path2("),),
+        ((_BRANCH2, "self.drop_path2("),),
     ),
     Mistake(
         "no residual connections",
         "Both branches replace the tokens, so a deep model does not train.",
         "The block is written as a chain of layers",
-        ((BRANCH1, "self.drop_path1("), (BRANCH2, "self.drop_path2(")),
+        ((_BRANCH1, "self.drop_path1("), (_BRANCH2, "self.drop_path2(")),
     ),
     Mistake(
         "doubled residual around attention",
         "The tokens are added twice in the first half.",
         "Attention was written with a residual connection as well",
-        ((BRANCH1, "x + x + self.drop_path1("),),
+        ((_BRANCH1, "x + x + self.drop_path1("),),
     ),
     Mistake(
         "doubled residual around the MLP",
         "The tokens are added twice in the second half.",
         "The MLP was written with a residual connection as well",
-        ((BRANCH2, "x + x + self.drop_path2("),),
+        ((_BRANCH2, "x + x + self.drop_path2("),),
     ),
     Mistake(
         "post-norm",
         "The norms come after the additions, as in the Transformer of 2017; ViT is pre-norm.",
         "The figure of the original Transformer has 'Add & Norm' behind each branch",
         (("self.norm1(x)", "x"), ("self.norm2(x)", "x"), ("return x", "return self.norm2(x)"),
-         ("x = " + BRANCH2, "x = self.norm1(x)\n    x = " + BRANCH2)),
+         ("x = " + _BRANCH2, "x = self.norm1(x)\n    x = " + _BRANCH2)),
     ),
     Mistake(
         "norm after the branch",
@@ -105,13 +105,13 @@ BLOCK = (
         "norm over tokens",
         "Mean and variance are taken over the tokens (axis 1) instead of a token's channels.",
         "The wrong axis is normalized",
-        change=lambda m, c: _as_kind(m, NORMS, _OverTokens),
+        change=lambda m, c: _as_kind(m, _NORMS, _OverTokens),
     ),
     Mistake(
         "wrong eps",
         "The norms use PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps; ViT has 1e-6, and released weights expect it",
-        change=lambda m, c: _set_eps(m, NORMS, 1e-5),
+        change=lambda m, c: _set_eps(m, _NORMS, 1e-5),
     ),
     Mistake(
         "MLP before attention",
@@ -134,56 +134,56 @@ BLOCK = (
 )  # fmt: skip
 
 POOL = ("x = self.pool(x)", "forward_head")
-EXPAND, CAT, ADD = ".expand(x.shape[0], -1, -1)", "to_cat + [x]", "x = x + pos_embed"
+_EXPAND, _CAT, _ADD = ".expand(x.shape[0], -1, -1)", "to_cat + [x]", "x = x + pos_embed"
 VISION_TRANSFORMER = (
     Mistake(
         "positions added twice",
         "The position embedding is added twice.",
         "It is added both where the tokens are made and before the blocks",
-        ((ADD, "x = x + pos_embed + pos_embed", "_pos_embed"),),
+        ((_ADD, "x = x + pos_embed + pos_embed", "_pos_embed"),),
     ),
     Mistake(
         "positions not added",
         "The position embedding is never added, so the order of the patches does not matter.",
         "pos_embed is created in __init__ but not used",
-        ((ADD, "x = x", "_pos_embed"),),
+        ((_ADD, "x = x", "_pos_embed"),),
     ),
     Mistake(
         "positions added before the class token",
         "Only the patches get positions; the class token is put in front afterwards without one.",
         "The two steps are in the wrong order",
-        ((CAT, "to_cat + [x + pos_embed[:, 1:]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
+        ((_CAT, "to_cat + [x + pos_embed[:, 1:]]", "_pos_embed"), (_ADD, "x = x", "_pos_embed")),
     ),
     Mistake(
         "positions shifted by one",
         "The patches get the first N positions, which include the class token's.",
         "Positions are added before the class token is, and position 0 is not skipped",
-        ((CAT, "to_cat + [x + pos_embed[:, :-1]]", "_pos_embed"), (ADD, "x = x", "_pos_embed")),
+        ((_CAT, "to_cat + [x + pos_embed[:, :-1]]", "_pos_embed"), (_ADD, "x = x", "_pos_embed")),
     ),
     Mistake(
         "class token appended",
         "The class token comes last, but the head reads the first token.",
         "The order of the arguments of torch.cat is mixed up",
-        ((CAT, "[x] + to_cat", "_pos_embed"),),
+        ((_CAT, "[x] + to_cat", "_pos_embed"),),
     ),
     Mistake(
         "class token at the end",
         "The class token comes last and is read there, so positions are shifted by one.",
         "Where the token is does not matter for training, but it does for released weights",
-        ((CAT, "[x] + to_cat", "_pos_embed"), (POOL[0], "x = x[:, -1]", POOL[1])),
+        ((_CAT, "[x] + to_cat", "_pos_embed"), (POOL[0], "x = x[:, -1]", POOL[1])),
     ),
     Mistake(
         "class token not expanded",
         "The class token has a batch axis of one, so this works for one image only.",
         "torch.cat does not broadcast, unlike +",
-        ((EXPAND, "", "_pos_embed"),),
+        ((_EXPAND, "", "_pos_embed"),),
     ),
     Mistake(
         "class token without parameter",
         "There is no parameter for the class token; zeros are put in front.",
         "The token is seen as an empty slot, but it is learned",
         (("if self.cls_token is not None:", "if self.has_class_token:", "_pos_embed"),
-         ("self.cls_token" + EXPAND, "x.new_zeros(x.shape[0], 1, x.shape[2])", "_pos_embed")),
+         ("self.cls_token" + _EXPAND, "x.new_zeros(x.shape[0], 1, x.shape[2])", "_pos_embed")),
         change=lambda m, c: m.register_parameter("cls_token", None),
     ),
     Mistake(
@@ -264,13 +264,13 @@ VISION_TRANSFORMER = (
         "class token detached",
         "The class token is used through .data or detach(), so it is never learned.",
         "A copy of the parameter is expanded instead of the parameter",
-        (("self.cls_token" + EXPAND, "self.cls_token.detach()" + EXPAND, "_pos_embed"),),
+        (("self.cls_token" + _EXPAND, "self.cls_token.detach()" + _EXPAND, "_pos_embed"),),
     ),
     Mistake(
         "positions detached",
         "The position embedding is used through .data or detach(), so it is never learned.",
         "A copy of the parameter is added instead of the parameter",
-        ((ADD, "x = x + pos_embed.detach()", "_pos_embed"),),
+        ((_ADD, "x = x + pos_embed.detach()", "_pos_embed"),),
     ),
 )  # fmt: skip
 

@@ -12,13 +12,13 @@ from lab.exercise.symptoms import Symptom
 from lab.exercise.trials import BASE, TWO, Case, Evidence, Trial, close
 
 # Five tokens and 24 channels: with so few tokens the output determines the attention weights.
-ATTENTION_DROPOUT = Case("attention dropout", BASE | {"img_size": 8, "attn_drop_rate": 0.5})
-HEAD_DROPOUT = Case("dropout before the head", BASE | {"drop_rate": 0.5})
-LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
+_ATTENTION_DROPOUT = Case("attention dropout", BASE | {"img_size": 8, "attn_drop_rate": 0.5})
+_HEAD_DROPOUT = Case("dropout before the head", BASE | {"drop_rate": 0.5})
+_LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
 MEAN = Case("global_pool='avg'", BASE | {"global_pool": "avg"})
-ONE_BLOCK = Case("one block", BASE | {"depth": 1})
-NO_BIAS = Case("no bias of qkv", BASE | {"qkv_bias": False})
-NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": False})
+_ONE_BLOCK = Case("one block", BASE | {"depth": 1})
+_NO_BIAS = Case("no bias of qkv", BASE | {"qkv_bias": False})
+_NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": False})
 
 
 def _training(evidence: Evidence, case: Case) -> Trial:
@@ -63,8 +63,8 @@ def _acting_weights(evidence: Evidence) -> Tensor | None:
 
     The output is compared with what timm's module returns if a single weight is one.
     """
-    trial = _training(evidence, ATTENTION_DROPOUT)
-    reference = trial.load(trial.reference(), evidence.layout(ATTENTION_DROPOUT))
+    trial = _training(evidence, _ATTENTION_DROPOUT)
+    reference = trial.load(trial.reference(), evidence.layout(_ATTENTION_DROPOUT))
     heads, tokens = trial.config.num_heads, trial.inputs.shape[1]
     single = torch.cat([torch.zeros(1, heads * tokens), torch.eye(heads * tokens)])
     with torch.no_grad():
@@ -94,7 +94,7 @@ def _drops_scores(evidence: Evidence, text: str) -> bool:
 
 
 def _drops_wrongly(evidence: Evidence, text: str) -> bool:
-    acting, right = _acting_weights(evidence), 2 * _correct_weights(evidence, ATTENTION_DROPOUT)
+    acting, right = _acting_weights(evidence), 2 * _correct_weights(evidence, _ATTENTION_DROPOUT)
     dropped = acting.abs() < 1e-6
     return bool(dropped.all()) or not close(acting, torch.where(dropped, acting, right))
 
@@ -154,7 +154,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "qkv_bias ignored",
             "With config.qkv_bias=False there are as many parameters as with True.",
             "nn.Linear has a bias unless it is given bias=False",
-            lambda evidence, text: _num_parameters(evidence, NO_BIAS)
+            lambda evidence, text: _num_parameters(evidence, _NO_BIAS)
             == _num_parameters(evidence, TWO),
             method="__init__",
         ),
@@ -180,7 +180,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "no attention dropout",
             "config.attn_drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
-            lambda evidence, text: _dropout_without_effect(evidence, ATTENTION_DROPOUT),
+            lambda evidence, text: _dropout_without_effect(evidence, _ATTENTION_DROPOUT),
         ),
         Symptom(
             "dropout on the output",
@@ -208,7 +208,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "are after the softmax.",
             "The variable is overwritten by its dropped version; nn.MultiheadAttention does the "
             "same in training mode",
-            lambda evidence, text: _wrong_weights(evidence, ATTENTION_DROPOUT, train=True),
+            lambda evidence, text: _wrong_weights(evidence, _ATTENTION_DROPOUT, train=True),
         ),
     ),
     "Block": (
@@ -217,7 +217,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "With config.init_values=0.1 the output is wrong: each branch goes through its "
             "LayerScale before the addition.",
             "init_values is not read, or LayerScale is applied to the sum",
-            lambda evidence, text: _disagrees(evidence, LAYER_SCALE),
+            lambda evidence, text: _disagrees(evidence, _LAYER_SCALE),
         ),
         Symptom(
             "no drop path",
@@ -239,7 +239,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "only several blocks",
             "With depth=1 the output is wrong or the model cannot be built.",
             "The drop path rate of a block is divided by depth - 1, which is zero for one block",
-            lambda evidence, text: not evidence.agrees(cases=(ONE_BLOCK,)),
+            lambda evidence, text: not evidence.agrees(cases=(_ONE_BLOCK,)),
             method="__init__",
         ),
         Symptom(
@@ -261,13 +261,13 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "With class_token=False the output is wrong: there are only patch tokens, and "
             "pos_embed has one position for each.",
             "The first token is left out although it is a patch",
-            lambda evidence, text: _disagrees(evidence, NO_TOKEN),
+            lambda evidence, text: _disagrees(evidence, _NO_TOKEN),
         ),
         Symptom(
             "no dropout before the head",
             "config.drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
-            lambda evidence, text: _dropout_without_effect(evidence, HEAD_DROPOUT),
+            lambda evidence, text: _dropout_without_effect(evidence, _HEAD_DROPOUT),
         ),
         Symptom(
             "wrong drop path rates",

@@ -27,11 +27,11 @@ from lab.exercise.parts import PARTS
 from lab.exercise.submission import Failure, Submission
 
 # A forked process has timm already; elsewhere a new one imports it, which takes seconds.
-CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-CPU_SIGNAL = getattr(signal, "SIGPROF", 0)  # arrives when the processor time is used up
+_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+_CPU_SIGNAL = getattr(signal, "SIGPROF", 0)  # arrives when the processor time is used up
 LOADING = "loading the file"  # the failed check of all parts if the file itself cannot be used
-START = 60.0  # seconds within which a process must be ready
-WAIT = 3  # limit on wall-clock time, as a multiple of the processor time: a submission may sleep
+_START = 60.0  # seconds within which a process must be ready
+_WAIT = 3  # limit on wall-clock time, as a multiple of the processor time: a submission may sleep
 MAX_FILE = 50 * 2**20  # bytes that a submission may write to a file, its output included
 
 
@@ -72,18 +72,18 @@ def run_checks(
 
 def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
     """Yields results from one process, until all are there or it ends."""
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_work, args=(sender, job, output, trace), daemon=True)
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_work, args=(sender, job, output, trace), daemon=True)
     # A forked process inherits a timer of the parent, but not its thread, and would wait for it.
     faulthandler.cancel_dump_traceback_later()
     process.start()
     sender.close()
     try:
-        if not receiver.poll(START) or _receive(receiver) is None:
+        if not receiver.poll(_START) or _receive(receiver) is None:
             yield from _all_failed(job, "the process for the check did not start")
             return
         for number, part in enumerate(("", *job.parts)):  # first the file as a whole is loaded
-            message = _receive(receiver) if receiver.poll(WAIT * job.seconds + 2) else None
+            message = _receive(receiver) if receiver.poll(_WAIT * job.seconds + 2) else None
             if message is None:
                 process.join(2)
                 sentence = _explain_end(process, trace, job)
@@ -126,7 +126,7 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
     text = trace.read_text(errors="replace") if trace.exists() else ""
     frames = re.findall(r'File "(.+)", line (\d+)', text)
     place = next((f"{Path(f).name}, line {n}: " for f, n in frames if f in files), "")
-    if "Timeout" in text or process.exitcode in (None, -CPU_SIGNAL):
+    if "Timeout" in text or process.exitcode in (None, -_CPU_SIGNAL):
         return f"{place}still running after {job.seconds:g} seconds; is this an endless loop?"
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
@@ -153,7 +153,7 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
         sys.path.insert(0, str(job.model_file.parent))
         _send(sender, {"ready": True})
         if hasattr(signal, "setitimer"):
-            faulthandler.register(CPU_SIGNAL, file, all_threads=False, chain=True)
+            faulthandler.register(_CPU_SIGNAL, file, all_threads=False, chain=True)
         _start_clock(job.seconds, file)
         try:
             submission = Submission.load(job.model_file, job.steps_file)
@@ -184,7 +184,7 @@ def _start_clock(seconds: float, file: TextIO) -> None:
     if has_timer:
         signal.setitimer(signal.ITIMER_PROF, seconds)
     faulthandler.dump_traceback_later(
-        WAIT * seconds if has_timer else seconds, exit=True, file=file
+        _WAIT * seconds if has_timer else seconds, exit=True, file=file
     )
 
 

@@ -69,7 +69,7 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
 
     class Reference(base):
         def __init__(self, config: Any, drop_path: float = 0.0):
-            super().__init__(**ARGUMENTS[part](config))
+            super().__init__(**_ARGUMENTS[part](config))
             self.config, self.drop_path_rate = config, drop_path
             if part == "PatchEmbed":  # attributes of model.py's that timm does not have so
                 self.patch_size, self.dynamic_img_size = config.patch_size, False
@@ -145,7 +145,7 @@ def _vision_transformer(c: Any) -> dict[str, Any]:
     return {name: getattr(c, name) for name in names} | {"norm_layer": norm, "weight_init": "skip"}
 
 
-ARGUMENTS = {
+_ARGUMENTS = {
     "PatchEmbed": _patch_embed,
     "MLP": _mlp,
     "Attention": _attention,

@@ -17,7 +17,7 @@ from lab.exercise.trials import THREE, TWO, Case, Evidence, close
 
 def narrowest_statement(evidence: Evidence, check: str) -> str | None:
     """A true sentence about how the part differs from the reference, as narrow as possible."""
-    for statement in SHAPE_STATEMENTS if check == "shapes" else STATEMENTS:
+    for statement in _SHAPE_STATEMENTS if check == "shapes" else _STATEMENTS:
         try:
             if sentence := statement(evidence):
                 return sentence
@@ -355,8 +355,8 @@ def _largest_difference(evidence: Evidence) -> str | None:
     )
 
 
-SHAPE_STATEMENTS = (_shape, _parameters)  # the others compare values
-STATEMENTS = (
+_SHAPE_STATEMENTS = (_shape, _parameters)  # the others compare values
+_STATEMENTS = (
     _parameters, _returns_input, _factor, _offset, _reordered, _correct_part, _weight_sums, _scale,
     _never_negative, _mixes_images, _mixes_tokens, _activation, _read_pixels, _depends_on_order,
     _attention_stage, _block_stage, _model_stage, _largest_difference,

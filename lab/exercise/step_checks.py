@@ -23,7 +23,7 @@ from lab.exercise.symptoms import find_symptoms
 from lab.exercise.trials import BASE, close
 
 Trace = dict[str, Any]
-TOGETHER = 3  # mistakes that are looked for at most
+_TOGETHER = 3  # mistakes that are looked for at most
 
 
 class _RecordingModel(nn.Module):
@@ -163,13 +163,13 @@ def _trace_replace_head(function: Callable, seed: int) -> Trace:
     }
 
 
-TRACES: dict[str, Callable[[Callable, int], Trace]] = {
+_TRACES: dict[str, Callable[[Callable, int], Trace]] = {
     "training_step": _trace_training_step,
     "evaluate": _trace_evaluate,
     "replace_head": _trace_replace_head,
 }
 # Which entries of the trace a check looks at, and what to say about each that is wrong.
-CHECKED = {
+_CHECKED = {
     "loss": {
         "loss": "it returns the loss {got}, where {right} is correct",
         "second loss": "the first loss is correct, but that of the second batch is {got} instead "
@@ -208,8 +208,8 @@ def _same_trace(one: Trace, other: Trace) -> bool:
 
 def check_step(submission: Submission, part: Part, check: str, seed: int) -> None:
     """Raises Failure if the student's function fails a check."""
-    trace, right = _trace_of(submission, part, seed), TRACES[part.name](program(part.name), seed)
-    for key, sentence in CHECKED[check].items():
+    trace, right = _trace_of(submission, part, seed), _TRACES[part.name](program(part.name), seed)
+    for key, sentence in _CHECKED[check].items():
         if not _same(trace[key], right[key]):
             says = sentence.format(got=_shown(trace[key]), right=_shown(right[key]))
             raise submission.failure(part, says)
@@ -234,10 +234,10 @@ def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: in
 
 def _explanations(part: Part, trace: Trace, seed: int) -> Iterator[tuple[StepMistake, ...]]:
     """Mistakes that lead to a trace, as few as possible first."""
-    for count in range(1, TOGETHER + 1):
+    for count in range(1, _TOGETHER + 1):
         for mistakes in itertools.combinations(STEP_MISTAKES[part.name], count):
             function = program(part.name, mistakes)
-            if function and _same_trace(trace, TRACES[part.name](function, seed)):
+            if function and _same_trace(trace, _TRACES[part.name](function, seed)):
                 yield mistakes
 
 
@@ -246,7 +246,7 @@ def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:
     function = submission.find(part)
     submission.check_call(part, function, *PROGRAMS[part.name][0].split())
     try:
-        return TRACES[part.name](function, seed)
+        return _TRACES[part.name](function, seed)
     except (Exception, SystemExit) as error:
         raise submission.explain(error, part) from error
 

@@ -107,12 +107,12 @@ def _wrong_device(evidence: Evidence, text: str) -> bool:
     trial = evidence.trial(TWO)
     if evidence.outcome(TWO).error:
         return False
-    with DeviceTracker() as tracker:
+    with _DeviceTracker() as tracker:
         trial.run()
     return tracker.mixed
 
 
-class DeviceTracker(TorchFunctionMode):
+class _DeviceTracker(TorchFunctionMode):
     """Within this context, notices computations that would fail if the input were on a GPU.
 
     Those are computations on the input and a tensor from a call such as torch.zeros(3), which is

@@ -43,7 +43,7 @@ TWO, THREE = Case("two images"), Case("three images of another size", OTHER, 3)
 ONE = Case("one image", batch=1)
 SMALL = Case("small values", scale=1e-3)
 DROP = Case("eval mode with dropout", BASE | {"attn_drop_rate": 0.5, "drop_rate": 0.5})
-CASES = (TWO, THREE, ONE, SMALL, DROP)
+_CASES = (TWO, THREE, ONE, SMALL, DROP)
 
 
 class Trial:
@@ -244,7 +244,7 @@ class Evidence:
             self._outcomes[key] = _outcome(trial.module, trial, gradients)
         return self._outcomes[key]
 
-    def agrees(self, mistakes: tuple[Mistake, ...] = (), cases: tuple[Case, ...] = CASES,
+    def agrees(self, mistakes: tuple[Mistake, ...] = (), cases: tuple[Case, ...] = _CASES,
                gradients: bool = False) -> bool:  # fmt: skip
         """Whether the part does what the reference with these mistakes does, in all cases.
 

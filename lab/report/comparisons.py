@@ -90,7 +90,7 @@ def is_reference(run: Record | Run, place: Path) -> bool:
     return run.folder.relative_to(place).parts[:1] == ("official",)
 
 
-def comparable_key(run: Record, place: Path) -> tuple[bool, str]:
+def _comparable_key(run: Record, place: Path) -> tuple[bool, str]:
     """Equal for runs that may be compared: same test images, and both or neither a reference."""
     return is_reference(run, place), run.predictions.test_set
 
@@ -99,7 +99,7 @@ def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
     """Finished runs grouped by configuration; the user's runs and reference runs are kept apart."""
     finished = [run for run in runs if run.metrics]
     found = []
-    for same in group_by(finished, lambda r: (comparable_key(r, place), r.key("SEED"))):
+    for same in group_by(finished, lambda r: (_comparable_key(r, place), r.key("SEED"))):
         by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # keeps the first run
         found.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
     return found
@@ -119,7 +119,7 @@ def twins(
             constants = vit.first.constants
             if any(constants.get(k) != v for k, v in shared.items()):
                 continue
-            if comparable_key(vit.first, place) != comparable_key(cnn.first, place):
+            if _comparable_key(vit.first, place) != _comparable_key(cnn.first, place):
                 continue
             if constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
                 pairs.append(("epochs", vit, cnn))
@@ -134,7 +134,7 @@ def on_most_images(found: list[Configuration], place: Path) -> list[Configuratio
     The comparison ignores the fine-tuning mode and its learning rate, and skips trials of sweeps.
     """
     groups = group_by((c for c in found if not c.first.sweep), lambda c: (
-        comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),
+        _comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),
     ))  # fmt: skip
     most = [max(c.first.share for c in group) for group in groups]
     return [c for group, share in zip(groups, most, strict=True) for c in group
@@ -146,7 +146,7 @@ def finetuning_groups(found: list[Configuration], place: Path) -> list[list[Conf
     tuned = [c for c in on_most_images(found, place) if c.first.pretrained]
 
     def key(c: Configuration) -> object:
-        return comparable_key(c.first, place), c.first.key("SEED", *_MODE_CONSTANTS)
+        return _comparable_key(c.first, place), c.first.key("SEED", *_MODE_CONSTANTS)
 
     return [
         sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])
@@ -162,14 +162,14 @@ def efficiencies(found: list[Configuration], place: Path) -> list[list[list[Conf
     """
 
     def key(c: Configuration) -> object:
-        return comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION")
+        return _comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION")
 
     series = [
         sorted(group, key=lambda c: c.first.share)
         for group in group_by(found, key)
         if len(group) > 1
     ]
-    return group_by(series, lambda line: comparable_key(line[0].first, place))
+    return group_by(series, lambda line: _comparable_key(line[0].first, place))
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def select_models(found: list[Configuration], place: Path) -> list[list[Record]]
     seed. Test accuracy plays no role in the selection.
     """
     selected = []
-    for same in group_by(on_most_images(found, place), lambda c: comparable_key(c.first, place)):
+    for same in group_by(on_most_images(found, place), lambda c: _comparable_key(c.first, place)):
         by_model = group_by(same, lambda c: (c.first.task, c.first.model))
         best = [max(configs, key=lambda c: c.validation_score) for configs in by_model]
         best.sort(key=lambda c: c.validation_score, reverse=True)

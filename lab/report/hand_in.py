@@ -25,11 +25,11 @@ RECORDS = {".csv", ".html", ".jpeg", ".jpg", ".json", ".md", ".png"}  # suffixes
 MAX_FILE = 20_000_000  # bytes; larger records are listed, but not included
 CODE = ("*.py", "exercise/*.py", "lab/**/*.py")
 HANDED_OUT = "exercise/handed_out.json"  # exercise.py --hand-out writes hashes of its files there
-EXERCISE = "exercise/report.json"  # in the results folder, from exercise.py
+_EXERCISE = "exercise/report.json"  # in the results folder, from exercise.py
 
 
 @dataclass(frozen=True)
-class Work:
+class _Work:
     """What a student has done: finished runs of each script, and parts of the exercise."""
 
     runs: list[Record]
@@ -44,11 +44,11 @@ class Item:
 
     what: str
     command: str  # produces it
-    find: Callable[[Work], list[str]]  # where it is: names of runs, or points; empty if missing
+    find: Callable[[_Work], list[str]]  # where it is: names of runs, or points; empty if missing
 
 
 def _part(name: str) -> Item:
-    def find(work: Work) -> list[str]:
+    def find(work: _Work) -> list[str]:
         part = work.exercise.get(name, {})
         passed = part.get("current") and part["points"] >= part["of"] > 0
         return [f"{part['points']:g} of {part['of']:g} points"] if passed else []
@@ -59,7 +59,7 @@ def _part(name: str) -> Item:
 def _run(what: str, command: str, **constants: Any) -> Item:
     script = command.split()[1]
 
-    def find(work: Work) -> list[str]:
+    def find(work: _Work) -> list[str]:
         return [
             run.folder.name
             for run in work.runs
@@ -70,7 +70,7 @@ def _run(what: str, command: str, **constants: Any) -> Item:
     return Item(what, command, find)
 
 
-def _two_patch_sizes(work: Work) -> list[str]:
+def _two_patch_sizes(work: _Work) -> list[str]:
     """The train.py runs on a dataset on which there are runs with several patch sizes."""
     runs = [(r, r.config["dataset"]["name"]) for r in work.runs if r.script == "train.py"]
     sizes = {(name, run.constants.get("PATCH_SIZE")) for run, name in runs}
@@ -126,7 +126,7 @@ def write_hand_in(found: Found, place: Path) -> tuple[Path, dict[str, Any]]:
     Returns: the path of the zip, and the content of its hand_in.json.
     Raises: UserError if the zip cannot be written.
     """
-    exercise = _read_exercise(place / EXERCISE)
+    exercise = _read_exercise(place / _EXERCISE)
     content = _content(found, place, exercise)
     files, left_out = _records(place)
     for path in (*map(Path, content["model_files"]), *edited_files(ROOT)):
@@ -167,7 +167,7 @@ def _content(found: Found, place: Path, exercise: dict[str, Any]) -> dict[str, A
     """What hand_in.json says."""
     runs = [run for run in found.runs if not is_reference(run, place)]
     attention = [run for run in found.attention_runs if not is_reference(run, place)]
-    work = Work(
+    work = _Work(
         [run for run in runs if run.metrics and not run.sweep],
         [run.folder for run in attention],
         [folder for folder, _ in found.sweeps],

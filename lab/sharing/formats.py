@@ -119,7 +119,7 @@ def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comp
     import timm
 
     before = checkpoints.read_json(folder / "config.json")
-    config = {**before, "library_name": "timm", **timm_config(pretrained)}
+    config = {**before, "library_name": "timm", **_timm_config(pretrained)}
     checkpoints.write_json(folder / "config.json", config)
     try:
         with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comp
         raise NotPossible(f"timm cannot load this model: {reason}") from error
 
 
-def timm_config(pretrained: Pretrained) -> dict[str, Any]:
+def _timm_config(pretrained: Pretrained) -> dict[str, Any]:
     """What timm reads in config.json. Raises: NotPossible, for our CNN."""
     import timm
 
