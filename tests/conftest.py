@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab.core import constants
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -16,6 +18,12 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_script_runs(monkeypatch):
+    """A script that a test runs in this process is not the running script of the next test."""
+    monkeypatch.setattr(constants, "running", constants.RunningScript())
 
 
 @pytest.fixture(scope="session")
