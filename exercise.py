@@ -8,8 +8,8 @@
     python exercise.py --grade ../submissions          # for teachers: grades.csv, summary.md
 
 Every constant is also a flag. Submissions are compared with timm's modules on random inputs, and
-run in processes with limits on time and memory, which are not a sandbox. exercise/README.md has a
-page for students and one for teachers.
+run in processes with limits on time and memory, which are not a sandbox. The README of a
+handout, or exercise/README.md, says more.
 """
 
 import difflib

@@ -21,7 +21,7 @@ def test_cells_are_python_and_call_scripts_that_exist(notebook):
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     scripts = set()
     for source in cells:
-        scripts |= set(re.findall(r"\{sys\.executable\} (\w+\.py)", source))
+        scripts |= set(re.findall(r'"\{sys\.executable\}" (\w+\.py)', source))
         # Lines for the shell and IPython are not Python.
         ast.parse(re.sub(r"^( *)[!%].*$", r"\1pass", source, flags=re.M))
     assert scripts == {"train.py", "finetune.py", "attention_viz.py"}

@@ -134,6 +134,9 @@ def run_script(main: Callable[[], object]) -> None:
         if is_main_process():
             print(f"\ninterrupted; the saved files are intact{_resume_line()}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # nobody reads the output any more, as after `python train.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (Exception, SystemExit):
         _wait_for_launcher()
         raise

@@ -138,7 +138,7 @@ def _drop_path_rates(evidence: Evidence) -> list[float]:
     config = evidence.submission.config(BASE | {"depth": 3, "drop_path_rate": 0.4})
     model = evidence.build(config)
     blocks = [m for m in model.modules() if isinstance(m, reference_class("Block"))]
-    return [round(block.drop_path_rate, 6) for block in blocks]
+    return [round(float(block.drop_path_rate), 6) for block in blocks]  # may be tensors
 
 
 def _initial_deviations(evidence: Evidence) -> dict[str, float]:

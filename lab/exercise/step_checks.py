@@ -119,11 +119,17 @@ def _trace_evaluate(function: Callable, seed: int) -> Trace:
 
 
 def _batches(model: _RecordingModel) -> list[tuple[Tensor, Tensor]]:
-    """In eval mode 3 of 4, 1 of 4 and 2 of 3 images are predicted correctly: 6 of 11."""
+    """In eval mode 12 of 16, 5 of 16 and 6 of 9 images are predicted correctly: 23 of 41.
+
+    The largest logit of a batch belongs to its first image: an argmax over the whole batch is then
+    a class, so that it finds some images correct, unlike a prediction that is wrong everywhere.
+    """
     batches = []
-    for size, correct in ((4, 3), (4, 1), (3, 2)):
+    for size, correct in ((16, 12), (16, 5), (9, 6)):
         images = torch.randn(size, 3, 2, 2)
         logits = -(F.linear((images - 0.5).flatten(1), model.head.weight, model.head.bias))
+        order = logits.amax(1).argsort(descending=True)
+        images, logits = images[order], logits[order]
         wrong = logits.argsort(1)[:, -2]
         labels = torch.where(torch.arange(size) < correct, logits.argmax(1), wrong)
         batches.append((images, labels.detach()))

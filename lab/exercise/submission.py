@@ -77,7 +77,7 @@ class Submission:
             names = {n.lower(): n for n in vars(module) if n[0] != "_" and n not in PARTS}
             similar = difflib.get_close_matches(part.name.lower(), names, 1, cutoff=0.7)
             name = names[similar[0]] if similar else None
-            guess = f" Did you mean {part.name} where you wrote {name}?" if name else ""
+            guess = f" Is it the one called {name}? Then rename it." if name else ""
             line = self.line_of(name) if name else None
             raise Failure(f"{where(module, line)}: there is no {kind} {part.name}.{guess}", line)
         if not (inspect.isfunction(found) if part.is_function else inspect.isclass(found)):
@@ -154,7 +154,7 @@ def _load_module(path: Path, name: str) -> types.ModuleType:
         wrong = (error.text or "").strip()
         at = f": `{wrong}`" if wrong else ""
         raise Failure(
-            f"{path.name}, line {error.lineno}: Python cannot read this line ({error.msg}){at}",
+            f"{path.name}, line {error.lineno}: syntax error ({error.msg}){at}",
             error.lineno,
             error,
         ) from error

@@ -64,7 +64,7 @@ def test_syntax_error_names_the_line(tmp_path):
     )
     results, _ = run(tmp_path, source, ("MLP", "Attention"))
     for result in results:
-        assert re.search(r"model.py, line \d+: Python cannot read this line", result.says)
+        assert re.search(r"model.py, line \d+: syntax error", result.says)
 
 
 def test_a_syntax_error_in_the_steps_leaves_the_model(tmp_path):
@@ -75,7 +75,7 @@ def test_a_syntax_error_in_the_steps_leaves_the_model(tmp_path):
     )
     (mlp, evaluate), _ = run_checks(job)
     assert mlp.failed is None
-    assert evaluate.says.startswith("steps.py, line 1: Python cannot read this line")
+    assert evaluate.says.startswith("steps.py, line 1: syntax error")
 
 
 def test_a_mistake_in_the_model_names_the_line_of_its_method(check):

@@ -104,7 +104,7 @@ def test_watch_follows_the_students_file(handed_out, tmp_path):
         try:
             read_until(process, "0.00 of 1.00", "report.json")
             (folder / "model.py").write_text("clas MLP:\n    pass\n", encoding="utf-8")
-            read_until(process, "Python cannot read this line", "report.json")
+            read_until(process, "syntax error", "report.json")
             for name in WRITTEN[::-1]:
                 shutil.copy(ROOT / name, folder / name)
             read_until(process, "1.00 of 1.00")

@@ -6,6 +6,7 @@ are counted. It registers a backend of PyTorch, which cannot be undone, so it ne
 own: see check_placement.py. The API that it uses is private; tests skip where it is missing.
 """
 
+import sys
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -194,7 +195,8 @@ def _line() -> str:
     """The innermost line of this project that is being executed, without these tests."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(_ROOT) and path.parent != Path(__file__).parent:
+        ours = path.is_relative_to(_ROOT) and not path.is_relative_to(sys.prefix)  # as in .venv
+        if ours and path.parent != Path(__file__).parent:
             return f"{path.relative_to(_ROOT)}:{frame.lineno}"
     return "elsewhere"
 
