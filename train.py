@@ -1,6 +1,6 @@
 """Train a Vision Transformer from scratch.
 
-    python train.py                                    # mnist-5k, 1 to 3 minutes on two CPU cores
+    python train.py                                    # mnist-5k, 1 to 2 minutes on two CPU cores
     python train.py --dataset digits --epochs 10       # tiny images: a first look in ten seconds
     python train.py --dataset cifar10                  # one GPU; README.md has expected accuracies
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
