@@ -31,7 +31,7 @@ class Part(NamedTuple):
 PARTS = [  # fewer epochs than the scripts' defaults where those take over ten minutes
     Part("a ViT from scratch", "train.py", 35),
     Part("a CNN with the same MACs", "cnn_baseline.py --match macs", 60),
-    Part("fine-tuning, every mode", "finetune.py --mode all --epochs 3", 120),
+    Part("fine-tuning, every mode", "finetune.py --mode all --epochs 3", 140),
     Part("a Swin, only its head", "finetune_swin.py --mode head", 15),
     Part("a Swin, all layers", "finetune_swin.py --layer-decay 0.7 --epochs 5", 30),
     Part("attention of the ViT", "attention_viz.py", 5),
