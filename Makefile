@@ -1,4 +1,4 @@
-# make lab    sets up and runs the lab on embedded data; goes on where it stopped
+# make lab    sets up and runs the lab on bundled data; resumes where it stopped
 # make test   sets up and runs the tests
 # make lint   sets up and checks style
 # make gpu    runs everything that needs a GPU, after an estimate of its time

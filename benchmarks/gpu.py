@@ -27,7 +27,7 @@ from lab.models import load_pretrained
 
 PARTS: str | None = None  # names of parts, separated by commas; none: all
 ESTIMATE: bool = False  # print the estimate and stop
-QUICK: bool = False  # toy sizes, embedded data and weights, any device
+QUICK: bool = False  # toy sizes, bundled data and weights, any device
 DATA_DIR: str = "data"  # folder for downloads
 RESULTS: str | None = None  # folder for runs; none: results/official, or with QUICK a local one
 BENCHMARKS: str | None = None  # folder for speed; none: benchmarks/results, or with QUICK local

@@ -42,7 +42,7 @@ STEPS: int = 2  # training steps per measurement; where the images grow, an epoc
 OUT: str = "benchmarks/local/growth-{device}.md"  # .md, .json and .png; empty: nowhere
 
 CLASSES = 10
-FEW = 100  # images or files; their memory is that of the libraries
+FEW = 100  # images or files; the libraries then dominate the memory
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.limits                          # seconds
 
-Matrix products are square and written into an existing matrix. Bandwidth is that of STREAM's copy
-(McCalpin 1995): a tensor far larger than the caches is copied, and each byte counts twice because
-it is read and written. Values are medians over the repeats.
+Matrix products are square and written into an existing matrix. Bandwidth is measured like STREAM's
+copy (McCalpin 1995): a tensor far larger than the caches is copied, and each byte counts twice
+because it is read and written. Values are medians over the repeats.
 """
 
 import sys

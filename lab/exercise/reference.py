@@ -29,7 +29,7 @@ TIMM = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """A common mistake: what it is, how somebody gets there, and how to make it.
+    """A common mistake: an explanation, its usual cause, and how to make it.
 
     Attributes:
         name: short, unique within its part.

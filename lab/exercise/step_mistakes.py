@@ -23,7 +23,7 @@ PROGRAMS = {  # part: names of the arguments, correct program
 
 @dataclass(frozen=True)
 class StepMistake:
-    """A common mistake: what it is, how somebody gets there, and an edit (old, new) that makes it.
+    """A common mistake: an explanation, its usual cause, and an edit (old, new) that makes it.
 
     `old` must occur in the program; "" as `new` removes it.
     """

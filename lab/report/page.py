@@ -139,6 +139,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
 def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict[str, Any]:
     """One run, finished or not."""
     config, metrics, predictions = run.config, run.metrics or {}, run.predictions
+    timing = metrics if run.timing_is_valid else {}
     low, high = metrics.get("test_accuracy_95", (None, None))
     hardware, versions = config.get("hardware", {}), config.get("versions", {})
     history = _thinned(run.history)
@@ -175,8 +176,8 @@ def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict
         "parameters": config["model"]["parameters"],
         "trained_parameters": config["model"]["trainable_parameters"],
         "macs": config["model"]["macs"],
-        "seconds": metrics.get("training_seconds") if run.timing_is_valid else None,
-        "images_per_second": metrics.get("images_per_second") if run.timing_is_valid else None,
+        "seconds": timing.get("training_seconds"),
+        "images_per_second": timing.get("images_per_second"),
         "memory_mb": metrics.get("peak_memory_mb"),
         "epochs": metrics.get("epochs", len(run.history)),
         "best_epoch": metrics.get("best_epoch"),
