@@ -5,6 +5,7 @@ it. The constants of the running script are ignored, because their values identi
 """
 
 import ast
+import gc
 import hashlib
 import sys
 import traceback
@@ -130,25 +131,21 @@ def _model_file() -> Path:
 @cache
 def _parsed(source: bytes, ignored: frozenset[str]) -> tuple[str, frozenset[str]]:
     """The hash of a file without the named assignments, and the modules that it imports."""
+    collects = gc.isenabled()
+    gc.disable()  # it would search the many nodes of a syntax tree, in which nothing is garbage
     try:
-        return _hash_and_imports(ast.parse(source), ignored)
+        tree = ast.parse(source)
+        tree.body = [node for node in tree.body if not _assigns(node, ignored)]
+        tokens: list[str] = []
+        imports: set[str] = set()
+        _tokenize(tree, tokens, imports)
+        source = "\0".join(tokens).encode("utf-8", "surrogatepass")
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # cannot be imported either
-        return hashlib.blake2b(source, digest_size=8).hexdigest(), frozenset()
-
-
-def _hash_and_imports(tree: ast.Module, ignored: frozenset[str]) -> tuple[str, frozenset[str]]:
-    imports: set[str] = set()
-    for node in ast.walk(tree):  # also inside functions
-        if isinstance(node, ast.Import):
-            imports.update(_package(alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = (f"{node.module}.{alias.name}" for alias in node.names)
-            imports.update(map(_package, (node.module, *names)))
-    tree.body = [node for node in tree.body if not _assigns(node, ignored)]
-    tokens: list[str] = []
-    _tokenize(tree, tokens)
-    text = "\0".join(tokens).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(text, digest_size=8).hexdigest(), frozenset(imports)
+        imports = set()
+    finally:
+        if collects:
+            gc.enable()
+    return hashlib.blake2b(source, digest_size=8).hexdigest(), frozenset(imports)
 
 
 def _package(module: str) -> str:
@@ -161,8 +158,16 @@ def _assigns(node: ast.stmt, names: frozenset[str]) -> bool:
     return any(isinstance(target, ast.Name) and target.id in names for target in targets)
 
 
-def _tokenize(node: ast.AST, tokens: list[str]) -> None:
-    """Appends a tree as text. Unlike `ast.dump`, it is the same in all versions of Python."""
+def _tokenize(node: ast.AST, tokens: list[str], imports: set[str]) -> None:
+    """Appends a tree as text, and adds the modules that it imports, also inside functions.
+
+    Unlike `ast.dump`, the text is the same in all versions of Python.
+    """
+    if isinstance(node, ast.Import):
+        imports.update(_package(alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        names = (f"{node.module}.{alias.name}" for alias in node.names)
+        imports.update(map(_package, (node.module, *names)))
     tokens.append(type(node).__name__)
     for name in node._fields:
         value = getattr(node, name, None)
@@ -173,7 +178,7 @@ def _tokenize(node: ast.AST, tokens: list[str]) -> None:
         tokens.append(name)
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, ast.AST):
-                _tokenize(item, tokens)
+                _tokenize(item, tokens, imports)
             else:
                 tokens.append(repr(item))
         tokens.append(";")
