@@ -20,7 +20,7 @@ from benchmarks import bounded_memory, growth
 from benchmarks.bounded_memory import CGROUPS, run_limited
 from benchmarks.growth_plot import Growth, exponent, growth_table
 from lab.core import UserError
-from lab.data import cache, datasets
+from lab.data import cache, datasets, splits
 from lab.data.augment import Augmentation
 from lab.data.datasets import full_split, load_data
 from lab.data.images import Reading
@@ -216,7 +216,7 @@ def test_fingerprint_does_not_depend_on_the_images_read_at_once(monkeypatch, at_
     monkeypatch.setattr(
         type(part), "images", lambda *a: held.append(images(*a).nbytes) or images(*a)
     )
-    monkeypatch.setattr(datasets, "CHUNK_BYTES", at_once)
+    monkeypatch.setattr(splits, "CHUNK_BYTES", at_once)
     assert replace(whole_).fingerprint == wanted
     assert datasets.channel_statistics(part) == statistics
     assert max(held) <= max(at_once, part.store[0].nbytes)

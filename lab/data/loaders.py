@@ -21,8 +21,9 @@ from lab.data.augment import (
     erase,
     to_device,
 )
-from lab.data.datasets import Dataset, Split
+from lab.data.datasets import Dataset
 from lab.data.preprocess import Preprocess
+from lab.data.splits import Split
 
 _GPU_FRACTION = 0.4  # a split stays on the GPU if it needs less than this fraction of free memory
 

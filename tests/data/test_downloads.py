@@ -21,7 +21,7 @@ from PIL import Image
 from sample_data import reference, same, says
 
 from lab.core import UserError
-from lab.data import datasets
+from lab.data import sources
 from lab.data.datasets import load_data
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -170,7 +170,7 @@ def test_small_dataset_is_downloaded_once_and_equals_the_published_data(
 def test_pets_is_downloaded_once_and_keeps_the_official_split(www, tmp_path, monkeypatch):
     folder, address, asked = www
     expected = publish_pets(folder, address, monkeypatch)
-    monkeypatch.setattr(datasets, "OFFICIAL_PETS", {"trainval": 30, "test": 18})
+    monkeypatch.setattr(sources, "OFFICIAL_PETS", {"trainval": 30, "test": 18})
     for _ in range(2):
         loaded = load_data("pets", str(tmp_path / "data"), size=64)
         assert loaded.test.labels.tolist() == expected["test"]

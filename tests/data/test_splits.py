@@ -13,7 +13,8 @@ from sklearn.linear_model import RidgeClassifier
 
 from lab.core import UserError
 from lab.data import datasets, make_mnist_5k
-from lab.data.datasets import Split, load_data
+from lab.data.datasets import load_data
+from lab.data.splits import Split
 
 
 def labelled(counts, seed=0):
