@@ -16,6 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import lab  # noqa: F401  before torch, so that Ctrl-C ends its slow import quietly
+
+# isort: split
 import torch
 
 from lab.core import Run, constants, runtime

@@ -13,6 +13,9 @@ Records and figures go to results/finetune_swin/<run>/.
 
 import sys
 
+import lab  # noqa: F401  before torch, so that Ctrl-C ends its slow import quietly
+
+# isort: split
 from torch import nn
 
 import finetune

@@ -18,6 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import lab  # noqa: F401  before torch, so that Ctrl-C ends its slow import quietly
+
+# isort: split
 from torch import Tensor
 
 from lab.attention import saliency

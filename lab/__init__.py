@@ -14,6 +14,7 @@
 Packages import only what another package's `__init__` exports, and never a script.
 """
 
+import gc
 import sys
 from types import TracebackType
 
@@ -29,3 +30,10 @@ def _end_quietly(
 
 
 _usual_hook, sys.excepthook = sys.excepthook, _end_quietly
+
+# Importing torch takes seconds, a sixth of them to search for garbage, of which there is none.
+gc.disable()
+import torch  # noqa: E402, F401
+
+gc.freeze()  # later searches skip what exists now
+gc.enable()

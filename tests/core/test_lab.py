@@ -11,6 +11,8 @@ import pytest
 import lab.__main__ as whole
 from tests.events import Events
 
+ROOT = Path(whole.__file__).resolve().parents[1]
+
 SCRIPT = """
 import os, pathlib, sys
 name = sys.argv[1]
@@ -87,9 +89,8 @@ def test_changed_code_and_deleted_results_are_repeated(place):
 
 
 def test_the_parts_are_scripts_that_exist_and_end_with_a_shared_model():
-    root = Path(whole.__file__).resolve().parents[1]
     words = [part.command for part in whole.PARTS]
-    assert all((root / line.split()[0]).is_file() for line in words)
+    assert all((ROOT / line.split()[0]).is_file() for line in words)
     assert words[-3:] == ["report.py", "predict.py", "share.py"]
 
 
@@ -107,8 +108,7 @@ def test_ctrl_c_stops_the_part_and_says_how_to_resume(place):
         "w.LOG = w.ROOT / 'results/lab.log'; w.DONE = w.ROOT / 'results/lab.json';"
         "w.PARTS = [w.Part('first', 'part.py one', 1)]; w.main()"
     )
-    root = Path(whole.__file__).resolve().parents[1]
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, text=True,
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
                                start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)  # fmt: skip
     begun.next()
@@ -119,9 +119,15 @@ def test_ctrl_c_stops_the_part_and_says_how_to_resume(place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_ctrl_c_while_a_script_imports_prints_no_traceback():
-    code = "import lab; raise KeyboardInterrupt"
-    root = Path(whole.__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in ROOT.glob("*.py") if path.name != "model.py")
+)
+def test_ctrl_c_while_torch_is_imported_prints_no_traceback(script, tmp_path):
+    """A package of that name stands in for torch, and receives Ctrl-C in its first line."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert done.stderr == "\ninterrupted\n"
     assert done.returncode in (130, -signal.SIGINT)
