@@ -1,5 +1,6 @@
 """A run finds its folder by constants, data and code; no two processes train in one folder."""
 
+import errno
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.core import Run, UserError, runs
+from lab.core import Run, UserError, run_folders, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTANTS = {"LEARNING_RATE": 0.002, "BATCH_SIZE": 64, "DATASET": "digits", "NAME": None, "SEED": 0}
@@ -25,7 +26,7 @@ def code(monkeypatch):
     hashes = dict(CODE)
     monkeypatch.setattr(runs, "code_hashes", lambda *scripts: {**hashes, **dict.fromkeys(scripts)})
     yield hashes
-    runs._unlock_all()
+    run_folders.unlock_all()
 
 
 @pytest.fixture
@@ -206,9 +207,17 @@ def test_a_folder_that_cannot_be_written_is_named(place, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(runs.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(run_folders.tempfile, "mkdtemp", refuse)
     with pytest.raises(UserError, match=r"could not write .*digits-vit-s0: Permission denied"):
         opened(place)
+
+
+def test_a_file_system_without_locks_is_enough(place, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folders, "_lock_file", refuse)
+    assert opened(place, finish=False) == opened(place, finish=False) == "digits-vit-s0"
 
 
 def test_folders_of_processes_that_were_killed_are_removed(place):
@@ -296,7 +305,7 @@ def test_a_run_belongs_to_one_process_until_that_ends(place, kill):
         process.wait()
     assert (place / "digits-vit-s0" / ".lock").exists() == kill
     assert opened(place) == "digits-vit-s0"
-    runs._unlock_all()
+    run_folders.unlock_all()
     assert not (place / "digits-vit-s0" / ".lock").exists()
 
 
@@ -315,7 +324,7 @@ def test_a_kill_while_the_folder_is_created_leaves_its_name_free(place, monkeypa
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.os, "rename", killed)
+    monkeypatch.setattr(run_folders.os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         opened(place)
     monkeypatch.undo()

@@ -107,9 +107,9 @@ def event() -> None:
 
 
 def _status_of(function: Callable[[], object]) -> int:
-    from lab.core import runs
+    from lab.core import run_folders
 
-    runs._owner = os.getpid()  # the locks of this process, not of the one that forked it
+    run_folders._owner = os.getpid()  # the locks of this process, not of the one that forked it
     try:
         function()
         return 0
@@ -121,7 +121,7 @@ def _status_of(function: Callable[[], object]) -> int:
         traceback.print_exc()
         return 1
     finally:
-        runs._unlock_all()
+        run_folders.unlock_all()
 
 
 def run(function: Callable[[], object], folder: Path) -> Ended:
