@@ -7,29 +7,28 @@ edited in the file and a value given as a flag pass the same checks.
 
 import argparse
 import ast
-import difflib
 import math
-import re
 import shlex
-import subprocess
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lab.core.errors import UserError
+from lab.core.errors import UserError, suggest
+from lab.core.script_source import (
+    MISSING,
+    Constant,
+    Recipes,
+    committed,
+    read_constants,
+    unknown_constant,
+)
 
-_HEADING = re.compile(r"# --- (.+?) -*$")
-_CONSTANT = re.compile(r"([A-Z][A-Z0-9_]*)\s*(?::[^=#]+)?=(?!=)[^#]*(?:#\s*(.*))?$")
 _MINIMUM = {"SEED": 0}  # random generators accept no negative seeds
 _MAXIMUM = {"DEPTH": 1000, "NUM_SEEDS": 1000}  # more would fill the memory, or never end
-_MISSING = object()
-
-Recipes = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,15 @@ def override(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    constants = _read(module, base, without, recipes)
-    _report_unknown_constants(parser, module, base)
+    constants = read_constants(module, base, without, recipes)
+    if message := unknown_constant(module, base):
+        parser.error(message)
     for constant in constants:
         try:
             check(constant.value, constant.annotation, constant.name)
         except ValueError as error:
             parser.error(f"{constant.place}: {constant.name} = {constant.value!r}: {error}")
-    _add(parser, constants, recipes or {})
+    _add_flags(parser, constants, recipes or {})
     if argv is None:
         argv = sys.argv[1:] if _is_running(module) else []
     given = vars(parser.parse_args(argv))
@@ -89,8 +89,8 @@ def override(
     for constant in constants:
         name = constant.name
         values[name] = check(given[name], constant.annotation, name)
-        original = _committed(constant.file).get(name, (None, _MISSING))[1]
-        if given[name] is constant.value and original not in (_MISSING, values[name]):
+        original = committed(constant.file).get(name, (None, MISSING))[1]
+        if given[name] is constant.value and original not in (MISSING, values[name]):
             edited[name] = values[name]
     modules = [module, base] if base else [module]
     tables = {k for m in modules for k, v in vars(m).items() if recipes and v is recipes}
@@ -184,7 +184,7 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
             return value
         listed = ", ".join(map(str, choices))
         raise _InvalidValue(
-            f"{value!r} is not one of {listed}{or_none}{_suggest(str(value), map(str, choices))}"
+            f"{value!r} is not one of {listed}{or_none}{suggest(str(value), map(str, choices))}"
         )
     wrong = f"{value!r} is not {noun}{or_none}"
     if isinstance(value, tuple) and kind is not tuple:
@@ -231,161 +231,6 @@ def check_choices(config: Any) -> None:
                 raise UserError(f"{name.upper()}: {error}") from error
 
 
-# --- The constants in a script's source ---
-
-
-@dataclass(frozen=True)
-class _Constant:
-    name: str
-    annotation: Any
-    value: Any  # as in the file, not checked yet
-    comment: str
-    group: str
-    file: Path
-    line: int
-
-    @property
-    def place(self) -> str:
-        return f"{self.file.name}, line {self.line}"
-
-
-def _read(
-    module: types.ModuleType,
-    base: types.ModuleType | None = None,
-    without: Iterable[str] = (),
-    recipes: Recipes | None = None,
-) -> list[_Constant]:
-    """The constants of a script in the order of its source, then those of its base."""
-    file = Path(module.__file__)
-    hints = {name: hint for name, hint in get_type_hints(module).items() if name.isupper()}
-    assigned = _assigned(file.read_text(encoding="utf-8"))
-    for name in assigned.keys() - hints.keys():
-        if name in vars(module) and _is_plain(vars(module)[name]):
-            annotation = _annotation_of(name, module, base, recipes or {})
-            if annotation is not None:
-                hints[name] = annotation
-    found, group = [], ""
-    with open(file, encoding="utf-8") as source:
-        for number, line in enumerate(source, 1):
-            if heading := _HEADING.match(line):
-                group = heading[1].strip()
-            elif (match := _CONSTANT.match(line.rstrip())) and number in assigned.get(match[1], ()):
-                name, comment = match[1], match[2] or ""
-                if name in hints:
-                    found = [c for c in found if c.name != name]  # the last assignment counts
-                    value = getattr(module, name)
-                    found.append(_Constant(name, hints[name], value, comment, group, file, number))
-    if base:
-        known = {*(c.name for c in found), *without}
-        found += [c for c in _read(base, recipes=recipes) if c.name not in known]
-    return found
-
-
-def _assigned(source: str) -> dict[str, list[int]]:
-    """The upper-case names that a module assigns at its top level, with their line numbers."""
-    found: dict[str, list[int]] = {}
-    for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id.isupper():
-                found.setdefault(target.id, []).append(node.lineno)
-    return found
-
-
-def _annotation_of(
-    name: str, module: types.ModuleType, base: types.ModuleType | None, recipes: Recipes
-) -> Any:
-    """The type of a constant whose annotation is gone, as after the edit `EPOCHS = 5`.
-
-    It is the type in the base script or in the committed file; if neither has one, the type of the
-    value, provided that the script or a recipe uses the name as a constant. Returns None if the
-    name is not a constant.
-    """
-    if base and name in (hints := get_type_hints(base)):
-        return hints[name]
-    if text := _committed(Path(module.__file__)).get(name, (None, None))[0]:
-        holder = type("Holder", (), {"__annotations__": {name: text}})
-        return get_type_hints(holder, vars(module))[name]
-    trees = [_tree(Path(m.__file__)) for m in (module, base) if m]
-    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    if name in used or any(name in recipe for recipe in recipes.values()):
-        kinds = {type(recipe[name]) for recipe in recipes.values() if name in recipe}
-        value = vars(module)[name]
-        kind = kinds.pop() if len(kinds) == 1 else str if value is None else type(value)
-        return kind | None
-    return None
-
-
-def _report_unknown_constants(
-    parser: argparse.ArgumentParser, module: types.ModuleType, base: types.ModuleType | None
-) -> None:
-    """Stops at a constant that nothing reads, such as the typo `EPOHCS = 5`."""
-    file = Path(module.__file__)
-    trees = [_tree(Path(m.__file__)) for m in (module, base) if m]
-    read = set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Attribute):
-            read.add(node.attr)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            read.add(node.id)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            read.add(node.value)
-    assigned = _assigned(file.read_text(encoding="utf-8"))
-    inherited = _assigned(Path(base.__file__).read_text(encoding="utf-8")) if base else {}
-    for name, lines in assigned.items():
-        if name in read or name in inherited or not _is_plain(vars(module).get(name)):
-            continue
-        committed = _committed(file)
-        if name in committed:
-            continue  # a module of the lab reads it
-        others = {*filter(str.isupper, read), *assigned, *inherited, *committed} - {name}
-        hint = _suggest(name, others, 0.8)
-        if hint or committed:
-            parser.error(
-                f"{file.name}, line {lines[-1]}: {name} is not a constant of this script{hint}"
-            )
-
-
-@lru_cache
-def _committed(file: Path) -> dict[str, tuple[str | None, Any]]:
-    """Annotation and value of each constant in the committed version of a script.
-
-    Empty without git, or for a file that was never committed.
-    """
-    command = ["git", "show", f"HEAD:./{file.name}"]
-    try:
-        done = subprocess.run(command, cwd=file.resolve().parent, capture_output=True, timeout=10)
-        tree = ast.parse(done.stdout) if done.returncode == 0 else None
-    except (OSError, SyntaxError, ValueError, subprocess.TimeoutExpired):
-        tree = None
-    found: dict[str, tuple[str | None, Any]] = {}
-    for node in tree.body if tree else ():
-        if isinstance(node, ast.AnnAssign) and node.value:
-            target, annotation = node.target, ast.unparse(node.annotation)
-        elif isinstance(node, ast.Assign):
-            target, annotation = node.targets[0], None
-        else:
-            continue
-        if isinstance(target, ast.Name) and target.id.isupper():
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                value = _MISSING
-            found[target.id] = (annotation, value)
-    return found
-
-
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be a constant. Tables, paths and functions cannot."""
-    if isinstance(value, tuple):  # as after the edits `1e-3,` and `0,1`
-        return len(value) <= 2 and all(isinstance(part, (int, float)) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
 def _is_running(module: types.ModuleType) -> bool:
     """Whether the process's arguments are meant for this script."""
     started = Path(sys.argv[0]).name if sys.argv else ""
@@ -409,7 +254,7 @@ class _Parser(argparse.ArgumentParser):
             flag = next((word for word in words if word.startswith("-")), None)
             if flag is None:
                 self.error(f"{shlex.join(unknown)} is not preceded by a flag{_after(argv, words)}")
-            self.error(f"unknown flag {flag}{_suggest(flag, self._option_string_actions, 0.7)}")
+            self.error(f"unknown flag {flag}{suggest(flag, self._option_string_actions, 0.7)}")
         return found
 
 
@@ -423,30 +268,29 @@ def _after(argv: list[str], words: list[str]) -> str:
 
 
 def _add_flags(
-    parser: argparse.ArgumentParser, module: types.ModuleType, known: Iterable[str] = ()
+    parser: argparse.ArgumentParser, constants: list[Constant], recipes: Recipes
 ) -> None:
-    """Adds a flag for each constant of a script whose name is not in `known`."""
-    _add(parser, [c for c in _read(module) if c.name not in set(known)], {})
-
-
-def _add(parser: argparse.ArgumentParser, constants: list[_Constant], recipes: Recipes) -> None:
+    """Adds a flag for each constant, in the group of its heading."""
     groups: dict[str, Any] = {"": parser}
     for constant in constants:
         title = constant.group
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
+        optional, choices, kind = _unpack(constant.annotation)
+        if kind is bool:
+            options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        else:
+            metavar = kind.__name__.upper() + ("|none" if optional else "")
+            if choices:
+                metavar = "{" + ",".join(map(str, choices)) + "}"
+            options = {"type": _reader(constant), "metavar": metavar}
         text = f"{constant.comment} {_default(constant, recipes)}".strip().replace("%", "%%")
-        keywords = _argparse_options(constant.annotation, constant.name)
-        if options := keywords.pop("choices", None):
-            keywords["metavar"] = "{" + ",".join(map(str, options)) + "}"
-            keywords["type"] = _reader(constant.annotation, constant.name)
         groups[title].add_argument(
-            _flag(constant.name), dest=constant.name, default=constant.value,
-            help=text, **keywords,
-        )  # fmt: skip
+            _flag(constant.name), dest=constant.name, default=constant.value, help=text, **options
+        )
 
 
-def _default(constant: _Constant, recipes: Recipes) -> str:
+def _default(constant: Constant, recipes: Recipes) -> str:
     if constant.value is not None:
         return f"(default: {constant.value})"
     values = {name: r[constant.name] for name, r in recipes.items() if constant.name in r}
@@ -455,37 +299,25 @@ def _default(constant: _Constant, recipes: Recipes) -> str:
     return f"({', '.join(f'{name}: {value}' for name, value in values.items())})" if values else ""
 
 
-def _argparse_options(annotation: Any, name: str = "") -> dict[str, Any]:
-    """Keyword arguments of `add_argument` for a constant of this type."""
-    optional, choices, inner = _unpack(annotation)
-    if choices:
-        return {"choices": choices}
-    if inner is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    metavar = inner.__name__.upper() + ("|none" if optional else "")
-    return {"type": _reader(annotation, name), "metavar": metavar}
-
-
-def _reader(annotation: Any, name: str) -> Any:
-    """A function that reads a flag's text as a value of the type."""
-    optional, choices, inner = _unpack(annotation)
+def _reader(constant: Constant) -> Callable[[str], Any]:
+    """A function that reads a flag's text as a value of the constant."""
+    optional, choices, kind = _unpack(constant.annotation)
+    by_text = {str(choice): choice for choice in choices}
 
     def read(text: str) -> Any:
-        by_text = {str(choice): choice for choice in choices}
         if text in by_text:
             return by_text[text]
         if optional and text.lower() == "none":
             return None
         value: Any = text
-        if inner in (int, float):
+        if kind in (int, float):
             try:
-                value = inner(text)
+                value = kind(text)
             except ValueError:  # `check` reports it
-                if inner is int and _is_number(text):
+                if kind is int and _is_number(text):
                     value = float(text)
-        return check(value, annotation, name)
+        return check(value, constant.annotation, constant.name)
 
-    read.__name__ = f"{inner.__name__} or none" if optional else inner.__name__
     return read
 
 
@@ -513,10 +345,3 @@ def _is_number(text: str) -> bool:
 
 def _flag(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
-
-
-def _suggest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """`; did you mean ...?`, or nothing if no word comes close."""
-    by_case = {candidate.lower(): candidate for candidate in words}
-    close = difflib.get_close_matches(word.lower(), by_case, 1, cutoff)
-    return f"; did you mean {by_case[close[0]]}?" if close else ""

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from lab.core import constants
+from lab.core import constants, script_source
 
 SCRIPT = '''"""Does a thing."""
 from typing import Literal
@@ -54,7 +54,7 @@ def script(tmp_path):
         exec(compile(text, path, "exec"), module.__dict__)
         return module
 
-    constants._committed.cache_clear()
+    script_source.committed.cache_clear()
     return make
 
 
