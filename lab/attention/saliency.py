@@ -34,23 +34,20 @@ def pooled_query(model: nn.Module) -> Literal["token", "avg"]:
     return "token" if getattr(model, "global_pool", "token") in ("token", "") else "avg"
 
 
-def raw_attention(model: nn.Module, images: Tensor, query: str | None = None) -> list[Tensor]:
+def raw_attention(model: nn.Module, images: Tensor) -> list[Tensor]:
     """softmax(q k^T / sqrt(d)) of every block and head (Vaswani et al. 2017, eq. 1).
+
+    Shows the attention of the class token to each patch if the head of the model reads the class
+    token, else the mean attention of the patches to each patch.
 
     Args:
         images: (B, C, H, W), normalized.
-        query: "token": attention of the class token to each patch; "avg": mean attention of the
-            patches to each patch; None: whichever of the two the head of the model reads.
 
     Returns: (B, h, rows, columns) for each block. A map sums to less than one if some attention
         goes to the class token or registers.
-    Raises: UserError if the model has no class token but `query` asks for it.
     """
-    query = query or pooled_query(model)
-    if query == "avg":
+    if pooled_query(model) == "avg":
         return attention_maps(model, images, lambda block: block.average("avg"))[1]
-    if getattr(model, "cls_token", None) is None:
-        raise UserError(f"{model_name(model)} has no class token: use query='avg'")
     rows, columns = patch_grid(model, images)
     maps: list[Tensor] = []
 

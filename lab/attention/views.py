@@ -1,7 +1,7 @@
 """Draws the figures and the page of attention_viz.py, except for those of --score."""
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lab.attention import plots, saliency
 from lab.attention.extraction import BlockAttention, attention_maps, patch_grid
-from lab.attention.live_page import LiveContent, LiveExample, runs_in_browser, write_live_page
-from lab.attention.page import write_page
+from lab.attention.pages import LiveContent, runs_in_browser, write_live_page, write_maps_page
 from lab.attention.plots import AttentionExample
 from lab.core import Run, UserError, checkpoints
 from lab.data import Loaders
@@ -64,10 +63,9 @@ class Views:
         reasons = saliency.unavailable_methods(self.model, self.first_image)
         if config.method in reasons:
             raise UserError(reasons[config.method])
-        self.methods = [name for name in saliency.METHODS if name not in reasons]
-        self.skipped = reasons if config.method == "all" else {}
-        if config.method != "all":
-            self.methods = [config.method]
+        wanted = saliency.METHODS if config.method == "all" else [config.method]
+        self.methods = [name for name in wanted if name not in reasons]
+        self.skipped = {name: reasons[name] for name in wanted if name in reasons}
         if "raw" in self.methods:
             saliency.select_map(
                 saliency.raw_attention(self.model, self.first_image), config.layer, config.head
@@ -79,9 +77,7 @@ class Views:
             names = [name for name, its in self.skipped.items() if its == reason]
             print(f"skipping {', '.join(names)}: {reason}")
         rows = self._choose_images()
-        examples = []
-        for batch in rows.split(self.loaders.batch_size):
-            examples += self._examples(batch)
+        examples = self._examples(rows, self.methods)
         first = examples[0]
         query = _QUERY_NAMES[saliency.pooled_query(self.model)] if first.raw else "the model"
         title = f"{run.folder.name}: where {query} looks"
@@ -105,7 +101,7 @@ class Views:
         if record["live"]:
             write_live_page(page, self._live_content(run.folder.name, rows))
         else:
-            write_page(page, title, self._notes(bool(first.raw)), examples)
+            write_maps_page(page, title, self._notes(bool(first.raw)), examples)
         checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
 
@@ -116,8 +112,7 @@ class Views:
         """
         if not runs_in_browser(self.model):
             return False
-        content = self._live_content(name, self._choose_images())
-        write_live_page(path, replace(content, for_others=True))
+        write_live_page(path, self._live_content(name, self._choose_images(), for_others=True))
         return True
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,8 +142,12 @@ class Views:
         correct = correct[: count - min(len(wrong), count // 2)]
         return torch.cat([correct, wrong])[:count]
 
-    def _examples(self, rows: Tensor) -> list[AttentionExample]:
-        """These test images with the predictions and maps of the model."""
+    def _examples(self, rows: Tensor, methods: list[str]) -> list[AttentionExample]:
+        """These test images with the predictions of the model and the maps of these methods."""
+        return [example for batch in rows.split(self.loaders.batch_size)
+                for example in self._batch_examples(batch, methods)]  # fmt: skip
+
+    def _batch_examples(self, rows: Tensor, methods: list[str]) -> list[AttentionExample]:
         data, config = self.loaders.data, self.config
         pixels = data.test.images(rows)
         images = self.loaders.normalize(pixels)
@@ -157,7 +156,7 @@ class Views:
         if self.target is not None:
             targets = torch.full((len(rows),), self.target, device=images.device)
         maps, blocks, raw_name = {}, [], None
-        for method in self.methods:
+        for method in methods:
             if method == "raw":
                 blocks = saliency.raw_attention(self.model, images)
                 block = config.layer if config.layer > 0 else len(blocks) + 1 + config.layer
@@ -187,46 +186,26 @@ class Views:
             for i, row in enumerate(rows.tolist())
         ]
 
-    def _live_content(self, name: str, rows: Tensor) -> LiveContent:
+    def _live_content(self, name: str, rows: Tensor, for_others: bool = False) -> LiveContent:
         """The live page with the images `rows`: if labels are known, one per class and mistakes."""
-        data, examples = self.loaders.data, []
-        preprocess = self.loaders.preprocess
-        mean, std = (
-            torch.tensor(values, device=self.loaders.device)[:, None, None]
-            for values in (preprocess.mean, preprocess.std)
-        )
+        data = self.loaders.data
         if known := data.classes == self.class_names:
             per_class = self._example_of_each_class()
-            rows = torch.tensor(list(dict.fromkeys([*per_class.tolist(), *rows.tolist()])))
-        for batch in rows.split(self.loaders.batch_size):
-            images = self.loaders.normalize(data.test.images(batch))  # (B, C, S, S)
-            predicted = self._predict(images)[1]
-            pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte().cpu()
-            for row, image, guess in zip(batch.tolist(), pixels, predicted.tolist(), strict=True):
-                examples.append(self._live_example(row, image, guess))
+            rows = torch.cat([per_class, rows[~torch.isin(rows, per_class)]])
+        examples = self._examples(rows, [])
         if known:
             count = len(per_class)
             examples[count:] = [example for example in examples[count:] if not example.correct]
         return LiveContent(
             name=self.trained_by.folder.name if self.trained_by else name,
             model=self.model,
-            preprocess=preprocess,
+            preprocess=self.loaders.preprocess,
             classes=self.class_names,
             examples=examples,
             dataset=data.name if known else None,
             run=self.trained_by,
+            for_others=for_others,
         )
-
-    def _live_example(self, row: int, pixels: Tensor, guess: int) -> LiveExample:
-        test, classes = self.loaders.data.test, self.loaders.data.classes
-        if not classes:
-            return LiveExample(pixels, test.names[row], None)
-        label = classes[test.labels[row]]
-        if classes != self.class_names:
-            return LiveExample(pixels, label, None)
-        correct = guess == int(test.labels[row])
-        title = label if correct else f"{label}, predicted {self.class_names[guess]}"
-        return LiveExample(pixels, title, correct)
 
     def _example_of_each_class(self) -> Tensor:
         """Rows of test images: for each of at most 12 classes, the first predicted correctly."""

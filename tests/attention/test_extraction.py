@@ -104,16 +104,14 @@ def test_weights_and_maps_equal_timms_extraction(name, monkeypatch):
     for block, weights in zip(blocks, expected, strict=True):
         close(block.dense(), weights)
         assert (block.num_prefix_tokens, block.grid_size) == (prefix, (4, 6))
-    for maps, weights in zip(raw_attention(model, images, "avg"), expected, strict=True):
-        mean = weights[:, :, prefix:, prefix:].mean(2)
+    which = "avg" if name.startswith(("siglip", "mean")) else "token"
+    for block, weights, shown in zip(blocks, expected, raw_attention(model, images), strict=True):
+        maps, mean = block.average("avg"), weights[:, :, prefix:, prefix:].mean(2)
         for y, x in [(0, 0), (1, 5), (3, 2)]:  # row by row
             close(maps[:, :, y, x], mean[:, :, 6 * y + x])
-    if prefix:
-        for maps, weights in zip(raw_attention(model, images, "token"), expected, strict=True):
-            close(maps.flatten(2), weights[:, :, 0, prefix:])
-    which = "avg" if name.startswith(("siglip", "mean")) else "token"
-    assert pooled_query(model) == which
-    assert all(map(torch.equal, raw_attention(model, images), raw_attention(model, images, which)))
+        if prefix:
+            close(block.average("token").flatten(2), weights[:, :, 0, prefix:])
+        close(shown, block.average(which))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -142,31 +140,27 @@ def test_weights_of_random_vits_equal_timms_extraction(seed):
     images = images_for(model)
     with torch.no_grad():
         expected = AttentionExtract(reference, method="hook")(images).values()
-    for block, weights in zip(attention_maps(model, images)[1], expected, strict=True):
+    blocks = attention_maps(model, images)[1]
+    for block, weights in zip(blocks, expected, strict=True):
         close(block.dense(), weights)
-    assert all(
-        map(
-            torch.equal,
-            raw_attention(model, images),
-            raw_attention(model, images, pooled_query(model)),
-        )
-    )
-    assert pooled_query(model) == ("token" if token else "avg")
+    which = "token" if token else "avg"
+    for block, shown in zip(blocks, raw_attention(model, images), strict=True):
+        close(shown, block.average(which))
 
 
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224"])
 def test_weights_with_relative_or_rotary_positions_equal_timms_extraction(name):
     model = timms(name, **{**WIDE, "use_rel_pos_bias": True} if "beit" in name else WIDE)
     images = images_for(model)
-    blocks = attention_maps(model, images)[1]
-    maps = raw_attention(model, images, "token")
+    model.global_pool = "token"  # otherwise the maps are those of the patches
+    blocks, maps = attention_maps(model, images)[1], raw_attention(model, images)
     for block in model.blocks:
         block.attn.fused_attn = False
     with torch.no_grad():
         expected = AttentionExtract(model, method="hook")(images).values()
-    for block, look, weights in zip(blocks, maps, expected, strict=True):
+    for block, shown, weights in zip(blocks, maps, expected, strict=True):
         close(block.dense(), weights)
-        close(look.flatten(2), weights[:, :, 0, 1:])
+        close(shown.flatten(2), weights[:, :, 0, 1:])
 
 
 # Distances and maps.
@@ -354,10 +348,3 @@ def test_model_without_a_head_has_no_class_to_explain(model):
         assert_unchanged(model, partial(method, model, images), UserError)
     assert raw_attention(model, images)[0].ndim == 4
     assert rollout(model, images).ndim == 3
-
-
-@pytest.mark.parametrize("kind", ["mean, no class token, gray", "v1"])
-def test_query_token_needs_a_class_token(kind):
-    model, images = built("swin" if kind == "v1" else "ours", kind)
-    with pytest.raises(UserError, match="has no class token: use query="):
-        raw_attention(model, images, "token")

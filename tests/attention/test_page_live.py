@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from lab.attention import attention_maps, saliency
-from lab.attention.live_page import LiveContent, LiveExample, runs_in_browser, write_live_page
+from lab.attention.pages import LiveContent, runs_in_browser, write_live_page
+from lab.attention.plots import AttentionExample
 from lab.core import Run, checkpoints
 from lab.data import Preprocess, load_data
 from lab.data.images import square
@@ -34,6 +35,12 @@ def random_model(config=TINY):
     return model
 
 
+def example(pixels, name):
+    """An image (C, S, S) that the model classifies correctly."""
+    color = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return AttentionExample(color, name, name, name, 1, True, [], {})
+
+
 def content(model=None, pixels=None, **changes):
     model = model or random_model()
     config = model.config
@@ -47,7 +54,7 @@ def content(model=None, pixels=None, **changes):
         "model": model,
         "preprocess": Preprocess(config.img_size, mean, std),
         "classes": [f"{i}" for i in range(config.num_classes)],
-        "examples": [LiveExample(image, f"image {i}", True) for i, image in enumerate(pixels)],
+        "examples": [example(image, f"image {i}") for i, image in enumerate(pixels)],
         "dataset": "mnist-5k",
     }
     return LiveContent(**(fields | changes))
@@ -67,7 +74,9 @@ def show(visit, tmp_path):
 
 
 def normalized(shown):
-    images = torch.stack([example.pixels for example in shown.examples]).float() / 255
+    channels = shown.model.config.in_chans
+    images = torch.tensor(np.stack([x.pixels for x in shown.examples]))
+    images = images.permute(0, 3, 1, 2)[:, :channels].float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (shown.preprocess.mean,
                                                           shown.preprocess.std))  # fmt: skip
     return (images - mean) / std
@@ -456,10 +465,12 @@ def test_dark_theme_and_reduced_motion_are_followed(show):
 
 def test_browser_blocks_connections_and_foreign_scripts(browser, tmp_path):
     write_live_page(tmp_path / "page.html", content())
-    page = browser.new_page()
+    page, messages = browser.new_page(), []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto((tmp_path / "page.html").as_uri())
-    refused = "fetch('https://example.org/').then(() => 'answered', () => 'refused')"
-    assert page.evaluate(refused) == "refused"
+    request = "fetch('https://example.org/').then(() => 'answered', () => 'refused')"
+    assert page.evaluate(request) == "refused"
+    assert any("Content Security Policy" in text for text in messages)
     page.evaluate("""() => { const made = document.createElement("script");
       made.textContent = "window.ran = true"; document.body.append(made); }""")
     assert page.evaluate("window.ran") is None
@@ -473,11 +484,9 @@ def test_hostile_text_adds_no_element(tmp_path):
     def tags(path):
         return re.findall(r"<\w+", path.read_text(encoding="utf-8"))
 
-    example = LiveExample(torch.zeros(1, 28, 28, dtype=torch.uint8), NASTY, None)
-    model = random_model()
+    model, pixels = random_model(), torch.zeros(1, 28, 28, dtype=torch.uint8)
     for name, text in (("plain", "x"), ("nasty", NASTY)):
-        shown = content(model, name=text, classes=[text] * 10,
-                        examples=[replace(example, title=text)])  # fmt: skip
+        shown = content(model, name=text, classes=[text] * 10, examples=[example(pixels, text)])
         write_live_page(tmp_path / f"{name}.html", shown)
     assert tags(tmp_path / "plain.html") == tags(tmp_path / "nasty.html")
 

@@ -1,26 +1,32 @@
-"""A web page on which a small ViT of model.py runs in the browser on what the user draws.
+"""Two kinds of web page, each one file that needs no network: a live ViT, or attention maps.
 
-A single file that needs no network or framework: the weights as fp16, a forward pass in JavaScript
-(web/vit.js), and four sections (web/draw.js, look.js, break.js, learn.js). Other models get the
-page of precomputed maps in page.py.
+The live page runs a small ViT of model.py in the browser on what the user draws: the weights as
+fp16, a forward pass in JavaScript (web/vit.js), and four sections (web/draw.js, look.js, break.js,
+learn.js). Other models get a page of precomputed maps (web/maps.html), in which each value becomes
+one byte between the minimum and maximum of its map. These two are stored exactly, so the page stays
+small and the numbers it displays stay correct.
 """
 
 import html
+import io
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from lab.attention.plots import COLORMAP, AttentionExample
 from lab.core import Run, UserError, checkpoints, plots, web_page
 from lab.data import Preprocess
 from model import VisionTransformer
 
+_WEB = Path(__file__).parent / "web"
 _MAX_PARAMETERS = 4_000_000  # a larger model needs more than half a second per image in a browser
-
-_TEMPLATE = Path(__file__).parent / "web" / "live.html"
 _BLOCK = r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)"
 _PARAMETER = re.compile(  # the parameters that web/vit.js supports
     rf"{_BLOCK}|blocks\.\d+\.ls[12]\.gamma|cls_token|pos_embed"
@@ -35,24 +41,77 @@ _DRAWING = {
 }
 
 
-@dataclass(frozen=True)
-class LiveExample:
-    """An image to choose on the page. `correct` is None if the right class is unknown."""
+# --- The page of maps ---
 
-    pixels: Tensor  # uint8 (C, S, S), as the model sees it before normalization
-    title: str
-    correct: bool | None
+
+def write_maps_page(
+    path: Path, heading: str, notes: list[str], examples: list[AttentionExample]
+) -> None:
+    """Writes a page that shows every map of the examples over its image.
+
+    `notes` are paragraphs of plain text. Blocks may differ in heads, rows and columns, as in a
+    Swin, and examples may differ in their methods.
+
+    Raises: ValueError for no examples, an example without maps, or a map with NaN or infinity.
+    """
+    if not examples:
+        raise ValueError("a page needs at least one image")
+    colors = matplotlib.colormaps[COLORMAP](np.arange(256), bytes=True)[:, :3]  # (256, 3)
+    images = [_maps_of(example) for example in examples]
+    data = {"colors": web_page.base64(colors.tobytes()), "images": images}
+    parts = {"notes": "\n".join(f"<p>{html.escape(note)}</p>" for note in notes)}
+    web_page.write_page(path, _WEB / "maps.html", heading, parts, data)
+
+
+def _maps_of(example: AttentionExample) -> dict[str, Any]:
+    others = {name: m for name, m in example.maps.items() if name != example.raw_name}
+    if not example.raw and not others:
+        raise ValueError(f"{example.title!r} has no maps")
+    # The mean of the heads comes first. It is computed here, before values are rounded to bytes.
+    blocks = [np.concatenate([maps.mean(0, keepdims=True), maps]) for maps in example.raw]
+    picture = io.BytesIO()
+    Image.fromarray(example.pixels).save(picture, format="png")
+    try:
+        return {
+            "title": example.title,
+            "correct": example.correct,
+            "picture": web_page.data_uri("image/png", picture.getvalue()),
+            "blocks": [_quantize(maps) for maps in blocks],
+            "others": {name: _quantize(values[None]) for name, values in others.items()},
+        }
+    except ValueError as error:
+        raise ValueError(f"{example.title!r}: {error}") from error
+
+
+def _quantize(maps: np.ndarray) -> dict[str, Any]:
+    """Maps (count, rows, columns) as bytes, each between its own minimum and maximum."""
+    if not np.isfinite(maps).all():
+        raise ValueError("a map contains NaN or infinity")
+    maps = maps.astype(np.float64)
+    low, high = maps.min((1, 2)), maps.max((1, 2))  # (count,)
+    span = np.where(high > low, high - low, 1)  # a constant map becomes zeros
+    steps = (maps - low[:, None, None]) / span[:, None, None] * 255
+    return {
+        "rows": maps.shape[1],
+        "columns": maps.shape[2],
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "values": web_page.base64(steps.round().astype(np.uint8).tobytes()),
+    }
+
+
+# --- The live page ---
 
 
 @dataclass(frozen=True)
 class LiveContent:
-    """What the page shows."""
+    """What the live page shows; of the examples, it uses neither the confidence nor the maps."""
 
     name: str  # of the model
     model: VisionTransformer
     preprocess: Preprocess
     classes: list[str]
-    examples: list[LiveExample]
+    examples: list[AttentionExample]
     dataset: str | None = None  # what it was trained on, if that is known
     run: Run | None = None  # the run that trained it, with its history and snapshots
     for_others: bool = False  # the readers are not those who trained it
@@ -81,30 +140,34 @@ def write_live_page(path: Path, content: LiveContent) -> None:
         "palette": plots.css_palette(),
         "facts": "\n".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(content)),
     }
-    web_page.write_page(path, _TEMPLATE, title, parts, _pack(content))
-
-
-def _pack(content: LiveContent) -> dict[str, Any]:
-    model, preprocess = content.model, content.preprocess
-    state = model.state_dict()
+    state = content.model.state_dict()
     states, opening = _states(content, state)
-    return {
-        "config": asdict(model.config),
-        "preprocess": {**asdict(preprocess), "resized": preprocess.resized},
+    data = {
+        "config": asdict(content.model.config),
+        "preprocess": {**asdict(content.preprocess), "resized": content.preprocess.resized},
         "classes": content.classes,
         "dataset": content.dataset,
         "drawing": _DRAWING.get(content.dataset or ""),
-        "ink_is_bright": preprocess.mean[0] < 0.5,
+        "ink_is_bright": content.preprocess.mean[0] < 0.5,
         "layout": [[name, list(value.shape)] for name, value in state.items()],
         "states": states,
         "opening": opening,
         "history": _history(content.run),
-        "examples": _examples(content),
+        "examples": _live_examples(content),
     }
+    web_page.write_page(path, _WEB / "live.html", title, parts, data)
 
 
 def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[str, Any]], int]:
     """The weights of all snapshots in order of their epochs, and the index of the model itself."""
+
+    def packed(weights: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
+        """The weights as base64 of little-endian fp16, in the order of the model's parameters."""
+        values = torch.cat([weights[name].detach().flatten().cpu().half() for name in state])
+        encoded = web_page.base64(values.numpy().astype("<f2").tobytes())
+        known = {key: header[key] for key in ("epoch", "val_accuracy")}
+        return {**known, "weights": encoded}
+
     header, states = {"epoch": None, "val_accuracy": None}, []
     if content.run:
         best = content.run.folder / "best.safetensors"
@@ -115,20 +178,10 @@ def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[s
             if shapes != {name: value.shape for name, value in state.items()}:
                 raise UserError(f"{path} has another architecture than {best}")
             if its_header["epoch"] != header["epoch"]:
-                states.append({**_state_header(its_header), "weights": _half(weights, state)})
-    own = {**_state_header(header), "weights": _half(state, state)}
+                states.append(packed(weights, its_header))
+    own = packed(state, header)
     states = sorted([*states, own], key=lambda one: one["epoch"] or 0)
     return states, states.index(own)
-
-
-def _state_header(header: dict[str, Any]) -> dict[str, Any]:
-    return {"epoch": header["epoch"], "val_accuracy": header["val_accuracy"]}
-
-
-def _half(weights: dict[str, Tensor], order: dict[str, Tensor]) -> str:
-    """Weights as base64 of little-endian fp16, in the order of the names in `order`."""
-    values = torch.cat([weights[name].detach().flatten().cpu().half() for name in order])
-    return web_page.base64(values.numpy().astype("<f2").tobytes())
 
 
 def _history(run: Run | None) -> list[dict[str, Any]]:
@@ -139,26 +192,29 @@ def _history(run: Run | None) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _examples(content: LiveContent) -> list[dict[str, Any]]:
+def _live_examples(content: LiveContent) -> list[dict[str, Any]]:
     """Examples with the logits that PyTorch computes, against which the page checks its own."""
     if not content.examples:
         return []
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (content.preprocess.mean, content.preprocess.std)
-    )
-    images = torch.stack([example.pixels for example in content.examples]).float() / 255
+    pixels = np.stack([example.pixels for example in content.examples])  # (B, S, S, 3)
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : content.model.config.in_chans]
     device = next(content.model.parameters()).device
-    logits = content.model(((images - mean) / std).to(device)).cpu()
+    uncropped = replace(content.preprocess, crop_pct=1.0)  # the examples are already cropped
+    logits = content.model(uncropped.normalize(pixels.to(device))).cpu()
     return [
         {
-            "title": example.title,
+            "title": _live_title(example),
             "correct": example.correct,
-            "pixels": web_page.base64(example.pixels.contiguous().numpy().tobytes()),
+            "pixels": web_page.base64(image.contiguous().numpy().tobytes()),
             "logits": [round(value, 5) for value in row.tolist()],
         }
-        for example, row in zip(content.examples, logits, strict=True)
+        for example, image, row in zip(content.examples, pixels, logits, strict=True)
     ]
+
+
+def _live_title(example: AttentionExample) -> str:
+    label = example.label or example.name
+    return label if example.correct is not False else f"{label}, predicted {example.prediction}"
 
 
 def _kicker(content: LiveContent) -> str:
