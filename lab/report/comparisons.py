@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -59,8 +59,7 @@ class Configuration:
     def around(self) -> tuple[float, float]:
         """The 95 % interval of a single run; mean minus and plus std of several runs."""
         if self.std is None:
-            low, high = self.first.metrics["test_accuracy_95"]
-            return low, high
+            return tuple(self.first.metrics["test_accuracy_95"])
         return max(0.0, self.mean - self.std), min(1.0, self.mean + self.std)
 
     @property
@@ -260,13 +259,10 @@ def compare_pairs(runs: list[Record]) -> list[Pair]:
     ]
 
 
-def hardest_images(runs: list[Record]) -> list[dict[str, Any]]:
-    """The images that most runs misclassify; ties are sorted by the confidence in the errors.
-
-    Returns: for each image its `index` into the predictions, and `wrong`, the number of runs.
-    """
+def hardest_images(runs: list[Record]) -> list[int]:
+    """Indices of the images that most runs misclassify; ties: the most confident errors first."""
     wrong = np.stack([~run.predictions.correct for run in runs])  # (runs, N)
     confidence = np.stack([run.predictions.confidence for run in runs])
     count = wrong.sum(0)
     order = np.lexsort((-(confidence * wrong).sum(0), -count))[:_MAX_HARDEST]
-    return [{"index": int(i), "wrong": int(count[i])} for i in order if count[i]]
+    return [int(i) for i in order if count[i]]

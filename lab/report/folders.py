@@ -1,15 +1,40 @@
-"""What the page shows of sweeps and attention maps, and the files of each folder, as links."""
+"""What the page shows of folders: sweeps, attention maps, links to files, and embedded images.
 
+Images are data URIs: test images on this machine, and plots of a run. Records may come from
+somebody else, so nothing is downloaded, and only regular files that lie in the expected folder and
+have one of the listed formats are opened.
+"""
+
+import io
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lab.core import Run
-from lab.report import images, sentences
+import numpy as np
+from PIL import Image, ImageOps
+
+from lab.attention import score_report
+from lab.core import Run, web_page
+from lab.data import datasets
 from lab.report.comparisons import is_reference
 from lab.report.records import Record
 
+ATTRIBUTIONS = {  # by DATASET; the page shows them beside the images
+    "digits": "Images: Optical Recognition of Handwritten Digits, UCI (CC BY 4.0).",
+    "mnist-5k": "Images: MNIST, Y. LeCun and C. Cortes (CC BY-SA 3.0).",
+    "mnist": "Images: MNIST, Y. LeCun and C. Cortes (CC BY-SA 3.0).",
+    "fashion-mnist": "Images: Fashion-MNIST, Zalando SE (MIT license).",
+    "cifar10": "Images: CIFAR-10, A. Krizhevsky (no license stated; do not publish them).",
+    "cifar100": "Images: CIFAR-100, A. Krizhevsky (no license stated; do not publish them).",
+    "pets": "Photos: Oxford-IIIT Pet (CC BY-SA 4.0).",
+}
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none of them runs a program
+_MAX_SIDE = 96  # pixels of a test image
+_MAX_WIDTH = 1000  # pixels of a plot
+_LOSSLESS_SIDE = 64  # pixels: smaller test images are stored without loss
+_UNREADABLE = (OSError, ValueError, IndexError, RuntimeError, Image.DecompressionBombError)
 PLOT_BYTES = 3_000_000  # for all plots in the page; further plots stay in their folders
 _ATTENTION_FILES = ("attention.html", "overview.jpg", "heads.jpg", "distance.png", "positions.png",
                     "score.png", "score.md")  # fmt: skip
@@ -49,8 +74,12 @@ def sweep(folder: Path, record: dict[str, Any], place: Path, budget: list[int]) 
 
 def attention(run: Run, place: Path, budget: list[int]) -> dict[str, Any]:
     """A run of attention_viz.py; without photos if it came with the project."""
-    config, reference = run.config(), is_reference(run, place)
-    title, dataset = run.folder.name, config["dataset"]["name"]
+    config, metrics, reference = run.config(), run.metrics(), is_reference(run, place)
+    title, summary = run.folder.name, ""
+    if "animal_share" in metrics:  # of --score
+        summary = score_report.verdict(metrics)[-1]
+    elif config["dataset"]["name"] == "pets":
+        summary = ATTRIBUTIONS["pets"]
     photos = {
         "overview.jpg": f"{title}: the map of each method over the images",
         "heads.jpg": f"{title}: attention of the class token, by block and head",
@@ -69,10 +98,10 @@ def attention(run: Run, place: Path, budget: list[int]) -> dict[str, Any]:
         "link": link(run.folder, place),
         "files": its_files,
         "page": next((f["link"] for f in its_files if f["name"] == "attention.html"), None),
-        "live": bool(run.metrics().get("live")),
+        "live": bool(metrics.get("live")),
         "model": Path(str(config.get("constants", {}).get("MODEL", ""))).name,
-        "example": None if reference else images.plot(run.folder, "example.png"),
-        "summary": sentences.attention_sentence(run.metrics(), dataset),
+        "example": None if reference else plot(run.folder, "example.png"),
+        "summary": summary,
         "plots": _plots(run.folder, captions, place, budget),
     }
 
@@ -82,7 +111,7 @@ def _plots(folder: Path, captions: dict[str, str], place: Path,
     """The plots that exist in a folder, until the page's size limit is reached."""
     shown = []
     for name, caption in captions.items():
-        source = images.plot(folder, name)
+        source = plot(folder, name)
         if source and len(source) <= budget[0]:
             budget[0] -= len(source)
             shown.append({"source": source, "caption": caption, "link": link(folder / name, place)})
@@ -113,3 +142,69 @@ def link(path: Path, place: Path) -> str:
     """A relative URL from the page. Quoting keeps a path from being parsed as a URL scheme."""
     relative = Path(os.path.relpath(path, place)).as_posix()
     return quote(relative, safe="/", errors="surrogateescape")
+
+
+def thumbnail(dataset: str, name: str, data_dir: Path) -> str | None:
+    """A test image as a data URI; None if it is not on this machine.
+
+    Args:
+        dataset: as the constant DATASET.
+        name: of the image, as in predictions.csv.
+        data_dir: the folder of downloaded datasets.
+    """
+    try:
+        if dataset == "pets":
+            image = _open(data_dir / "oxford-iiit-pet", name)
+        elif dataset in ATTRIBUTIONS:
+            number = int(name.rpartition("/")[2])
+            image = Image.fromarray(_test_pixels(dataset, data_dir)[number])
+        else:
+            image = _open(Path(dataset).expanduser(), name)
+    except _UNREADABLE:
+        return None
+    kind = "PNG" if max(image.size) <= _LOSSLESS_SIDE else "JPEG"
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    return _data_uri(image, kind)
+
+
+def plot(folder: Path, name: str) -> str | None:
+    """A plot in a run's folder as a data URI; None if there is none that can be read."""
+    try:
+        image = _open(folder, name)
+    except _UNREADABLE:
+        return None
+    image.thumbnail((_MAX_WIDTH, 4 * _MAX_WIDTH))
+    return _data_uri(image, "JPEG")
+
+
+@cache
+def _test_pixels(dataset: str, data_dir: Path) -> np.ndarray:
+    """The images that predictions.csv numbers, (N, H, W) or (N, H, W, 3).
+
+    Raises: RuntimeError if torchvision does not find a complete dataset.
+    """
+    if dataset in ("digits", "mnist-5k"):
+        load = datasets.load_digits if dataset == "digits" else datasets.load_mnist_5k
+        images = load().splits["train"].images(slice(None))
+        return images[:, 0].numpy()
+    import torchvision
+
+    classes = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST",
+               "mnist": "MNIST"}  # fmt: skip
+    load = getattr(torchvision.datasets, classes[dataset])
+    return np.asarray(load(data_dir, train=False, download=False).data)
+
+
+def _open(folder: Path, name: str) -> Image.Image:
+    """An RGB image below a folder. Raises: one of _UNREADABLE."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise FileNotFoundError(path)
+    with Image.open(path, formats=_FORMATS) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _data_uri(image: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 82} if kind == "JPEG" else {"optimize": True}))
+    return web_page.data_uri(f"image/{kind.lower()}", buffer.getvalue())

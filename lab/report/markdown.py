@@ -4,16 +4,13 @@ A marker is the line `<!-- results: seeds -->`. `fill` replaces what stands betw
 `<!-- end of results -->` by the table of that name.
 """
 
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from lab.attention import score_report
 from lab.core import Run, UserError
-from lab.report import sentences
+from lab.report import folders, sentences
 from lab.report.comparisons import (
     Configuration,
     compare_pairs,
@@ -40,7 +37,6 @@ _TITLES = {
     "attention": "Attention maps (`attention_viz.py --score`)",
     "sweeps": "Sweeps",
 }
-_Link = Callable[[Path], str]  # maps a folder to its link target
 
 
 def fill(text: str, found: Found, place: Path, root: Path) -> str:
@@ -54,7 +50,7 @@ def fill(text: str, found: Found, place: Path, root: Path) -> str:
 
     Raises: UserError for a marker that names no table.
     """
-    tables = _tables(found, place, _relative_to(root))
+    tables = _tables(found, place, root)
 
     def replacement(match: re.Match) -> str:
         if match[2] not in tables:
@@ -66,7 +62,7 @@ def fill(text: str, found: Found, place: Path, root: Path) -> str:
 
 def results_page(content: dict[str, Any], found: Found, place: Path) -> str:
     """The README.md of a results folder: the main tables of the report as text."""
-    tables = _tables(found, place, _relative_to(place))
+    tables = _tables(found, place, place)
     lines = [
         "# Results", "",
         f"Written by `python report.py` on {content['made']}. [report.html](report.html) also "
@@ -91,22 +87,22 @@ def escape(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
-def _tables(found: Found, place: Path, link: _Link) -> dict[str, str]:
-    """All tables by name; "" where there is nothing to show."""
+def _tables(found: Found, place: Path, root: Path) -> dict[str, str]:
+    """All tables by name, with links relative to `root`; "" where there is nothing to show."""
     configs = configurations((run for run in found.runs if not run.sweep), place)
     full = [run for c in on_most_images(configs, place) for run in c.runs]
     tables = {
-        script.removesuffix(".py"): _runs_table([r for r in full if r.script == script], link)
+        script.removesuffix(".py"): _runs_table([r for r in full if r.script == script], root)
         for script in TASKS
     }
-    tables["headline"] = _headline_table(full, link)
+    tables["headline"] = _headline_table(full, root)
     tables["seeds"] = _seeds_table([c for c in configs if c.first.share == 1])
     tables["twins"] = _twins_table(configs, place)
     tables["pairs"] = _pairs_table(configs, place)
     tables["efficiency"] = "\n".join(map(_efficiency_table, efficiencies(configs, place)))
-    tables["attention"] = _attention_table(found.attention_runs, link)
+    tables["attention"] = _attention_table(found.attention_runs, root)
     tables["sweeps"] = "\n".join(
-        f"{_linked(folder.name, folder, link)}: {escape(record['says'])}\n"
+        f"{_linked(folder.name, folder, root)}: {escape(record['says'])}\n"
         for folder, record in found.sweeps
     )
     return tables
@@ -117,15 +113,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _linked(name: str, folder: Path, link: _Link) -> str:
-    return f"[{escape(name)}]({quote(link(folder), safe='/', errors='surrogateescape')}/)"
+def _linked(name: str, folder: Path, root: Path) -> str:
+    return f"[{escape(name)}]({folders.link(folder, root)}/)"
 
 
-def _relative_to(root: Path) -> _Link:
-    return lambda path: Path(os.path.relpath(path, root)).as_posix()
-
-
-def _runs_table(runs: list[Record], link: _Link) -> str:
+def _runs_table(runs: list[Record], root: Path) -> str:
     """Finished runs, one per line."""
     rows = []
     for run in sorted((r for r in runs if r.metrics), key=lambda r: r.folder.as_posix()):
@@ -134,7 +126,7 @@ def _runs_table(runs: list[Record], link: _Link) -> str:
         memory = m.get("peak_memory_mb")
         trained, total = model["trainable_parameters"], model["parameters"]
         rows.append([
-            _linked(run.folder.name, run.folder, link),
+            _linked(run.folder.name, run.folder, root),
             f"{trained:,}" if trained == total else f"{trained:,} of {total:,}",
             f"{model['macs'] / 1e6:,.1f}M", f"{m['epochs']}",
             f"**{100 * m['test_accuracy']:.2f} %** ({low:.1f} to {high:.1f}, "
@@ -210,7 +202,7 @@ def _efficiency_table(series: list[list[Configuration]]) -> str:
     return _table(head, rows)
 
 
-def _attention_table(runs: list[Run], link: _Link) -> str:
+def _attention_table(runs: list[Run], root: Path) -> str:
     """Scores by attention_viz.py --score: for each model, the map that is best on validation."""
     percent, points = score_report.percent, score_report.points
     rows = []
@@ -223,7 +215,7 @@ def _attention_table(runs: list[Run], link: _Link) -> str:
         scores = record["methods"][name][score_report.TRAINED]
         precision = scores["average_precision"]
         rows.append([
-            _linked(record["title"], run.folder, link), escape(name), percent(precision["mean"]),
+            _linked(record["title"], run.folder, root), escape(name), percent(precision["mean"]),
             points(precision[score_report.CENTER]), points(precision[score_report.RANDOM]),
             percent(scores["iou"]["mean"]),
         ])  # fmt: skip
@@ -232,7 +224,7 @@ def _attention_table(runs: list[Run], link: _Link) -> str:
     return _table(head, rows)
 
 
-def _headline_table(runs: list[Record], link: _Link) -> str:
+def _headline_table(runs: list[Record], root: Path) -> str:
     """The runs of _HEADLINES that are among `runs`, with test accuracy and training time."""
     by_name = {run.folder.name: run for run in runs if run.metrics}
     rows = []
@@ -241,7 +233,7 @@ def _headline_table(runs: list[Record], link: _Link) -> str:
             metrics = by_name[name].metrics
             low, high = (100 * bound for bound in metrics["test_accuracy_95"])
             rows.append([
-                _linked(description, by_name[name].folder, link),
+                _linked(description, by_name[name].folder, root),
                 f"**{100 * metrics['test_accuracy']:.1f} %** ({low:.1f} to {high:.1f})",
                 f"{metrics['training_seconds'] / 60:.0f} minutes on one CPU core",
             ])  # fmt: skip

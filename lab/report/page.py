@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lab.core import plots, stats, web_page
-from lab.report import folders, images, sentences
+from lab.report import folders, sentences
 from lab.report.comparisons import (
     Configuration,
     MainResults,
@@ -95,7 +95,7 @@ def build_content(
                 "test_set": test_set_ids[some[0].predictions.test_set],
                 "pairs": [_pair(pair, ids) for pair in pairs],
                 "hardest": _hardest(some, ids, data_dir),
-                "attribution": images.ATTRIBUTIONS.get(some[0].constants["DATASET"], ""),
+                "attribution": folders.ATTRIBUTIONS.get(some[0].constants["DATASET"], ""),
             }
             for some, pairs in compared
         ],
@@ -119,21 +119,14 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
 
     Raises: ValueError for numbers that are NaN or infinite; missing values must be None.
     """
-    packed = {
-        **content,
-        "runs": [
-            {**run, "curves": {name: _shortened(curve) for name, curve in run["curves"].items()}}
-            for run in content["runs"]
-        ],
-    }
-    head = {name: packed.pop(name) for name in ("heading", "made", "summary", "provenance")}
     parts = {
-        "made": html.escape(head["made"]),
-        "provenance": _sentence(head["provenance"]),
+        "made": html.escape(content["made"]),
+        "provenance": _sentence(content["provenance"]),
         "palette": plots.css_palette(),
-        "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in head["summary"]),
+        "summary": "\n".join(f"<li>{_sentence(text)}</li>" for text in content["summary"]),
     }
-    web_page.write_page(path, _TEMPLATE, head["heading"], parts, packed)
+    drawn = {name: part for name, part in content.items() if name not in ("heading", *parts)}
+    web_page.write_page(path, _TEMPLATE, content["heading"], parts, drawn)
 
 
 def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict[str, Any]:
@@ -181,7 +174,10 @@ def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict
         "memory_mb": metrics.get("peak_memory_mb"),
         "epochs": metrics.get("epochs", len(run.history)),
         "best_epoch": metrics.get("best_epoch"),
-        "curves": {key: [row[key] for row in history] for key in ("epoch", *CURVES)},
+        "curves": {
+            key: [float(f"{row[key]:.{_CURVE_DIGITS}g}") for row in history]
+            for key in ("epoch", *CURVES)
+        },
         "confusion": confusion,
         "calibration": calibration,
         "command": config["command"],
@@ -265,8 +261,7 @@ def _hardest(compared: list[Record], ids: dict[Path, int], data_dir: Path) -> li
     run = compared[0]
     predictions, classes = run.predictions, run.config["dataset"]["classes"]
     hardest = []
-    for image in hardest_images(compared):
-        index = image["index"]
+    for index in hardest_images(compared):
         name = predictions.names[index]
         answers = [
             {
@@ -280,9 +275,7 @@ def _hardest(compared: list[Record], ids: dict[Path, int], data_dir: Path) -> li
         hardest.append({
             "image": name,
             "label": classes[predictions.labels[index]],
-            "thumbnail": images.thumbnail(run.constants["DATASET"], name, data_dir),
-            "wrong": image["wrong"],
-            "of": len(compared),
+            "thumbnail": folders.thumbnail(run.constants["DATASET"], name, data_dir),
             "answers": answers,
         })  # fmt: skip
     return hardest
@@ -348,11 +341,3 @@ def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int],
 def _sentence(text: str) -> str:
     """A sentence as HTML, without line breaks between a number and its unit."""
     return html.escape(text).replace(" %", "&nbsp;%")
-
-
-def _shortened(values: list[float | None]) -> list[float | None]:
-    """A curve with _CURVE_DIGITS significant digits."""
-    return [
-        float(f"{value:.{_CURVE_DIGITS}g}") if isinstance(value, float) else value
-        for value in values
-    ]

@@ -127,10 +127,6 @@ def _finite_integer(text: str) -> int:
     return int(text)
 
 
-def shortened(value: Any) -> str:
-    return reprlib.repr(value)
-
-
 # What the records must contain. A key that ends in a question mark is optional; [x] is a list of x.
 
 
@@ -194,7 +190,7 @@ def _misfit(value: Any, shape: Any, where: str) -> str | None:
     prefix = f"{where}." if where else ""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
-            return f"{where or 'the content'} is {shortened(value)}, which is not an object"
+            return f"{where or 'the content'} is {reprlib.repr(value)}, which is not an object"
         for key, inner in shape.items():
             name = key.removesuffix("?")
             if name not in value:
@@ -205,9 +201,9 @@ def _misfit(value: Any, shape: Any, where: str) -> str | None:
         return None
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{where} is {shortened(value)}, which is not a list"
+            return f"{where} is {reprlib.repr(value)}, which is not a list"
         problems = (_misfit(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))
         return next(filter(None, problems), None)
     if not shape.accepts(value):
-        return f"{where} is {shortened(value)}, which is not {shape.description}"
+        return f"{where} is {reprlib.repr(value)}, which is not {shape.description}"
     return None

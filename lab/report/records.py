@@ -8,6 +8,7 @@ are left out of the report, and the reason is listed.
 import json
 import os
 import re
+import reprlib
 import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +32,6 @@ from lab.report.record_files import (
     read_history,
     read_json,
     read_predictions,
-    shortened,
 )
 
 TASKS = {  # by script, in the order of the lab
@@ -228,11 +228,11 @@ def _read_run(folder: Path, found: Found) -> None:
     record = Record(folder, config, history, metrics, predictions, sweep)
     try:
         record.key(record.task)
-        known = isinstance(record.model, str)
+        model = record.model
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRecord(f"config.json does not say what was trained ({error!r})") from error
-    if not known:
-        raise InvalidRecord(f"config.json: MODEL is {shortened(record.model)}, which is not text")
+    if not isinstance(model, str):
+        raise InvalidRecord(f"config.json: MODEL is {reprlib.repr(model)}, which is not text")
     if not finished and not sweep:
         epochs = f"{len(history)} of {config['constants']['EPOCHS']}"
         reason = f"stopped after epoch {epochs}; resume it with: {config['command']}"
@@ -281,5 +281,5 @@ def _script(config: dict[str, Any]) -> str:
         return next(Path(word).name for word in words if word.endswith(".py"))
     except (ValueError, StopIteration) as error:
         raise InvalidRecord(
-            f"config.json: the command {shortened(config['command'])} does not name a script"
+            f"config.json: the command {reprlib.repr(config['command'])} does not name a script"
         ) from error

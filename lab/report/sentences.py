@@ -1,9 +1,7 @@
 """Turns the results into sentences."""
 
 from pathlib import Path
-from typing import Any
 
-from lab.attention import score_report
 from lab.core import stats
 from lab.report.comparisons import (
     Configuration,
@@ -15,7 +13,6 @@ from lab.report.comparisons import (
     main_results,
     select_models,
 )
-from lab.report.images import ATTRIBUTIONS
 from lab.report.records import Found
 
 
@@ -77,13 +74,6 @@ def pair_sentence(pair: Pair) -> str:
     if pair.p < 0.05:
         return "The difference is significant only without correction for the number of pairs."
     return f"The difference is not significant: {undecided}."
-
-
-def attention_sentence(metrics: dict[str, Any], dataset: str) -> str:
-    """The result of a run of attention_viz.py."""
-    if "animal_share" in metrics:  # of --score
-        return score_report.verdict(metrics)[-1]
-    return ATTRIBUTIONS["pets"] if dataset == "pets" else ""
 
 
 def summary(found: list[Configuration], place: Path) -> list[str]:

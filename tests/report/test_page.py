@@ -107,7 +107,7 @@ def content(runs=None, **changes):
     answers = [
         {"run": i, "prediction": "dog", "confidence": 0.83, "correct": False} for i in (0, 1)
     ]
-    hardest = {"image": "7", "label": "cat", "thumbnail": png(8), "wrong": 2, "of": 2}
+    hardest = {"image": "7", "label": "cat", "thumbnail": png(8)}
     whole["test_sets"][0] |= {"classes": CLASSES}
     hard = [hardest | {"answers": answers, "image": str(i)} for i in range(7, 16)]
     whole["comparisons"][0]["hardest"] = hard
@@ -138,14 +138,9 @@ def data_in(path):
 # Without a browser
 
 
-def test_page_contains_the_content_with_shortened_curves(tmp_path):
+def test_page_contains_the_content(tmp_path):
     whole = content()
     packed = data_in(written(tmp_path, whole))
-    for record, original in zip(packed["runs"], whole["runs"], strict=True):
-        for name, values in original["curves"].items():
-            assert record["curves"][name] == pytest.approx(values, rel=5e-5)
-            assert all(len(f"{value}".lstrip("0.")) <= 5 for value in record["curves"][name])
-        record["curves"] = original["curves"]
     assert packed == {k: v for k, v in whole.items() if k not in HEAD}
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 import report
 from lab.core import UserError
 from lab.report import build_content, read_runs
-from lab.report.images import plot, thumbnail
+from lab.report.folders import plot, thumbnail
 from tests.report.json_files import change_json
 
 
