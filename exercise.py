@@ -16,6 +16,7 @@ import difflib
 import inspect
 import json
 import os
+import pkgutil
 import secrets
 import sys
 import textwrap
@@ -94,12 +95,12 @@ def check(c: SimpleNamespace) -> bool:
         print(f"  {'all parts':<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}")
     failing = next((result for result in results if result.failed is not None), None)
     if failing and failing.failed == LOADING:
-        say(f"\n{failing.says}")
+        say("", failing.says)
     elif failing:
         if failing.unwritten:
-            say(f"\n{failing.part}: {failing.says}. The task: {PARTS[failing.part].task}.")
+            say("", f"{failing.part}: {failing.says}. The task: {PARTS[failing.part].task}.")
         else:
-            say(f"\n{failing.part}, {failing.failed}: {failing.says}")
+            say("", f"{failing.part}, {failing.failed}: {failing.says}")
         if failing.because:
             say(f"Common cause: {failing.because}.")
         show_hints(report, failing.part, c.HINT)
@@ -115,10 +116,8 @@ def check(c: SimpleNamespace) -> bool:
     return failing is None
 
 
-def say(text: str) -> None:
-    """Prints a paragraph; a line break at its start stays."""
-    start = text[: len(text) - len(text.lstrip())]
-    print(start + textwrap.fill(text.strip(), WIDTH))
+def say(*paragraphs: str) -> None:
+    print(*(textwrap.fill(text, WIDTH) for text in paragraphs), sep="\n")
 
 
 def job(c: SimpleNamespace) -> Job:
@@ -198,11 +197,9 @@ def show_solution(c: SimpleNamespace, part: str) -> None:
 def solution_of(part: str) -> str:
     """timm's source for a class of model.py, or the place where the lab itself does the step."""
     place = PARTS[part].solution
-    module, _, name = place.rpartition(".")
-    if not module.startswith("timm"):
+    if not place.startswith("timm."):
         return f"the lab does this in {place}"
-    __import__(module)
-    return f"# {place}\n{inspect.getsource(getattr(sys.modules[module], name))}"
+    return f"# {place}\n{inspect.getsource(pkgutil.resolve_name(place))}"
 
 
 def watch(c: SimpleNamespace) -> None:

@@ -1,7 +1,7 @@
 """The exercise: hand out, check, diagnose and grade a student's model.py and exercise/steps.py.
 
-Open parts.py first: it says what each part asks for. Then checks.py (what is checked) and
-diagnosis.py (how a mistake gets its name; the library is in *_mistakes.py).
+Open parts.py first: it says what each part asks for. Then checks.py: what is checked, and how a
+mistake gets its name (the library is in *_mistakes.py, symptoms.py and options.py).
 """
 
 from lab.exercise.checks import Result

@@ -1,23 +1,28 @@
-"""The checks of the parts of model.py, in order: shapes, values, gradients, options, weights.
+"""The checks of a part, in order, and the diagnosis of the first one that fails.
 
-`check_part` runs them on one part of a submission until one fails, and explains the failure.
+`check_part` runs them on one part of a submission. A mistake in model.py is named by what the part
+computes: it agrees with a known mistake, shows a symptom, or agrees with two known mistakes. Where
+nothing fits, the diagnosis is a true statement about the output.
 """
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from lab.exercise.diagnosis import diagnose
+from lab.exercise.model_mistakes import MISTAKES
 from lab.exercise.options import OPTIONS
 from lab.exercise.parts import PARTS, Part
-from lab.exercise.reference import NEEDS
-from lab.exercise.step_checks import check_step, diagnose_step
+from lab.exercise.reference import NEEDS, DoesNotApply, Mistake, method_of
+from lab.exercise.statements import narrowest_statement
+from lab.exercise.step_checks import check_step, find_step_mistakes
+from lab.exercise.step_mistakes import StepMistake
 from lab.exercise.submission import Failure, Submission
-from lab.exercise.symptoms import SYMPTOMS, Symptom
+from lab.exercise.symptoms import SYMPTOMS, Symptom, find_symptoms, finite
 from lab.exercise.trials import ONE, THREE, TWO, Case, Evidence, close
 
 _RELEASED = {
@@ -39,6 +44,15 @@ class Result:
     unwritten: bool = False
 
 
+@dataclass
+class _Diagnosis:
+    """The fields of a Result that explain a failure."""
+
+    says: str
+    because: str = ""
+    mistakes: list[str] = field(default_factory=list)
+
+
 def check_part(submission: Submission, name: str, seed: int, weights: Path) -> Result:
     """Checks one part with random inputs and parameters that follow from the seed.
 
@@ -48,7 +62,7 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
         seed: any number; the outcome must not depend on it.
         weights: released weights of a small ViT, a safetensors file of the lab's.
     """
-    part, result = PARTS[name], Result(name)
+    part, passed = PARTS[name], []
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -58,22 +72,19 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
                 if evidence is None:
                     check_step(submission, part, check, seed)
                 else:
-                    CHECKS[check](evidence, weights)
-                result.passed.append(check)
+                    _CHECKS[check](evidence, weights)
+                passed.append(check)
             except Failure as failure:
                 if evidence is None:
-                    diagnosis = diagnose_step(submission, part, failure, seed)
+                    diagnosis = _diagnose_step(submission, part, failure, seed)
                 else:
-                    diagnosis = diagnose(evidence, failure, check)
-                result.failed, result.unwritten = check, failure.unwritten
-                result.says, result.because = diagnosis.says, diagnosis.because
-                result.mistakes = diagnosis.mistakes
-                break
+                    diagnosis = _diagnose(evidence, failure, check)
+                return Result(name, passed, check, unwritten=failure.unwritten, **vars(diagnosis))
     except Failure as failure:  # there is nothing to check, such as no ViTConfig
-        result.failed, result.says = part.checks[0], str(failure)
+        return Result(name, passed, part.checks[0], str(failure))
     finally:
         torch.set_default_dtype(previous)
-    return result
+    return Result(name, passed)
 
 
 def _gather(submission: Submission, part: Part, seed: int) -> Evidence:
@@ -92,11 +103,8 @@ def _shapes(evidence: Evidence, weights: Path) -> None:
         trial = evidence.trial(case)
         out, right = trial.output(), trial.reference()(trial.inputs)
         if out.shape != right.shape:
-            raise _failure(
-                evidence,
-                f"for {case.name} the output has shape {tuple(out.shape)}, not "
-                f"{tuple(right.shape)}",
-            )
+            got, wanted = tuple(out.shape), tuple(right.shape)
+            raise _failure(evidence, f"for {case.name} the output has shape {got}, not {wanted}")
 
 
 def _values(evidence: Evidence, weights: Path) -> None:
@@ -110,16 +118,11 @@ def _gradients(evidence: Evidence, weights: Path) -> None:
     symptoms = {symptom.name: symptom for symptom in SYMPTOMS}
     for name in ("input changed in place", "parameters in a plain list",
                  "tensor instead of parameter", "hard-coded device"):  # fmt: skip
-        if symptoms[name].test(evidence, ""):
+        if symptoms[name].test(evidence):
             raise _failure(evidence, symptoms[name].says, symptoms[name])
     out = evidence.outcome(TWO, gradients=True)
     if out.error:
-        explained = evidence.submission.explain(out.error)
-        if explained.line:
-            raise explained
-        failure = _failure(evidence, str(explained))
-        failure.cause = out.error
-        raise failure
+        raise evidence.submission.explain(out.error, evidence.part)
     if not evidence.agrees(cases=(TWO,), gradients=True):
         names = ["the input", *(slot.name for slot in evidence.trial(TWO).slots)]
         missing = [n for n, g in zip(names, out.gradients, strict=True) if g is None]
@@ -130,7 +133,7 @@ def _gradients(evidence: Evidence, weights: Path) -> None:
 def _options(evidence: Evidence, weights: Path) -> None:
     """The part does what the configuration can ask for besides sizes, also in training mode."""
     for mistake in OPTIONS[evidence.part.name]:
-        if mistake.test(evidence, ""):
+        if mistake.test(evidence):
             raise _failure(evidence, mistake.sentence(evidence), mistake)
 
 
@@ -158,10 +161,91 @@ def _failure(evidence: Evidence, says: str, mistake: Symptom | None = None) -> F
     return evidence.submission.failure(evidence.part, says, method, mistake=mistake)
 
 
-CHECKS: dict[str, Callable[[Evidence, Path], None]] = {
+_CHECKS: dict[str, Callable[[Evidence, Path], None]] = {
     "shapes": _shapes,
     "values": _values,
     "gradients": _gradients,
     "options": _options,
     "released weights": _released,
 }
+
+
+def _diagnose(evidence: Evidence, failure: Failure, check: str) -> _Diagnosis:
+    """Explains why a class of model.py fails a check."""
+    if failure.unwritten or (evidence.trial(TWO).module is None and not failure.cause):
+        return _Diagnosis(str(failure))
+    if failure.mistake:
+        return _Diagnosis(str(failure), failure.mistake.because, [failure.mistake.name])
+    if check in ("options", "released weights"):  # the part is correct otherwise
+        return _Diagnosis(str(failure))
+
+    def start(method: str = "forward") -> str:
+        """What Python said, or the line to look at."""
+        if failure.cause:
+            return f"{str(failure).rstrip('.')}. "
+        return str(evidence.submission.failure(evidence.part, "", method))
+
+    gradients = check == "gradients"
+    mistakes = [mistake for (mistake,) in _known_mistakes(evidence, 1, gradients)]
+    symptoms = find_symptoms(evidence, _text(failure))
+    if not gradients and not evidence.outcome(TWO).error:
+        symptoms = [symptom for symptom in symptoms if not symptom.only_training]
+    # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
+    known: list[Mistake | Symptom] = symptoms + mistakes if gradients else mistakes + symptoms
+    if known:
+        found, names = known[0], [mistake.name for mistake in known]
+        if isinstance(found, Symptom):
+            says = start(found.method) + found.sentence(evidence)
+        else:
+            says = start(method_of(evidence.part.name, found)) + found.says
+        return _Diagnosis(says, found.because, names)
+    if not gradients and finite(evidence.outcome(TWO).output):
+        if pair := next(_known_mistakes(evidence, 2), None):
+            return _together(start(method_of(evidence.part.name, pair[0])), pair)
+        if not failure.cause and (statement := narrowest_statement(evidence, check)):
+            says = statement[0].upper() + statement[1:]
+            return _Diagnosis(start() + says + ("" if says.endswith("?") else "."))
+    return _Diagnosis(str(failure))
+
+
+def _diagnose_step(submission: Submission, part: Part, failure: Failure, seed: int) -> _Diagnosis:
+    """Explains why a function of steps.py fails a check."""
+    if failure.unwritten:
+        return _Diagnosis(str(failure))
+    if failure.cause:
+        if known := find_symptoms(None, _text(failure)):
+            says = f"{str(failure).rstrip('.')}. {known[0].says}"
+            return _Diagnosis(says, known[0].because, [symptom.name for symptom in known])
+    elif mistakes := find_step_mistakes(submission, part, seed):
+        return _together(str(submission.failure(part, "")), mistakes)
+    return _Diagnosis(str(failure))
+
+
+def _text(failure: Failure) -> str:
+    """What symptoms are looked for in: the student's exception, if there was one."""
+    cause = failure.cause
+    return f"{type(cause).__name__}: {cause}" if cause else str(failure)
+
+
+def _together(start: str, mistakes: Sequence[Mistake | StepMistake]) -> _Diagnosis:
+    """Names one or several mistakes, in a sentence that begins with `start`."""
+    count = {1: "", 2: "two mistakes together: ", 3: "three mistakes together: "}[len(mistakes)]
+    return _Diagnosis(
+        start + count + " ".join(mistake.says for mistake in mistakes),
+        ". And: ".join(mistake.because for mistake in mistakes),
+        [mistake.name for mistake in mistakes],
+    )
+
+
+def _known_mistakes(
+    evidence: Evidence, count: int, gradients: bool = False
+) -> Iterator[tuple[Mistake, ...]]:
+    """So many mistakes that together explain everything the part did, in the library's order."""
+    for mistakes in itertools.combinations(MISTAKES[evidence.part.name], count):
+        for order in itertools.permutations(mistakes):
+            try:
+                if evidence.agrees(order, gradients=gradients):
+                    yield mistakes
+                break
+            except DoesNotApply:  # one edit may need the line that another one replaces
+                continue

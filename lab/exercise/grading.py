@@ -5,7 +5,6 @@ files are read before the first submission runs, and each one runs on a copy, so
 writes elsewhere cannot change what the others get.
 """
 
-import csv
 import hashlib
 import json
 import stat
@@ -18,13 +17,14 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lab.core import UserError, runtime
+from lab.core import UserError, checkpoints, runtime
 from lab.exercise.checks import Result
 from lab.exercise.processes import Job, run_checks
 
 Points = dict[str, dict[str, float]]  # part: check: points
-WRITTEN = ("grades.csv", "summary.md")
-MAX_FILE = 2_000_000  # bytes of a file that is read
+_WRITTEN = ("grades.csv", "summary.md")
+_RECORDS = ("config.json", "hand_in.json", "report.json")  # the JSON files that are read
+_MAX_FILE = 2_000_000  # bytes of a file that is read
 _MAX_TOTAL = 20_000_000  # bytes that are read of one submission
 _MAX_ZIP = 500_000_000  # bytes of a zip file, most of them images
 _MAX_ENTRIES = 20_000  # files in a zip file
@@ -48,13 +48,13 @@ class HandIn:
             read: gives at most so many bytes of it.
         """
         path = PurePosixPath(name)
-        if path.suffix != ".py" and path.name not in RECORDS:
+        if path.suffix != ".py" and path.name not in _RECORDS:
             return
         if any(part.startswith(".") or part == "__pycache__" for part in path.parts):
             return  # a virtual environment, for example
         left = _MAX_TOTAL - sum(map(len, self.files.values()))
-        content = read(min(MAX_FILE, left) + 1)
-        if len(content) > min(MAX_FILE, left):
+        content = read(min(_MAX_FILE, left) + 1)
+        if len(content) > min(_MAX_FILE, left):
             self.skipped.append(f"{name} is too large")
         elif name in self.files:
             self.skipped.append(f"{name} is there twice")
@@ -79,7 +79,15 @@ class HandIn:
         return self.find("model.py") or (python[0] if len(python) == 1 else None)
 
 
-RECORDS = ("config.json", "hand_in.json", "report.json")
+@dataclass
+class _Row:
+    """What is known about one part, run or file of one student; mistakes are not in grades.csv."""
+
+    student: str
+    part: str
+    points: float
+    diagnosis: str
+    mistakes: list[str] = field(default_factory=list)
 
 
 def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, float], None]) -> Path:
@@ -95,15 +103,16 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
     Raises: UserError if there are no submissions.
     """
     hand_ins = _read_submissions(folder)
-    rows: list[dict[str, Any]] = []
+    rows: list[_Row] = []
     for hand_in in hand_ins:
         before = _snapshot(folder)
         results = [] if hand_in.problem else _run_submission(hand_in, job)
-        changed = sorted(path for path, _ in before.items() ^ _snapshot(folder).items())
+        changed = sorted({path for path, _ in before.items() ^ _snapshot(folder).items()})
         graded = _rows_of(hand_in, results, points, changed)
         rows += graded
-        _write_grades(folder / "grades.csv", rows)  # after each one, so that a crash loses little
-        on_student(hand_in.student, sum(row["points"] for row in graded))
+        # After each submission, so that a crash loses little.
+        checkpoints.write_rows(folder / "grades.csv", [_cells(row) for row in rows])
+        on_student(hand_in.student, sum(row.points for row in graded))
     path = folder / "summary.md"
     text = _summary(rows, hand_ins, points, job.seed)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -118,7 +127,7 @@ def _read_submissions(folder: Path) -> list[HandIn]:
         )
     found = []
     for path in sorted(folder.iterdir()):
-        if path.name in WRITTEN or path.name.startswith("."):
+        if path.name in _WRITTEN or path.name.startswith("."):
             continue
         name = path.name if path.is_dir() else path.stem
         hand_in = HandIn("".join(char if char.isprintable() else "?" for char in name))
@@ -204,32 +213,25 @@ def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of every file, to notice a submission that writes there."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in WRITTEN)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _WRITTEN)
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 def _rows_of(
     hand_in: HandIn, results: list[Result], points: Points, changed: list[str]
-) -> list[dict[str, Any]]:
-    """The rows of grades.csv for one student."""
+) -> list[_Row]:
     rows = []
     by_part = {result.part: result for result in results}
     for part in points:
-        result = by_part.get(part, Result(part, failed="", says=hand_in.problem))
+        result = by_part.get(part, Result(part, says=hand_in.problem))
         earned = sum(points[part][check] for check in result.passed)
         says = result.says
         if changed:
             earned = 0.0
             says = f"the submission changed files of other submissions: {', '.join(changed)}"
-        rows.append({
-            "student": hand_in.student, "part": part, "points": round(earned, 4),
-            "diagnosis": says, "mistakes": tuple(result.mistakes),
-        })  # fmt: skip
+        rows.append(_Row(hand_in.student, part, round(earned, 4), says, result.mistakes))
     remarks = [*check_runs(hand_in), *(("files", says) for says in hand_in.skipped[:20])]
-    for part, says in remarks:
-        rows.append({"student": hand_in.student, "part": part, "points": 0.0, "diagnosis": says,
-                     "mistakes": ()})  # fmt: skip
-    return rows
+    return rows + [_Row(hand_in.student, part, 0.0, says) for part, says in remarks]
 
 
 def check_runs(hand_in: HandIn) -> list[tuple[str, str]]:
@@ -237,11 +239,11 @@ def check_runs(hand_in: HandIn) -> list[tuple[str, str]]:
     if hand_in.model is None:
         return []
     model = runtime.source_hash(hand_in.files[hand_in.model])
-    runs = _runs_of_model(hand_in)
-    checked = [
-        (f"run {PurePosixPath(path).parent}", _check_run(runs[path], model)) for path in runs
-    ]
-    return [(name, says) for name, says in checked if says]
+    wrong = []
+    for path, config in _runs_of_model(hand_in).items():
+        if says := _check_run(config, model):
+            wrong.append((f"run {PurePosixPath(path).parent}", says))
+    return wrong
 
 
 def _runs_of_model(hand_in: HandIn) -> dict[str, dict[str, Any]]:
@@ -278,26 +280,20 @@ def _json(content: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write_grades(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(("student", "part", "points", "diagnosis"))
-        for row in rows:
-            writer.writerow([_cell(row[key]) for key in ("student", "part", "points", "diagnosis")])
+def _cells(row: _Row) -> dict[str, str | float]:
+    """A row of grades.csv; a spreadsheet must not read text from a submission as a formula."""
+    cells = {name: getattr(row, name) for name in ("student", "part", "points", "diagnosis")}
+    for name, cell in cells.items():
+        if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")):
+            cells[name] = f"'{cell}"
+    return cells
 
 
-def _cell(value: Any) -> Any:
-    """A spreadsheet must not read text from a submission as a formula."""
-    return (
-        f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
-    )
-
-
-def _summary(rows: list[dict[str, Any]], hand_ins: list[HandIn], points: Points, seed: int) -> str:
+def _summary(rows: list[_Row], hand_ins: list[HandIn], points: Points, seed: int) -> str:
     """A page with points by student and part, the mistakes by frequency, and the hand-ins."""
-    students = list(dict.fromkeys(row["student"] for row in rows))
+    students = list(dict.fromkeys(row.student for row in rows))
     total = sum(sum(checks.values()) for checks in points.values())
-    earned = {(row["student"], row["part"]): row["points"] for row in rows}
+    earned = {(row.student, row.part): row.points for row in rows}
     lines = [
         "# Grades",
         "",
@@ -310,9 +306,7 @@ def _summary(rows: list[dict[str, Any]], hand_ins: list[HandIn], points: Points,
         cells = [earned[student, part] for part in points]
         shown = " | ".join(f"{cell:.2f}" for cell in cells)
         lines.append(f"| {_markdown(student)} | {shown} | **{sum(cells):.2f}** |")
-    counts = Counter(
-        (row["part"], " + ".join(row["mistakes"][:1])) for row in rows if row["mistakes"]
-    )
+    counts = Counter((row.part, row.mistakes[0]) for row in rows if row.mistakes)
     lines += ["", "## Mistakes by frequency", "", "| part | mistake | students |", "|---|---|---|"]
     lines += [f"| {part} | {name} | {n} |" for (part, name), n in counts.most_common()]
     lines += [
@@ -325,9 +319,9 @@ def _summary(rows: list[dict[str, Any]], hand_ins: list[HandIn], points: Points,
         cells = [f"{runs - len(check_runs(hand_in))} of {runs}", *_own_records(hand_in)]
         lines.append(f"| {_markdown(hand_in.student)} | {' | '.join(map(_markdown, cells))} |")
     lines += ["", "## Diagnoses", ""]
-    for (student, says), same in groupby(rows, lambda row: (row["student"], row["diagnosis"])):
+    for (student, says), same in groupby(rows, lambda row: (row.student, row.diagnosis)):
         if says:
-            parts = ", ".join(row["part"] for row in same)
+            parts = ", ".join(row.part for row in same)
             lines.append(f"- **{_markdown(student)}**, {parts}: {_markdown(says)}")
     lines += [
         "",

@@ -13,8 +13,13 @@ from torch import nn
 from lab.exercise.reference import Mistake
 
 _RESHAPE = "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)"
-_CONV = "x = self.proj(x)"
-TOKENS = "x.flatten(2).transpose(1, 2)"
+_UNBIND = "q, k, v = qkv.unbind(0)"
+_WRONG_SPLIT = {
+    _RESHAPE: "chunk(3, -1)",
+    _UNBIND: "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)",
+}
+_PROJ = "x = self.proj(x)"
+_TOKENS = "x.flatten(2).transpose(1, 2)"
 SCALE = "q = q * self.scale"
 
 
@@ -40,33 +45,33 @@ PATCH_EMBED = (
         "The patches are numbered column by column instead of row by row, so positions and "
         "attention maps are transposed.",
         "Width is written before height, as in (x, y) coordinates",
-        ((TOKENS, "x.mT.flatten(2).transpose(1, 2)"),),
+        {_TOKENS: "x.mT.flatten(2).transpose(1, 2)"},
     ),
     Mistake(
         "height and width swapped",
         "The images are transposed before they are cut, so the pixels inside each patch are "
         "transposed too.",
         "Images are assumed to be (B, C, W, H)",
-        ((_CONV, "x = self.proj(x.mT)"), (TOKENS, "x.mT.flatten(2).transpose(1, 2)")),
+        {_PROJ: "x = self.proj(x.mT)", _TOKENS: "x.mT.flatten(2).transpose(1, 2)"},
     ),
     Mistake(
         "channels not moved to the last axis",
         "The output is (B, D, N): the transpose after flatten is missing.",
         "A convolution keeps channels on axis 1, and flatten(2) does not change that",
-        ((TOKENS, "x.flatten(2)"),),
+        {_TOKENS: "x.flatten(2)"},
     ),
     Mistake(
         "reshape instead of transpose",
         "The shape is right, but reshape does not move the channels to the last axis: each token "
         "mixes numbers of many patches.",
         "(B, D, N) is read as (B, N, D), which has the same number of elements",
-        ((TOKENS, "x.flatten(2).reshape(B, -1, x.shape[1])"),),
+        {_TOKENS: "x.flatten(2).reshape(B, -1, x.shape[1])"},
     ),
     Mistake(
         "patches not flattened",
         "The output still has two axes for the patches, (B, H/P, W/P, D).",
         "The grid looks like an image, but attention needs one axis of tokens",
-        ((TOKENS, "x.permute(0, 2, 3, 1)"),),
+        {_TOKENS: "x.permute(0, 2, 3, 1)"},
     ),
     Mistake(
         "stride of one",
@@ -91,17 +96,17 @@ PATCH_EMBED = (
         "The image is reshaped to (B, N, C*P*P) without cutting it, so a token holds a few full "
         "rows of one channel instead of a square patch.",
         "The numbers of elements agree, and reshape does not complain",
-        ((_CONV, "x = F.linear(x.reshape(B, -1, self.proj.weight[0].numel()), "
-                "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"),),
+        {_PROJ: "x = F.linear(x.reshape(B, -1, self.proj.weight[0].numel()), "
+                "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"},
     ),
     Mistake(
         "unfold without transpose",
         "The result of unfold, (B, C*P*P, N), is reshaped to (B, N, C*P*P) instead of transposed, "
         "so each token mixes pixels of many patches.",
         "unfold puts the patches on the last axis",
-        ((_CONV, "x = F.linear(F.unfold(x, self.patch_size, stride=self.patch_size)"
+        {_PROJ: "x = F.linear(F.unfold(x, self.patch_size, stride=self.patch_size)"
                 ".reshape(B, -1, self.proj.weight[0].numel()), "
-                "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"),),
+                "self.proj.weight.flatten(1), self.proj.bias).mT.unflatten(2, (-1, 1))"},
     ),
 )  # fmt: skip
 
@@ -140,13 +145,13 @@ MLP = (
         "activation after the last layer",
         "A second activation follows fc2, so the output has almost no negative values.",
         "Linear and activation are written as a pair, twice",
-        (("x = self.drop2(x)", "x = self.act(x)"),),
+        {"x = self.drop2(x)": "x = self.act(x)"},
     ),
     Mistake(
         "activation at the end instead of the middle",
         "The activation comes after fc2 and not between the layers.",
         "The order of the calls in forward is mixed up",
-        (("x = self.act(x)", "x = x"), ("x = self.drop2(x)", "x = self.act(x)")),
+        {"x = self.act(x)": "x = x", "x = self.drop2(x)": "x = self.act(x)"},
     ),
     Mistake(
         "missing second linear layer",
@@ -164,13 +169,13 @@ MLP = (
         "residual connection inside the MLP",
         "The MLP adds its input to its output, and the block adds it a second time.",
         "The residual connection belongs to the block",
-        (("x = self.fc1(x)", "start = x\n    x = self.fc1(x)"), ("return x", "return start + x")),
+        {"x = self.fc1(x)": "start = x\n    x = self.fc1(x)", "return x": "return start + x"},
     ),
     Mistake(
         "dropout active in eval mode in the MLP",
         "A tenth of the output is dropped in eval mode too, so every prediction is random.",
         "F.dropout drops unless it is given training=self.training",
-        (("x = self.drop2(x)", "x = nn.functional.dropout(x, 0.1)"),),
+        {"x = self.drop2(x)": "x = nn.functional.dropout(x, 0.1)"},
     ),
 )  # fmt: skip
 
@@ -180,127 +185,124 @@ ATTENTION = (
         "softmax over queries",
         "The softmax runs over axis -2, so weights sum to one over queries and not over keys.",
         "Both axes have N elements, so neither raises an error",
-        (("softmax(dim=-1)", "softmax(dim=-2)"),),
+        {"softmax(dim=-1)": "softmax(dim=-2)"},
     ),
     Mistake(
         "softmax over heads",
         "The softmax runs over axis 1: the heads compete, and a token's weights do not sum to one.",
         "dim=1 is the channel axis in most networks; here it is the head axis",
-        (("softmax(dim=-1)", "softmax(dim=1)"),),
+        {"softmax(dim=-1)": "softmax(dim=1)"},
     ),
     Mistake(
         "no softmax",
         "The scores are used as weights without a softmax.",
         "The scaled scores are mistaken for attention weights",
-        (("attn = attn.softmax(dim=-1)", "attn = attn"),),
+        {"attn = attn.softmax(dim=-1)": "attn = attn"},
     ),
     Mistake(
         "missing 1/sqrt(d)",
         "The scores are not divided by sqrt(d), so the softmax saturates.",
         "Scaled dot-product attention is written without the scaling",
-        ((SCALE, "q = q"),),
+        {SCALE: "q = q"},
     ),
     Mistake(
         "1/sqrt(D) instead of 1/sqrt(d)",
         "The scores are divided by the square root of the embedding width, not of a head's width.",
         "With several heads, queries and keys have D / h channels",
-        ((SCALE, "q = q * (self.num_heads * self.head_dim) ** -0.5"),),
+        {SCALE: "q = q * (self.num_heads * self.head_dim) ** -0.5"},
     ),
     Mistake(
         "1/d instead of 1/sqrt(d)",
         "The scores are divided by d, so the weights are almost uniform.",
         "The square root is forgotten",
-        ((SCALE, "q = q / self.head_dim"),),
+        {SCALE: "q = q / self.head_dim"},
     ),
     Mistake(
         "sqrt(d) multiplied instead of divided",
         "The scores are multiplied by sqrt(d), so the softmax saturates.",
         "The scale is defined as d ** 0.5 and used as a factor",
-        ((SCALE, "q = q * self.head_dim ** 0.5"),),
+        {SCALE: "q = q * self.head_dim ** 0.5"},
     ),
     Mistake(
         "scaled after the softmax",
         "The weights are divided by sqrt(d) instead of the scores, so they sum to 1/sqrt(d).",
         "The factor is put at the end of the line",
-        ((SCALE, "q = q"), ("softmax(dim=-1)", "softmax(dim=-1) * self.scale")),
+        {SCALE: "q = q", "softmax(dim=-1)": "softmax(dim=-1) * self.scale"},
     ),
     Mistake(
         "q and k swapped",
         "Queries and keys change places, so the scores are transposed before the softmax.",
         "The first two thirds of qkv are unpacked in the wrong order, or k is multiplied by q^T",
-        (("q, k, v = qkv.unbind(0)", "k, q, v = qkv.unbind(0)"),),
+        {_UNBIND: "k, q, v = qkv.unbind(0)"},
     ),
     Mistake(
         "v replaced by k",
         "The weights are applied to the keys, and the values are never used.",
         "A variable is mistyped",
-        (("attn @ v", "attn @ k"),),
+        {"attn @ v": "attn @ k"},
     ),
     Mistake(
         "k and v swapped",
         "Queries are compared with the values, and the keys are averaged.",
         "qkv is unpacked as q, v, k",
-        (("q, k, v = qkv.unbind(0)", "q, v, k = qkv.unbind(0)"),),
+        {_UNBIND: "q, v, k = qkv.unbind(0)"},
     ),
     Mistake(
         "weights transposed",
         "The values are multiplied by the transposed weights.",
         "Rows and columns of the weights are mixed up: rows belong to queries",
-        (("attn @ v", "attn.mT @ v"),),
+        {"attn @ v": "attn.mT @ v"},
     ),
     Mistake(
         "heads split without transpose",
         "The tokens are reshaped to (B, h, N, d) directly, so a head gets pieces of several tokens "
         "instead of some channels of each token.",
         "The shape is right; the axes must be split as (N, h, d) first and then transposed",
-        ((_RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
-          "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)")),
+        _WRONG_SPLIT,
     ),
     Mistake(
         "heads not merged back",
         "The heads are reshaped to (B, N, D) without moving the head axis behind the token axis.",
         "The shape is right; the axes must be transposed before they are merged",
-        (("x.transpose(1, 2).reshape", "x.reshape"),),
+        {"x.transpose(1, 2).reshape": "x.reshape"},
     ),
     Mistake(
         "heads split and merged without transpose",
         "The tokens are reshaped to (B, h, N, d) and back, so a head sees pieces of tokens.",
         "Splitting and merging undo each other, so the result looks plausible",
-        ((_RESHAPE, "chunk(3, -1)"), ("q, k, v = qkv.unbind(0)",
-          "q, k, v = (t.reshape(B, self.num_heads, N, self.head_dim) for t in qkv)"),
-         ("x.transpose(1, 2).reshape", "x.reshape")),
+        _WRONG_SPLIT | {"x.transpose(1, 2).reshape": "x.reshape"},
     ),
     Mistake(
         "channels of a head interleaved",
         "The channels are split as (d, h) instead of (h, d), so a head takes every h-th channel.",
         "Both orders give the same shapes",
-        ((_RESHAPE, "reshape(B, N, 3, self.head_dim, self.num_heads).permute(2, 0, 4, 1, 3)"),),
+        {_RESHAPE: "reshape(B, N, 3, self.head_dim, self.num_heads).permute(2, 0, 4, 1, 3)"},
     ),
     Mistake(
         "qkv layout (h, 3, d)",
         "The channels of qkv are read as heads, then q, k, v, so released weights do not fit.",
         "Both orders can be trained; timm and the paper's weights have q, k, v first",
-        ((_RESHAPE, "reshape(B, N, self.num_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)"),),
+        {_RESHAPE: "reshape(B, N, self.num_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)"},
     ),
     Mistake(
         "qkv layout (h, d, 3)",
         "The channels of qkv are read with q, k, v as the last axis.",
         "The new axis is put at the end of the reshape",
-        ((_RESHAPE, "reshape(B, N, self.num_heads, self.head_dim, 3).permute(4, 0, 2, 1, 3)"),),
+        {_RESHAPE: "reshape(B, N, self.num_heads, self.head_dim, 3).permute(4, 0, 2, 1, 3)"},
     ),
     Mistake(
         "attention across the batch",
         "Tokens attend to the same token of the other images instead of the tokens of their image.",
         "nn.MultiheadAttention has the batch on axis 1 unless batch_first=True",
-        (("B, N, C = x.shape", "x = x.transpose(0, 1)\n    B, N, C = x.shape"),
-         ("return x", "return x.transpose(0, 1)")),
+        {"B, N, C = x.shape": "x = x.transpose(0, 1)\n    B, N, C = x.shape",
+         "return x": "return x.transpose(0, 1)"},
     ),
     Mistake(
         "attention between heads",
         "Each token's heads attend to each other, and tokens never exchange information.",
         "The heads are not transposed: q, k and v are (B, N, h, d)",
-        ((_RESHAPE, "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 1, 3, 4)"),
-         ("x.transpose(1, 2).reshape", "x.reshape")),
+        {_RESHAPE: "reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 1, 3, 4)",
+         "x.transpose(1, 2).reshape": "x.reshape"},
     ),
     Mistake(
         "one head",
@@ -313,32 +315,31 @@ ATTENTION = (
         "output projection not used",
         "The merged heads are returned without the output layer.",
         "proj is created in __init__ but not called in forward",
-        (("x = self.proj(x)", "x = x"),),
+        {_PROJ: "x = x"},
     ),
     Mistake(
         "causal mask",
         "Each token only sees the tokens before it.",
         "Language models mask the future; in an image every patch attends to every other",
-        (("attn = attn.softmax", "attn = attn + torch.full((N, N), -torch.inf).triu(1)\n"
-          "        attn = attn.softmax"),),
+        {"attn = attn.softmax": "attn = attn + torch.full((N, N), -torch.inf).triu(1)\n"
+                              "        attn = attn.softmax"},
     ),
     Mistake(
         "residual connection inside of attention",
         "Attention adds its input to its output, and the block adds it a second time.",
         "The residual connection belongs to the block",
-        (("B, N, C = x.shape", "start = x\n    B, N, C = x.shape"),
-         ("return x", "return start + x")),
+        {"B, N, C = x.shape": "start = x\n    B, N, C = x.shape", "return x": "return start + x"},
     ),
     Mistake(
         "dropout active in eval mode",
         "The weights are dropped in eval mode too, so every prediction is random.",
         "F.dropout drops unless it is given training=self.training",
-        (("attn = self.attn_drop(attn)", "attn = F.dropout(attn, self.attn_drop.p)"),),
+        {"attn = self.attn_drop(attn)": "attn = F.dropout(attn, self.attn_drop.p)"},
     ),
     Mistake(
         "detached weights",
         "The weights are cut out of the graph, so queries and keys get no gradient.",
         "A detach() that is needed to plot the weights is left in",
-        (("x = attn @ v", "x = attn.detach() @ v"),),
+        {"x = attn @ v": "x = attn.detach() @ v"},
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ _ROLE = re.compile(
     r"(?:uery|ueries|ey|eys|alue|alues)?_?(?:proj|projection|linear|layer|lin|w|fc|s|weight|bias)*",
     re.IGNORECASE,
 )
-KINDS = {nn.Linear: "Linear", nn.Conv2d: "Conv2d", nn.LayerNorm: "LayerNorm"}
+_KINDS = {nn.Linear: "Linear", nn.Conv2d: "Conv2d", nn.LayerNorm: "LayerNorm"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +38,18 @@ Layout = dict[str, Tensor]  # the reference's parameter: numbers of elements in 
 
 def slots(module: nn.Module) -> list[Slot]:
     """All parameters of a module in order of registration, then what is hidden from optimizers."""
-    found, seen = [], set()
+    found: dict[int, Slot] = {}  # by the id of the tensor
     for path, owner in module.named_modules():
-        kind = next((name for base, name in KINDS.items() if isinstance(owner, base)), "")
+        kind = next((name for base, name in _KINDS.items() if isinstance(owner, base)), "")
         for leaf, value in owner.named_parameters(recurse=False):
-            if id(value) not in seen:
-                name = f"{path}.{leaf}" if path else leaf
-                found.append(Slot(name, f"{kind}.{leaf}" if kind else "", value))
-                seen.add(id(value))
+            name = f"{path}.{leaf}" if path else leaf
+            found.setdefault(id(value), Slot(name, f"{kind}.{leaf}" if kind else "", value))
     for path, owner in module.named_modules():
         plain = {k: v for k, v in vars(owner).items() if not k.startswith("_")}
         for leaf, value in {**plain, **owner._buffers}.items():
             for slot in _hidden(value, f"{path}.{leaf}" if path else leaf):
-                if id(slot.tensor) not in seen:
-                    found.append(slot)
-                    seen.add(id(slot.tensor))
-    return found
+                found.setdefault(id(slot.tensor), slot)
+    return list(found.values())
 
 
 def _hidden(value: object, name: str) -> Iterator[Slot]:
@@ -107,31 +103,30 @@ def _assign(items: list[Slot], wanted: list[Slot]) -> Layout | None:
         lambda s: (s.name, s.tensor.shape),
         lambda s: (s.name.split(".")[-2:], s.tensor.shape),
         lambda s: (s.kind, s.tensor.shape),
-        lambda s: _squeezed(s.tensor),
+        lambda s: [n for n in s.tensor.shape if n != 1],
     ]
     layout: Layout = {}
     items = list(items)
     for stage in stages:
-        groups: dict[str, list[Slot]] = defaultdict(list)
-        for slot in items:
-            groups[repr(stage(slot))].append(slot)
-        for key, group in itertools.groupby(
-            sorted((s for s in wanted if s.name not in layout), key=lambda s: repr(stage(s))),
-            key=lambda s: repr(stage(s)),
-        ):
-            targets, found = list(group), groups.get(key, [])
-            if len(found) != len(targets):
-                found = [slot for slot in found if slot.registered]
-            if len(found) == len(targets):
-                for target, slot in zip(targets, found, strict=True):
+        found = _grouped(items, stage)
+        open_slots = [slot for slot in wanted if slot.name not in layout]
+        for key, targets in _grouped(open_slots, stage).items():
+            matches = found[key]
+            if len(matches) != len(targets):
+                matches = [slot for slot in matches if slot.registered]
+            if len(matches) == len(targets):
+                for target, slot in zip(targets, matches, strict=True):
                     layout[target.name] = slot.tensor.reshape(target.tensor.shape)
                     items.remove(slot)
     complete = len(layout) == len(wanted) and not any(slot.registered for slot in items)
     return layout if complete else None
 
 
-def _squeezed(tensor: Tensor) -> list[int]:
-    return [n for n in tensor.shape if n != 1]
+def _grouped(items: list[Slot], key: Callable[[Slot], object]) -> dict[str, list[Slot]]:
+    groups: dict[str, list[Slot]] = defaultdict(list)
+    for slot in items:
+        groups[repr(key(slot))].append(slot)
+    return groups
 
 
 def _merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
@@ -198,13 +193,10 @@ def _other_shapes(slot: Slot, shapes: list[torch.Size]) -> Iterator[Slot]:
         return
     if not slot.kind:
         yield replace(slot, tensor=ids.T, kind="Linear.weight")
-    for shape in shapes:
-        if len(shape) == 4:
-            out, channels, height, width = shape
-            for matrix in (ids, ids.T) if not slot.kind else (ids,):
-                if matrix.shape == (out, channels * height * width):
-                    yield replace(slot, tensor=matrix.reshape(shape), kind="Conv2d.weight")
-                    pixels_first = matrix.reshape(out, height, width, channels)
-                    yield replace(
-                        slot, tensor=pixels_first.permute(0, 3, 1, 2), kind="Conv2d.weight"
-                    )
+    for out, channels, height, width in (shape for shape in shapes if len(shape) == 4):
+        for matrix in (ids,) if slot.kind else (ids, ids.T):
+            if matrix.shape == (out, channels * height * width):
+                pixels_last = matrix.reshape(out, channels, height, width)
+                pixels_first = matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2)
+                for kernel in (pixels_last, pixels_first):
+                    yield replace(slot, tensor=kernel, kind="Conv2d.weight")

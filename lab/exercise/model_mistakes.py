@@ -1,5 +1,7 @@
 """The library of mistakes in Block and VisionTransformer; MISTAKES has those of all parts."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,56 +16,52 @@ class _OverTokens(nn.LayerNorm):
         return F.layer_norm(x.mT, x.shape[1:2], eps=self.eps).mT * self.weight + self.bias
 
 
-def _as_kind(module: nn.Module, names: tuple[str, ...], kind: type) -> None:
-    """Changes the class of some layers, which keeps their parameters."""
-    for name in names:
-        getattr(module, name).__class__ = kind
+def _norm_over_tokens(block: nn.Module, config: Any) -> None:
+    block.norm1.__class__ = block.norm2.__class__ = _OverTokens  # keeps the parameters
 
 
-def _set_eps(module: nn.Module, names: tuple[str, ...], eps: float) -> None:
-    for name in names:
-        getattr(module, name).eps = eps
+def _default_eps(block: nn.Module, config: Any) -> None:
+    block.norm1.eps = block.norm2.eps = 1e-5
 
 
-_NORMS = ("norm1", "norm2")
 _BRANCH1, _BRANCH2 = "x + self.drop_path1(", "x + self.drop_path2("
 BLOCK = (
     Mistake(
         "missing residual around attention",
         "The attention's output replaces the tokens instead of being added to them.",
         "x + is forgotten in the first half",
-        ((_BRANCH1, "self.drop_path1("),),
+        {_BRANCH1: "self.drop_path1("},
     ),
     Mistake(
         "missing residual around the MLP",
         "The MLP's output replaces the tokens instead of being added to them.",
         "x + is forgotten in the second half",
-        ((_BRANCH2, "self.drop_path2("),),
+        {_BRANCH2: "self.drop_path2("},
     ),
     Mistake(
         "no residual connections",
         "Both branches replace the tokens, so a deep model does not train.",
         "The block is written as a chain of layers",
-        ((_BRANCH1, "self.drop_path1("), (_BRANCH2, "self.drop_path2(")),
+        {_BRANCH1: "self.drop_path1(", _BRANCH2: "self.drop_path2("},
     ),
     Mistake(
         "doubled residual around attention",
         "The tokens are added twice in the first half.",
         "Attention was written with a residual connection as well",
-        ((_BRANCH1, "x + x + self.drop_path1("),),
+        {_BRANCH1: "x + x + self.drop_path1("},
     ),
     Mistake(
         "doubled residual around the MLP",
         "The tokens are added twice in the second half.",
         "The MLP was written with a residual connection as well",
-        ((_BRANCH2, "x + x + self.drop_path2("),),
+        {_BRANCH2: "x + x + self.drop_path2("},
     ),
     Mistake(
         "post-norm",
         "The norms come after the additions, as in the Transformer of 2017; ViT is pre-norm.",
         "The figure of the original Transformer has 'Add & Norm' behind each branch",
-        (("self.norm1(x)", "x"), ("self.norm2(x)", "x"), ("return x", "return self.norm2(x)"),
-         ("x = " + _BRANCH2, "x = self.norm1(x)\n    x = " + _BRANCH2)),
+        {"self.norm1(x)": "x", "self.norm2(x)": "x", "return x": "return self.norm2(x)",
+         "x = " + _BRANCH2: "x = self.norm1(x)\n    x = " + _BRANCH2},
     ),
     Mistake(
         "norm after the branch",
@@ -87,31 +85,31 @@ BLOCK = (
         "norm1 used twice",
         "The second half is normalized by norm1, and norm2 is never used.",
         "The line of the first half is copied",
-        (("self.norm2(x)", "self.norm1(x)"),),
+        {"self.norm2(x)": "self.norm1(x)"},
     ),
     Mistake(
         "no norm before attention",
         "Attention reads the tokens without normalization.",
         "norm1 is created in __init__ but not called in forward",
-        (("self.attn(self.norm1(x)", "self.attn(x"),),
+        {"self.attn(self.norm1(x)": "self.attn(x"},
     ),
     Mistake(
         "no norm before the MLP",
         "The MLP reads the tokens without normalization.",
         "norm2 is created in __init__ but not called in forward",
-        (("self.mlp(self.norm2(x)", "self.mlp(x"),),
+        {"self.mlp(self.norm2(x)": "self.mlp(x"},
     ),
     Mistake(
         "norm over tokens",
         "Mean and variance are taken over the tokens (axis 1) instead of a token's channels.",
         "The wrong axis is normalized",
-        change=lambda m, c: _as_kind(m, _NORMS, _OverTokens),
+        change=_norm_over_tokens,
     ),
     Mistake(
         "wrong eps",
         "The norms use PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps; ViT has 1e-6, and released weights expect it",
-        change=lambda m, c: _set_eps(m, _NORMS, 1e-5),
+        change=_default_eps,
     ),
     Mistake(
         "MLP before attention",
@@ -133,107 +131,107 @@ BLOCK = (
     ),
 )  # fmt: skip
 
-POOL = ("x = self.pool(x)", "forward_head")
 _EXPAND, _CAT, _ADD = ".expand(x.shape[0], -1, -1)", "to_cat + [x]", "x = x + pos_embed"
+_POOL = "x = self.pool(x)"
 VISION_TRANSFORMER = (
     Mistake(
         "positions added twice",
         "The position embedding is added twice.",
         "It is added both where the tokens are made and before the blocks",
-        ((_ADD, "x = x + pos_embed + pos_embed", "_pos_embed"),),
+        {_ADD: "x = x + pos_embed + pos_embed"},
     ),
     Mistake(
         "positions not added",
         "The position embedding is never added, so the order of the patches does not matter.",
         "pos_embed is created in __init__ but not used",
-        ((_ADD, "x = x", "_pos_embed"),),
+        {_ADD: "x = x"},
     ),
     Mistake(
         "positions added before the class token",
         "Only the patches get positions; the class token is put in front afterwards without one.",
         "The two steps are in the wrong order",
-        ((_CAT, "to_cat + [x + pos_embed[:, 1:]]", "_pos_embed"), (_ADD, "x = x", "_pos_embed")),
+        {_CAT: "to_cat + [x + pos_embed[:, 1:]]", _ADD: "x = x"},
     ),
     Mistake(
         "positions shifted by one",
         "The patches get the first N positions, which include the class token's.",
         "Positions are added before the class token is, and position 0 is not skipped",
-        ((_CAT, "to_cat + [x + pos_embed[:, :-1]]", "_pos_embed"), (_ADD, "x = x", "_pos_embed")),
+        {_CAT: "to_cat + [x + pos_embed[:, :-1]]", _ADD: "x = x"},
     ),
     Mistake(
         "class token appended",
         "The class token comes last, but the head reads the first token.",
         "The order of the arguments of torch.cat is mixed up",
-        ((_CAT, "[x] + to_cat", "_pos_embed"),),
+        {_CAT: "[x] + to_cat"},
     ),
     Mistake(
         "class token at the end",
         "The class token comes last and is read there, so positions are shifted by one.",
         "Where the token is does not matter for training, but it does for released weights",
-        ((_CAT, "[x] + to_cat", "_pos_embed"), (POOL[0], "x = x[:, -1]", POOL[1])),
+        {_CAT: "[x] + to_cat", _POOL: "x = x[:, -1]"},
     ),
     Mistake(
         "class token not expanded",
         "The class token has a batch axis of one, so this works for one image only.",
         "torch.cat does not broadcast, unlike +",
-        ((_EXPAND, "", "_pos_embed"),),
+        {_EXPAND: ""},
     ),
     Mistake(
         "class token without parameter",
         "There is no parameter for the class token; zeros are put in front.",
         "The token is seen as an empty slot, but it is learned",
-        (("if self.cls_token is not None:", "if self.has_class_token:", "_pos_embed"),
-         ("self.cls_token" + _EXPAND, "x.new_zeros(x.shape[0], 1, x.shape[2])", "_pos_embed")),
+        {"if self.cls_token is not None:": "if self.has_class_token:",
+         "self.cls_token" + _EXPAND: "x.new_zeros(x.shape[0], 1, x.shape[2])"},
         change=lambda m, c: m.register_parameter("cls_token", None),
     ),
     Mistake(
         "mean over all tokens",
         "The head reads the mean over all tokens, the class token included.",
         "CNNs usually end with global average pooling",
-        ((POOL[0], "x = x.mean(dim=1)", POOL[1]),),
+        {_POOL: "x = x.mean(dim=1)"},
     ),
     Mistake(
         "mean over the patches",
         "The head reads the mean over the patch tokens instead of the class token.",
         "Both exist in the literature; global_pool='token' is the class token",
-        ((POOL[0], "x = x[:, 1:].mean(dim=1)", POOL[1]),),
+        {_POOL: "x = x[:, 1:].mean(dim=1)"},
     ),
     Mistake(
         "head on the last token",
         "The head reads the last token.",
         "A language model predicts from the last token",
-        ((POOL[0], "x = x[:, -1]", POOL[1]),),
+        {_POOL: "x = x[:, -1]"},
     ),
     Mistake(
         "head on every token",
         "The head is applied to all tokens, so the output is (B, N, num_classes).",
         "The class token is not selected",
-        ((POOL[0], "x = x", POOL[1]),),
+        {_POOL: "x = x"},
     ),
     Mistake(
         "softmax before the loss",
         "The model returns probabilities, and the cross-entropy applies a second softmax.",
         "The output is thought of as a distribution; the loss expects logits",
-        (("self.head(x)", "self.head(x).softmax(-1)", "forward_head"),),
+        {"self.head(x)": "self.head(x).softmax(-1)"},
     ),
     Mistake(
         "no final norm",
         "The tokens reach the head without the final norm.",
         "norm is created in __init__ but not called",
-        (("x = self.norm(x)", "x = x", "forward_features"),),
+        {"x = self.norm(x)": "x = x"},
     ),
     Mistake(
         "norm before the blocks",
         "The norm is applied before the blocks instead of after them.",
         "Pre-norm is taken literally",
-        (("x = self.norm_pre(x)", "x = self.norm(x)", "forward_features"),
-         ("    x = self.norm(x)\n    return x", "    return x", "forward_features")),
+        {"x = self.norm_pre(x)": "x = self.norm(x)",
+         "    x = self.norm(x)\n    return x": "    return x"},
     ),
     Mistake(
         "wrong eps in the final norm",
         "The final norm uses PyTorch's eps of 1e-5 instead of config.norm_eps.",
         "nn.LayerNorm is created without eps",
-        change=lambda m, c: _set_eps(m, ("norm",), 1e-5),
+        change=lambda m, c: setattr(m.norm, "eps", 1e-5),
     ),
     Mistake(
         "blocks share their weights",
@@ -245,32 +243,31 @@ VISION_TRANSFORMER = (
         "only the first block used",
         "Only the first block is applied.",
         "A return stands inside the loop",
-        (("x = self.blocks(x)", "x = self.blocks[0](x)", "forward_features"),),
+        {"x = self.blocks(x)": "x = self.blocks[0](x)"},
     ),
     Mistake(
         "only the last block used",
         "Every block reads the embedded patches, so only the last one counts.",
         "The loop assigns to another variable than it reads",
-        (("x = self.blocks(x)", "x = self.blocks[-1](x)", "forward_features"),),
+        {"x = self.blocks(x)": "x = self.blocks[-1](x)"},
     ),
     Mistake(
         "dropout before the head active in eval mode",
         "The class token is dropped in eval mode too, so every prediction is random.",
         "F.dropout drops unless it is given training=self.training",
-        (("x = self.head_drop(x)", "x = nn.functional.dropout(x, self.head_drop.p)",
-          "forward_head"),),
+        {"x = self.head_drop(x)": "x = nn.functional.dropout(x, self.head_drop.p)"},
     ),
     Mistake(
         "class token detached",
         "The class token is used through .data or detach(), so it is never learned.",
         "A copy of the parameter is expanded instead of the parameter",
-        (("self.cls_token" + _EXPAND, "self.cls_token.detach()" + _EXPAND, "_pos_embed"),),
+        {"self.cls_token" + _EXPAND: "self.cls_token.detach()" + _EXPAND},
     ),
     Mistake(
         "positions detached",
         "The position embedding is used through .data or detach(), so it is never learned.",
         "A copy of the parameter is added instead of the parameter",
-        ((_ADD, "x = x + pos_embed.detach()", "_pos_embed"),),
+        {_ADD: "x = x + pos_embed.detach()"},
     ),
 )  # fmt: skip
 

@@ -33,12 +33,12 @@ def _dropout_without_effect(evidence: Evidence, case: Case) -> bool:
     return close(_training(evidence, case).run(), evidence.trial(case).run())
 
 
-def _wrong_pair(evidence: Evidence, text: str) -> bool:
+def _wrong_pair(evidence: Evidence) -> bool:
     out = evidence.trial(TWO).run(return_weights=True)
     return not isinstance(out, tuple) or len(out) != 2
 
 
-def _output_changes(evidence: Evidence, text: str) -> bool:
+def _output_changes(evidence: Evidence) -> bool:
     trial = evidence.trial(TWO)
     return not close(trial.run(return_weights=True)[0], trial.run())
 
@@ -50,10 +50,9 @@ def _wrong_weights(evidence: Evidence, case: Case, train: bool = False) -> bool:
 
 def _correct_weights(evidence: Evidence, case: Case) -> Tensor:
     """The weights (B, h, N, N) of timm's module, without dropout."""
-    trial, seen = evidence.trial(case), []
-    reference = trial.load(trial.reference(), evidence.layout(case))
+    reference, seen = evidence.reference(case), []
     reference.attn_drop.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-    reference(trial.inputs)
+    reference(evidence.trial(case).inputs)
     return seen[0]
 
 
@@ -64,7 +63,7 @@ def _acting_weights(evidence: Evidence) -> Tensor | None:
     The output is compared with what timm's module returns if a single weight is one.
     """
     trial = _training(evidence, _ATTENTION_DROPOUT)
-    reference = trial.load(trial.reference(), evidence.layout(_ATTENTION_DROPOUT))
+    reference = evidence.reference(_ATTENTION_DROPOUT)
     heads, tokens = trial.config.num_heads, trial.inputs.shape[1]
     single = torch.cat([torch.zeros(1, heads * tokens), torch.eye(heads * tokens)])
     with torch.no_grad():
@@ -84,16 +83,16 @@ def _acting_weights(evidence: Evidence) -> Tensor | None:
     return weights.mT.unflatten(2, (heads, tokens)).transpose(1, 2)
 
 
-def _drops_no_weights(evidence: Evidence, text: str) -> bool:
+def _drops_no_weights(evidence: Evidence) -> bool:
     return _acting_weights(evidence) is None
 
 
-def _drops_scores(evidence: Evidence, text: str) -> bool:
+def _drops_scores(evidence: Evidence) -> bool:
     sums = _acting_weights(evidence).sum(-1)
     return close(sums, torch.ones_like(sums))
 
 
-def _drops_wrongly(evidence: Evidence, text: str) -> bool:
+def _drops_wrongly(evidence: Evidence) -> bool:
     acting, right = _acting_weights(evidence), 2 * _correct_weights(evidence, _ATTENTION_DROPOUT)
     dropped = acting.abs() < 1e-6
     return bool(dropped.all()) or not close(acting, torch.where(dropped, acting, right))
@@ -120,7 +119,7 @@ def _disagrees(evidence: Evidence, case: Case) -> bool:
     return True
 
 
-def _ignores_pre_logits(evidence: Evidence, text: str) -> bool:
+def _ignores_pre_logits(evidence: Evidence) -> bool:
     trial = evidence.trial(TWO)
     try:
         features = trial.module.forward_head(
@@ -143,7 +142,9 @@ def _drop_path_rates(evidence: Evidence) -> list[float]:
 
 def _initial_deviations(evidence: Evidence) -> dict[str, float]:
     """The standard deviation of two parameters of a new model."""
-    model = evidence.build(evidence.trial(TWO).config)
+    config = evidence.trial(TWO).config
+    torch.default_generator.manual_seed(evidence.seed)
+    model = evidence.build(config)
     values, layout = flat([slot.tensor for slot in slots(model)]), evidence.layout(TWO)
     return {name: float(values[layout[name]].std()) for name in ("pos_embed", "head.weight")}
 
@@ -154,7 +155,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "qkv_bias ignored",
             "With config.qkv_bias=False there are as many parameters as with True.",
             "nn.Linear has a bias unless it is given bias=False",
-            lambda evidence, text: _num_parameters(evidence, _NO_BIAS)
+            lambda evidence: _num_parameters(evidence, _NO_BIAS)
             == _num_parameters(evidence, TWO),
             method="__init__",
         ),
@@ -174,13 +175,13 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "wrong weights returned",
             "With return_weights=True the weights must be (B, h, N, N), after the softmax.",
             "The scores are returned, or the mean over the heads",
-            lambda evidence, text: _wrong_weights(evidence, TWO),
+            lambda evidence: _wrong_weights(evidence, TWO),
         ),
         Symptom(
             "no attention dropout",
             "config.attn_drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
-            lambda evidence, text: _dropout_without_effect(evidence, _ATTENTION_DROPOUT),
+            lambda evidence: _dropout_without_effect(evidence, _ATTENTION_DROPOUT),
         ),
         Symptom(
             "dropout on the output",
@@ -208,7 +209,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "are after the softmax.",
             "The variable is overwritten by its dropped version; nn.MultiheadAttention does the "
             "same in training mode",
-            lambda evidence, text: _wrong_weights(evidence, _ATTENTION_DROPOUT, train=True),
+            lambda evidence: _wrong_weights(evidence, _ATTENTION_DROPOUT, train=True),
         ),
     ),
     "Block": (
@@ -217,7 +218,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "With config.init_values=0.1 the output is wrong: each branch goes through its "
             "LayerScale before the addition.",
             "init_values is not read, or LayerScale is applied to the sum",
-            lambda evidence, text: _disagrees(evidence, _LAYER_SCALE),
+            lambda evidence: _disagrees(evidence, _LAYER_SCALE),
         ),
         Symptom(
             "no drop path",
@@ -225,13 +226,13 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "does.",
             "DropPath is not created with the rate or is used in one branch only; nn.Dropout drops "
             "single numbers instead of whole branches",
-            lambda evidence, text: bool(_changed_images(evidence).all()),
+            lambda evidence: bool(_changed_images(evidence).all()),
         ),
         Symptom(
             "drop path without residual",
             "With drop_path=0.9 in training mode no image is changed at all.",
             "The rate is used as the probability of keeping a branch",
-            lambda evidence, text: not _changed_images(evidence).any(),
+            lambda evidence: not _changed_images(evidence).any(),
         ),
     ),
     "VisionTransformer": (
@@ -239,7 +240,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "only several blocks",
             "With depth=1 the output is wrong or the model cannot be built.",
             "The drop path rate of a block is divided by depth - 1, which is zero for one block",
-            lambda evidence, text: not evidence.agrees(cases=(_ONE_BLOCK,)),
+            lambda evidence: not evidence.agrees(cases=(_ONE_BLOCK,)),
             method="__init__",
         ),
         Symptom(
@@ -254,27 +255,27 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "With global_pool='avg' the output is wrong: the mean over the patch tokens, without "
             "the class token, goes through `fc_norm` and then the head.",
             "All tokens are averaged, or the norm is applied before the mean",
-            lambda evidence, text: _disagrees(evidence, MEAN),
+            lambda evidence: _disagrees(evidence, MEAN),
         ),
         Symptom(
             "class token without class_token",
             "With class_token=False the output is wrong: there are only patch tokens, and "
             "pos_embed has one position for each.",
             "The first token is left out although it is a patch",
-            lambda evidence, text: _disagrees(evidence, _NO_TOKEN),
+            lambda evidence: _disagrees(evidence, _NO_TOKEN),
         ),
         Symptom(
             "no dropout before the head",
             "config.drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
-            lambda evidence, text: _dropout_without_effect(evidence, _HEAD_DROPOUT),
+            lambda evidence: _dropout_without_effect(evidence, _HEAD_DROPOUT),
         ),
         Symptom(
             "wrong drop path rates",
             lambda evidence: "With drop_path_rate=0.4 the drop path rates of three blocks must be "
             f"0, 0.2 and 0.4, not {', '.join(f'{r:g}' for r in _drop_path_rates(evidence))}.",
             "Every block gets the same rate, or the last one does not get the full rate",
-            lambda evidence, text: _drop_path_rates(evidence) not in ([], [0, 0.2, 0.4]),
+            lambda evidence: _drop_path_rates(evidence) not in ([], [0, 0.2, 0.4]),
             method="__init__",
         ),
         Symptom(
@@ -284,7 +285,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
                 f"{name} is {value:.2g}" for name, value in _initial_deviations(evidence).items()
             ) + ", where both should be 0.02.",
             "The call is missing, or it is not the last line of __init__",
-            lambda evidence, text: any(
+            lambda evidence: any(
                 not 0.01 < value < 0.03 for value in _initial_deviations(evidence).values()
             ),
             method="__init__",

@@ -168,16 +168,7 @@ REPLACE_HEAD = Part(
     checks=("new head", "frozen layers"),
     todo={"replace_head": "freeze what is there, then put in a new output layer"},
 )
-PARTS = {
-    part.name: part
-    for part in (
-        PATCH_EMBED,
-        MLP,
-        ATTENTION,
-        BLOCK,
-        VISION_TRANSFORMER,
-        TRAINING_STEP,
-        EVALUATE,
-        REPLACE_HEAD,
-    )
-}
+_ALL = (
+    PATCH_EMBED, MLP, ATTENTION, BLOCK, VISION_TRANSFORMER, TRAINING_STEP, EVALUATE, REPLACE_HEAD,
+)  # fmt: skip
+PARTS = {part.name: part for part in _ALL}

@@ -9,15 +9,45 @@ import functools
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
-from lab.exercise.timm_import import timm_vit
 
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Replaces PyTorch's compiler (torch._dynamo), which timm and torchvision load on import.
+
+    They need it only for two decorators, and loading it takes half of the time of a check.
+    """
+    package = types.ModuleType("torch._dynamo")
+    utils = types.ModuleType("torch._dynamo.utils")
+    package.__path__, utils.is_compile_supported = [], lambda device: False
+    disable = torch.compiler.disable
+    sys.modules |= {"torch._dynamo": package, "torch._dynamo.utils": utils}
+    torch.compiler.disable = lambda fn=None, *_, **__: fn if fn else lambda function: function
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+        del sys.modules["torch._dynamo"], sys.modules["torch._dynamo.utils"]
+
+
+if not {"timm", "torchvision", "torch._dynamo"} & set(sys.modules):
+    try:
+        with _without_compiler():
+            import timm.models.vision_transformer  # noqa: F401
+    except (ImportError, AttributeError):  # a version that needs more of it
+        pass
+from timm.models import vision_transformer as timm_vit  # noqa: E402
+
+# The parts that a part builds on.
+NEEDS = {"Block": ("Attention", "MLP"), "VisionTransformer": ("PatchEmbed", "Block")}
 TIMM = {
     "PatchEmbed": timm_vit.PatchEmbed,
     "MLP": timm_vit.Mlp,
@@ -27,7 +57,11 @@ TIMM = {
 }
 
 
-@dataclass(frozen=True)
+# The methods of timm's that mistakes edit, if not only forward.
+_METHODS = {"VisionTransformer": ("_pos_embed", "forward_features", "forward_head")}
+
+
+@dataclass(frozen=True, eq=False)
 class Mistake:
     """A common mistake: an explanation, its usual cause, and how to make it.
 
@@ -35,7 +69,7 @@ class Mistake:
         name: short, unique within its part.
         says: what the code does and what follows from it, one sentence.
         because: the line of reasoning that leads to it.
-        edits: replacements in the source of timm's method, (old, new) or (old, new, method).
+        edits: replacements in the source of timm's methods; each is in one of them only.
         change: called with the finished module and the config.
         forward: used instead of timm's forward.
     """
@@ -43,15 +77,9 @@ class Mistake:
     name: str
     says: str
     because: str
-    edits: tuple[tuple[str, ...], ...] = ()
+    edits: dict[str, str] = field(default_factory=dict)
     change: Callable[[nn.Module, Any], object] | None = None
     forward: Callable[..., Any] | None = None
-
-    @property
-    def method(self) -> str:
-        """The method of the student's class to look at."""
-        named = [rest[0] for _, _, *rest in self.edits if rest]
-        return named[0].replace("_pos_embed", "embed") if named else "forward"
 
 
 class DoesNotApply(Exception):
@@ -65,11 +93,11 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
     Raises: DoesNotApply.
     """
     base = TIMM[part]
-    methods = _edited_methods(base, mistakes)
+    methods = _edited_methods(part, mistakes)
 
     class Reference(base):
         def __init__(self, config: Any, drop_path: float = 0.0):
-            super().__init__(**_ARGUMENTS[part](config))
+            super().__init__(**_arguments(part, config))
             self.config, self.drop_path_rate = config, drop_path
             if part == "PatchEmbed":  # attributes of model.py's that timm does not have so
                 self.patch_size, self.dynamic_img_size = config.patch_size, False
@@ -85,72 +113,65 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
     return Reference
 
 
-def _edited_methods(base: type, mistakes: tuple[Mistake, ...]) -> dict[str, Callable]:
+def _edited_methods(part: str, mistakes: tuple[Mistake, ...]) -> dict[str, Callable]:
     """The methods of timm's class that the mistakes change, compiled from the edited source."""
-    sources: dict[str, str] = {}
     replaced = [mistake.forward for mistake in mistakes if mistake.forward]
     if len(replaced) > 1 or (replaced and any(mistake.edits for mistake in mistakes)):
         raise DoesNotApply
-    for mistake in mistakes:
-        for old, new, *rest in mistake.edits:
-            name = rest[0] if rest else "forward"
-            source = sources.get(name) or _source_of(getattr(base, name))
-            if old not in source:
-                raise DoesNotApply(f"{base.__name__}.{name} has no {old!r}")
-            sources[name] = source.replace(old, new)
-    scope: dict[str, Any] = dict(vars(sys.modules[base.__module__]))
+    sources = _sources(part)
+    edits = [edit for mistake in mistakes for edit in mistake.edits.items()]
+    for old, new in edits:
+        name = next((name for name, source in sources.items() if old in source), None)
+        if name is None:
+            raise DoesNotApply(f"{part} has no {old!r}")
+        sources = sources | {name: sources[name].replace(old, new)}
+    scope: dict[str, Any] = dict(vars(sys.modules[TIMM[part].__module__]))
+    methods = {"forward": replaced[0]} if replaced else {}
     for name, source in sources.items():
-        exec(compile(source, f"<timm's {base.__name__}.{name}, edited>", "exec"), scope)
-    methods = {name: scope[name] for name in sources}
-    return methods | ({"forward": replaced[0]} if replaced else {})
+        if source != _sources(part)[name]:
+            exec(compile(source, f"<timm's {part}.{name}, edited>", "exec"), scope)
+            methods[name] = scope[name]
+    return methods
 
 
 @functools.cache
-def _source_of(method: Callable) -> str:
-    return textwrap.dedent(inspect.getsource(method))
+def _sources(part: str) -> dict[str, str]:
+    """The source of timm's methods that mistakes edit."""
+    methods = {name: getattr(TIMM[part], name) for name in _METHODS.get(part, ("forward",))}
+    return {name: textwrap.dedent(inspect.getsource(m)) for name, m in methods.items()}
 
 
-def _patch_embed(c: Any) -> dict[str, Any]:
-    return {
-        "img_size": c.img_size, "patch_size": c.patch_size, "in_chans": c.in_chans,
-        "embed_dim": c.embed_dim,
-    }  # fmt: skip
+def method_of(part: str, mistake: Mistake) -> str:
+    """The method of the student's class that the first edit of a mistake is in."""
+    first = next(iter(mistake.edits), None)
+    names = (name for name, source in _sources(part).items() if first and first in source)
+    return next(names, "forward").replace("_pos_embed", "embed")
 
 
-def _mlp(c: Any) -> dict[str, Any]:
-    return {"in_features": c.embed_dim, "hidden_features": int(c.embed_dim * c.mlp_ratio)}
-
-
-def _attention(c: Any) -> dict[str, Any]:
-    return {
+def _arguments(part: str, c: Any) -> dict[str, Any]:
+    """The arguments of timm's constructor for a configuration."""
+    if part == "PatchEmbed":
+        return {
+            "img_size": c.img_size, "patch_size": c.patch_size, "in_chans": c.in_chans,
+            "embed_dim": c.embed_dim,
+        }  # fmt: skip
+    if part == "MLP":
+        return {"in_features": c.embed_dim, "hidden_features": int(c.embed_dim * c.mlp_ratio)}
+    norm = functools.partial(nn.LayerNorm, eps=c.norm_eps)
+    if part == "VisionTransformer":
+        names = (
+            "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads",
+            "mlp_ratio", "qkv_bias", "drop_rate", "attn_drop_rate", "init_values", "global_pool",
+            "class_token", "no_embed_class",
+        )  # fmt: skip
+        # The student's parameters replace all values, so timm need not initialize them.
+        more = {"norm_layer": norm, "weight_init": "skip"}
+        return {name: getattr(c, name) for name in names} | more
+    attention = {
         "dim": c.embed_dim, "num_heads": c.num_heads, "qkv_bias": c.qkv_bias,
         "attn_drop": c.attn_drop_rate,
     }  # fmt: skip
-
-
-def _block(c: Any) -> dict[str, Any]:
-    norm = partial(nn.LayerNorm, eps=c.norm_eps)
+    if part == "Attention":
+        return attention
     more = {"mlp_ratio": c.mlp_ratio, "init_values": c.init_values, "norm_layer": norm}
-    return _attention(c) | more
-
-
-def _vision_transformer(c: Any) -> dict[str, Any]:
-    names = (
-        "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads",
-        "mlp_ratio", "qkv_bias", "drop_rate", "attn_drop_rate", "init_values", "global_pool",
-        "class_token", "no_embed_class",
-    )  # fmt: skip
-    norm = partial(nn.LayerNorm, eps=c.norm_eps)
-    # The student's parameters replace all values, so timm need not initialize them.
-    return {name: getattr(c, name) for name in names} | {"norm_layer": norm, "weight_init": "skip"}
-
-
-_ARGUMENTS = {
-    "PatchEmbed": _patch_embed,
-    "MLP": _mlp,
-    "Attention": _attention,
-    "Block": _block,
-    "VisionTransformer": _vision_transformer,
-}
-# The parts that a part builds on.
-NEEDS = {"Block": ("Attention", "MLP"), "VisionTransformer": ("PatchEmbed", "Block")}
+    return attention | more

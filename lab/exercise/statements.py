@@ -5,9 +5,10 @@ wide, and the first sentence is used.
 """
 
 import math
+from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.exercise.layer_mistakes import SCALE
 from lab.exercise.layouts import slots
@@ -17,26 +18,18 @@ from lab.exercise.trials import THREE, TWO, Case, Evidence, close
 
 def narrowest_statement(evidence: Evidence, check: str) -> str | None:
     """A true sentence about how the part differs from the reference, as narrow as possible."""
-    for statement in _SHAPE_STATEMENTS if check == "shapes" else _STATEMENTS:
-        try:
-            if sentence := statement(evidence):
+    for statement, *parts in _SHAPE_STATEMENTS if check == "shapes" else _STATEMENTS:
+        with suppress(Exception, SystemExit):  # the next statement may still work
+            if (not parts or evidence.part.name in parts) and (sentence := statement(evidence)):
                 return sentence
-        except (Exception, SystemExit):  # the next statement may still work
-            continue
     return None
 
 
 def _outputs(evidence: Evidence, case: Case = TWO) -> tuple[Tensor, Tensor]:
     """The part's output and the reference's with the same weights, (B, ...)."""
     with torch.no_grad():
-        right = _reference(evidence, case)(evidence.trial(case).inputs)
+        right = evidence.reference(case)(evidence.trial(case).inputs)
     return evidence.outcome(case).output, right
-
-
-def _reference(evidence: Evidence, case: Case = TWO) -> nn.Module:
-    """timm's module with the student's parameters. Raises if they cannot be its parameters."""
-    trial = evidence.trial(case)
-    return trial.load(trial.reference(), evidence.layout(case))
 
 
 def _returns_input(evidence: Evidence) -> str | None:
@@ -74,13 +67,9 @@ def _parameters(evidence: Evidence) -> str | None:
         + (f" and {len(found) - 4} more" if found[4:] else "")
         for found in (wanted, own)
     )
-    return (
-        "; ".join(
-            ([f"missing parameters: {missing}"] if missing else [])
-            + ([f"unexpected parameters: {extra}"] if extra else [])
-        )
-        or "its parameters have the right shapes, but their names do not say which is which"
-    )
+    kinds = {"missing": missing, "unexpected": extra}
+    said = "; ".join(f"{kind} parameters: {names}" for kind, names in kinds.items() if names)
+    return said or "its parameters have the right shapes, but their names do not say which is which"
 
 
 def _mixes_images(evidence: Evidence) -> str | None:
@@ -94,8 +83,6 @@ def _mixes_images(evidence: Evidence) -> str | None:
 
 
 def _mixes_tokens(evidence: Evidence) -> str | None:
-    if evidence.part.name != "MLP":
-        return None
     trial = evidence.trial(TWO)
     other = trial.inputs.clone()
     other[:, 1:] = torch.randn_like(other[:, 1:])
@@ -105,8 +92,6 @@ def _mixes_tokens(evidence: Evidence) -> str | None:
 
 
 def _depends_on_order(evidence: Evidence) -> str | None:
-    if evidence.part.name not in ("Attention", "Block"):
-        return None
     trial = evidence.trial(TWO)
     order = torch.arange(trial.inputs.shape[1]).roll(3)
     if not close(trial.run(trial.inputs[:, order]), trial.run()[:, order]):
@@ -115,8 +100,6 @@ def _depends_on_order(evidence: Evidence) -> str | None:
 
 
 def _weight_sums(evidence: Evidence) -> str | None:
-    if evidence.part.name != "Attention":
-        return None
     _, weights = evidence.trial(TWO).run(return_weights=True)
     one = torch.ones(())
     over_keys, over_queries = weights.sum(-1), weights.sum(-2)
@@ -180,8 +163,7 @@ def _correct_part(evidence: Evidence) -> str | None:
         pairs = zip(got.unbind(axis), right.unbind(axis), strict=True)
         good = [i for i, (a, b) in enumerate(pairs) if close(a, b)]
         if good:
-            numbers = ", ".join(map(str, good[:8])) + (", ..." if len(good) > 8 else "")
-            return f"the outputs are correct for {name} {numbers} (counted from 0), not for others"
+            return f"the outputs are correct for {name} {_numbers(good)}, not for others"
     return None
 
 
@@ -200,8 +182,6 @@ def _reordered(evidence: Evidence) -> str | None:
 
 def _activation(evidence: Evidence) -> str | None:
     """What an MLP does to single values, with weights that let them through unchanged."""
-    if evidence.part.name != "MLP":
-        return None
     trial = evidence.new_trial(TWO)
     reference = trial.reference()
     layout = trial.layouts(reference)[0]
@@ -223,14 +203,12 @@ def _activation(evidence: Evidence) -> str | None:
 
 def _scale(evidence: Evidence) -> str | None:
     """Looks for a factor of the scores that explains the output of attention."""
-    if evidence.part.name != "Attention":
-        return None
     trial = evidence.trial(TWO)
     got, layout = evidence.outcome(TWO).output, evidence.layout(TWO)
 
     def error(log_scale: float) -> float:
-        edit = (SCALE, f"q = q * {math.exp(log_scale)!r}")
-        mutant = trial.load(trial.reference((Mistake(str(log_scale), "", "", (edit,)),)), layout)
+        mistake = Mistake("", "", "", {SCALE: f"q = q * {math.exp(log_scale)!r}"})
+        mutant = trial.load(trial.reference((mistake,)), layout)
         with torch.no_grad():
             return float((mutant(trial.inputs) - got).square().mean())
 
@@ -248,8 +226,6 @@ def _scale(evidence: Evidence) -> str | None:
 
 def _read_pixels(evidence: Evidence) -> str | None:
     """Which pixels the first token depends on."""
-    if evidence.part.name != "PatchEmbed":
-        return None
     trial = evidence.trial(TWO)
     inputs = trial.inputs.clone().requires_grad_()
     trial.module(inputs)[0, 0].sum().backward()
@@ -266,9 +242,7 @@ def _read_pixels(evidence: Evidence) -> str | None:
 
 def _attention_stage(evidence: Evidence) -> str | None:
     """Whether the weights are correct, and if they are, whether the heads are only misplaced."""
-    if evidence.part.name != "Attention":
-        return None
-    reference, trial = _reference(evidence), evidence.trial(TWO)
+    reference, trial = evidence.reference(TWO), evidence.trial(TWO)
     seen: list[Tensor] = []
     for layer in (reference.attn_drop, reference.proj):
         layer.register_forward_hook(lambda module, args, out: seen.append(args[0]))
@@ -289,11 +263,11 @@ def _attention_stage(evidence: Evidence) -> str | None:
 
 def _block_stage(evidence: Evidence) -> str | None:
     """What attention and MLP read, and so which line of a block is wrong."""
-    if evidence.part.name != "Block" or not evidence.fill_in:
+    if not evidence.fill_in:
         return None
     trial = evidence.trial(TWO)
     found = []
-    for block in (trial.module, _reference(evidence)):
+    for block in (trial.module, evidence.reference(TWO)):
         read: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_pre_hook(
@@ -321,9 +295,7 @@ def _block_stage(evidence: Evidence) -> str | None:
 
 def _model_stage(evidence: Evidence) -> str | None:
     """Which method of the model is the first one whose result is wrong."""
-    if evidence.part.name != "VisionTransformer":
-        return None
-    trial, reference = evidence.trial(TWO), _reference(evidence)
+    trial, reference = evidence.trial(TWO), evidence.reference(TWO)
     with torch.no_grad():
         tokens = reference._pos_embed(reference.patch_embed(trial.inputs))
         got = trial.module.embed(trial.inputs.clone())
@@ -331,17 +303,17 @@ def _model_stage(evidence: Evidence) -> str | None:
             return f"`embed` returns the shape {tuple(got.shape)}, not {tuple(tokens.shape)}"
         if not close(got, tokens):
             right = [i for i in range(got.shape[1]) if close(got[:, i], tokens[:, i])]
-            some = f"correct for {_tokens(right)} and wrong for the others" if right else "wrong"
-            return f"the tokens that `embed` returns are {some}"
+            some = f"correct for token {_numbers(right)} and " if right else ""
+            others = "wrong for the others" if right else "wrong"
+            return f"the tokens that `embed` returns are {some}{others}"
         features = reference.forward_features(trial.inputs)
         if not close(trial.module.forward_features(trial.inputs.clone()), features):
             return "`embed` is correct, but the tokens that `forward_features` returns are wrong"
     return "`forward_features` is correct: the mistake is in `forward_head` or in `forward`"
 
 
-def _tokens(indices: list[int]) -> str:
-    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-    return f"token {shown} (counted from 0)"
+def _numbers(indices: list[int]) -> str:
+    return ", ".join(map(str, indices[:8])) + ", ..." * (len(indices) > 8) + " (counted from 0)"
 
 
 def _largest_difference(evidence: Evidence) -> str | None:
@@ -355,9 +327,11 @@ def _largest_difference(evidence: Evidence) -> str | None:
     )
 
 
-_SHAPE_STATEMENTS = (_shape, _parameters)  # the others compare values
-_STATEMENTS = (
-    _parameters, _returns_input, _factor, _offset, _reordered, _correct_part, _weight_sums, _scale,
-    _never_negative, _mixes_images, _mixes_tokens, _activation, _read_pixels, _depends_on_order,
-    _attention_stage, _block_stage, _model_stage, _largest_difference,
+_SHAPE_STATEMENTS = ((_shape,), (_parameters,))  # the others compare values
+_STATEMENTS = (  # with the parts for which they make sense, if not for all
+    (_parameters,), (_returns_input,), (_factor,), (_offset,), (_reordered,), (_correct_part,),
+    (_weight_sums, "Attention"), (_scale, "Attention"), (_never_negative,), (_mixes_images,),
+    (_mixes_tokens, "MLP"), (_activation, "MLP"), (_read_pixels, "PatchEmbed"),
+    (_depends_on_order, "Attention", "Block"), (_attention_stage, "Attention"),
+    (_block_stage, "Block"), (_model_stage, "VisionTransformer"), (_largest_difference,),
 )  # fmt: skip

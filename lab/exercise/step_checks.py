@@ -6,7 +6,7 @@ step_mistakes.py.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.exercise.diagnosis import Diagnosis, together
 from lab.exercise.parts import Part
 from lab.exercise.reference import reference_class
 from lab.exercise.step_mistakes import PROGRAMS, STEP_MISTAKES, StepMistake, program
 from lab.exercise.submission import Failure, Submission
-from lab.exercise.symptoms import find_symptoms
 from lab.exercise.trials import BASE, close
 
 Trace = dict[str, Any]
@@ -221,30 +219,17 @@ def check_step(submission: Submission, part: Part, check: str, seed: int) -> Non
             raise submission.failure(part, says)
 
 
-def diagnose_step(submission: Submission, part: Part, failure: Failure, seed: int) -> Diagnosis:
-    """Names the mistakes that lead to the student's trace, else says what differs."""
-    if failure.unwritten:
-        return Diagnosis(str(failure))
-    if failure.cause:
-        text = f"{type(failure.cause).__name__}: {failure.cause}"
-        known = find_symptoms(None, text)
-        if not known:
-            return Diagnosis(str(failure))
-        says = f"{str(failure).rstrip('.')}. {known[0].says}"
-        return Diagnosis(says, known[0].because, [symptom.name for symptom in known])
+def find_step_mistakes(
+    submission: Submission, part: Part, seed: int
+) -> tuple[StepMistake, ...] | None:
+    """Mistakes that lead to the student's trace, as few as possible. Raises Failure."""
     trace = _trace_of(submission, part, seed)
-    if mistakes := next(_explanations(part, trace, seed), None):
-        return together(str(submission.failure(part, "")), mistakes)
-    return Diagnosis(str(failure))
-
-
-def _explanations(part: Part, trace: Trace, seed: int) -> Iterator[tuple[StepMistake, ...]]:
-    """Mistakes that lead to a trace, as few as possible first."""
     for count in range(1, _TOGETHER + 1):
         for mistakes in itertools.combinations(STEP_MISTAKES[part.name], count):
             function = program(part.name, mistakes)
             if function and _same_trace(trace, _TRACES[part.name](function, seed)):
-                yield mistakes
+                return mistakes
+    return None
 
 
 def _trace_of(submission: Submission, part: Part, seed: int) -> Trace:

@@ -54,14 +54,6 @@ def program(part: str, mistakes: tuple[StepMistake, ...] = ()) -> Callable | Non
     return function
 
 
-def _forward(s: SimpleNamespace) -> None:
-    s.logits = s.model(s.images)
-
-
-def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits))
-
-
 def _loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable:
     return lambda s: vars(s).update(loss=function(s.logits, s.labels))
 
@@ -84,11 +76,11 @@ def _set_head(s: SimpleNamespace, behind: bool) -> None:
 
 WORDS: dict[str, Callable[[SimpleNamespace], object]] = {
     "train": lambda s: s.model.train(),
-    "forward": _forward,
+    "forward": lambda s: vars(s).update(logits=s.model(s.images)),
     "softmax": lambda s: vars(s).update(logits=s.logits.softmax(dim=1)),
     "loss": _loss(F.cross_entropy),
     "summed_loss": _loss(lambda logits, labels: F.cross_entropy(logits, labels, reduction="sum")),
-    "squared_error": _loss(_squared_error),
+    "squared_error": _loss(lambda x, labels: F.mse_loss(x, F.one_hot(labels, x.shape[1]).to(x))),
     "clear": lambda s: s.optimizer.zero_grad(),
     "backward": lambda s: s.loss.backward(),
     "step": lambda s: s.optimizer.step(),

@@ -1,10 +1,11 @@
 """Mistakes that show in other ways than in the values: exceptions, gradients, hidden parameters.
 
-A symptom is recognized by a test on what the part did; where several fit, the first one counts.
+Where several symptoms fit, the first one counts. A test that raises does not fit.
 """
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,14 @@ from lab.exercise.trials import BASE, ONE, OTHER, TWO, Case, Evidence, close
 
 @dataclass(frozen=True)
 class Symptom:
-    """A mistake with a test: (evidence, the text of the student's exception or "") to bool."""
+    """A mistake that is recognized by what the part did, or by the text of its exception."""
 
     name: str
     says: str | Callable[[Evidence], str]
     because: str
-    test: Callable[[Evidence, str], bool]
+    test: Callable[[Evidence], bool] | None = None
+    pattern: str = ""  # a regular expression
+    only_classes: bool = False  # the pattern means something else in a function of steps.py
     only_training: bool = False  # the values are right, but training or another device fails
     method: str = "forward"  # where to look
 
@@ -33,26 +36,18 @@ def finite(output: object) -> bool:
     return isinstance(output, torch.Tensor) and bool(output.isfinite().all())
 
 
-def _says(pattern: str) -> Callable[[Evidence, str], bool]:
-    return lambda evidence, text: re.search(pattern, text) is not None
-
-
 def _hidden(evidence: Evidence, modules: bool) -> bool:
     """Whether layers (or bare tensors) are kept where PyTorch does not find parameters."""
-    trial = evidence.trial(TWO)
-    learned = evidence.layout(TWO) if trial.module else None
-    if learned is None:
-        return False
-    used = {int(i) for ids in learned.values() for i in ids.reshape(-1)[:1]}
+    used = {int(i) for ids in evidence.layout(TWO).values() for i in ids.reshape(-1)[:1]}
     start = 0
-    for slot in trial.slots:
+    for slot in evidence.trial(TWO).slots:
         if not slot.registered and start in used and bool(slot.kind) == modules:
             return True
         start += slot.tensor.numel()
     return False
 
 
-def _random_in_eval(evidence: Evidence, text: str) -> bool:
+def _random_in_eval(evidence: Evidence) -> bool:
     trial = evidence.trial(TWO)
     if not finite(evidence.outcome(TWO).output):
         return False
@@ -62,53 +57,39 @@ def _random_in_eval(evidence: Evidence, text: str) -> bool:
         return not close(trial.module(trial.inputs.clone()), first)
 
 
-def _makes_layers(evidence: Evidence, text: str) -> bool:
+def _makes_layers(evidence: Evidence) -> bool:
     """Whether forward creates modules, which start with new random weights every time."""
     trial, made = evidence.trial(TWO), []
-    if trial.module is None:
-        return False
     original = nn.Module.__init__
     nn.Module.__init__ = lambda self, *a, **k: (made.append(type(self)), original(self, *a, **k))[1]
     try:
         trial.module(trial.inputs.clone())
-    except Exception:
-        return False
     finally:
         nn.Module.__init__ = original
     return any(issubclass(kind, nn.Linear | nn.Conv2d | nn.LayerNorm) for kind in made)
 
 
-def _changes_input(evidence: Evidence, text: str) -> bool:
+def _changes_input(evidence: Evidence) -> bool:
     trial = evidence.trial(TWO)
-    if evidence.outcome(TWO).error:
-        return False
     inputs = trial.inputs.clone()
     with torch.no_grad():
         trial.module(inputs)
     return not torch.equal(inputs, trial.inputs)
 
 
-def _detached(evidence: Evidence, text: str) -> bool:
+def _detached(evidence: Evidence) -> bool:
     out = evidence.outcome(TWO, gradients=True)
-    return (out.error is not None and "does not require grad" in str(out.error)) or (
-        out.error is None and out.gradients[0] is None
-    )
+    return "does not require grad" in str(out.error) if out.error else out.gradients[0] is None
 
 
-def _in_place(evidence: Evidence, text: str) -> bool:
-    error = evidence.outcome(TWO, gradients=True).error
-    return error is not None and "inplace operation" in str(error)
+def _in_place(evidence: Evidence) -> bool:
+    return "inplace operation" in str(evidence.outcome(TWO, gradients=True).error)
 
 
-def _wrong_device(evidence: Evidence, text: str) -> bool:
+def _wrong_device(evidence: Evidence) -> bool:
     """Whether a tensor that was created on the default device meets the input's."""
-    if re.search(r"CUDA|cuda|NVIDIA|same device", text):
-        return True
-    trial = evidence.trial(TWO)
-    if evidence.outcome(TWO).error:
-        return False
     with _DeviceTracker() as tracker:
-        trial.run()
+        evidence.trial(TWO).run()
     return tracker.mixed
 
 
@@ -161,83 +142,86 @@ def _which_batch_sizes(evidence: Evidence) -> str:
     )
 
 
-def _one_size(evidence: Evidence, text: str) -> bool:
+def _one_size(evidence: Evidence) -> bool:
     """Whether the first configuration works and another one does not."""
     other = Case("two images of another size", OTHER, 2)
     return evidence.outcome(TWO).error is None and evidence.outcome(other).error is not None
 
 
-SIZES = r"\b(16|32|49|50|64|65|128|192|196|197|224|384|768|2304|3072)\b"
 SYMPTOMS = (
     Symptom(
         "/ instead of //",
         "A size is a float, and PyTorch needs an int.",
         "/ always returns a float, even without a remainder, and so does a product with mlp_ratio; "
         "use // or int()",
-        _says(r"TypeError.*(float.*integer|got .*float|must be tuple of ints|type float)"),
+        pattern=r"TypeError.*(float.*integer|got .*float|must be tuple of ints|type float)",
     ),
     Symptom(
         "wrong number of axes unpacked",
         "A shape is unpacked into the wrong number of names: images have the axes (B, C, H, W), "
         "and tokens have the axes (B, N, D).",
         "The batch axis is left out, as in code for a single image",
-        lambda e, text: e and re.search(r"(too many|not enough) values to unpack", text),
+        pattern=r"(too many|not enough) values to unpack",
+        only_classes=True,
     ),
     Symptom(
         "super().__init__() missing",
         "nn.Module's __init__ must run before layers and parameters are assigned.",
         "The class has its own __init__, which replaces nn.Module's",
-        _says(r"before Module.__init__"),
+        pattern=r"before Module.__init__",
     ),
     Symptom(
         "nothing returned",
         "forward has no return, so the result is lost.",
         "The last line assigns the result to a variable",
-        _says(r"returns nothing"),
+        pattern=r"returns nothing",
     ),
     Symptom(
         "view of a transposed tensor",
         "view needs contiguous memory; use reshape after a transpose.",
         "view and reshape do the same unless a tensor was transposed",
-        _says(r"view size is not compatible"),
+        pattern=r"view size is not compatible",
     ),
     Symptom(
         "loss called like a function",
         "nn.CrossEntropyLoss is a class: nn.CrossEntropyLoss()(logits, labels) creates it and "
         "calls it.",
         "F.cross_entropy(logits, labels) looks similar and is a function",
-        _says(r"Boolean value of Tensor with more than one value"),
+        pattern=r"Boolean value of Tensor with more than one value",
     ),
     Symptom(
         "no_grad without parentheses",
         "torch.no_grad is a class: write `with torch.no_grad():`.",
         "The parentheses are missing",
-        _says(r"'type' object does not support the context manager|__enter__"),
+        pattern=r"'type' object does not support the context manager|__enter__",
     ),
     Symptom(
         "hard-coded device",
         "A tensor is created on one particular device instead of the one of the input.",
         "The code was written on a GPU, or torch.zeros was called without device=x.device",
         _wrong_device,
+        pattern=r"CUDA|cuda|NVIDIA|same device",
         only_training=True,
     ),
     Symptom(
         "hard-coded dtype",
         "A part of the code uses float32, whatever the dtype of the input is.",
         "dtype=torch.float32 or .float() is written out; x.dtype also works for half precision",
-        _says(r"same dtype|mixed dtype|scalar type|dtype.*mismatch|(Float|Half|Double).*!="),
+        pattern=r"same dtype|mixed dtype|scalar type|dtype.*mismatch|(Float|Half|Double).*!=",
     ),
     Symptom(
         "hard-coded batch size",
         _which_batch_sizes,
         "A reshape contains a number, or the batch axis is left out",
-        lambda e, text: all(_batch_sizes(e)),
+        lambda evidence: all(_batch_sizes(evidence)),
     ),
     Symptom(
         "hard-coded size",
         "It works for one image size or width only: a value of the configuration is hard-coded.",
         "The numbers of ViT-B/16 (224, 16, 197, 768) are in every tutorial; use the config's",
-        lambda e, text: _one_size(e, text) or (bool(text) and re.search(SIZES, text) is not None),
+        _one_size,
+        pattern=r"\b(16|32|49|50|64|65|128|192|196|197|224|384|768|2304|3072)\b",
+        only_classes=True,
     ),
     Symptom(
         "layers created in forward",
@@ -255,14 +239,14 @@ SYMPTOMS = (
         "parameters in a plain list",
         "Layers are kept in a Python list or dict, so eval() and the optimizer do not reach them.",
         "nn.ModuleList looks like a list, but it also registers its layers",
-        lambda e, text: _hidden(e, modules=True),
+        lambda evidence: _hidden(evidence, modules=True),
         method="__init__",
     ),
     Symptom(
         "tensor instead of parameter",
         "A tensor that must be learned is not an nn.Parameter, so the optimizer never sees it.",
         "torch.zeros and torch.randn create constants",
-        lambda e, text: _hidden(e, modules=False),
+        lambda evidence: _hidden(evidence, modules=False),
         only_training=True,
         method="__init__",
     ),
@@ -277,14 +261,17 @@ SYMPTOMS = (
         "in-place operation on a value that backward needs",
         "A tensor is changed in place after it was used, so the gradient cannot be computed.",
         "+=, relu_ or an assignment to a slice saves memory, but autograd needs the old value",
-        lambda e, text: _in_place(e, text) or "inplace operation" in text,
+        _in_place,
+        pattern="inplace operation",
+        only_classes=True,
         only_training=True,
     ),
     Symptom(
         "detached graph",
         "The output does not depend on the input for autograd: the graph is cut.",
         "detach(), .data, numpy() or no_grad() is left in the code",
-        lambda e, text: "does not have a grad_fn" in text or _detached(e, text),
+        _detached,
+        pattern="does not have a grad_fn",
         only_training=True,
     ),
 )
@@ -295,11 +282,12 @@ def find_symptoms(evidence: Evidence | None, text: str) -> list[Symptom]:
 
     Without evidence, as for a function of steps.py, only the text counts.
     """
-    found = []
-    for symptom in SYMPTOMS:
-        try:
-            if symptom.test(evidence, text):
-                found.append(symptom)
-        except (Exception, SystemExit):  # the test itself may not work with this code
-            continue
-    return found
+    return [symptom for symptom in SYMPTOMS if _shows(symptom, evidence, text)]
+
+
+def _shows(symptom: Symptom, evidence: Evidence | None, text: str) -> bool:
+    if symptom.pattern and re.search(symptom.pattern, text):
+        return evidence is not None or not symptom.only_classes
+    with suppress(Exception, SystemExit):  # a part that does not run cannot be tested
+        return bool(symptom.test and evidence and symptom.test(evidence))
+    return False

@@ -55,18 +55,16 @@ class Trial:
         slots: the module's parameters.
     """
 
-    def __init__(
-        self, submission: Submission, part: Part, case: Case, seed: int, fill_in: bool = True
-    ):
-        self.submission, self.part, self.case, self.seed = submission, part, case, seed
+    def __init__(self, evidence: "Evidence", case: Case):
+        self.submission, self.part, self.seed = evidence.submission, evidence.part, evidence.seed
         self.failure: Failure | None = None
         self.module: nn.Module | None = None
         self.slots: list[Slot] = []
-        torch.default_generator.manual_seed(seed)
-        self.config = submission.config(case.options)
-        self.inputs = case.scale * _random_inputs(part, self.config, case.batch)
+        torch.default_generator.manual_seed(self.seed)
+        self.config = self.submission.config(case.options)
+        self.inputs = case.scale * _random_inputs(self.part, self.config, case.batch)
         try:
-            self.module = build(submission, part, self.config, fill_in=fill_in)
+            self.module = evidence.build(self.config)
             self.slots = slots(self.module)
             _randomize(self.slots, case.scale)
         except Failure as failure:
@@ -153,33 +151,10 @@ class Trial:
         values = flat([slot.tensor for slot in self.slots])
         for slot in slots(reference):
             values[layout[slot.name].reshape(-1)] = slot.tensor.detach().reshape(-1)
+        parts = values.split([slot.tensor.numel() for slot in self.slots])
         with torch.no_grad():
-            start = 0
-            for slot in self.slots:
-                count = slot.tensor.numel()
-                slot.tensor.copy_(values[start : start + count].reshape(slot.tensor.shape))
-                start += count
-
-
-def build(
-    submission: Submission, part: Part, config: Any, *more: Any, fill_in: bool = True
-) -> nn.Module:
-    """The student's module in eval mode. Raises Failure.
-
-    fill_in: build on the reference's other parts instead of the student's.
-    """
-    cls = submission.find(part)
-    submission.check_call(part, cls, config, *more)
-    for name in NEEDS.get(part.name, ()):
-        own = submission.own[name]
-        setattr(submission.model, name, reference_class(name) if fill_in else own)
-    try:
-        module = cls(config, *more)
-    except (Exception, SystemExit) as error:
-        raise submission.explain(error) from error
-    if not isinstance(module, nn.Module):
-        raise submission.failure(part, f"write `class {part.name}(nn.Module)`", None)
-    return module.eval()
+            for slot, part in zip(self.slots, parts, strict=True):
+                slot.tensor.copy_(part.reshape(slot.tensor.shape))
 
 
 @dataclass
@@ -230,12 +205,23 @@ class Evidence:
 
     def new_trial(self, case: Case) -> Trial:
         """A trial that is not kept, for tests that change the module."""
-        return Trial(self.submission, self.part, case, self.seed, self.fill_in)
+        return Trial(self, case)
 
     def build(self, config: Any, *more: Any) -> nn.Module:
-        """A new module, with the initial values that the student gives it. Raises Failure."""
-        torch.default_generator.manual_seed(self.seed)
-        return build(self.submission, self.part, config, *more, fill_in=self.fill_in)
+        """The student's module in eval mode, with the student's initial values. Raises Failure."""
+        part, model = self.part, self.submission.model
+        cls = self.submission.find(part)
+        self.submission.check_call(part, cls, config, *more)
+        for name in NEEDS.get(part.name, ()):
+            own = self.submission.own[name]
+            setattr(model, name, reference_class(name) if self.fill_in else own)
+        try:
+            module = cls(config, *more)
+        except (Exception, SystemExit) as error:
+            raise self.submission.explain(error) from error
+        if not isinstance(module, nn.Module):
+            raise self.submission.failure(part, f"write `class {part.name}(nn.Module)`", None)
+        return module.eval()
 
     def outcome(self, case: Case, gradients: bool = False) -> Outcome:
         key = (case.name, gradients)
@@ -275,6 +261,11 @@ class Evidence:
         own = self.outcome(case)
         right = (x for x in found if _same(own, trial, trial.load(reference, x), x, False))
         return next(right, found[0] if found else None)
+
+    def reference(self, case: Case) -> nn.Module:
+        """timm's module with the student's parameters. Raises if they cannot be its parameters."""
+        trial = self.trial(case)
+        return trial.load(trial.reference(), self.layout(case))
 
 
 def _same(own: Outcome, trial: Trial, mutant: nn.Module, layout: Layout, gradients: bool) -> bool:
