@@ -23,7 +23,7 @@ _NO_TOKEN = Case("no class token", BASE | {"global_pool": "avg", "class_token": 
 
 def _training(evidence: Evidence, case: Case) -> Trial:
     """A trial in training mode."""
-    trial = evidence.new_trial(case)
+    trial = Trial(evidence, case)
     if trial.module:
         trial.module.train()
     return trial
@@ -104,7 +104,7 @@ def _num_parameters(evidence: Evidence, case: Case) -> int:
 
 def _changed_images(evidence: Evidence) -> Tensor:
     """Which of 64 images (B,) a block changes in training mode with drop_path=0.9."""
-    trial = evidence.new_trial(Case("many images", batch=64))
+    trial = Trial(evidence, Case("many images", batch=64))
     trial.module = evidence.build(trial.config, 0.9).train()
     with torch.no_grad():
         return (trial.run() - trial.inputs).flatten(1).abs().amax(1) > 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from lab.exercise.layer_mistakes import SCALE
 from lab.exercise.layouts import slots
 from lab.exercise.reference import TIMM, Mistake
-from lab.exercise.trials import THREE, TWO, Case, Evidence, close
+from lab.exercise.trials import THREE, TWO, Case, Evidence, Trial, close
 
 
 def narrowest_statement(evidence: Evidence, check: str) -> str | None:
@@ -182,7 +182,7 @@ def _reordered(evidence: Evidence) -> str | None:
 
 def _activation(evidence: Evidence) -> str | None:
     """What an MLP does to single values, with weights that let them through unchanged."""
-    trial = evidence.new_trial(TWO)
+    trial = Trial(evidence, TWO)
     reference = trial.reference()
     layout = trial.layouts(reference)[0]
     with torch.no_grad():
