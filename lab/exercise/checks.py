@@ -172,11 +172,11 @@ _CHECKS: dict[str, Callable[[Evidence, Path], None]] = {
 
 def _diagnose(evidence: Evidence, failure: Failure, check: str) -> _Diagnosis:
     """Explains why a class of model.py fails a check."""
-    if failure.unwritten or (evidence.trial(TWO).module is None and not failure.cause):
-        return _Diagnosis(str(failure))
     if failure.mistake:
         return _Diagnosis(str(failure), failure.mistake.because, [failure.mistake.name])
-    if check in ("options", "released weights"):  # the part is correct otherwise
+    not_built = evidence.trial(TWO).module is None and not failure.cause
+    correct_otherwise = check in ("options", "released weights")
+    if failure.unwritten or not_built or correct_otherwise:
         return _Diagnosis(str(failure))
 
     def start(method: str = "forward") -> str:

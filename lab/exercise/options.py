@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lab.exercise.layouts import flat, slots
-from lab.exercise.reference import reference_class
+from lab.exercise.reference import named, reference_class
 from lab.exercise.symptoms import Symptom
 from lab.exercise.trials import BASE, TWO, Case, Evidence, Trial, close
 
@@ -150,136 +150,117 @@ def _initial_deviations(evidence: Evidence) -> dict[str, float]:
 
 
 OPTIONS: dict[str, tuple[Symptom, ...]] = {
-    "Attention": (
-        Symptom(
-            "qkv_bias ignored",
+    "Attention": named({
+        "qkv_bias ignored": Symptom(
             "With config.qkv_bias=False there are as many parameters as with True.",
             "nn.Linear has a bias unless it is given bias=False",
             lambda evidence: _num_parameters(evidence, _NO_BIAS)
             == _num_parameters(evidence, TWO),
             method="__init__",
         ),
-        Symptom(
-            "weights not returned",
+        "weights not returned": Symptom(
             "With return_weights=True the result must be (output, weights).",
             "return_weights is accepted, but not used",
             _wrong_pair,
         ),
-        Symptom(
-            "return_weights changes the output",
+        "return_weights changes the output": Symptom(
             "With return_weights=True the output changes; it must not.",
             "The two cases are computed by different lines",
             _output_changes,
         ),
-        Symptom(
-            "wrong weights returned",
+        "wrong weights returned": Symptom(
             "With return_weights=True the weights must be (B, h, N, N), after the softmax.",
             "The scores are returned, or the mean over the heads",
             lambda evidence: _wrong_weights(evidence, TWO),
         ),
-        Symptom(
-            "no attention dropout",
+        "no attention dropout": Symptom(
             "config.attn_drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
             lambda evidence: _dropout_without_effect(evidence, _ATTENTION_DROPOUT),
         ),
-        Symptom(
-            "dropout on the output",
+        "dropout on the output": Symptom(
             "config.attn_drop_rate drops channels of the output or of the values; it must drop "
             "attention weights, after the softmax.",
             "Most networks have dropout behind a layer; here it removes connections between tokens",
             _drops_no_weights,
         ),
-        Symptom(
-            "dropout before the softmax",
+        "dropout before the softmax": Symptom(
             "Dropout is applied before the softmax, so no attention weight becomes zero.",
             "A score of zero is mistaken for a weight of zero, but exp(0) is 1",
             _drops_scores,
         ),
-        Symptom(
-            "dropout with other weights",
+        "dropout with other weights": Symptom(
             "In training mode each attention weight must be either zero or the weight divided by "
             "1 - config.attn_drop_rate.",
             "The dropout rate is not config.attn_drop_rate, or the rest is not scaled up",
             _drops_wrongly,
         ),
-        Symptom(
-            "weights returned after dropout",
+        "weights returned after dropout": Symptom(
             "With return_weights=True the weights are returned after dropout; return them as they "
             "are after the softmax.",
             "The variable is overwritten by its dropped version; nn.MultiheadAttention does the "
             "same in training mode",
             lambda evidence: _wrong_weights(evidence, _ATTENTION_DROPOUT, train=True),
         ),
-    ),
-    "Block": (
-        Symptom(
-            "LayerScale missing or misplaced",
+    }),
+    "Block": named({
+        "LayerScale missing or misplaced": Symptom(
             "With config.init_values=0.1 the output is wrong: each branch goes through its "
             "LayerScale before the addition.",
             "init_values is not read, or LayerScale is applied to the sum",
             lambda evidence: _disagrees(evidence, _LAYER_SCALE),
         ),
-        Symptom(
-            "no drop path",
+        "no drop path": Symptom(
             "With drop_path=0.9 in training mode most images must skip both branches, but none "
             "does.",
             "DropPath is not created with the rate or is used in one branch only; nn.Dropout drops "
             "single numbers instead of whole branches",
             lambda evidence: bool(_changed_images(evidence).all()),
         ),
-        Symptom(
-            "drop path without residual",
+        "drop path without residual": Symptom(
             "With drop_path=0.9 in training mode no image is changed at all.",
             "The rate is used as the probability of keeping a branch",
             lambda evidence: not _changed_images(evidence).any(),
         ),
-    ),
-    "VisionTransformer": (
-        Symptom(
-            "only several blocks",
+    }),
+    "VisionTransformer": named({
+        "only several blocks": Symptom(
             "With depth=1 the output is wrong or the model cannot be built.",
             "The drop path rate of a block is divided by depth - 1, which is zero for one block",
             lambda evidence: not evidence.agrees(cases=(_ONE_BLOCK,)),
             method="__init__",
         ),
-        Symptom(
-            "pre_logits ignored",
+        "pre_logits ignored": Symptom(
             "With pre_logits=True `forward_head` must return what the head gets, (B, D).",
             "The argument is accepted, but not used",
             _ignores_pre_logits,
             method="forward_head",
         ),
-        Symptom(
-            "wrong mean",
+        "wrong mean": Symptom(
             "With global_pool='avg' the output is wrong: the mean over the patch tokens, without "
             "the class token, goes through `fc_norm` and then the head.",
             "All tokens are averaged, or the norm is applied before the mean",
             lambda evidence: _disagrees(evidence, MEAN),
         ),
-        Symptom(
-            "class token without class_token",
+        "class token without class_token": Symptom(
             "With class_token=False the output is wrong: there are only patch tokens, and "
             "pos_embed has one position for each.",
             "The first token is left out although it is a patch",
             lambda evidence: _disagrees(evidence, _NO_TOKEN),
         ),
-        Symptom(
-            "no dropout before the head",
+        "no dropout before the head": Symptom(
             "config.drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
             lambda evidence: _dropout_without_effect(evidence, _HEAD_DROPOUT),
         ),
-        Symptom(
-            "wrong drop path rates",
+        "wrong drop path rates": Symptom(
             lambda evidence: "With drop_path_rate=0.4 the drop path rates of three blocks must be "
             f"0, 0.2 and 0.4, not {', '.join(f'{r:g}' for r in _drop_path_rates(evidence))}.",
             "Every block gets the same rate, or the last one does not get the full rate",
             lambda evidence: _drop_path_rates(evidence) not in ([], [0, 0.2, 0.4]),
             method="__init__",
         ),
-        Symptom(
-            "init_weights() not called",
+        "init_weights() not called": Symptom(
             lambda evidence: "A new model does not have the initial values of init_weights(): the "
             "standard deviation of " + " and that of ".join(
                 f"{name} is {value:.2g}" for name, value in _initial_deviations(evidence).items()
@@ -290,5 +271,5 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             ),
             method="__init__",
         ),
-    ),
+    }),
 }  # fmt: skip

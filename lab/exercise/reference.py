@@ -12,8 +12,8 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -55,8 +55,6 @@ TIMM = {
     "Block": timm_vit.Block,
     "VisionTransformer": timm_vit.VisionTransformer,
 }
-
-
 # The methods of timm's that mistakes edit, if not only forward.
 _METHODS = {"VisionTransformer": ("_pos_embed", "forward_features", "forward_head")}
 
@@ -66,20 +64,28 @@ class Mistake:
     """A common mistake: an explanation, its usual cause, and how to make it.
 
     Attributes:
-        name: short, unique within its part.
         says: what the code does and what follows from it, one sentence.
         because: the line of reasoning that leads to it.
         edits: replacements in the source of timm's methods; each is in one of them only.
         change: called with the finished module and the config.
         forward: used instead of timm's forward.
+        name: short, unique within its part; see named.
     """
 
-    name: str
     says: str
     because: str
     edits: dict[str, str] = field(default_factory=dict)
     change: Callable[[nn.Module, Any], object] | None = None
     forward: Callable[..., Any] | None = None
+    name: str = ""
+
+
+Entry = TypeVar("Entry")
+
+
+def named(table: dict[str, Entry]) -> tuple[Entry, ...]:
+    """The mistakes of a table, each with its name, in the table's order."""
+    return tuple(replace(mistake, name=name) for name, mistake in table.items())
 
 
 class DoesNotApply(Exception):

@@ -207,7 +207,7 @@ def _scale(evidence: Evidence) -> str | None:
     got, layout = evidence.outcome(TWO).output, evidence.layout(TWO)
 
     def error(log_scale: float) -> float:
-        mistake = Mistake("", "", "", {SCALE: f"q = q * {math.exp(log_scale)!r}"})
+        mistake = Mistake("", "", {SCALE: f"q = q * {math.exp(log_scale)!r}"})
         mutant = trial.load(trial.reference((mistake,)), layout)
         with torch.no_grad():
             return float((mutant(trial.inputs) - got).square().mean())

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.exercise.reference import named
+
 PROGRAMS = {  # part: names of the arguments, correct program
     "training_step": ("model optimizer images labels",
                       "train forward loss clear backward step return_number"),
@@ -28,10 +30,10 @@ class StepMistake:
     `old` must occur in the program; "" as `new` removes it.
     """
 
-    name: str
     says: str
     because: str
     edit: tuple[str, str]
+    name: str = ""
 
 
 def program(part: str, mistakes: tuple[StepMistake, ...] = ()) -> Callable | None:
@@ -109,183 +111,156 @@ WORDS: dict[str, Callable[[SimpleNamespace], object]] = {
 }
 
 
-TRAINING_STEP = (
-    StepMistake(
-        "gradients not cleared",
+TRAINING_STEP = {
+    "gradients not cleared": StepMistake(
         "zero_grad is missing, so every step also uses the gradients of all steps before it.",
         "PyTorch adds gradients up, which is useful for accumulation and easy to forget; "
         "zero_grad without () does nothing",
         ("clear", ""),
     ),
-    StepMistake(
-        "gradients cleared before the step",
+    "gradients cleared before the step": StepMistake(
         "zero_grad stands between backward and step, so the step has no gradient to use.",
         "The three calls are in the wrong order",
         ("clear backward", "backward clear"),
     ),
-    StepMistake(
-        "step before backward",
+    "step before backward": StepMistake(
         "The optimizer steps before the gradients of this batch exist, one batch too late.",
         "The three calls are in the wrong order",
         ("clear backward step", "step clear backward"),
     ),
-    StepMistake(
-        "step before backward, gradients cleared first",
+    "step before backward, gradients cleared first": StepMistake(
         "The gradients are cleared and the optimizer steps before backward: nothing is learned.",
         "The three calls are in the wrong order",
         ("backward step", "step backward"),
     ),
-    StepMistake(
-        "no train mode",
+    "no train mode": StepMistake(
         "The model stays in eval mode, so dropout and drop path are off while it trains.",
         "A new model is in train mode, but after the first validation it is not",
         ("train", ""),
     ),
-    StepMistake(
-        "softmax before the loss",
+    "softmax before the loss": StepMistake(
         "The cross-entropy gets probabilities and applies a second softmax, so the loss stays "
         "high and gradients are small.",
         "The loss is defined on probabilities, but PyTorch's takes logits",
         ("loss", "softmax loss"),
     ),
-    StepMistake(
-        "sum instead of mean",
+    "sum instead of mean": StepMistake(
         "The loss is summed over the batch, so the step grows with the batch size.",
         "reduction='sum' is set, or the losses are added up",
         ("loss", "summed_loss"),
     ),
-    StepMistake(
-        "squared error instead of cross-entropy",
+    "squared error instead of cross-entropy": StepMistake(
         "The loss is the squared error to one-hot labels.",
         "Classification is treated as a regression of the labels",
         ("loss", "squared_error"),
     ),
-    StepMistake(
-        "no step",
+    "no step": StepMistake(
         "The gradients are computed, but the optimizer never steps.",
         "backward is assumed to update the parameters; step without () does nothing",
         ("step", ""),
     ),
-    StepMistake(
-        "loss returned with its graph",
+    "loss returned with its graph": StepMistake(
         "The loss is returned as a tensor with its graph, so adding up losses over an epoch keeps "
         "the activations of all batches in memory.",
         "A tensor prints like a number; .item() makes one",
         ("return_number", "return_tensor"),
     ),
-    StepMistake(
-        "loss after the update",
+    "loss after the update": StepMistake(
         "The loss that is returned was computed after the update.",
         "The model is called a second time to get the loss",
         ("return_number", "forward loss return_number"),
     ),
-)
+}
 
-EVALUATE = (
-    StepMistake(
-        "no eval mode",
+EVALUATE = {
+    "no eval mode": StepMistake(
         "The model stays in train mode, so dropout and drop path are active during validation.",
         "torch.no_grad() is mistaken for eval mode; it only switches gradients off",
         ("eval", ""),
     ),
-    StepMistake(
-        "gradients computed",
+    "gradients computed": StepMistake(
         "Gradients are recorded, which costs memory and time.",
         "eval() is mistaken for no_grad(); it only changes dropout and norms",
         ("no_grad", ""),
     ),
-    StepMistake(
-        "augmented validation images",
+    "augmented validation images": StepMistake(
         "The validation images are augmented at random, so the accuracy is too low and noisy.",
         "Train and validation splits share one dataset object and its transform",
         ("use_eval_transform", "use_train_transform"),
     ),
-    StepMistake(
-        "images not transformed",
+    "images not transformed": StepMistake(
         "The model gets raw images, without the normalization that it was trained with.",
         "The batches are assumed to be transformed already",
         ("use_eval_transform", ""),
     ),
-    StepMistake(
-        "argmax without axis",
+    "argmax without axis": StepMistake(
         "The argmax is taken over the whole batch, so there is one number instead of a class for "
         "each image.",
         "argmax without dim flattens the logits (B, num_classes)",
         ("predict", "predict_one"),
     ),
-    StepMistake(
-        "mean of the batches' accuracies",
+    "mean of the batches' accuracies": StepMistake(
         "The accuracies of the batches are averaged, so images of a small last batch count more.",
         "All batches are assumed to have the same size",
         ("return_fraction", "return_mean_of_batches"),
     ),
-    StepMistake(
-        "accuracy of the last batch",
+    "accuracy of the last batch": StepMistake(
         "Only the last batch counts.",
         "The counters are set to zero inside the loop",
         ("return_fraction", "return_last"),
     ),
-    StepMistake(
-        "percent instead of a fraction",
+    "percent instead of a fraction": StepMistake(
         "The result is between 0 and 100.",
         "Accuracies are printed in percent",
         ("return_fraction", "return_percent"),
     ),
-    StepMistake(
-        "correct predictions not divided",
+    "correct predictions not divided": StepMistake(
         "The number of correct predictions is returned instead of their fraction.",
         "The division at the end is missing",
         ("return_fraction", "return_count"),
     ),
-    StepMistake(
-        "divided by the number of batches",
+    "divided by the number of batches": StepMistake(
         "The correct predictions are divided by the number of batches instead of images.",
         "len(loader) counts batches",
         ("return_fraction", "return_count_per_batch"),
     ),
-)
+}
 
-REPLACE_HEAD = (
-    StepMistake(
-        "nothing frozen",
+REPLACE_HEAD = {
+    "nothing frozen": StepMistake(
         "All layers stay trainable.",
         "model.requires_grad = False only sets an attribute of the model, or freezing is forgotten",
         ("freeze", ""),
     ),
-    StepMistake(
-        "new head frozen",
+    "new head frozen": StepMistake(
         "The head is frozen too, so nothing can be trained.",
         "The head is replaced first, and then all parameters are frozen",
         ("freeze new_head", "new_head freeze"),
     ),
-    StepMistake(
-        "only the blocks frozen",
+    "only the blocks frozen": StepMistake(
         "The patch embedding, the tokens and the final norm stay trainable.",
         "Only the parameters of model.blocks are frozen",
         ("freeze", "freeze_blocks"),
     ),
-    StepMistake(
-        "head not replaced",
+    "head not replaced": StepMistake(
         "The old head is trained, with the old number of classes.",
         "Freezing seems to be enough",
         ("new_head", "unfreeze_head"),
     ),
-    StepMistake(
-        "new head behind the old one",
+    "new head behind the old one": StepMistake(
         "A layer is put behind the old head, so it reads old logits instead of features.",
         "A new layer is added without removing the old one",
         ("new_head", "head_behind"),
     ),
-    StepMistake(
-        "backbone weights changed",
+    "backbone weights changed": StepMistake(
         "The pretrained weights are initialized again.",
         "init_weights is called for the new head, but it initializes the whole model",
         ("new_head", "new_head init_weights"),
     ),
-)
+}
 
 STEP_MISTAKES: dict[str, tuple[StepMistake, ...]] = {
-    "training_step": TRAINING_STEP,
-    "evaluate": EVALUATE,
-    "replace_head": REPLACE_HEAD,
+    "training_step": named(TRAINING_STEP),
+    "evaluate": named(EVALUATE),
+    "replace_head": named(REPLACE_HEAD),
 }

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lab.exercise.reference import named
 from lab.exercise.trials import BASE, ONE, OTHER, TWO, Case, Evidence, close
 
 
@@ -19,7 +20,6 @@ from lab.exercise.trials import BASE, ONE, OTHER, TWO, Case, Evidence, close
 class Symptom:
     """A mistake that is recognized by what the part did, or by the text of its exception."""
 
-    name: str
     says: str | Callable[[Evidence], str]
     because: str
     test: Callable[[Evidence], bool] | None = None
@@ -27,6 +27,7 @@ class Symptom:
     only_classes: bool = False  # the pattern means something else in a function of steps.py
     only_training: bool = False  # the values are right, but training or another device fails
     method: str = "forward"  # where to look
+    name: str = ""
 
     def sentence(self, evidence: Evidence) -> str:
         return self.says(evidence) if callable(self.says) else self.says
@@ -148,117 +149,100 @@ def _one_size(evidence: Evidence) -> bool:
     return evidence.outcome(TWO).error is None and evidence.outcome(other).error is not None
 
 
-SYMPTOMS = (
-    Symptom(
-        "/ instead of //",
+SYMPTOMS = named({
+    "/ instead of //": Symptom(
         "A size is a float, and PyTorch needs an int.",
         "/ always returns a float, even without a remainder, and so does a product with mlp_ratio; "
         "use // or int()",
         pattern=r"TypeError.*(float.*integer|got .*float|must be tuple of ints|type float)",
     ),
-    Symptom(
-        "wrong number of axes unpacked",
+    "wrong number of axes unpacked": Symptom(
         "A shape is unpacked into the wrong number of names: images have the axes (B, C, H, W), "
         "and tokens have the axes (B, N, D).",
         "The batch axis is left out, as in code for a single image",
         pattern=r"(too many|not enough) values to unpack",
         only_classes=True,
     ),
-    Symptom(
-        "super().__init__() missing",
+    "super().__init__() missing": Symptom(
         "nn.Module's __init__ must run before layers and parameters are assigned.",
         "The class has its own __init__, which replaces nn.Module's",
         pattern=r"before Module.__init__",
     ),
-    Symptom(
-        "nothing returned",
+    "nothing returned": Symptom(
         "forward has no return, so the result is lost.",
         "The last line assigns the result to a variable",
         pattern=r"returns nothing",
     ),
-    Symptom(
-        "view of a transposed tensor",
+    "view of a transposed tensor": Symptom(
         "view needs contiguous memory; use reshape after a transpose.",
         "view and reshape do the same unless a tensor was transposed",
         pattern=r"view size is not compatible",
     ),
-    Symptom(
-        "loss called like a function",
+    "loss called like a function": Symptom(
         "nn.CrossEntropyLoss is a class: nn.CrossEntropyLoss()(logits, labels) creates it and "
         "calls it.",
         "F.cross_entropy(logits, labels) looks similar and is a function",
         pattern=r"Boolean value of Tensor with more than one value",
     ),
-    Symptom(
-        "no_grad without parentheses",
+    "no_grad without parentheses": Symptom(
         "torch.no_grad is a class: write `with torch.no_grad():`.",
         "The parentheses are missing",
         pattern=r"'type' object does not support the context manager|__enter__",
     ),
-    Symptom(
-        "hard-coded device",
+    "hard-coded device": Symptom(
         "A tensor is created on one particular device instead of the one of the input.",
         "The code was written on a GPU, or torch.zeros was called without device=x.device",
         _wrong_device,
         pattern=r"CUDA|cuda|NVIDIA|same device",
         only_training=True,
     ),
-    Symptom(
-        "hard-coded dtype",
+    "hard-coded dtype": Symptom(
         "A part of the code uses float32, whatever the dtype of the input is.",
         "dtype=torch.float32 or .float() is written out; x.dtype also works for half precision",
         pattern=r"same dtype|mixed dtype|scalar type|dtype.*mismatch|(Float|Half|Double).*!=",
     ),
-    Symptom(
-        "hard-coded batch size",
+    "hard-coded batch size": Symptom(
         _which_batch_sizes,
         "A reshape contains a number, or the batch axis is left out",
         lambda evidence: all(_batch_sizes(evidence)),
     ),
-    Symptom(
-        "hard-coded size",
+    "hard-coded size": Symptom(
         "It works for one image size or width only: a value of the configuration is hard-coded.",
         "The numbers of ViT-B/16 (224, 16, 197, 768) are in every tutorial; use the config's",
         _one_size,
         pattern=r"\b(16|32|49|50|64|65|128|192|196|197|224|384|768|2304|3072)\b",
         only_classes=True,
     ),
-    Symptom(
-        "layers created in forward",
+    "layers created in forward": Symptom(
         "forward creates layers, so their weights are random in every call and never trained.",
         "A layer looks like a function; it must be created once, in __init__",
         _makes_layers,
     ),
-    Symptom(
-        "random in eval mode",
+    "random in eval mode": Symptom(
         "Two calls with the same input differ in eval mode: something is dropped at random.",
         "F.dropout drops unless it is given training=self.training",
         _random_in_eval,
     ),
-    Symptom(
-        "parameters in a plain list",
+    "parameters in a plain list": Symptom(
         "Layers are kept in a Python list or dict, so eval() and the optimizer do not reach them.",
         "nn.ModuleList looks like a list, but it also registers its layers",
         lambda evidence: _hidden(evidence, modules=True),
         method="__init__",
     ),
-    Symptom(
-        "tensor instead of parameter",
+    "tensor instead of parameter": Symptom(
         "A tensor that must be learned is not an nn.Parameter, so the optimizer never sees it.",
         "torch.zeros and torch.randn create constants",
         lambda evidence: _hidden(evidence, modules=False),
         only_training=True,
         method="__init__",
     ),
-    Symptom(
-        "input changed in place",
+    "input changed in place": Symptom(
         "forward changes its input, which the caller still needs.",
         "x += y changes the tensor x itself; x = x + y makes a new one",
         _changes_input,
         only_training=True,
     ),
-    Symptom(
-        "in-place operation on a value that backward needs",
+    "in-place operation on a value that backward needs": Symptom(
         "A tensor is changed in place after it was used, so the gradient cannot be computed.",
         "+=, relu_ or an assignment to a slice saves memory, but autograd needs the old value",
         _in_place,
@@ -266,15 +250,14 @@ SYMPTOMS = (
         only_classes=True,
         only_training=True,
     ),
-    Symptom(
-        "detached graph",
+    "detached graph": Symptom(
         "The output does not depend on the input for autograd: the graph is cut.",
         "detach(), .data, numpy() or no_grad() is left in the code",
         _detached,
         pattern="does not have a grad_fn",
         only_training=True,
     ),
-)
+})  # fmt: skip
 
 
 def find_symptoms(evidence: Evidence | None, text: str) -> list[Symptom]:
