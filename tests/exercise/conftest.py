@@ -1,7 +1,6 @@
 """The hand-out, and submissions made from it by pasting solutions in."""
 
 import ast
-import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,11 +19,12 @@ STUDENT = (HERE / "student.py").read_text(encoding="utf-8")
 
 
 @cache
-def definitions(source: str) -> dict[str, str]:
-    """The source of every class and function of a file, by name."""
+def definitions(source: str, of_class: bool = False) -> dict[str, str]:
+    """The source of every class and function of a file, or of every method of a class, by name."""
     lines = source.splitlines(keepends=True)
+    body = ast.parse(source).body
     found = {}
-    for node in ast.parse(source).body:
+    for node in body[0].body if of_class else body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             found[node.name] = "".join(lines[first - 1 : node.end_lineno])
@@ -43,8 +43,8 @@ def pasted(solution: str) -> str:
     given = definitions(text)
     for name, code in definitions(solution).items():
         if name == "VisionTransformer":  # the methods that the hand-out gives stay
-            written = set(re.findall(r"    def (\w+)", code))
-            for method, source in methods(given[name]).items():
+            written = definitions(code, of_class=True)
+            for method, source in definitions(given[name], of_class=True).items():
                 code += "" if method in written else f"\n{source}"
         text = text.replace(given[name], code) if name in given else f"{text}\n\n{code}\n"
     imports = [ast.unparse(node) for node in ast.parse(solution).body
@@ -52,15 +52,6 @@ def pasted(solution: str) -> str:
                and getattr(node, "module", "") != "model"]  # fmt: skip
     start = text.index("import math")
     return text[:start] + "\n".join([*imports, text[start:]])
-
-
-@cache
-def methods(source: str) -> dict[str, str]:
-    """The source of the methods of a class."""
-    lines = source.splitlines(keepends=True)
-    body = ast.parse(source).body[0].body
-    return {n.name: "".join(lines[n.lineno - 1 : n.end_lineno]) for n in body
-            if isinstance(n, ast.FunctionDef)}  # fmt: skip
 
 
 def edited(part: str, edits: list[tuple[str, str]]) -> str:

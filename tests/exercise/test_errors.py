@@ -11,13 +11,11 @@ from lab.exercise.parts import PARTS
 from lab.exercise.processes import Job, run_checks
 from tests.exercise.conftest import STUDENT, WEIGHTS, definitions, edited, pasted
 
-LOOP = "        while True:\n            pass\n"
 
-
-def run(folder: Path, source: str, parts=("MLP",), seconds=2.0, memory_mb=1000):
+def run(folder: Path, source: str, parts=("MLP",), seconds=2.0, steps_file=None):
     path = folder / "model.py"
     path.write_text(source, encoding="utf-8")
-    job = Job(path, None, tuple(parts), 1, WEIGHTS, seconds, memory_mb)
+    job = Job(path, steps_file, tuple(parts), 1, WEIGHTS, seconds, memory_mb=1000)
     results, printed = run_checks(job)
     assert [result.part for result in results] == list(parts)
     return results, printed
@@ -68,12 +66,9 @@ def test_syntax_error_names_the_line(tmp_path):
 
 
 def test_a_syntax_error_in_the_steps_leaves_the_model(tmp_path):
-    (tmp_path / "model.py").write_text(pasted(STUDENT), encoding="utf-8")
-    (tmp_path / "steps.py").write_text("def evaluate(:\n", encoding="utf-8")
-    job = Job(
-        tmp_path / "model.py", tmp_path / "steps.py", ("MLP", "evaluate"), 1, WEIGHTS, 2, 1000
-    )
-    (mlp, evaluate), _ = run_checks(job)
+    steps = tmp_path / "steps.py"
+    steps.write_text("def evaluate(:\n", encoding="utf-8")
+    (mlp, evaluate), _ = run(tmp_path, pasted(STUDENT), ("MLP", "evaluate"), steps_file=steps)
     assert mlp.failed is None
     assert evaluate.says.startswith("steps.py, line 1: syntax error")
 
