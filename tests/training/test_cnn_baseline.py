@@ -1,10 +1,6 @@
 """cnn_baseline.py: blocks equal timm's, the size matches the ViT's, runs equal train.py's."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +8,12 @@ import torch
 from timm.models.resnet import BasicBlock, downsample_avg
 from torch import nn
 
+import cnn_baseline
 from lab.core import UserError
 from lab.models import load_pretrained, profile_model
 from lab.models.cnn import CNNConfig, ResidualBlock, ResidualCNN, matched_cnn
 from model import ConfigError, VisionTransformer, ViTConfig
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.in_process import run_script
 
 
 def mixed(module: nn.Module) -> nn.Module:
@@ -102,44 +98,36 @@ def test_shapes_that_cannot_be_are_refused():
             CNNConfig(**words)
 
 
-def run(place: Path, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "cnn_baseline.py"), *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("twin runs")
-
-
-def test_a_run_differs_from_train_py_only_in_the_model(place):
-    words = ("--dataset", "digits", "--epochs", 1, "--embed-dim", 32, "--depth", 2)
-    done = run(place, *words)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (place / "results" / "cnn_baseline").iterdir()
+def test_a_run_differs_from_train_py_only_in_the_model(tmp_path):
+    words = ["--dataset", "digits", "--epochs", "1", "--embed-dim", "32", "--depth", "2"]
+    cnn = run_script(["cnn_baseline.py", *words], tmp_path)
+    assert cnn.status == 0, cnn.err
+    (folder,) = (tmp_path / "results" / "cnn_baseline").iterdir()
     config = json.loads((folder / "config.json").read_text())
     twin_of = config["twin_of"]
     assert twin_of["model"] == "vit_32x2"
     assert abs(config["model"]["parameters"] / twin_of["parameters"] - 1) < 0.01
-    assert f"parameters: ViT {twin_of['parameters']:,}, CNN " in done.stdout
-    vit = subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, words)], cwd=place,
-                         capture_output=True, text=True, check=True)  # fmt: skip
-    assert vit.returncode == 0
-    (other,) = (place / "results" / "train").iterdir()
+    assert f"parameters: ViT {twin_of['parameters']:,}, CNN " in cnn.out
+    vit = run_script(["train.py", *words], tmp_path)
+    assert vit.status == 0, vit.err
+    (other,) = (tmp_path / "results" / "train").iterdir()
     theirs = json.loads((other / "config.json").read_text())
-    both = [{k: v for k, v in c["constants"].items() if k not in ("VIT", "MATCH", "MODEL",
-             "MODEL_FILE",
-             "MODEL_ARGS")} for c in (config, theirs)]  # fmt: skip
-    assert both[0] == both[1]
+    different = {"VIT", "MATCH", *cnn_baseline.EXCLUDED}
+    ours, expected = (
+        {name: value for name, value in run["constants"].items() if name not in different}
+        for run in (config, theirs)
+    )
+    assert ours == expected
     assert config["data"] == theirs["data"]
     assert theirs["model"]["parameters"] == twin_of["parameters"]
     assert theirs["model"]["macs"] == twin_of["macs"]
 
-    again = run(place, *words[:4], "--vit", other, "--match", "macs")
-    assert again.returncode == 0, again.stderr
-    folders = [path for path in (place / "results" / "cnn_baseline").iterdir() if path != folder]
-    config = json.loads((folders[0] / "config.json").read_text())
+    again = run_script(
+        ["cnn_baseline.py", *words[:4], "--vit", str(other), "--match", "macs"], tmp_path
+    )
+    assert again.status == 0, again.err
+    (second,) = (p for p in (tmp_path / "results" / "cnn_baseline").iterdir() if p != folder)
+    config = json.loads((second / "config.json").read_text())
     assert config["twin_of"]["model"] == "vit_32x2"
     assert abs(config["model"]["macs"] / theirs["model"]["macs"] - 1) < 0.01
 
@@ -153,8 +141,7 @@ def test_a_run_differs_from_train_py_only_in_the_model(place):
         load_pretrained(str(folder), plain_only=True)
 
 
-def test_a_twin_of_nothing_is_a_sentence(place):
-    done = run(place, "--vit", "nowhere")
-    assert done.returncode == 2
-    assert "VIT='nowhere' is not a finished run" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_twin_of_nothing_is_a_sentence(tmp_path):
+    done = run_script(["cnn_baseline.py", "--vit", "nowhere"], tmp_path)
+    assert done.status == 2
+    assert "VIT='nowhere' is not a finished run" in done.err

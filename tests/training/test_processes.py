@@ -2,10 +2,8 @@
 
 import contextlib
 import csv
-import io
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -21,6 +19,7 @@ from lab.core.checkpoints import load_weights
 from lab.data.datasets import load_data
 from lab.models import load_model
 from tests.events import HANG_SECONDS
+from tests.in_process import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -70,16 +69,9 @@ def launched(launcher, words, **environment):
 
 def alone(words):
     """A script in this process: what it prints."""
-    out, before, place = io.StringIO(), sys.argv, os.getcwd()
-    sys.argv = words
-    os.chdir(ROOT)
-    try:
-        with contextlib.redirect_stdout(out):
-            runpy.run_path(words[0], run_name="__main__")
-    finally:
-        sys.argv = before
-        os.chdir(place)
-    return out.getvalue()
+    status, out, err = run_script(words)
+    assert status == 0, err
+    return out
 
 
 def rows_of(path):
