@@ -214,16 +214,17 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
     arguments = {"num_classes": len(data.classes), "in_chans": data.channels}
     if c.DROP_PATH_RATE:
         arguments["drop_path_rate"] = c.DROP_PATH_RATE
+
+    def build_timm() -> torch.nn.Module:
+        config = registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
+        return registry.build_timm_model(config)
+
     try:
-        model = registry.build_timm_model(
-            registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
-        )
+        model = build_timm()
     except UserError:
         if not arguments.pop("drop_path_rate", 0):
             raise
-        model = registry.build_timm_model(
-            registry.TimmConfig.parse(c.MODEL, c.IMG_SIZE, c.MODEL_ARGS, **arguments)
-        )
+        model = build_timm()
         print(f"{c.MODEL} has no stochastic depth: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
         c.DROP_PATH_RATE = 0.0
     return model, c.MODEL, {}

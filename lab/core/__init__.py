@@ -1,7 +1,8 @@
 """What every script needs: constants as flags, run folders, checkpoints, processes, statistics.
 
-Open `constants.py` first to see how a constant becomes a flag, then `runs.py` to see what a run's
-folder contains and how a run finds its folder again.
+Open `constants.py` first to see how a constant becomes a flag; `script_source.py` reads the script.
+Then open `runs.py` to see what a run's folder contains and how a run finds its folder again, by
+`identity.py`; `run_folders.py` creates and locks folders.
 """
 
 from lab.core.errors import UserError

@@ -130,8 +130,8 @@ def load_data(
     if not 0 < val_fraction < 1:
         raise UserError(f"VAL_FRACTION={val_fraction} must be between 0 and 1, such as 0.1")
     data_dir = os.path.expanduser(data_dir)
-    size = native_size(dataset) or size
-    reading = Reading(size, interpolation, skip_unreadable=skip_unreadable)
+    native = native_size(dataset)
+    reading = Reading(native or size, interpolation, skip_unreadable=skip_unreadable)
     if dataset == "mnist-5k":
         source: Source = load_mnist_5k()
     elif dataset == "digits":
@@ -141,8 +141,7 @@ def load_data(
     elif dataset in DATASETS:
         source = load_torchvision(dataset, data_dir)
     else:
-        crop_size = 0 if native_size(dataset) else crop_size
-        source = load_folder(folder_of(dataset), reading, crop_size)
+        source = load_folder(folder_of(dataset), reading, 0 if native else crop_size)
 
     classes, splits, remarks = source.classes, source.splits, source.remarks
     if missing := missing_classes(splits["train"], classes):
@@ -180,8 +179,7 @@ def load_images(images: str, data_dir: str, preprocess: Preprocess) -> Dataset:
         return load_data(images, data_dir, size, interpolation=interpolation)
     sources = [images] if Path(images).expanduser().exists() else shlex.split(images)
     paths = [path for source in sources for path in _image_paths(Path(source).expanduser())]
-    reading = Reading(preprocess.resized, preprocess.interpolation)
-    pixels = np.ascontiguousarray([_read_or_explain(path, reading) for path in paths])
+    pixels = np.ascontiguousarray([_read_or_explain(p, preprocess.reading) for p in paths])
     names = [printable(path.name) for path in paths]
     split = full_split(torch.from_numpy(pixels), torch.full((len(paths),), -1), names)
     name = printable(Path(sources[0]).name) if len(sources) == 1 else f"{len(paths)}-images"

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lab.core import UserError
-from lab.data.images import Reading, image_to_array, open_image
+from lab.data.images import Reading, image_to_array, read_image
 
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance (ITU-R BT.601)
 
@@ -68,10 +68,9 @@ class Preprocess:
         Raises: OSError or ValueError, for a file that is not an image.
         """
         if isinstance(image, str | Path):
-            with open_image(Path(image)) as opened:
-                pixels = image_to_array(opened, self.reading)[0]
+            pixels, _ = read_image(Path(image), self.reading)
         else:
-            pixels = image_to_array(image, self.reading)[0]
+            pixels, _ = image_to_array(image, self.reading)
         return self.normalize(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0]
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ from lab.data.splits import Split, full_split
 _NATIVE_SIZES = {"mnist-5k": 28, "digits": 8, "mnist": 28, "fashion-mnist": 28, "cifar10": 32,
                  "cifar100": 32, "pets": None}  # fmt: skip
 DATASETS = tuple(_NATIVE_SIZES)
-MAX_SMALL_SIDE = (
-    64  # pixels: images up to this size keep their own size; larger ones are photographs
-)
+_MAX_SMALL_SIDE = 64  # pixels: images up to this size keep their size; others are photographs
 OFFICIAL_PETS = {"trainval": 3680, "test": 3669}  # images in the official splits
 _MAX_CROPPED = 0.26  # warn if a center crop removes a larger fraction; 4:3 photos lose 0.25
 _T = TypeVar("_T")
@@ -70,25 +68,20 @@ class Source:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the array is read-only and never written
             store = torch.from_numpy(decoded.array)
-        aspect_ratios = None
+        whole = aspect_ratios = None
         if reading.whole:
             aspect_ratios = torch.tensor([width / height for width, height in decoded.sizes])
-        whole = None
         if crop_size and split == "train":
             self.add_photographs(root, split, labeled, replace(reading, size=crop_size, whole=True))
             whole = self.splits[split]
         else:
             self.remarks += decoded.remarks
         self.splits[split] = Split(
-            store,
-            rows,
-            labels[rows],
-            [all_names[i] for i in readable],
-            read_ahead=partial(cache.prefetch, decoded.array),
-            whole=whole,
+            store, rows, labels[rows], [all_names[i] for i in readable],
+            read_ahead=partial(cache.prefetch, decoded.array), whole=whole,
             aspect_ratios=aspect_ratios,
             unreadable={all_names[i]: reason for i, reason in decoded.failures.items()},
-        )
+        )  # fmt: skip
 
 
 def load_mnist_5k() -> Source:
@@ -326,15 +319,15 @@ def _check_classes(train: Path, found: dict[str, list[Path]]) -> None:
 def native_size(dataset: str) -> int | None:
     """The side in pixels of a dataset of small images; None for photographs of any size.
 
-    A folder counts as small if the median shorter side of its images is at most MAX_SMALL_SIDE; the
-    side is then rounded up to a multiple of 4, so that patches of 4 pixels fit.
+    A folder counts as small if the median shorter side of its images is at most 64 pixels; the side
+    is then rounded up to a multiple of 4, so that patches of 4 pixels fit.
     """
     if dataset in _NATIVE_SIZES:
         return _NATIVE_SIZES[dataset]
     found, _ = find_images(_train_folder(folder_of(dataset)))
     sides = [min(size) for size in _sample_sizes(found)]
-    side = int(np.median(sides)) if sides else MAX_SMALL_SIDE + 1
-    return None if side > MAX_SMALL_SIDE else -(-side // 4) * 4
+    side = int(np.median(sides)) if sides else _MAX_SMALL_SIDE + 1
+    return None if side > _MAX_SMALL_SIDE else -(-side // 4) * 4
 
 
 def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:

@@ -1,11 +1,12 @@
 """How to train: the settings of `lab.training.fit`, checked before anything runs."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
-from lab.core import UserError, constants
-from lab.training.precision import mixed_precision
-from lab.training.tensorboard import check_installed
+import torch
+
+from lab.core import UserError, constants, runtime
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class FitConfig:
     progressive_resize: float = 0.0  # train this first fraction of the epochs on smaller images
     small_size: int = 0  # side of those smaller images, in pixels
     ema_decay: float = 0.0  # validate and keep a moving average of the weights; 0: off
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # see precision.py
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # see `mixed_precision`
     compile: bool = False  # torch.compile
     tensorboard: bool = False
     snapshots: int | None = 0  # copies of the weights; None: 10 for a ViT below 0.5M parameters
@@ -39,8 +40,11 @@ class FitConfig:
             raise UserError(
                 "PROGRESSIVE_RESIZE needs at least two patches per side: lower PATCH_SIZE"
             )
-        if self.tensorboard:
-            check_installed()
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise UserError(
+                "TENSORBOARD=True needs TensorBoard, which is not installed: pip install "
+                "tensorboard"
+            )
         mixed_precision(self.precision)  # raises for one that the hardware does not support
         for name in ("epochs", "accumulation_steps"):
             if getattr(self, name) < 1:
@@ -61,5 +65,30 @@ class FitConfig:
 
     @property
     def mixed_precision(self) -> str:
-        """The precision as Accelerate names it: "bf16", "fp16" or "no"."""
+        """The precision as Accelerate names it."""
         return mixed_precision(self.precision)
+
+
+def mixed_precision(precision: str) -> str:
+    """The PRECISION constant as Accelerate names it: "bf16", "fp16" or, for fp32, "no".
+
+    "auto" selects bf16 if the hardware supports it, else fp16 on a CUDA GPU, else fp32. Accelerate
+    scales the loss for fp16, because small gradients would round to zero.
+
+    Raises: UserError, for a precision that this hardware does not support.
+    """
+    device = runtime.process_state().device
+    is_cuda, has_bf16 = device.type == "cuda", runtime.has_bf16(device)
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp16" if is_cuda else "no"
+    if precision == "bf16" and is_cuda and not has_bf16:
+        raise UserError(
+            f"PRECISION=bf16: {torch.cuda.get_device_name(device)} has no bf16 hardware and would "
+            "emulate it slowly. Set PRECISION=fp16 or auto"
+        )
+    if precision == "fp16" and not is_cuda:
+        raise UserError(
+            f"PRECISION=fp16 needs a CUDA GPU, and this is a {device.type} device. Set "
+            "PRECISION=auto, bf16 or fp32"
+        )
+    return "no" if precision == "fp32" else precision

@@ -4,9 +4,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lab.core import UserError
+from lab.core import UserError, runtime
 from lab.data import Loaders
-from lab.training.precision import allow_tf32
 from lab.training.results import Predictions
 
 
@@ -33,7 +32,7 @@ def predict(
             f"start at most {size}"
         )
     for index, images, _ in loaders.evaluation(split, view):
-        with accelerator.autocast(), allow_tf32(accelerator.device):
+        with accelerator.autocast(), runtime.allow_tf32(accelerator.device):
             values = model(images).float()
         if outputs is None:
             outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)

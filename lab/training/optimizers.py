@@ -21,7 +21,6 @@ def adamw(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
-    betas: tuple[float, float] = BETAS,
     layer_decay: float = 1.0,
     head_lr_mult: float = 1.0,
 ) -> torch.optim.AdamW:
@@ -31,7 +30,6 @@ def adamw(
         model: its frozen parameters are ignored.
         learning_rate: the peak learning rate.
         weight_decay: multiplied by the learning rate in each step.
-        betas: see BETAS.
         layer_decay: each layer's learning rate is this factor times that of the layer above
             (Clark et al. 2020, section 3.2; Bao et al. 2022, appendix).
         head_lr_mult: the head's learning rate is this factor times the peak learning rate.
@@ -45,7 +43,7 @@ def adamw(
         raise UserError(f"HEAD_LR_MULT={head_lr_mult} must be above 0; 1 turns it off")
     if (layer_decay, head_lr_mult) != (1, 1):
         groups = _layer_groups(model, groups, layer_decay, head_lr_mult)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
 
 
 class Muon(torch.optim.Optimizer):

@@ -1,8 +1,9 @@
-"""The results of a run: metrics, predictions and figures; mean and deviation over seeds."""
+"""The results of a run: metrics, predictions, figures and TensorBoard files; series of seeds."""
 
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def write_results(
     history: list[dict],
     best_epoch: int,
     extra: dict | None = None,
-) -> dict:
+) -> None:
     """Writes predictions.csv, the figures and, last, metrics.json, which marks a finished run.
 
     Args:
@@ -54,8 +55,6 @@ def write_results(
         history: the rows of history.csv.
         best_epoch: the epoch whose weights were tested.
         extra: further entries of metrics.json; they replace entries of the same name.
-
-    Returns: the content of metrics.json.
     """
     # Imported here because they take a third of a script's start-up time.
     from sklearn.metrics import confusion_matrix
@@ -116,7 +115,6 @@ def write_results(
     plots.plot_curves(run.folder / "curves.png", history, subject, best_epoch, small, floor)
     plots.plot_confusion(run.folder / "confusion.png", matrix, data.classes, subject)
     checkpoints.write_json(run.folder / "metrics.json", metrics)
-    return metrics
 
 
 def label_smoothing_floor(smoothing: float, num_classes: int) -> float:
@@ -129,6 +127,30 @@ def label_smoothing_floor(smoothing: float, num_classes: int) -> float:
     return torch.special.entr(target).sum().item()
 
 
+class TensorBoardLogger:
+    """Writes the scalars of each epoch to `<run>/tensorboard/`, to watch a run live.
+
+    Args:
+        folder: the run's folder.
+        epoch: the next epoch. Points of this and later epochs, which an interrupted run may have
+            written, are discarded.
+    """
+
+    def __init__(self, folder: Path, epoch: int):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes a row of history.csv; `train_loss` and `val_loss` share the group `loss`."""
+        for name, value in row.items():
+            part, _, rest = name.partition("_")
+            tag = f"{rest}/{part}" if part in ("train", "val") else f"run/{name}"
+            if value is not None and name != "epoch":
+                self._writer.add_scalar(tag, value, row["epoch"])
+        self._writer.flush()  # so that a kill loses nothing
+
+
 def explain_more_epochs(run: Run) -> str | None:
     """A message for a new run that differs from a finished one only in EPOCHS; else None."""
     ours = run.config()
@@ -136,10 +158,7 @@ def explain_more_epochs(run: Run) -> str | None:
         try:
             theirs = Run(path.parent).config()
             epochs = theirs["constants"]["EPOCHS"]
-            same = ours["constants"] == {
-                **theirs["constants"],
-                "EPOCHS": ours["constants"]["EPOCHS"],
-            }
+            same = {**ours["constants"], "EPOCHS": epochs} == theirs["constants"]
             same = same and ours["data"] == theirs["data"]
         except (UserError, KeyError, TypeError):
             continue  # a damaged record

@@ -22,11 +22,9 @@ from lab.models import lora, save_model
 from lab.training.config import FitConfig
 from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
-from lab.training.precision import allow_tf32
-from lab.training.results import Predictions
+from lab.training.results import Predictions, TensorBoardLogger
 from lab.training.snapshots import resolve_count, save_snapshot, snapshot_epochs
 from lab.training.state import EMA, TrainState
-from lab.training.tensorboard import TensorBoardLogger
 
 # Seconds between two saves. The state of ViT-B takes 1.4 GB, and writing it can take longer than an
 # epoch on a GPU. If the process is killed, the current epoch and at most this much training before
@@ -139,7 +137,7 @@ class Trainer:
             # Processes average their gradients once, during the last backward pass of a step.
             last = i == parts
             sync = nullcontext() if last else self.accelerator.no_sync(self.train_model)
-            with sync, allow_tf32(device):
+            with sync, runtime.allow_tf32(device):
                 yield x, y, len(x) / len(images)
 
     # --- The end of an epoch, and of the run ---

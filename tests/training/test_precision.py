@@ -12,7 +12,8 @@ from lab.data.datasets import load_data
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from lab.models import profiling
-from lab.training import FitConfig, fit, loop, precision, progress, results, trainer
+from lab.training import FitConfig, fit, loop, progress, results, trainer
+from lab.training.config import mixed_precision
 from lab.training.optimizers import adamw
 from model import VisionTransformer, ViTConfig
 
@@ -58,10 +59,10 @@ def cuda(monkeypatch):
 
 def test_auto_selects_what_the_gpu_supports(cuda):
     cuda(has_bf16=True)
-    chosen = [precision.mixed_precision(p) for p in ("auto", "bf16", "fp16", "fp32")]
+    chosen = [mixed_precision(p) for p in ("auto", "bf16", "fp16", "fp32")]
     assert chosen == ["bf16", "bf16", "fp16", "no"]
     cuda(has_bf16=False)
-    assert precision.mixed_precision("auto") == "fp16"
+    assert mixed_precision("auto") == "fp16"
 
 
 def test_emulated_bf16_and_fp16_on_a_cpu_are_refused(cuda):
@@ -137,10 +138,10 @@ def test_an_interrupted_run_never_saves_weights_that_are_not_finite(
 def test_tf32_is_for_the_model_only(monkeypatch):
     """Inside the steps of the model, not while batches are augmented."""
     assert torch.get_float32_matmul_precision() == "highest"
-    with precision.allow_tf32(torch.device("cuda")):
+    with runtime.allow_tf32(torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == "highest"
-    with precision.allow_tf32(torch.device("cpu")):
+    with runtime.allow_tf32(torch.device("cpu")):
         assert torch.get_float32_matmul_precision() == "highest"
 
 

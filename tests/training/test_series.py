@@ -12,8 +12,8 @@ import train
 from lab.core import Run, UserError, constants
 from lab.data.datasets import load_data, subsample
 from lab.finetuning.comparison import row_of
-from lab.training import tensorboard
-from lab.training.results import each_seed, summarize_seeds
+from lab.training import config
+from lab.training.results import TensorBoardLogger, each_seed, summarize_seeds
 
 SMALL = [
     "--dataset",
@@ -163,7 +163,7 @@ def test_tensorboard_shows_the_history(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (made,) = run(tmp_path, "--tensorboard").values()
     # As if the run had been killed in epoch 2 and had gone on.
-    again = tensorboard.TensorBoardLogger(made.folder, 2)
+    again = TensorBoardLogger(made.folder, 2)
     again.add(made.history()[1])
     events = accumulator.EventAccumulator(str(made.folder / "tensorboard")).Reload()
     for tag, column in (("loss/val", "val_loss"), ("accuracy/train", "train_accuracy")):
@@ -177,7 +177,7 @@ def test_tensorboard_shows_the_history(tmp_path):
 
 
 def test_tensorboard_that_is_missing_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         run(tmp_path, "--tensorboard")
     assert not tmp_path.exists() or not any(tmp_path.iterdir())
