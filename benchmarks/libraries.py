@@ -1,11 +1,13 @@
-"""The ViT of model.py in other libraries, and how each library trains it.
+"""The ViT of model.py in other libraries, and how this project and each library train it.
 
-`benchmarks.startup` measures imports, so this module imports nothing of this project but model.py.
+`benchmarks.startup` measures imports, so this module imports only model.py; the functions import
+the rest.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,18 @@ class Images(TorchDataset):
         return self.transform(image), self.labels[i]
 
 
+def synthetic_data(count: int, size: int, classes: int = 10) -> Any:
+    """A Dataset of random images (count, 3, size, size) and labels, the same in all splits."""
+    from lab.data import Dataset, datasets
+
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, size, size), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(classes, (count,), generator=rng)
+    split = datasets.full_split(images, labels, [str(i) for i in range(count)])
+    names = [str(i) for i in range(classes)]
+    return Dataset("synthetic", names, split, split, split, [0.5] * 3, [0.5] * 3, [])
+
+
 # --- How a library trains ---
 
 
@@ -74,6 +88,28 @@ def plain_step(
         scaler.update()
 
     return step
+
+
+def our_epoch(
+    model: nn.Module, loaders: Any, recipe: Recipe, compiled: bool = False
+) -> Callable[[], None]:
+    """An epoch of `lab.training.loop`; it writes nothing and can be repeated."""
+    from lab.core import Run
+    from lab.training import FitConfig, loop, optimizers
+    from lab.training.state import TrainState
+
+    config = FitConfig(
+        recipe.epochs, recipe.warmup_fraction, clip_grad=recipe.clip_grad,
+        precision=recipe.precision, compile=compiled, trial=True,
+    )  # fmt: skip
+    optimizer = optimizers.adamw(model, recipe.learning_rate, recipe.weight_decay)
+    trainer = loop.Trainer(model, optimizer, loaders, config, Run(Path()))
+
+    def epoch() -> None:
+        trainer.state = TrainState()
+        loop.train_one_epoch(trainer)
+
+    return epoch
 
 
 def timm_epoch(model: nn.Module, batches: Iterable, recipe: Recipe) -> Callable[[], None]:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import libraries, our_loop, table
+from benchmarks import libraries, table
 from benchmarks.timing import MATRIX_PRODUCT, Times, Worker, alternate_processes, matrix_product
 from lab.core import UserError, constants, runtime
 from lab.data import Augmentation, Loaders, Preprocess
@@ -86,11 +86,11 @@ def our_steps(
 ) -> Callable[[], None]:
     """STEPS steps of our training loop on one batch."""
     size = images.shape[-1]
-    data = our_loop.synthetic_data(len(images), size, CLASSES)
+    data = libraries.synthetic_data(len(images), size, CLASSES)
     loaders = Loaders(data, Preprocess(size, data.mean, data.std), len(images), Augmentation())
     recipe = libraries.Recipe(1, STEPS, len(images), clip_grad=0, precision=precision)
     loaders.steps = STEPS
-    epoch = our_loop.training_epoch(model, loaders, recipe, compiled)
+    epoch = libraries.our_epoch(model, loaders, recipe, compiled)
     loaders.train = lambda epoch, first_step: [(images, labels)] * STEPS
     return epoch
 
@@ -139,14 +139,14 @@ def inference(model: nn.Module, images: Tensor, precision: str) -> Callable[[], 
 def measure_with_data(name: str, model: nn.Module, precision: str, worker: Worker) -> None:
     """Measures epochs of a library's usual training, data included."""
     preprocess = Preprocess(IMG_SIZE, [0.5] * 3, [0.5] * 3, CROP_PCT)
-    data = our_loop.synthetic_data(STEPS * BATCH_SIZE, preprocess.resized, CLASSES)
+    data = libraries.synthetic_data(STEPS * BATCH_SIZE, preprocess.resized, CLASSES)
     recipe = libraries.Recipe(
         ROUNDS * (WARMUP + REPEATS), STEPS, BATCH_SIZE, precision=precision, workers=WORKERS
     )
     scale = (AUGMENTATION.rrc_min_area, 1.0)
     if name == table.OURS:
         loaders = Loaders(data, preprocess, BATCH_SIZE, AUGMENTATION)
-        worker.serve(our_loop.training_epoch(model, loaders, recipe))
+        worker.serve(libraries.our_epoch(model, loaders, recipe))
     if name == "timm":
         import timm
 

@@ -18,7 +18,7 @@ from scipy.stats import linregress
 
 from benchmarks import bounded_memory, growth
 from benchmarks.bounded_memory import CGROUPS, run_limited
-from benchmarks.growth_plot import Growth, exponent, growth_table
+from benchmarks.growth import Growth, exponent, growth_table
 from lab.core import UserError
 from lab.data import cache, datasets, splits
 from lab.data.augment import Augmentation

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from benchmarks import race, speedrun, speedrun_table
+from benchmarks import race, speedrun
 from lab.core.errors import UserError
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
@@ -161,7 +161,7 @@ def test_table_has_numpys_mean_and_standard_deviation(tmp_path):
                 "curve": [[10.0, 0.5], [20.0 + seed, 0.91], [60.0, 0.94 if seed else 0.92]],
             }  # fmt: skip
             (tmp_path / f"{name}-{seed}.json").write_text(json.dumps(record))
-    rows = speedrun_table.write_table(tmp_path).split("\n")
+    rows = speedrun.write_table(tmp_path).split("\n")
     chosen = next(row for row in rows if row.startswith("| chosen"))
     other = next(row for row in rows if row.startswith("| common recipe"))
     for row, name in ((chosen, "chosen"), (other, "common recipe")):
