@@ -26,12 +26,6 @@ from model import VisionTransformer
 from tests.models.reference import assert_same_logits, google
 from tests.shaken import shaken
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 # --- transformers' names ---
 
 

@@ -1,10 +1,8 @@
 """Repositories of the Hugging Face hub, on a server of the test, with and without a network."""
 
-import http.server
 import os
 import subprocess
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -25,79 +23,27 @@ from tests.models.reference import (
     timms,
 )
 from tests.shaken import shaken
-
-COMMIT = "c0ffee" + "0" * 34  # of every repository that the tests serve
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+from tests.sharing.hub_server import Hub
 
 
 @pytest.fixture
-def hub(tmp_path):
-    """A server of repositories: the folder that holds them, its address, and what was asked."""
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            owner, name, *rest = self.path.strip("/").split("/")
-            file = folder / owner / name / rest[-1]
-            asked.append(f"{self.command} {owner}/{name}/{rest[-1]}")
-            if file.is_file() and rest[:-1] in (["resolve", "main"], ["resolve", COMMIT]):
-                content = file.read_bytes()
-                self.send_response(200)
-                self.send_header("ETag", f'"{owner}-{name}-{rest[-1]}-{len(content)}"')
-                self.send_header("Content-Length", str(len(content)))
-            else:
-                content = b""
-                gated, there = name == "gated", file.parent.is_dir()
-                code = "GatedRepo" if gated else "EntryNotFound" if there else "RepoNotFound"
-                self.send_response(403 if gated else 404)
-                self.send_header("X-Error-Code", code)
-                self.send_header("Content-Length", "0")
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-
-    def stop():
-        if thread.is_alive():
-            server.shutdown()
-            thread.join()
-            server.server_close()
-
-    yield folder, f"http://127.0.0.1:{server.server_port}", asked, stop
-    stop()
+def server():
+    hub = Hub()
+    yield hub
+    hub.stop()
 
 
 @pytest.fixture
-def client(hub, tmp_path, monkeypatch):
-    """This process asks that server, and caches in an empty folder; `offline()` ends that."""
-    folder, address, asked, stop = hub
-    where = {"cache_dir": str(tmp_path / "cache")}
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", where["cache_dir"])
-    look = partial(huggingface_hub.try_to_load_from_cache, **where)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look)
-    ask = partial(huggingface_hub.hf_hub_download, endpoint=address, **where)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+def client(server, tmp_path, monkeypatch):
+    """That hub as the only one of this process, and a function that takes it away."""
+    server.be_the_only_one(monkeypatch, tmp_path)
 
     def offline():
-        stop()
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(ask, local_files_only=True))
+        server.stop()
+        local = partial(huggingface_hub.hf_hub_download, local_files_only=True)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", local)
 
-    return folder, asked, offline
+    return server, offline
 
 
 SCRIPT = """
@@ -126,29 +72,30 @@ def in_another_process(environment, place, *sources):
     return done.stdout
 
 
-def publish_vit(folder, mean=0.25):
-    """A ViT of transformers and what it gives for the images of SCRIPT."""
+def publish_vit(hub, folder):
+    """A ViT of transformers, in a folder and as google/vit. Returns: its logits for SCRIPT."""
     config = transformers.ViTConfig(
         hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48,
         image_size=32, patch_size=8, num_labels=5,
     )  # fmt: skip
     model = shaken(ViTForImageClassification(config))
     model.save_pretrained(folder)
-    ViTImageProcessor(image_mean=[mean] * 3).save_pretrained(folder)
+    ViTImageProcessor(image_mean=[0.25] * 3).save_pretrained(folder)
+    hub.publish("google/vit", folder)
     with torch.no_grad():
         return model(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)).logits
 
 
-def test_repository_is_downloaded_once_and_then_found_offline(hub, tmp_path):
-    folder, address, asked, stop = hub
-    expected = publish_vit(folder / "google" / "vit")
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+def test_repository_is_downloaded_once_and_then_found_offline(server, tmp_path):
+    expected = publish_vit(server, tmp_path / "vit")
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.address,
+                   "HF_HUB_OFFLINE": "0"}  # fmt: skip
     repository = "google/vit"
     assert in_another_process(environment, tmp_path / "a", repository, f"hf-hub:{repository}") == ""
-    fetched = [line.split("/")[-1] for line in asked if line.startswith("GET")]
+    fetched = [line.split("/")[-1] for line in server.asked if line.startswith("GET /google/")]
     assert sorted(fetched) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert (tmp_path / "home" / "hub" / "models--google--vit").is_dir()
-    stop()
+    server.stop()
     environment["HF_HUB_OFFLINE"] = "1"
     said = in_another_process(environment, tmp_path / "b", repository, "google/other")
     for number in ("a0", "a1", "b0"):
@@ -159,13 +106,13 @@ def test_repository_is_downloaded_once_and_then_found_offline(hub, tmp_path):
     # What is not in the cache: the file, the repository, the folder to put it in.
     assert f"config.json of google/other is not in the cache ({tmp_path / 'home'}" in said
     assert "HF_HUB_OFFLINE" in said
-    assert f"{address}/google/other/tree/main" in said
+    assert f"{server.address}/google/other/tree/main" in said
     assert "use weights/other as the weights" in said
 
 
 def test_suggested_folder_works(client, tmp_path, monkeypatch):
-    folder, _, offline = client
-    expected = publish_vit(folder / "google" / "vit")
+    hub, offline = client
+    expected = publish_vit(hub, tmp_path / "vit")
     offline()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
@@ -174,7 +121,7 @@ def test_suggested_folder_works(client, tmp_path, monkeypatch):
     advised.mkdir(parents=True)
     for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert file in str(caught.value)
-        (advised / file).write_bytes((folder / "google" / "vit" / file).read_bytes())
+        (advised / file).write_bytes((tmp_path / "vit" / file).read_bytes())
     pretrained = load_pretrained(str(advised))
     images = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     torch.testing.assert_close(pretrained.model(images), expected, atol=1e-5, rtol=1e-5)
@@ -182,38 +129,40 @@ def test_suggested_folder_works(client, tmp_path, monkeypatch):
 
 
 def test_timm_name_repository_and_folder_give_the_same_model(client, tmp_path):
-    folder, asked, _ = client
+    hub, _ = client
     name = "test_vit.r160_in1k"
     reference = timms(name)
-    exported(reference, folder / "timm" / name)
-    for source in ("test_vit", name, f"timm/{name}", str(folder / "timm" / name)):
+    folder = exported(reference, tmp_path / name)
+    hub.publish(f"timm/{name}", tmp_path / name)
+    for source in ("test_vit", name, f"timm/{name}", folder):
         pretrained = load_pretrained(source, plain_only=True)
         assert_same_logits(pretrained, reference, 160)
         assert_preprocess_of(pretrained, reference)
-    fetched = [line for line in asked if line.startswith("GET")]
+    fetched = [line for line in hub.asked if line.startswith("GET /timm/")]
     assert sorted(set(fetched)) == sorted(fetched)  # nothing twice
 
 
-def test_missing_files_are_remembered_offline(client):
+def test_missing_files_are_remembered_offline(client, tmp_path):
     """A repository with only a pickle and no processor: the cache knows what is missing."""
-    folder, asked, offline = client
-    place = folder / "someone" / "old"
-    publish_vit(place)
+    hub, offline = client
+    place = tmp_path / "old"
+    publish_vit(hub, place)
     torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
     (place / "model.safetensors").unlink()
     (place / "preprocessor_config.json").unlink()
+    hub.publish("someone/old", place)
     online = load_pretrained("someone/old")
     assert any("without mean and std" in remark for remark in online.remarks)
-    count = len(asked)
+    count = len(hub.asked)
     offline()
     assert load_pretrained("someone/old").fingerprint() == online.fingerprint()
-    assert len(asked) == count
+    assert len(hub.asked) == count
 
 
 def test_unknown_processor_is_reported_offline(client, tmp_path):
     """Without it images would be normalized wrongly, without any sign of it."""
-    folder, _, offline = client
-    publish_vit(folder / "google" / "vit")
+    hub, offline = client
+    publish_vit(hub, tmp_path / "vit")
     load_pretrained("google/vit")
     for file in tmp_path.joinpath("cache").rglob("preprocessor_config.json"):
         file.unlink()
@@ -232,10 +181,10 @@ def test_unknown_processor_is_reported_offline(client, tmp_path):
     ],
 )
 def test_unusable_repositories_have_different_messages(source, said, client):
-    folder, *_ = client
-    (folder / "some" / "empty").mkdir(parents=True)
-    (folder / "some" / "configured").mkdir()
-    (folder / "some" / "configured" / "config.json").write_text('{"model_type": "vit"}')
+    hub, _ = client
+    hub.gated.add("some/gated")
+    hub.create("some/empty")
+    hub.create("some/configured", {"config.json": b'{"model_type": "vit"}'})
     with pytest.raises(UserError) as caught:
         load_pretrained(source)
     assert said in str(caught.value)

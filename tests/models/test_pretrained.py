@@ -28,11 +28,6 @@ from tests.models.reference import (
 from tests.shaken import shaken
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 def test_run_keeps_its_head_and_preprocessing(kind, tmp_path):
     preprocess = Preprocess(64, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 0.8, "bilinear")

@@ -26,12 +26,6 @@ from tests.models.reference import (
     timms,
 )
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 # --- Names and files ---
 
 

@@ -33,11 +33,6 @@ from tests.models.reference import (
 REAL = ROOT.parent / "shared" / "weights" / "vit_small_patch14_dinov2_saliency.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 # --- timm's names ---
 
 

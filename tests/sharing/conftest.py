@@ -6,7 +6,6 @@ import runpy
 import sys
 from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
 
@@ -15,7 +14,7 @@ from lab.models.registry import save_model
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import DIGITS, ROOT
 from tests.shaken import shaken
-from tests.sharing.hub_server import GOOD, Hub
+from tests.sharing.hub_server import Hub
 
 CONFIG = ViTConfig(
     img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=1, num_heads=2
@@ -87,16 +86,6 @@ def script(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = Hub()
-    constants = huggingface_hub.constants
-    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    for module in (constants, huggingface_hub.file_download):  # the latter up to version 0.x
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setenv("HF_TOKEN", GOOD)
+    hub.be_the_only_one(monkeypatch, tmp_path)
     yield hub
     hub.stop()

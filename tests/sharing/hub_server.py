@@ -10,7 +10,7 @@ import http.server
 import json
 import threading
 
-from huggingface_hub import ModelCard
+import huggingface_hub
 
 GOOD, READ_ONLY = "hf_goodtokengoodtoken", "hf_readonlyreadonly"
 
@@ -22,6 +22,7 @@ class Hub:
         self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}  # repository: history
         self.tags: dict[str, dict[str, str]] = {}
         self.private: dict[str, bool] = {}
+        self.gated: set[str] = set()
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.broken_puts = 0
@@ -36,9 +37,26 @@ class Hub:
             self.thread.join()
             self.server.server_close()
 
+    def be_the_only_one(self, monkeypatch, folder):
+        """Makes huggingface_hub use this hub, with a cache and a token in `folder`."""
+        constants = huggingface_hub.constants
+        template = self.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", self.address)
+        for module in (constants, huggingface_hub.file_download):  # the latter up to version 0.x
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "*")
+        monkeypatch.setenv("HF_TOKEN", GOOD)
+
     def create(self, repository, files=None, private=False):
         self.commits[repository] = [("0" * 40, {".gitattributes": b"", **(files or {})})]
         self.tags[repository], self.private[repository] = {}, private
+
+    def publish(self, repository, folder):
+        self.create(repository, {path.name: path.read_bytes() for path in folder.iterdir()})
 
     def files(self, repository, revision="main"):
         """The commit of a branch, tag or commit and its files, or None."""
@@ -135,7 +153,7 @@ def _handler(hub):
             if found is None:
                 return self.refused(404, "RevisionNotFound")
             oid, files = found
-            card = ModelCard(files.get("README.md", b"").decode()).data.to_dict()
+            card = huggingface_hub.ModelCard(files.get("README.md", b"").decode()).data.to_dict()
             self.reply({"id": repository, "sha": oid, "private": hub.private[repository],
                         "siblings": [{"rfilename": name} for name in files],
                         "cardData": card})  # fmt: skip
@@ -186,6 +204,8 @@ def _handler(hub):
             self.reply({"commitUrl": url, "commitOid": oid, "hookOutput": ""})
 
         def resolve(self, repository, revision, name):
+            if repository in hub.gated:
+                return self.refused(403, "GatedRepo")
             if repository not in hub.commits:
                 return self.refused(404, "RepoNotFound")
             found = hub.files(repository, revision)
