@@ -42,6 +42,7 @@ DISTINCT = 4  # photographs per class; the others are links to them
 TINY_MODEL = {
     "PATCH_SIZE": 32, "EMBED_DIM": 32, "DEPTH": 1, "NUM_HEADS": 1, "EPOCHS": 1, "RRC_MIN_AREA": 0,
     "AUTO_AUGMENT": "none", "RANDOM_ERASING": 0, "MIXUP": 0, "CUTMIX": 0, "PRECISION": "fp32",
+    "FLIP": False,
 }  # fmt: skip
 # The files of a memory cgroup: where it lies, the limit, and the peak (v2: Linux 5.19 or later).
 CGROUPS = {
@@ -119,9 +120,8 @@ def make_photographs(root: Path, count: int) -> None:
 
 def train_command(root: Path) -> list[str]:
     flags = {**TINY_MODEL, "IMG_SIZE": IMG_SIZE, "BATCH_SIZE": BATCH_SIZE,
-             "RESULTS_DIR": root / "runs"}  # fmt: skip
-    words = [f"--{name.lower().replace('_', '-')}={value}" for name, value in flags.items()]
-    return [sys.executable, "train.py", "--dataset", str(root / "photographs"), *words, "--no-flip"]
+             "DATASET": root / "photographs", "RESULTS_DIR": root / "runs"}  # fmt: skip
+    return [sys.executable, "train.py", *constants.as_flags(flags)]
 
 
 def measure(scratch: Path) -> tuple[str, dict]:

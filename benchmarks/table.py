@@ -213,10 +213,9 @@ def _comparison_table(rows: list[Row]) -> list[str]:
         rivals[row.workload].append(row)
     cells = []
     for row in rows:
-        # Seconds count as negative speed, so that the highest value is the best one.
-        speeds = [r.theirs if r.unit == "images/s" else -r.theirs for r in rivals[row.workload]]
-        best = rivals[row.workload][speeds.index(max(speeds))]
-        mark = " (fastest)" if len(speeds) > 1 and row is best else ""
+        others = rivals[row.workload]
+        best = max(others, key=lambda r: r.theirs if r.unit == "images/s" else -r.theirs)
+        mark = " (fastest)" if len(others) > 1 and row is best else ""
         memory = [f"{mb:,}" if mb else "-" for mb in (row.ours_mb, row.theirs_mb)]
         values = [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (row.ours, row.theirs)]
         cells.append([

@@ -60,12 +60,6 @@ def folder_of(root, count, size=40):
     return root
 
 
-def split_of(count, side=8, channels=3, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    store = torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=rng)
-    return full_split(store, torch.arange(count) % 3, [f"{i}" for i in range(count)])
-
-
 # --- Exponents, table, plot ---
 
 
@@ -208,7 +202,8 @@ def test_decoding_bounds_images_in_memory_and_in_the_queue(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("at_once", [1, 5000, 10**9])
 def test_fingerprint_does_not_depend_on_the_images_read_at_once(monkeypatch, at_once):
-    part = split_of(40)
+    store = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
+    part = full_split(store, torch.arange(40) % 3, [str(i) for i in range(40)])
     whole_ = datasets.Dataset("x", ["a", "b", "c"], part, part, part, [0.5] * 3, [0.2] * 3, [])
     wanted, statistics = whole_.fingerprint, datasets.channel_statistics(part)
     held = []
@@ -220,15 +215,6 @@ def test_fingerprint_does_not_depend_on_the_images_read_at_once(monkeypatch, at_
     assert replace(whole_).fingerprint == wanted
     assert datasets.channel_statistics(part) == statistics
     assert max(held) <= max(at_once, part.store[0].nbytes)
-
-
-def test_channel_statistics_equal_numpys():
-    for seed, (side, channels) in enumerate([(8, 1), (33, 3), (5, 3)]):
-        part = split_of(700, side, channels, seed)
-        pixels = part.store.numpy().astype(np.float64) / 255
-        mean, std = datasets.channel_statistics(part)
-        np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
-        np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-9)
 
 
 def test_prefetch_requests_each_image_and_no_other_page():
