@@ -6,8 +6,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,47 +46,37 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_di
 
 
 def _run_mode(flags: list[str], where: str) -> list[Run]:
-    """Runs this script with more flags in another process; returns its runs, one per seed."""
-    with tempfile.TemporaryDirectory() as scratch, _forwarded_signals() as (process, stopped):
-        folders = Path(scratch, "folders")
-        # In its own session, it receives signals only from this process, not from the terminal too.
-        process.append(
-            subprocess.Popen(
-                [sys.executable, *sys.argv, *flags],
-                env={**os.environ, Run.FOLDERS_VARIABLE: str(folders)},
-                start_new_session=True,
-            )
-        )
-        if stopped:  # the signal arrived before the process was started
-            process[0].terminate()
-        status = process[0].wait()
-        if stopped:
-            raise runtime.Stopped(stopped[0], where)
-        if status:
-            raise SystemExit(status)
-        return [Run(Path(line)) for line in folders.read_text(encoding="utf-8").splitlines()]
+    """Runs this script with more flags in another process; returns its runs, one per seed.
 
-
-@contextmanager
-def _forwarded_signals() -> Iterator[tuple[list[subprocess.Popen], list[int]]]:
-    """Passes Ctrl-C and SIGTERM on to a process, which saves its state and ends.
-
-    Yields: a list for the process, and the numbers of the signals that have arrived.
+    Ctrl-C and SIGTERM are passed on to that process, which saves its state and ends.
     """
-    process: list[subprocess.Popen] = []
+    process: subprocess.Popen | None = None
     stopped: list[int] = []
 
     def forward(number: int, _: Any) -> None:
         stopped.append(number)
-        for running in process:
-            running.terminate()
+        if process:
+            process.terminate()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, forward) for number in numbers]
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield process, stopped
+        with tempfile.TemporaryDirectory() as scratch:
+            folders = Path(scratch, "folders")
+            # In its own session, it receives signals only from this process, not from the terminal.
+            process = subprocess.Popen(
+                [sys.executable, *sys.argv, *flags], start_new_session=True,
+                env={**os.environ, Run.FOLDERS_VARIABLE: str(folders)},
+            )  # fmt: skip
+            if stopped:  # the signal arrived before the process was started
+                process.terminate()
+            status = process.wait()
+            if stopped:
+                raise runtime.Stopped(stopped[0], where)
+            if status:
+                raise SystemExit(status)
+            return [Run(Path(line)) for line in folders.read_text(encoding="utf-8").splitlines()]
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

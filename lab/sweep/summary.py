@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
+from scipy.stats import spearmanr
 from sklearn.ensemble import RandomForestRegressor
 
 from lab.core import Run, UserError, checkpoints, plots, stats
@@ -120,12 +121,10 @@ def draw_plots(folder: Path, record: Record, space: Space) -> None:
 def _positions(done: list[Record], name: str, space: Space) -> tuple[list[float], list[str] | None]:
     """Where a parameter's values lie on an axis, and the labels of 0, 1, ... for categories."""
     values = [trial["params"][name] for trial in done]
-    if isinstance(space[name], CategoricalDistribution):
-        choices = list(space[name].choices)
-        return [choices.index(value) for value in values], [
-            format_value(choice) for choice in choices
-        ]
-    return values, None
+    if not isinstance(space[name], CategoricalDistribution):
+        return values, None
+    choices = space[name].choices
+    return [choices.index(value) for value in values], [format_value(c) for c in choices]
 
 
 def _plot_parallel(path: Path, record: Record, space: Space, note: str) -> None:
@@ -135,17 +134,15 @@ def _plot_parallel(path: Path, record: Record, space: Space, note: str) -> None:
     figure, axis = plt.subplots(figsize=(3 + 2 * len(space), 4.8), layout="constrained")
     columns = []
     for place, name in enumerate([*space, None]):
-        labels = None
-        values = accuracy
-        if name:
-            values, labels = _positions(done, name, space)
+        values, labels = _positions(done, name, space) if name else (accuracy, None)
         is_log = name and getattr(space[name], "log", False)
         heights = np.log(values) if is_log else np.array(values, float)
         low, high = (0, len(labels) - 1) if labels else (heights.min(), heights.max())
         columns.append((heights - low) / (high - low) if high > low else np.full(len(done), 0.5))
-        ends = [(0, min(values)), (1, max(values))] if not labels else []
-        ticks = [(i / max(1, len(labels) - 1), text) for i, text in enumerate(labels or [])]
-        for height, text in ticks or [(h, f"{value:.4g}") for h, value in ends]:
+        ticks = [(0, f"{min(values):.4g}"), (1, f"{max(values):.4g}")]
+        if labels:
+            ticks = [(i / max(1, len(labels) - 1), text) for i, text in enumerate(labels)]
+        for height, text in ticks:
             axis.text(place - 0.04, height, text, ha="right", va="center", fontsize=9,
                       bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
         axis.axvline(place, color="gray", lw=0.8, zorder=0)
@@ -210,19 +207,15 @@ def _plot_importance(path: Path, record: Record, note: str) -> None:
     axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4)
     axis.set(xlabel="share of the variance explained by single parameters (%)")
     axis.set_xlim(0, 1.15 * max(shares))
-    plots.set_title(
-        figure,
-        f"{names[-1]} matters most",
-        f"fANOVA on {note}. The random forest predicts unseen trials with an R² of "
-        f"{record['predicted']:.2f}; importance covers only the variance that the forest explains.",
-    )
+    text = (f"fANOVA on {note}. The random forest predicts unseen trials with an R² of "
+            f"{record['predicted']:.2f}; importance covers only the variance that the forest "
+            "explains.")  # fmt: skip
+    plots.set_title(figure, f"{names[-1]} matters most", text)
     plots.save_figure(figure, path)
 
 
 def _rank_correlation(values: list[float], accuracy: np.ndarray) -> float:
     """Spearman's correlation; 0 if either side is constant."""
-    from scipy.stats import spearmanr  # scipy takes a while to import
-
     if len(set(values)) < 2 or np.ptp(accuracy) == 0:
         return 0.0
     return float(spearmanr(values, accuracy).statistic)

@@ -71,9 +71,7 @@ class Sweep:
             epochs, trials = config.prune_after
             pruner = optuna.pruners.MedianPruner(trials, epochs)
         (folder / ".locks").mkdir(exist_ok=True)
-        self.lock = self._file_lock(
-            "sweep"
-        )  # held while claiming a trial and while writing the summary
+        self.lock = self._file_lock("sweep")  # held while claiming a trial or writing the summary
         journal_lock = self._file_lock("journal")  # Optuna's own lock would outlive a kill
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
@@ -225,9 +223,7 @@ class Sweep:
         self._summarize()
 
     def _start_process(self, trial: optuna.Trial, lock: str) -> subprocess.Popen:
-        point = "-".join(
-            f"{name.lower()}{format_value(value)}" for name, value in trial.params.items()
-        )
+        point = "-".join(f"{key.lower()}{format_value(v)}" for key, v in trial.params.items())
         name = f"{trial.number:03}-{re.sub(r'[^a-zA-Z0-9_.=+-]+', '_', point)[:100]}"
         flags = self.script.flags({**trial.params, "RESULTS_DIR": self.folder, "NAME": name})
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
