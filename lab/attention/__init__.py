@@ -12,7 +12,7 @@ __all__ = [
     "BlockAttention",
     "attention_maps",
     "saliency",
-    "score_report",  # reads records only; loads matplotlib only to draw
+    "score_report",  # reads records only; this, scoring and views load matplotlib
     "scoring",
-    "views",  # loads matplotlib
+    "views",
 ]

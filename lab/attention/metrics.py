@@ -53,18 +53,14 @@ def load_outlines(
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(paths)} outlines are missing from {folder}: "
-            f"{images.abbreviate(missing)}. They belong to annotations.tar.gz of Oxford "
-            "Pets: delete the "
-            "folder annotations and run the command again"
+            f"{images.abbreviate(missing)}. They belong to annotations.tar.gz of Oxford Pets: "
+            "delete the folder annotations and run the command again"
         )
     size = preprocess.resized
     out = np.empty((len(paths), size, size), np.uint8)
     for i, (path, name) in enumerate(zip(paths, split.names, strict=True)):
         try:
-            with (
-                images.open_image(path) as trimap,
-                images.open_image(base / name) as photograph,
-            ):
+            with images.open_image(path) as trimap, images.open_image(base / name) as photograph:
                 if trimap.size != photograph.size:
                     raise UserError(
                         f"{path} has {trimap.size} pixels, but its image has {photograph.size}"

@@ -82,8 +82,7 @@ def plot_heads(path: Path, example: AttentionExample, title: str) -> None:
     for i, maps in enumerate(example.raw):
         for j in range(columns):
             axis = axes[i, j]
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if j >= len(maps):  # the stages of a Swin have different numbers of heads
                 axis.set_visible(False)
@@ -181,8 +180,7 @@ def plot_positions(
         for j, column in enumerate(shown_columns):
             axis = axes[i, j]
             image = axis.imshow(similarity[row, column], cmap="RdBu_r", vmin=-1, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if i == len(shown_rows) - 1:
                 axis.set_xlabel(column + 1, fontsize=8)

@@ -1,14 +1,11 @@
 """Scores of maps as tables, figures and sentences, made from records (metrics.json) only."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from lab.core import checkpoints
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lab.core import checkpoints, plots
 
 TRAINED, RANDOM = "trained", "random weights"
 CENTER, CHANCE = "center Gaussian", "random order"  # baselines: a map, and a pixel order
@@ -146,8 +143,6 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 def _plot(path: Path, record: dict[str, Any]) -> None:
     """Average precision and IoU of all blocks, other methods and baselines; then the curves."""
-    from lab.core import plots
-
     panels = 3 if "faithfulness" in record else 2
     size = (5.2 * panels, 5.4)
     figure, axes = plots.plt.subplots(1, panels, figsize=size, layout="constrained")
@@ -167,14 +162,12 @@ def _plot(path: Path, record: dict[str, Any]) -> None:
 
 def _style(name: str) -> tuple[str, str]:
     """The color and marker of a map: every block is "attention"."""
-    from lab.core import plots
-
     if name in _BASELINE_COLORS:
         return _BASELINE_COLORS[name], ""
     return plots.METHODS["attention" if name.startswith(("block", "best", "last")) else name]
 
 
-def _plot_measure(axis: "Axes", record: dict[str, Any], measure: str) -> None:
+def _plot_measure(axis: plots.plt.Axes, record: dict[str, Any], measure: str) -> None:
     """A line over the blocks, then the other methods at ticks of their own."""
     blocks = _blocks(record)
     others = [name for name in record["methods"] if name not in blocks]
@@ -211,7 +204,7 @@ def _plot_measure(axis: "Axes", record: dict[str, Any], measure: str) -> None:
     axis.grid(axis="y", alpha=0.25)
 
 
-def _plot_curves(axis: "Axes", record: dict[str, Any]) -> None:
+def _plot_curves(axis: plots.plt.Axes, record: dict[str, Any]) -> None:
     """Deletion (solid) and insertion (dashed) curves of every pixel order."""
     for name, kinds in record["faithfulness"].items():
         color, marker = _style(name)
@@ -249,8 +242,6 @@ def compare(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _plot_comparison(path: Path, records: list[dict[str, Any]]) -> None:
-    from lab.core import plots
-
     size = (13, 2.6 + 0.95 * len(records))
     figure, axes = plots.plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
     shown: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from lab.core import checkpoints, runtime
 from lab.report.comparisons import is_reference
-from lab.report.markdown import escape
+from lab.report.markdown import escape, table
 from lab.report.records import Found, Record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -300,50 +300,41 @@ def _changed_since_commit(root: Path) -> set[str] | None:
 def _page(content: dict[str, Any]) -> str:
     """hand_in.json as readable Markdown."""
     made = content["made"]
-    lines = [
-        "# Hand-in",
-        "",
-        f"Made on {made['started'][:10]} by `{made['command']}`. The model is "
-        f"{escape(content['model'])}. Open results/report.html for curves, tables and images. "
-        "Weights are not included.",
-        "",
-        "| task | what | done | missing |",
-        "|---|---|---|---|",
-    ]
+    tasks = []
     for task in content["tasks"]:
         for item in task["items"]:
             done = escape(", ".join(item["found"][:3])) + (", ..." if item["found"][3:] else "")
             command = "" if item["found"] else f"`{item['command']}`"
             first = item is task["items"][0]
             name = f"{task['task']} {task['title']}" if first else ""
-            lines.append(f"| {name} | {item['what']} | {done} | {command} |")
-    lines += [
-        "",
-        "## Runs",
-        "",
-        "| folder | dataset | model | test accuracy |",
-        "|---|---|---|---|",
-    ]
+            tasks.append([name, item["what"], done, command])
+    runs = []
     for run in content["runs"]:
-        names = " | ".join(escape(run[key]) for key in ("folder", "dataset", "model"))
         accuracy = run["test_accuracy"]
         shown = "not finished" if accuracy is None else f"{100 * accuracy:.1f} %"
-        lines.append(f"| {names} | {shown} |")
+        runs.append([*(escape(run[key]) for key in ("folder", "dataset", "model")), shown])
+    sections = [
+        f"# Hand-in\n\nMade on {made['started'][:10]} by `{made['command']}`. The model is "
+        f"{escape(content['model'])}. Open results/report.html for curves, tables and images. "
+        "Weights are not included.\n",
+        table(["task", "what", "done", "missing"], tasks),
+        "## Runs\n",
+        table(["folder", "dataset", "model", "test accuracy"], runs),
+    ]
     if parts := content["exercise"].get("parts"):
         hints, gave_up = (content["exercise"].get(key) or () for key in ("hints", "gave_up"))
-        lines += ["", "## Exercise", "", "| part | points | hints | remarks |", "|---|---|---|---|"]
+        rows = []
         for name, part in parts.items():
             remarks = ["the solution was shown before it passed"] if name in gave_up else []
             if not part["current"]:
                 remarks.append(f"{escape(part['file'])} has changed since the check")
             points = f"{part['points']:g} of {part['of']:g}"
             shown = hints.get(name, 0) if isinstance(hints, dict) else 0
-            lines.append(f"| {escape(name)} | {points} | {shown} | {', '.join(remarks)} |")
+            rows.append([escape(name), points, str(shown), ", ".join(remarks)])
+        sections += ["## Exercise\n", table(["part", "points", "hints", "remarks"], rows)]
     code = [name for name in content["sha256"] if name.endswith(".py")]
-    lines += ["", "## Code", "", *(f"- {escape(name)}" for name in code)]
-    if content["left_out"]:
-        lines += ["", "## Not included", ""]
-        lines += [
-            f"- {escape(out['path'])}: {escape(out['reason'])}" for out in content["left_out"]
-        ]
-    return "\n".join(lines) + "\n"
+    sections += ["## Code\n", "".join(f"- {escape(name)}\n" for name in code)]
+    if left_out := content["left_out"]:
+        lines = [f"- {escape(out['path'])}: {escape(out['reason'])}\n" for out in left_out]
+        sections += ["## Not included\n", "".join(lines)]
+    return "\n".join(sections)

@@ -108,7 +108,8 @@ def _tables(found: Found, place: Path, root: Path) -> dict[str, str]:
     return tables
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table, whose cells are Markdown; "" without rows."""
     lines = [head, ["---"] * len(head), *rows] if rows else []
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -138,7 +139,7 @@ def _runs_table(runs: list[Record], root: Path) -> str:
     head = ["run", "trained parameters", "MACs per image", "epochs",
             "test accuracy (95 % interval)", "training time", "images/s",
             "peak memory"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _seeds_table(found: list[Configuration]) -> str:
@@ -153,7 +154,7 @@ def _seeds_table(found: list[Configuration]) -> str:
     ]  # fmt: skip
     head = ["model", "dataset", "seeds", "mean test accuracy", "standard deviation",
             "test accuracy per seed (%)"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _twins_table(found: list[Configuration], place: Path) -> str:
@@ -172,7 +173,7 @@ def _twins_table(found: list[Configuration], place: Path) -> str:
     ]  # fmt: skip
     head = ["dataset", "ViT", "budget", "training of the ViT", "training of the CNN",
             "test accuracy of the ViT", "test accuracy of the CNN"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _pairs_table(found: list[Configuration], place: Path) -> str:
@@ -187,7 +188,7 @@ def _pairs_table(found: list[Configuration], place: Path) -> str:
         ]  # fmt: skip
         head = ["model A", "model B", "only A correct", "only B correct", "p", "p (Holm)", "result"]
         name = escape(runs[0].test_set)
-        parts.append(f"McNemar's exact test on {name}:\n\n{_table(head, rows)}")
+        parts.append(f"McNemar's exact test on {name}:\n\n{table(head, rows)}")
     return "\n".join(parts)
 
 
@@ -199,7 +200,7 @@ def _efficiency_table(series: list[list[Configuration]]) -> str:
         by_share = {c.first.share: sentences.result(c) for c in line}
         rows.append([escape(line[0].first.label), *(by_share.get(s, "") for s in sorted(images))])
     head = ["model", *(f"{100 * s:g} % ({images[s]} images)" for s in sorted(images))]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _attention_table(runs: list[Run], root: Path) -> str:
@@ -221,7 +222,7 @@ def _attention_table(runs: list[Run], root: Path) -> str:
         ])  # fmt: skip
     head = ["model", "best map on validation", "average precision (%)",
             "gain over a center Gaussian", "gain over random weights", "IoU (%)"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _headline_table(runs: list[Record], root: Path) -> str:
@@ -237,4 +238,4 @@ def _headline_table(runs: list[Record], root: Path) -> str:
                 f"**{100 * metrics['test_accuracy']:.1f} %** ({low:.1f} to {high:.1f})",
                 f"{metrics['training_seconds'] / 60:.0f} minutes on one CPU core",
             ])  # fmt: skip
-    return _table(["model", "test accuracy (95 % interval)", "training"], rows)
+    return table(["model", "test accuracy (95 % interval)", "training"], rows)

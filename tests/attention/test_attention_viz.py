@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,7 +17,7 @@ from timm.data import ImageNetInfo
 
 from lab.attention.plots import AttentionExample
 from lab.attention.views import class_index, uniform_distance
-from lab.core import Run, UserError
+from lab.core import UserError
 from lab.data.datasets import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
@@ -188,15 +187,6 @@ def test_unreadable_image_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no images"):
         load_images(str(tmp_path / "empty"), "data", preprocess)
-
-
-def test_newest_run_is_the_one_that_finished_last(tmp_path):
-    for i, name in enumerate(("b", "c", "a")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").write_text("{}")
-        os.utime(tmp_path / name / "metrics.json", (i, i))
-    (tmp_path / "unfinished").mkdir()
-    assert Run.newest(tmp_path, "x") == tmp_path / "a"
 
 
 def test_class_names_come_from_the_model_imagenet_or_numbers():

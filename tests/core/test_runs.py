@@ -274,6 +274,7 @@ def test_the_newest_run_is_the_one_that_finished_last(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").touch()
         os.utime(tmp_path / name / "metrics.json", (0, 1000 - age))
+    (tmp_path / "unfinished").mkdir()
     assert Run.newest(tmp_path, "python x.py") == tmp_path / "new"
 
 

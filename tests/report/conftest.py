@@ -1,4 +1,4 @@
-"""A results folder with real runs of every kind that the report compares."""
+"""A results folder with real runs of every kind that the report compares, and report.py."""
 
 import shutil
 
@@ -6,6 +6,7 @@ import pytest
 
 import cnn_baseline
 import finetune
+import report
 import train
 
 TINY = ("--dataset", "digits", "--embed-dim", "16", "--depth", "2", "--num-heads", "2",
@@ -44,3 +45,16 @@ def place(trained, tmp_path):
     """A copy of the results that a test may change."""
     shutil.copytree(trained, tmp_path / "results")
     return tmp_path / "results"
+
+
+@pytest.fixture
+def run_report(monkeypatch):
+    """Runs report.py with flags."""
+    constants = {name: value for name, value in vars(report).items() if name.isupper()}
+
+    def run(*flags):
+        monkeypatch.setattr("sys.argv", ["report.py", *map(str, flags)])
+        report.main()
+
+    yield run
+    vars(report).update(constants)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import zipfile
 
-import report
 from lab.core import runtime
 from lab.report import hand_in, read_runs
 from tests.report.json_files import change_json
@@ -15,12 +14,8 @@ def items(content, task):
         entry for entry in content["tasks"] if entry["task"] == task)["items"]}  # fmt: skip
 
 
-def test_zip_holds_records_images_code_and_no_weights(place, monkeypatch, capsys):
-    constants = {name: value for name, value in vars(report).items() if name.isupper()}
-    flags = ["report.py", "--hand-in", "--results", str(place)]
-    monkeypatch.setattr("sys.argv", flags)
-    report.main()
-    vars(report).update(constants)
+def test_zip_holds_records_images_code_and_no_weights(place, run_report, capsys):
+    run_report("--hand-in", "--results", place)
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(place / "hand-in.zip")
     assert any(line.startswith("task 1.V: missing: a fine-tuned Swin") for line in printed)

@@ -6,24 +6,10 @@ import pickle
 import pytest
 from PIL import Image
 
-import report
 from lab.core import UserError
 from lab.report import build_content, read_runs
 from lab.report.folders import plot, thumbnail
 from tests.report.json_files import change_json
-
-
-@pytest.fixture
-def run_report(monkeypatch):
-    """Runs report.py with flags."""
-    constants = {name: value for name, value in vars(report).items() if name.isupper()}
-
-    def run(*flags):
-        monkeypatch.setattr("sys.argv", ["report.py", *map(str, flags)])
-        report.main()
-
-    yield run
-    vars(report).update(constants)
 
 
 def test_page_and_tables_are_written_into_the_results_folder(place, run_report, capsys):

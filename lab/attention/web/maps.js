@@ -121,8 +121,8 @@ function buildThumbnails() {
     const picture = element("img", { src: image.picture, alt: "" });
     if (pictures[index].naturalWidth < SMALL_PICTURE) picture.className = "pixels";
     const name = markOf(image) ? `${image.title}, ${markOf(image).slice(2)}` : image.title;
-    const button = element("button", { type: "button", title: name }, picture, markElement(image));
-    button.setAttribute("aria-label", name);
+    const properties = { type: "button", title: name, aria: { label: name } };
+    const button = element("button", properties, picture, markElement(image));
     button.addEventListener("click", () => chooseImage(index));
     byId("thumbnails").append(button);
   });
@@ -132,9 +132,8 @@ function buildMethods() {
   for (const method of methods) {
     const radio = element("input", { type: "radio", name: "method", autocomplete: "off" });
     radio.addEventListener("change", () => choose({ method }));
-    const label = element("label", { className: "option" });
-    label.append(radio, element("span", {}, method ?? BLOCKS));
-    byId("methods").append(label);
+    const name = element("span", {}, method ?? BLOCKS);
+    byId("methods").append(element("label", { className: "option" }, radio, name));
   }
 }
 
@@ -157,10 +156,9 @@ function overviewCell(stack, block, head) {
   const canvas = element("canvas", { width: stack.columns, height: stack.rows });
   const drawn = colorize(mapFrom(stack, head), stack.columns, stack.rows, false);
   canvas.getContext("2d").putImageData(drawn, 0, 0);
-  const button = element("button", { type: "button" }, canvas);
+  const label = `block ${block + 1}, ${head === 0 ? "mean of all heads" : `head ${head}`}`;
+  const button = element("button", { type: "button", aria: { label } }, canvas);
   button.dataset.cell = `${block} ${head}`;
-  const name = `block ${block + 1}, ${head === 0 ? "mean of all heads" : `head ${head}`}`;
-  button.setAttribute("aria-label", name);
   button.addEventListener("click", () => choose({ method: null, block, head }));
   return button;
 }

@@ -25,9 +25,8 @@ function build() {
     const nodes = make();
     if (nodes === null) continue;
     const heading = element("h2", { id: `${id}-title` }, title);
-    const section = element("section", { id }, heading, ...nodes);
-    section.setAttribute("aria-labelledby", heading.id);
-    byId("content").append(section);
+    const aria = { labelledby: heading.id };
+    byId("content").append(element("section", { id, aria }, heading, ...nodes));
     byId("sections").append(element("a", { href: `#${id}` }, short));
   }
   byId("sections").hidden = false;
