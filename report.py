@@ -41,20 +41,20 @@ def main() -> None:
         )
     found = read_runs(place)
     title = "Official results" if c.OFFICIAL else "My runs"
-    content = build_content(found, place, Path(c.DATA_DIR), title)
+    content = build_content(found, Path(c.DATA_DIR), title)
     write_page(place / "report.html", content)
     if c.OFFICIAL:
         for path, text in official_pages().items():
             _write(path, text)
     else:
-        _write(place / "README.md", markdown.results_page(content, found, place))
+        _write(place / "README.md", markdown.results_page(content, found))
     for line in content["summary"]:
         print(_printable(line))
     for folder, reason in found.left_out:
         print(_printable(f"Note: {folder} is not in the report: {reason}"))
     print(place / "README.md", place / "report.html", sep="\n")
     if c.HAND_IN:
-        path, content = hand_in.write_hand_in(found, place)
+        path, content = hand_in.write_hand_in(found)
         print(*map(_printable, hand_in.missing(content)), path, sep="\n")
 
 
@@ -62,7 +62,7 @@ def official_pages() -> dict[Path, str]:
     """README.md and results/official/README.md with tables generated from the official records."""
     found = read_runs(_OFFICIAL)
     return {
-        path: markdown.fill(path.read_text(encoding="utf-8"), found, _OFFICIAL.parent, path.parent)
+        path: markdown.fill(path.read_text(encoding="utf-8"), found, path.parent)
         for path in (_ROOT / "README.md", _OFFICIAL / "README.md")
     }
 

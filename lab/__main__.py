@@ -74,8 +74,8 @@ def main() -> None:
         print(f"  {accuracy}{time.monotonic() - since:.0f} s")
     print(f"{time.monotonic() - started:.0f} s in total\n")
     results = ROOT / "results"
-    found = comparisons.configurations(read_runs(results).runs, results)
-    for sentence in sentences.summary(found, results):
+    found = comparisons.configurations(read_runs(results).runs)
+    for sentence in sentences.summary(found):
         print("".join(char if char.isprintable() else "?" for char in sentence))
     print(f"Open {_REPORT}")
 

@@ -188,7 +188,7 @@ def card_said() -> dict[str, str]:
 def records_said() -> dict[str, str]:
     """Swin and ViT of about the same size, fine-tuned on digits: read from the records."""
     official = ROOT / "results" / "official"
-    found = comparisons.configurations(read_runs(official).runs, ROOT / "results")
+    found = comparisons.configurations(read_runs(official).runs)
     runs = {(c.first.script, c.name): c for c in found}
 
     def both(suffix: str) -> list[comparisons.Configuration]:

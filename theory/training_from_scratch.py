@@ -15,7 +15,6 @@ from lab.core import stats
 from lab.report import Record, comparisons, read_runs, sentences
 from model import VisionTransformer, ViTConfig
 
-RESULTS = ROOT / "results"
 SOURCES = {  # definitions and results of others
     "a 3 x 3 convolution connects a pixel with its 8 neighbors": "definition",
     "With enough data they matter less: pretrained on ImageNet-1k alone (1.3 million images), "
@@ -269,10 +268,10 @@ def draw(runs: dict[str, Record], lines: Lines) -> None:
 
 
 def main() -> None:
-    found = read_runs(RESULTS / "official").runs
+    found = read_runs(ROOT / "results" / "official").runs
     short = read_runs(ROOT / "theory" / "patch_size").runs
     runs = {run.folder.name: run for run in [*found, *short]}
-    (series,) = comparisons.efficiencies(comparisons.configurations(found, RESULTS), RESULTS)
+    (series,) = comparisons.efficiencies(comparisons.configurations(found))
     lines = {line[0].first.model: {c.first.share: c for c in line} for line in series}
     if "--draw" in sys.argv:
         draw(runs, lines)

@@ -21,7 +21,6 @@ from lab.report import Record, comparisons, read_runs, sentences
 from model import VisionTransformer, ViTConfig
 
 WEIGHTS = {name: ROOT / "weights" / f"{name}_64x4_mnist5k.safetensors" for name in ("vit", "cnn")}
-RESULTS = ROOT / "results"
 CELL, GRID = 4, 7  # pixels of a patch of the ViT and of a place of the CNN's last map; grid of both
 IMAGES = 40  # test images for the measurements of features, four of each digit
 SOURCES = {  # definitions, and results of others
@@ -300,13 +299,13 @@ def measured() -> tuple[
     list[comparisons.Configuration], list[comparisons.Configuration], dict[str, tuple]
 ]:
     """Digits by number of training images, of the ViT and the CNN; and twins by dataset."""
-    official = RESULTS / "official"
+    official = ROOT / "results" / "official"
     runs = [r for place in ("train", "cnn_baseline") for r in read_runs(official / place).runs]
-    found = comparisons.configurations(runs, RESULTS)
-    lines = [line for series in comparisons.efficiencies(found, RESULTS) for line in series]
+    found = comparisons.configurations(runs)
+    lines = [line for series in comparisons.efficiencies(found) for line in series]
     (vit,) = (line for line in lines if line[0].first.model == "vit_64x4")
     (cnn,) = (line for line in lines if line[0].first.model == "CNN twin of vit_64x4")
-    twins = comparisons.twins(found, RESULTS)
+    twins = comparisons.twins(found)
     pairs = {v.first.config["dataset"]["name"]: (v, c) for how, v, c in twins
              if how == "epochs"}  # fmt: skip
     return vit, cnn, pairs

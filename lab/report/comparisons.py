@@ -9,12 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from lab.core import Run, stats
+from lab.core import stats
 from lab.report.records import Record
 
 # Constants that decide which weights are trained, and those that are chosen to match.
@@ -84,41 +83,29 @@ def group_by(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
     return list(groups.values())
 
 
-def is_reference(run: Record | Run, place: Path) -> bool:
-    """Whether a run came with the project, in `official/` below the results folder `place`."""
-    return run.folder.relative_to(place).parts[:1] == ("official",)
-
-
-def _comparable_key(run: Record, place: Path) -> tuple[bool, str]:
-    """Equal for runs that may be compared: same test images, and both or neither a reference."""
-    return is_reference(run, place), run.predictions.test_set
-
-
-def configurations(runs: Iterable[Record], place: Path) -> list[Configuration]:
+def configurations(runs: Iterable[Record]) -> list[Configuration]:
     """Finished runs grouped by configuration; the user's runs and reference runs are kept apart."""
     finished = [run for run in runs if run.metrics]
-    found = []
-    for same in group_by(finished, lambda r: (_comparable_key(r, place), r.key("SEED"))):
+    configs = []
+    for same in group_by(finished, lambda run: (run.comparable_key, run.key("SEED"))):
         by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # keeps the first run
-        found.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
-    return found
+        configs.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
+    return configs
 
 
-def twins(
-    found: list[Configuration], place: Path
-) -> list[tuple[str, Configuration, Configuration]]:
+def twins(configs: list[Configuration]) -> list[tuple[str, Configuration, Configuration]]:
     """ViTs from scratch and their CNN twins, trained the same way on the same images.
 
     Returns: which budget was equal, "epochs" or "seconds"; the ViT; the CNN.
     """
     pairs = []
-    for cnn in (c for c in found if "twin_of" in c.first.config and c.first.share == 1):
+    for cnn in (c for c in configs if "twin_of" in c.first.config and c.first.share == 1):
         shared = {k: v for k, v in cnn.first.constants.items() if k not in _NOT_SHARED_BY_TWINS}
-        for vit in (c for c in found if c.first.script == "train.py" and c.first.share == 1):
+        for vit in (c for c in configs if c.first.script == "train.py" and c.first.share == 1):
             constants = vit.first.constants
             if any(constants.get(k) != v for k, v in shared.items()):
                 continue
-            if _comparable_key(vit.first, place) != _comparable_key(cnn.first, place):
+            if vit.first.comparable_key != cnn.first.comparable_key:
                 continue
             if constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
                 pairs.append(("epochs", vit, cnn))
@@ -127,48 +114,42 @@ def twins(
     return pairs
 
 
-def on_most_images(found: list[Configuration], place: Path) -> list[Configuration]:
+def on_most_images(configs: list[Configuration]) -> list[Configuration]:
     """Drops configurations if an otherwise equal one was trained on a larger part of the images.
 
     The comparison ignores the fine-tuning mode and its learning rate, and skips trials of sweeps.
     """
-    groups = group_by((c for c in found if not c.first.sweep), lambda c: (
-        _comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),
+    groups = group_by((c for c in configs if not c.first.sweep), lambda c: (
+        c.first.comparable_key, c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),
     ))  # fmt: skip
     most = [max(c.first.share for c in group) for group in groups]
     return [c for group, share in zip(groups, most, strict=True) for c in group
             if c.first.share == share]  # fmt: skip
 
 
-def finetuning_groups(found: list[Configuration], place: Path) -> list[list[Configuration]]:
+def finetuning_groups(configs: list[Configuration]) -> list[list[Configuration]]:
     """The same pretrained weights on the same images, sorted by number of trained parameters."""
-    tuned = [c for c in on_most_images(found, place) if c.first.pretrained]
-
-    def key(c: Configuration) -> object:
-        return _comparable_key(c.first, place), c.first.key("SEED", *_MODE_CONSTANTS)
-
+    tuned = [c for c in on_most_images(configs) if c.first.pretrained]
+    groups = group_by(tuned, lambda c: (
+        c.first.comparable_key, c.first.key("SEED", *_MODE_CONSTANTS),
+    ))  # fmt: skip
     return [
         sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])
-        for group in group_by(tuned, key)
+        for group in groups
         if len(group) > 1
     ]
 
 
-def efficiencies(found: list[Configuration], place: Path) -> list[list[list[Configuration]]]:
+def efficiencies(configs: list[Configuration]) -> list[list[list[Configuration]]]:
     """Configurations that were trained on several fractions of the training images.
 
     Returns: a list per test set, of a list per model, of configurations sorted by fraction.
     """
-
-    def key(c: Configuration) -> object:
-        return _comparable_key(c.first, place), c.first.key("SEED", "TRAIN_FRACTION")
-
-    series = [
-        sorted(group, key=lambda c: c.first.share)
-        for group in group_by(found, key)
-        if len(group) > 1
-    ]
-    return group_by(series, lambda line: _comparable_key(line[0].first, place))
+    groups = group_by(configs, lambda c: (
+        c.first.comparable_key, c.first.key("SEED", "TRAIN_FRACTION"),
+    ))  # fmt: skip
+    series = [sorted(group, key=lambda c: c.first.share) for group in groups if len(group) > 1]
+    return group_by(series, lambda line: line[0].first.comparable_key)
 
 
 @dataclass(frozen=True)
@@ -183,16 +164,16 @@ class Pair:
     p_holm: float  # corrected for all pairs on these images
 
 
-def select_models(found: list[Configuration], place: Path) -> list[list[Record]]:
+def select_models(configs: list[Configuration]) -> list[list[Record]]:
     """The runs to compare, at least two per test set; the user's own runs apart from references.
 
     For each model, the configuration with the best validation score is represented by its first
     seed. Test accuracy plays no role in the selection.
     """
     selected = []
-    for same in group_by(on_most_images(found, place), lambda c: _comparable_key(c.first, place)):
+    for same in group_by(on_most_images(configs), lambda c: c.first.comparable_key):
         by_model = group_by(same, lambda c: (c.first.task, c.first.model))
-        best = [max(configs, key=lambda c: c.validation_score) for configs in by_model]
+        best = [max(some, key=lambda c: c.validation_score) for some in by_model]
         best.sort(key=lambda c: c.validation_score, reverse=True)
         if len(best) > 1:
             selected.append([c.first for c in best[:_MAX_MODELS]])
@@ -210,13 +191,13 @@ class MainResults:
     tied: int  # other ViTs with the same validation accuracy
 
 
-def main_results(found: list[Configuration], place: Path) -> MainResults:
+def main_results(configs: list[Configuration]) -> MainResults:
     """The user's best ViT, its CNN twin and the best fine-tuned model, chosen by validation.
 
     Validation scores are comparable only on the same images, so those of the newest run count. A
     ViT with a twin takes precedence.
     """
-    own = [c for c in on_most_images(found, place) if not is_reference(c.first, place)]
+    own = [c for c in on_most_images(configs) if not c.first.is_reference]
 
     def on_newest_images(some: list[Configuration]) -> list[Configuration]:
         newest = max(some, key=_started, default=None)
@@ -225,7 +206,7 @@ def main_results(found: list[Configuration], place: Path) -> MainResults:
     def best(some: list[Configuration]) -> Configuration | None:
         return max(on_newest_images(some), key=lambda c: c.validation_score, default=None)
 
-    pairs = sorted(twins(own, place), key=lambda pair: pair[0])  # equal epochs first
+    pairs = sorted(twins(own), key=lambda pair: pair[0])  # equal epochs first
     scratch = [c for c in own if c.first.script == "train.py" and c.first.kind == "ViT"]
     vits = on_newest_images([vit for _, vit, _ in pairs] or scratch)
     vit = best(vits)

@@ -18,8 +18,7 @@ from PIL import Image, ImageOps
 from lab.attention import score_report
 from lab.core import Run, web_page
 from lab.data import datasets
-from lab.report.comparisons import is_reference
-from lab.report.records import Record
+from lab.report.records import Found, Record
 
 ATTRIBUTIONS = {  # by DATASET; the page shows them beside the images
     "digits": "Images: Optical Recognition of Handwritten Digits, UCI (CC BY 4.0).",
@@ -40,8 +39,9 @@ _ATTENTION_FILES = ("attention.html", "overview.jpg", "heads.jpg", "distance.png
                     "score.png", "score.md")  # fmt: skip
 
 
-def sweep(folder: Path, record: dict[str, Any], place: Path, budget: list[int]) -> dict[str, Any]:
+def sweep(folder: Path, record: dict[str, Any], found: Found, budget: list[int]) -> dict[str, Any]:
     """A sweep with its plots and trials. `budget` holds the bytes that are left for plots."""
+    place = found.place
     columns = list(dict.fromkeys(name for t in record["trials"] for name in t["params"]))
     captions = {
         "parallel.png": f"Trials of the sweep {folder.name}, one line per trial",
@@ -50,7 +50,7 @@ def sweep(folder: Path, record: dict[str, Any], place: Path, budget: list[int]) 
     captions |= {f"{name.lower()}.png": f"Validation accuracy against {name}" for name in columns}
     return {
         "name": folder.name,
-        "reference": is_reference(Run(folder), place),
+        "reference": found.is_reference(folder),
         "summary": record["says"],
         "folder": folder.as_posix(),
         "link": link(folder, place),
@@ -72,9 +72,10 @@ def sweep(folder: Path, record: dict[str, Any], place: Path, budget: list[int]) 
     }
 
 
-def attention(run: Run, place: Path, budget: list[int]) -> dict[str, Any]:
+def attention(run: Run, found: Found, budget: list[int]) -> dict[str, Any]:
     """A run of attention_viz.py; without photos if it came with the project."""
-    config, metrics, reference = run.config(), run.metrics(), is_reference(run, place)
+    config, metrics, place = run.config(), run.metrics(), found.place
+    reference = found.is_reference(run.folder)
     title, summary = run.folder.name, ""
     if "animal_share" in metrics:  # of --score
         summary = score_report.verdict(metrics)[-1]
@@ -127,12 +128,12 @@ def files(folder: Path, names: tuple[str, ...], place: Path) -> list[dict[str, s
     ]
 
 
-def comparisons(runs: list[Record] | list[Run], pattern: str, place: Path) -> list[dict[str, Any]]:
+def comparisons(runs: list[Record] | list[Run], pattern: str, found: Found) -> list[dict[str, Any]]:
     """Tables and figures that compare several runs and lie beside them, with their links."""
-    folders = {run.folder.parent: is_reference(run, place) for run in runs}
+    folders = dict.fromkeys(run.folder.parent for run in runs)
     return [
-        {"name": path.name, "link": link(path, place), "reference": reference}
-        for folder, reference in folders.items()
+        {"name": path.name, "link": link(path, found.place), "reference": found.is_reference(path)}
+        for folder in folders
         for path in sorted(folder.glob(pattern))
         if path.is_file()
     ]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lab.core import checkpoints, runtime
-from lab.report.comparisons import is_reference
 from lab.report.markdown import escape, table
 from lab.report.records import Found, Record
 
@@ -116,19 +115,14 @@ TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
 }  # fmt: skip
 
 
-def write_hand_in(found: Found, place: Path) -> tuple[Path, dict[str, Any]]:
+def write_hand_in(found: Found) -> tuple[Path, dict[str, Any]]:
     """Writes hand-in.zip into the results folder; the report must have been written before.
-
-    Args:
-        found: the runs below `place`.
-        place: the results folder.
 
     Returns: the path of the zip, and the content of its hand_in.json.
     Raises: UserError if the zip cannot be written.
     """
-    exercise = _read_exercise(place / _EXERCISE)
-    content = _content(found, place, exercise)
-    files, left_out = _records(place)
+    content = _content(found, _read_exercise(found.place / _EXERCISE))
+    files, left_out = _records(found.place)
     for path in (*map(Path, content["model_files"]), *edited_files(ROOT)):
         if path.is_file():
             files[_name_in_zip(path)] = path
@@ -148,7 +142,7 @@ def write_hand_in(found: Found, place: Path) -> tuple[Path, dict[str, Any]]:
             for name in content["sha256"]:
                 archive.write(files[name], name)
 
-    path = place / NAME
+    path = found.place / NAME
     checkpoints.write_atomically(path, write)
     return path, content
 
@@ -163,10 +157,10 @@ def missing(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _content(found: Found, place: Path, exercise: dict[str, Any]) -> dict[str, Any]:
+def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
     """What hand_in.json says."""
-    runs = [run for run in found.runs if not is_reference(run, place)]
-    attention = [run for run in found.attention_runs if not is_reference(run, place)]
+    runs = [run for run in found.runs if not run.is_reference]
+    attention = [run for run in found.attention_runs if not found.is_reference(run.folder)]
     work = _Work(
         [run for run in runs if run.metrics and not run.sweep],
         [run.folder for run in attention],
@@ -191,15 +185,15 @@ def _content(found: Found, place: Path, exercise: dict[str, Any]) -> dict[str, A
             }
             for task, (title, items) in TASKS.items()
         ],
-        "runs": [_run_entry(run, place) for run in runs],
+        "runs": [_run_entry(run, found.place) for run in runs],
         "exercise": exercise,
         "model_files": model_files,
         "model": _name_in_zip(Path(model or next(filter(None, of_runs), "model.py"))),
         "code": runtime.code_hashes(*ROOT.glob("*.py")),
         "left_out": [
-            {"path": _name_of(folder, place), "reason": reason}
+            {"path": _name_of(folder, found.place), "reason": reason}
             for folder, reason in found.left_out
-            if folder.relative_to(place).parts[:1] != ("official",)
+            if not found.is_reference(folder)
         ],
         "made": runtime.provenance(),
     }

@@ -39,18 +39,17 @@ _TITLES = {
 }
 
 
-def fill(text: str, found: Found, place: Path, root: Path) -> str:
+def fill(text: str, found: Found, root: Path) -> str:
     """Fills the tables between the markers of a text.
 
     Args:
         text: Markdown with markers.
         found: the runs that the tables show.
-        place: the results folder.
         root: the folder that contains the text; links are relative to it.
 
     Raises: UserError for a marker that names no table.
     """
-    tables = _tables(found, place, root)
+    tables = _tables(found, root)
 
     def replacement(match: re.Match) -> str:
         if match[2] not in tables:
@@ -60,9 +59,9 @@ def fill(text: str, found: Found, place: Path, root: Path) -> str:
     return _MARKER.sub(replacement, text)
 
 
-def results_page(content: dict[str, Any], found: Found, place: Path) -> str:
+def results_page(content: dict[str, Any], found: Found) -> str:
     """The README.md of a results folder: the main tables of the report as text."""
-    tables = _tables(found, place, place)
+    tables = _tables(found, found.place)
     lines = [
         "# Results", "",
         f"Written by `python report.py` on {content['made']}. [report.html](report.html) also "
@@ -87,19 +86,19 @@ def escape(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
-def _tables(found: Found, place: Path, root: Path) -> dict[str, str]:
+def _tables(found: Found, root: Path) -> dict[str, str]:
     """All tables by name, with links relative to `root`; "" where there is nothing to show."""
-    configs = configurations((run for run in found.runs if not run.sweep), place)
-    full = [run for c in on_most_images(configs, place) for run in c.runs]
+    configs = configurations(run for run in found.runs if not run.sweep)
+    full = [run for c in on_most_images(configs) for run in c.runs]
     tables = {
         script.removesuffix(".py"): _runs_table([r for r in full if r.script == script], root)
         for script in TASKS
     }
     tables["headline"] = _headline_table(full, root)
     tables["seeds"] = _seeds_table([c for c in configs if c.first.share == 1])
-    tables["twins"] = _twins_table(configs, place)
-    tables["pairs"] = _pairs_table(configs, place)
-    tables["efficiency"] = "\n".join(map(_efficiency_table, efficiencies(configs, place)))
+    tables["twins"] = _twins_table(configs)
+    tables["pairs"] = _pairs_table(configs)
+    tables["efficiency"] = "\n".join(map(_efficiency_table, efficiencies(configs)))
     tables["attention"] = _attention_table(found.attention_runs, root)
     tables["sweeps"] = "\n".join(
         f"{_linked(folder.name, folder, root)}: {escape(record['says'])}\n"
@@ -142,14 +141,14 @@ def _runs_table(runs: list[Record], root: Path) -> str:
     return table(head, rows)
 
 
-def _seeds_table(found: list[Configuration]) -> str:
+def _seeds_table(configs: list[Configuration]) -> str:
     rows = [
         [
             escape(c.first.model), escape(c.first.config["dataset"]["name"]), str(len(c.runs)),
             f"**{100 * c.mean:.2f} %**", f"{100 * c.std:.2f} points",
             ", ".join(f"{100 * value:.2f}" for value in c.accuracies),
         ]
-        for c in found
+        for c in configs
         if c.std is not None
     ]  # fmt: skip
     head = ["model", "dataset", "seeds", "mean test accuracy", "standard deviation",
@@ -157,7 +156,7 @@ def _seeds_table(found: list[Configuration]) -> str:
     return table(head, rows)
 
 
-def _twins_table(found: list[Configuration], place: Path) -> str:
+def _twins_table(configs: list[Configuration]) -> str:
     """ViTs and their CNN twins, with an equal number of epochs or equal training time."""
 
     def cost(c: Configuration) -> str:
@@ -169,17 +168,17 @@ def _twins_table(found: list[Configuration], place: Path) -> str:
             escape(vit.first.config["dataset"]["name"]), escape(vit.first.model), budgets[equal],
             cost(vit), cost(cnn), sentences.result(vit), sentences.result(cnn),
         ]
-        for equal, vit, cnn in sorted(twins(found, place), key=lambda pair: pair[0])
+        for equal, vit, cnn in sorted(twins(configs), key=lambda pair: pair[0])
     ]  # fmt: skip
     head = ["dataset", "ViT", "budget", "training of the ViT", "training of the CNN",
             "test accuracy of the ViT", "test accuracy of the CNN"]  # fmt: skip
     return table(head, rows)
 
 
-def _pairs_table(found: list[Configuration], place: Path) -> str:
+def _pairs_table(configs: list[Configuration]) -> str:
     """McNemar's tests, by test set."""
     parts = []
-    for runs in select_models(found, place):
+    for runs in select_models(configs):
         rows = [
             [escape(f"{p.a.model} ({p.a.recipe})"), escape(f"{p.b.model} ({p.b.recipe})"),
              str(p.only_a), str(p.only_b),

@@ -24,7 +24,6 @@ from lab.report.comparisons import (
     finetuning_groups,
     group_by,
     hardest_images,
-    is_reference,
     main_results,
     select_models,
 )
@@ -39,14 +38,11 @@ _RUN_FILES = ("curves.png", "confusion.png", "metrics.json", "config.json", "his
 _UNITS = {"cpu": "", "cores": " cores", "threads": " threads", "gpu": ""}  # of hardware
 
 
-def build_content(
-    found: Found, place: Path, data_dir: Path, title: str = "My runs"
-) -> dict[str, Any]:
+def build_content(found: Found, data_dir: Path, title: str = "My runs") -> dict[str, Any]:
     """Collects everything that the page shows.
 
     Args:
-        found: the runs below `place`.
-        place: the results folder, which will contain the page.
+        found: the runs below the results folder, which will contain the page.
         data_dir: the folder of downloaded datasets, for thumbnails of test images.
         title: of the first section, which shows the main results.
     """
@@ -54,7 +50,7 @@ def build_content(
 
     def order(run: Record) -> tuple:
         task = tasks.index(run.task) if run.task in tasks else len(tasks)
-        return bool(run.sweep), is_reference(run, place), task, run.config["dataset"]["name"]
+        return bool(run.sweep), run.is_reference, task, run.config["dataset"]["name"]
 
     chosen = {folder / trial["folder"] for folder, sweep in found.sweeps
               for trial in sweep["trials"]
@@ -62,24 +58,24 @@ def build_content(
     # Show only the best trial on validation: to select by test accuracy would be cheating.
     runs = sorted((r for r in found.runs if not r.sweep or r.folder in chosen), key=order)
     ids = {run.folder: i for i, run in enumerate(runs)}
-    configs = configurations(runs, place)
+    configs = configurations(runs)
     without_trials = [c for c in configs if not c.first.sweep]
-    results = main_results(configs, place)
+    results = main_results(configs)
     test_sets = group_by((r for r in runs if r.metrics), lambda r: r.predictions.test_set)
     test_set_ids = {same[0].predictions.test_set: i for i, same in enumerate(test_sets)}
-    compared = [(some, compare_pairs(some)) for some in select_models(configs, place)]
+    compared = [(some, compare_pairs(some)) for some in select_models(configs)]
     budget = [folders.PLOT_BYTES]
     by_start = sorted(found.attention_runs, key=lambda run: run.config().get("started", ""))
-    attention = [folders.attention(run, place, budget) for run in by_start]
+    attention = [folders.attention(run, found, budget) for run in by_start]
     return {
         "heading": f"ViT Lab: {title[0].lower()}{title[1:]}",
         "title": title,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "summary": sentences.summary(configs, place),
-        "provenance": sentences.provenance(found, place),
-        "significance": sentences.pairs_sentence(configs, place),
-        "cards": _cards(results, configs, ids, attention, place),
-        "runs": [_run(i, run, test_set_ids, place) for i, run in enumerate(runs)],
+        "summary": sentences.summary(configs),
+        "provenance": sentences.provenance(found),
+        "significance": sentences.pairs_sentence(configs),
+        "cards": _cards(results, configs, ids, attention),
+        "runs": [_run(i, run, test_set_ids, found.place) for i, run in enumerate(runs)],
         "seeds": [_seeds(c, ids) for c in without_trials if len(c.runs) > 1],
         "test_sets": [
             {
@@ -91,7 +87,7 @@ def build_content(
         ],
         "comparisons": [
             {
-                "reference": is_reference(some[0], place),
+                "reference": some[0].is_reference,
                 "test_set": test_set_ids[some[0].predictions.test_set],
                 "pairs": [_pair(pair, ids) for pair in pairs],
                 "hardest": _hardest(some, ids, data_dir),
@@ -99,16 +95,18 @@ def build_content(
             }
             for some, pairs in compared
         ],
-        "finetuning": [_tuning(g, ids, place) for g in finetuning_groups(without_trials, place)],
-        "efficiency": [
-            _efficiency(lines, ids, place) for lines in efficiencies(without_trials, place)
-        ],
-        "sweeps": [folders.sweep(*sweep, place, budget) for sweep in found.sweeps],
+        "finetuning": [_tuning(group, ids) for group in finetuning_groups(without_trials)],
+        "efficiency": [_efficiency(lines, ids) for lines in efficiencies(without_trials)],
+        "sweeps": [folders.sweep(*sweep, found, budget) for sweep in found.sweeps],
         "attention": attention,
-        "mode_files": folders.comparisons(runs, "*-modes.*", place),
-        "score_files": folders.comparisons(found.attention_runs, "scores-*", place),
+        "mode_files": folders.comparisons(runs, "*-modes.*", found),
+        "score_files": folders.comparisons(found.attention_runs, "scores-*", found),
         "left_out": [
-            {"folder": folder.as_posix(), "link": folders.link(folder, place), "reason": reason}
+            {
+                "folder": folder.as_posix(),
+                "link": folders.link(folder, found.place),
+                "reason": reason,
+            }
             for folder, reason in found.left_out
         ],
     }
@@ -154,7 +152,7 @@ def _run(i: int, run: Record, test_set_ids: dict[str, int], place: Path) -> dict
         "recipe": run.recipe,
         "whole": run.share == 1 and not run.sweep,
         "task": f"Sweep {run.sweep.name}" if run.sweep else run.task,
-        "reference": is_reference(run, place),
+        "reference": run.is_reference,
         "state": "finished" if metrics else "stopped",
         "dataset": config["dataset"]["name"] + f", {100 * run.share:g} %" * (run.share < 1),
         "model": run.model,
@@ -215,12 +213,12 @@ def _seeds(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
 
 
 def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, int],
-           attention: list[dict[str, Any]], place: Path) -> list[dict[str, Any]]:  # fmt: skip
+           attention: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """The cards that the page starts with; a card without a run shows the command to start one."""
     cards = [
         ("ViT from scratch", results.vit, sentences.vit_sentence(results), "python train.py"),
         ("CNN twin", results.cnn, sentences.cnn_sentence(results), "python cnn_baseline.py"),
-        ("Fine-tuned", results.finetuned, sentences.finetuned_sentence(results, configs, place),
+        ("Fine-tuned", results.finetuned, sentences.finetuned_sentence(results, configs),
          "python finetune.py"),
     ]  # fmt: skip
     made = []
@@ -288,7 +286,7 @@ def _accuracy(c: Configuration, ids: dict[Path, int]) -> dict[str, Any]:
             "seeds": len(c.runs)}  # fmt: skip
 
 
-def _tuning(group: list[Configuration], ids: dict[Path, int], place: Path) -> dict[str, Any]:
+def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
     first = group[0].first
     modes = [c.first.mode for c in group]
 
@@ -300,7 +298,7 @@ def _tuning(group: list[Configuration], ids: dict[Path, int], place: Path) -> di
     recipe = f"{size} pixels, {first.recipe}" if size else first.recipe
     return {
         "title": f"{first.pretrained} on {first.test_set}, {recipe}",
-        "reference": is_reference(first, place),
+        "reference": first.is_reference,
         "points": [
             {
                 **_accuracy(c, ids),
@@ -315,11 +313,10 @@ def _tuning(group: list[Configuration], ids: dict[Path, int], place: Path) -> di
     }
 
 
-def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int],
-                place: Path) -> dict[str, Any]:  # fmt: skip
+def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[str, Any]:
     return {
         "title": lines[0][0].first.test_set,
-        "reference": is_reference(lines[0][0].first, place),
+        "reference": lines[0][0].first.is_reference,
         "series": [
             {
                 "label": line[0].first.label,

@@ -59,6 +59,7 @@ class Record:
     metrics: dict[str, Any] | None
     predictions: Predictions | None
     sweep: Path | None  # the folder of the sweep that the run is a trial of
+    is_reference: bool = False  # came with the project, in official/
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -151,6 +152,11 @@ class Record:
         loads = (self.config.get("load"), (self.metrics or {}).get("load"))
         return all(load is None or load <= threads + 0.5 for load in loads)
 
+    @property
+    def comparable_key(self) -> tuple[bool, str]:
+        """Equal for runs that may be compared: same test images, both or neither a reference."""
+        return self.is_reference, self.predictions.test_set
+
     def key(self, *excluded: str) -> str:
         """Equal for runs of one script on one dataset that differ only in excluded constants."""
         rest = {k: v for k, v in self.constants.items() if k not in excluded}
@@ -159,12 +165,17 @@ class Record:
 
 @dataclass
 class Found:
-    """Everything below a results folder."""
+    """Everything below the results folder `place`."""
 
+    place: Path
     runs: list[Record] = field(default_factory=list)
     attention_runs: list[Run] = field(default_factory=list)  # of attention_viz.py
     sweeps: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     left_out: list[tuple[Path, str]] = field(default_factory=list)  # folder and reason
+
+    def is_reference(self, folder: Path) -> bool:
+        """Whether a folder came with the project: it is in official/ below the results folder."""
+        return folder.relative_to(self.place).parts[:1] == ("official",)
 
 
 def read_runs(place: Path) -> Found:
@@ -172,7 +183,7 @@ def read_runs(place: Path) -> Found:
 
     Damaged files never raise: their folder is listed in `left_out` with the reason.
     """
-    found = Found()
+    found = Found(place)
 
     def on_error(error: OSError) -> None:
         found.left_out.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
@@ -225,7 +236,8 @@ def _read_run(folder: Path, found: Found) -> None:
         predictions = read_predictions(folder / "predictions.csv", config["dataset"]["classes"])
         _check_agreement(metrics, predictions, history)
     sweep = next((path for path, _ in found.sweeps if path in folder.parents), None)
-    record = Record(folder, config, history, metrics, predictions, sweep)
+    is_reference = found.is_reference(folder)
+    record = Record(folder, config, history, metrics, predictions, sweep, is_reference)
     try:
         record.key(record.task)
         model = record.model

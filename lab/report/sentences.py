@@ -1,7 +1,5 @@
 """Turns the results into sentences."""
 
-from pathlib import Path
-
 from lab.core import stats
 from lab.report.comparisons import (
     Configuration,
@@ -9,7 +7,6 @@ from lab.report.comparisons import (
     Pair,
     compare_pairs,
     finetuning_groups,
-    is_reference,
     main_results,
     select_models,
 )
@@ -76,16 +73,11 @@ def pair_sentence(pair: Pair) -> str:
     return f"The difference is not significant: {undecided}."
 
 
-def summary(found: list[Configuration], place: Path) -> list[str]:
-    """At most four sentences: one for each of the main results, and one about significance.
-
-    Args:
-        found: the configurations below `place`.
-        place: the results folder.
-    """
-    results = main_results(found, place)
-    said = [vit_sentence(results), cnn_sentence(results), finetuned_sentence(results, found, place),
-            pairs_sentence(found, place)]  # fmt: skip
+def summary(configs: list[Configuration]) -> list[str]:
+    """At most four sentences: one for each of the main results, and one about significance."""
+    results = main_results(configs)
+    said = [vit_sentence(results), cnn_sentence(results), finetuned_sentence(results, configs),
+            pairs_sentence(configs)]  # fmt: skip
     return [text for text in said if text] or ["There are no finished runs of your own yet."]
 
 
@@ -142,13 +134,13 @@ def _twin_test(vit: Configuration, cnn: Configuration) -> tuple[float | None, st
     return float(test.pvalue), "Welch's t-test over seeds"
 
 
-def finetuned_sentence(results: MainResults, found: list[Configuration], place: Path) -> str:
+def finetuned_sentence(results: MainResults, configs: list[Configuration]) -> str:
     """The best fine-tuned model, beside its head-only and from-scratch runs."""
     if not (tuned := results.finetuned):
         return ""
     text = (f"Fine-tuning {tuned.first.pretrained} ({tuned.first.mode}, {tuned.first.recipe}) "
             f"reaches {result(tuned)} on {tuned.first.test_set}")  # fmt: skip
-    group = next((g for g in finetuning_groups(found, place) if tuned in g), [])
+    group = next((g for g in finetuning_groups(configs) if tuned in g), [])
     names = {"head": "training only the head", "scratch": "training from random weights"}
     for mode, name in names.items():
         others = [c for c in group if c.first.constants["MODE"] == mode and c is not tuned]
@@ -160,10 +152,10 @@ def finetuned_sentence(results: MainResults, found: list[Configuration], place: 
     return f"{text}."
 
 
-def pairs_sentence(found: list[Configuration], place: Path) -> str:
+def pairs_sentence(configs: list[Configuration]) -> str:
     """How many pairs of the user's models differ significantly."""
-    own = [c for c in found if not is_reference(c.first, place)]
-    pairs = [pair for some in select_models(own, place) for pair in compare_pairs(some)]
+    own = [c for c in configs if not c.first.is_reference]
+    pairs = [pair for some in select_models(own) for pair in compare_pairs(some)]
     if not pairs:
         return ""
     significant = sum(pair.p_holm < 0.05 for pair in pairs)
@@ -182,10 +174,10 @@ def pairs_sentence(found: list[Configuration], place: Path) -> str:
     )
 
 
-def provenance(found: Found, place: Path) -> str:
+def provenance(found: Found) -> str:
     """The number of runs on the page, and the software and hardware of the user's newest run."""
     finished = [run for run in found.runs if run.metrics and not run.sweep]
-    own = [run for run in finished if not is_reference(run, place)]
+    own = [run for run in finished if not run.is_reference]
     text = f"{plural(len(own), 'own run')} and {plural(len(finished) - len(own), 'reference run')}"
     if len(own) == len(finished):
         text = plural(len(own), "run")

@@ -34,14 +34,14 @@ def test_zip_holds_records_images_code_and_no_weights(place, run_report, capsys)
 
 
 def test_tasks_are_done_by_finished_runs_of_the_user(place):
-    content = hand_in._content(read_runs(place), place, {})
+    content = hand_in._content(read_runs(place), {})
     assert items(content, "1.IV")["fine-tuning, mode head"]
     assert items(content, "1.IV")["fine-tuning, mode top-k"] == []
     assert len(items(content, "2.1")["a CNN of the same size"]) == 2
     assert items(content, "1.III")["a ViT trained on CIFAR-10"] == []
     for path in (place / "train").glob("*/config.json"):
         change_json(path, lambda record: record["constants"].update(MODEL_FILE="mine.py"))
-    assert "mine.py" in hand_in._content(read_runs(place), place, {})["model_files"]
+    assert "mine.py" in hand_in._content(read_runs(place), {})["model_files"]
 
 
 def test_a_part_counts_while_its_file_is_the_one_that_passed(tmp_path):

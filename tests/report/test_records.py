@@ -85,9 +85,9 @@ DAMAGE = {  # what happens to a run's folder, and the reason that the report giv
 def report_on(place, tmp_path):
     """Writes the whole report. Returns what was found, the content and the tables."""
     found = read_runs(place)
-    content = build_content(found, place, tmp_path)
+    content = build_content(found, tmp_path)
     write_page(tmp_path / "report.html", content)
-    return found, content, markdown.results_page(content, found, place)
+    return found, content, markdown.results_page(content, found)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -191,5 +191,5 @@ def test_strange_constants_never_break_the_report(place, tmp_path, value):
             changed = record["constants"] | ({name: value} if name in record["constants"] else {})
             path.write_text(json.dumps({**record, "constants": changed}))
         found = read_runs(place)
-        build_content(found, place, tmp_path)
+        build_content(found, tmp_path)
         assert len(found.runs) + len(found.left_out) >= 5, name

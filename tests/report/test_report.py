@@ -37,12 +37,12 @@ def predictions(run):
 
 
 def selected(place):
-    (runs,) = select_models(configurations(read_runs(place).runs, place), place)
+    (runs,) = select_models(configurations(read_runs(place).runs))
     return runs
 
 
 def test_numbers_equal_scikit_learn_on_the_predictions(place, tmp_path):
-    content = build_content(read_runs(place), place, tmp_path)
+    content = build_content(read_runs(place), tmp_path)
     assert len(content["runs"]) == 9
     assert content["left_out"] == []
     for run in content["runs"]:
@@ -60,7 +60,7 @@ def test_numbers_equal_scikit_learn_on_the_predictions(place, tmp_path):
 
 
 def test_curves_equal_the_history_and_are_shortened(place, tmp_path):
-    for run in build_content(read_runs(place), place, tmp_path)["runs"]:
+    for run in build_content(read_runs(place), tmp_path)["runs"]:
         with open(Path(run["folder"]) / "history.csv") as file:
             history = list(csv.DictReader(file))
         for name, values in run["curves"].items():
@@ -69,7 +69,7 @@ def test_curves_equal_the_history_and_are_shortened(place, tmp_path):
 
 
 def test_seeds_are_grouped_without_official_runs(place, tmp_path):
-    content = build_content(read_runs(place), place, tmp_path)
+    content = build_content(read_runs(place), tmp_path)
     groups = [(c["name"].partition("_")[0], c["task"], len(c["runs"])) for c in content["seeds"]]
     assert groups == [("digits-vit", "From scratch", 2), ("digits-cnn", "CNN twin", 2)]
     for group in content["seeds"]:
@@ -105,7 +105,7 @@ def test_hardest_images_are_misclassified_by_most_runs(place):
 
 
 def test_fractions_and_modes_are_sorted(place, tmp_path):
-    content = build_content(read_runs(place), place, tmp_path)
+    content = build_content(read_runs(place), tmp_path)
     (efficiency,) = content["efficiency"]
     (series,) = efficiency["series"]
     points = [(p["fraction"], p["images"], p["seeds"]) for p in series["points"]]
@@ -119,7 +119,7 @@ def test_twins_share_every_constant(place):
     """A record that is older than the constant OPTIMIZER counts as trained by AdamW."""
 
     def pairs():
-        return len(twins(configurations(read_runs(place).runs, place), place))
+        return len(twins(configurations(read_runs(place).runs)))
 
     before = pairs()
     assert before
@@ -132,7 +132,7 @@ def test_twins_share_every_constant(place):
 
 
 def test_summary_has_a_sentence_for_each_main_result(place, tmp_path):
-    content = build_content(read_runs(place), place, tmp_path)
+    content = build_content(read_runs(place), tmp_path)
     vit, cnn, tuned, pairs = content["summary"]
     assert "2 epochs) reaches" in vit
     assert "after the same 2 epochs" in cnn
@@ -154,7 +154,7 @@ def test_a_tie_in_validation_is_stated(place, tmp_path):
     change_json(copy / "config.json", lambda record: record["constants"].update(EPOCHS=3))
     shutil.rmtree(place / "train" / "digits-vit_16x2-s1", ignore_errors=True)
     shutil.rmtree(place / "cnn_baseline")
-    (vit, *_) = build_content(read_runs(place), place, tmp_path)["summary"]
+    (vit, *_) = build_content(read_runs(place), tmp_path)["summary"]
     assert "1 other configuration reached the same validation accuracy" in vit
 
 
@@ -165,8 +165,8 @@ def test_one_epoch_is_singular_and_budgets_name_both_epochs(place, tmp_path):
                  *(place / "train").rglob("metrics.json")]:  # fmt: skip
         change_json(path, lambda record: record.update(training_seconds=10.0))
     found = read_runs(place)
-    content = build_content(found, place, tmp_path)
-    page = markdown.results_page(content, found, place)
+    content = build_content(found, tmp_path)
+    page = markdown.results_page(content, found)
     summary = " ".join(content["summary"])
     assert re.search(r"\b1 epoch\b", summary)
     assert "2 epochs" in summary
@@ -195,7 +195,7 @@ def test_markdown_escapes_text_from_records(place, tmp_path):
         lambda record: record["dataset"].update(name="<b>*x*</b> ~~_y_~~ $z$ a_b"),
     )
     found = read_runs(place)
-    text = markdown.results_page(build_content(found, place, tmp_path), found, place)
+    text = markdown.results_page(build_content(found, tmp_path), found)
     (line,) = [row for row in text.splitlines() if row.startswith("| [a")]
     assert line.replace("\\|", "").count("|") == 9
     assert "](train/a%7Cb%20%5Bx%5D%20%28y%29%20%60z%60/)" in line
@@ -208,20 +208,20 @@ def test_sweep_summaries_are_escaped(place):
     sweep.mkdir(parents=True)
     (sweep / "sweep.json").write_text('{"says": "![x](http://x) <img src=y>", "trials": []}')
     tables = "<!-- results: sweeps -->\n<!-- end of results -->"
-    filled = markdown.fill(tables, read_runs(place), place, place)
+    filled = markdown.fill(tables, read_runs(place), place)
     assert "!\\[x\\](http://x) \\<img src=y\\>" in filled
 
 
 def test_markers_are_filled_and_unknown_ones_refused(place):
     text = "before\n<!-- results: seeds -->\nold\n<!-- end of results -->\nafter\n"
     found = read_runs(place)
-    filled = markdown.fill(text, found, place, place.parent)
+    filled = markdown.fill(text, found, place.parent)
     assert filled.startswith("before\n<!-- results: seeds -->\n| model |")
     assert filled.endswith("<!-- end of results -->\nafter\n")
     assert "old" not in filled
-    assert markdown.fill(filled, found, place, place.parent) == filled
+    assert markdown.fill(filled, found, place.parent) == filled
     with pytest.raises(UserError, match="there is no table 'sed'"):
-        markdown.fill(text.replace("seeds", "sed"), found, place, place.parent)
+        markdown.fill(text.replace("seeds", "sed"), found, place.parent)
 
 
 def decoded(uri):

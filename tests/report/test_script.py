@@ -56,7 +56,7 @@ def test_incomplete_cifar10_is_not_downloaded(place, tmp_path, monkeypatch):
         change_json(path, lambda record: record["constants"].update(DATASET="cifar10"))
     data = tmp_path / "data"
     (data / "cifar-10-batches-py").mkdir(parents=True)
-    content = build_content(read_runs(place), place, data)
+    content = build_content(read_runs(place), data)
     assert thumbnail("cifar10", "test/3", data) is None
     assert thumbnail("fashion-mnist", "test/3", data) is None
     hardest = [image for group in content["comparisons"] for image in group["hardest"]]
