@@ -90,22 +90,31 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerows(rows)
 
 
+@contextmanager
+def explain_read_errors(path: Path) -> Iterator[None]:
+    """Turns a failure to read a run's record, or to understand its content, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; --overwrite repeats the run"
+        ) from error
+    except (
+        ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, csv.Error
+    ) as error:  # fmt: skip
+        raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object of a run.
 
     Raises: UserError, for a file that is missing, damaged, or not an object.
     """
-    try:
+    with explain_read_errors(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}; --overwrite repeats the run"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged; --overwrite repeats the run")
-    return content
+        if not isinstance(content, dict):
+            raise ValueError(content)
+        return content
 
 
 def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -190,16 +199,12 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(type(state))
     except Exception as error:  # torch raises many exception types for a damaged file
         # Its message would advise weights_only=False, which executes code in the file.
-        raise _damaged(path) from error
-    if not isinstance(state, dict):
-        raise _damaged(path)
+        raise UserError(
+            f"{path} cannot be read: it is damaged or was not written by this project, so this run "
+            "cannot resume; --overwrite starts it over"
+        ) from error
     return state
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path} cannot be read: it is damaged or was not written by this project, so this run "
-        "cannot resume; --overwrite starts it over"
-    )

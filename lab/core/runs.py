@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from lab.core import identity, run_folders
 from lab.core.checkpoints import (
     PARTIAL,
+    explain_read_errors,
     explain_write_errors,
     read_json,
     write_atomically,
@@ -147,23 +148,15 @@ class Run:
         Raises: UserError, if the file cannot be read.
         """
         path = self.folder / "history.csv"
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                return [
-                    {k: json.loads(v or "null") for k, v in row.items()}
-                    for row in csv.DictReader(file)
-                ]
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read: {error.strerror}; --overwrite repeats the run"
-            ) from error
-        except (ValueError, TypeError, AttributeError, csv.Error) as error:
-            raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
+        with explain_read_errors(path), open(path, newline="", encoding="utf-8") as file:
+            return [
+                {k: json.loads(v or "null") for k, v in row.items()} for row in csv.DictReader(file)
+            ]
 
     def summary(self) -> str:
         """The result in two lines; the second is the path of the curves."""
         m = self.metrics()
-        try:
+        with explain_read_errors(self.folder / "metrics.json"):
             low, high = (100 * share for share in m["test_accuracy_95"])
             if not 0 <= m["test_accuracy"] <= 1:
                 raise ValueError(m["test_accuracy"])
@@ -173,9 +166,6 @@ class Run:
                 f"{m['epochs']}, {m['training_seconds']:.0f} s of training\n"
                 f"{self.folder / 'curves.png'}"
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            path = self.folder / "metrics.json"
-            raise UserError(f"{path} is damaged; --overwrite repeats the run") from error
 
     def say_finished(self) -> None:
         """Prints the result of a run that need not be trained again."""

@@ -26,26 +26,11 @@ from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError, first_line
 
 __all__ = [
-    "SCHEMA",
-    "Stopped",
-    "allow_tf32",
-    "can_compile",
-    "code_hashes",
-    "explain_out_of_memory",
-    "first_line",
-    "handle_signals",
-    "hardware",
-    "has_bf16",
-    "import_model",
-    "is_main_process",
-    "load_average",
-    "peak_memory_mb",
-    "process_state",
-    "provenance",
-    "run_script",
-    "source_hash",
+    "SCHEMA", "Stopped", "allow_tf32", "can_compile", "code_hashes", "explain_out_of_memory",
+    "first_line", "handle_signals", "hardware", "has_bf16", "import_model", "is_main_process",
+    "load_average", "peak_memory_mb", "process_state", "provenance", "run_script", "source_hash",
     "uses_model",
-]
+]  # fmt: skip
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
 _TIMEOUT = timedelta(hours=2)

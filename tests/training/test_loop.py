@@ -12,9 +12,8 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab.core import Run, UserError, checkpoints, runtime
+from lab.core import UserError, checkpoints, runtime
 from lab.data.augment import Augmentation
-from lab.data.datasets import load_data
 from lab.data.loaders import Loaders, derive_seed
 from lab.data.preprocess import Preprocess
 from lab.models import load_model, profiling
@@ -22,53 +21,32 @@ from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import model_header
 from lab.training import loop, results, trainer
 from lab.training.config import FitConfig
-from lab.training.loop import fit
 from lab.training.optimizers import Schedule, adamw, layers, muon
 from lab.training.results import Predictions
 from lab.training.state import EMA
 from model import VisionTransformer, ViTConfig
-
-CONFIG = ViTConfig(
-    img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=2, num_heads=2
-)
-FP32 = FitConfig(epochs=2, warmup_fraction=0.2, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
+from tests.training.small import CONFIG, FP32, last_state, train
 
 
 def sized(data, img_size):
     return Preprocess(img_size, data.mean, data.std)
 
 
-def trained(data, folder, how=FP32, batch_size=100, augmentation=None):
-    """A tiny model trained on digits: history, its weights, and the folder."""
-    torch.manual_seed(0)
-    model = VisionTransformer(CONFIG)
-    facts = {"model": profiling.profile_model(model, (1, 8, 8)), "dataset": data.summary()}
-    run = Run.open(folder, "run", dataclasses.asdict(how), facts, overwrite=False)
-    loaders = Loaders(data, sized(data, 8), batch_size, augmentation or Augmentation())
-    history = fit(model, adamw(model, 3e-3, 0.05), loaders, how, run)
-    return history, torch.load(run.folder / "last.pt", weights_only=True)["model"], run.folder
-
-
 @pytest.mark.parametrize("small_share", [0, 0.5])
-def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share, monkeypatch):
+def test_fit_equals_a_plain_torch_loop(data, tmp_path, small_share):
     """AdamW, warm-up and cosine, clipping, label smoothing, small images first, as written out."""
     how = dataclasses.replace(FP32, clip_grad=0.5, label_smoothing=0.1,
                               progressive_resize=small_share,
                               small_size=4)  # fmt: skip
-    monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, dynamic_img_size=True))
-    _, weights, _ = trained(data, tmp_path, how)
+    flexible = dataclasses.replace(CONFIG, dynamic_img_size=True)
+    _, weights, _ = train(data, tmp_path, how, model_config=flexible)
 
     torch.manual_seed(0)
     model = timm.models.VisionTransformer(**{
-        name: value for name, value in dataclasses.asdict(CONFIG).items() if name != "norm_eps"
+        name: value for name, value in dataclasses.asdict(flexible).items() if name != "norm_eps"
     })  # fmt: skip
     torch.manual_seed(0)
-    model.load_state_dict(VisionTransformer(CONFIG).state_dict())
+    model.load_state_dict(VisionTransformer(flexible).state_dict())
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n not in NO_DECAY]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1 or n in NO_DECAY]
     groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}]
@@ -107,9 +85,9 @@ NO_DECAY = ("cls_token", "pos_embed")
 
 def test_accumulation_changes_nothing(data, tmp_path):
     """Up to rounding, and but for the keys' bias: its gradient is zero, so Adam scales noise."""
-    _, whole, _ = trained(data, tmp_path / "1")
+    _, whole, _ = train(data, tmp_path / "1")
     how = dataclasses.replace(FP32, accumulation_steps=3)
-    _, parts, _ = trained(data, tmp_path / "3", how)
+    _, parts, _ = train(data, tmp_path / "3", how)
     for name in whole:
         ours, theirs = parts[name], whole[name]
         if name.endswith("qkv.bias"):
@@ -118,7 +96,7 @@ def test_accumulation_changes_nothing(data, tmp_path):
 
 
 def test_validation_is_plain_and_counts_every_image(data, tmp_path):
-    history, _, folder = trained(data, tmp_path, augmentation=Augmentation(rotate=30, scale=0.3))
+    history, _, folder = train(data, tmp_path, augmentation=Augmentation(rotate=30, scale=0.3))
     best = max(history, key=lambda row: (row["val_accuracy"], row["epoch"]))
     model, _, classes = load_model(folder)
     assert classes == data.classes
@@ -136,9 +114,9 @@ def test_validation_is_plain_and_counts_every_image(data, tmp_path):
 def test_moving_average_is_what_is_validated_and_kept(data, tmp_path, monkeypatch):
     how, steps, update = dataclasses.replace(FP32, epochs=1, ema_decay=0.9), [], EMA.update
     monkeypatch.setattr(EMA, "update", lambda *a: steps.append(a[2]) or update(*a))
-    _, weights, folder = trained(data, tmp_path, how)
+    _, weights, folder = train(data, tmp_path, how)
     kept, _ = checkpoints.load_weights(folder / "best.safetensors")
-    averaged = torch.load(folder / "last.pt", weights_only=True)["ema"]
+    averaged = last_state(folder)["ema"]
     assert all(kept[name].equal(averaged[name]) for name in kept)
     assert not kept["head.weight"].equal(weights["head.weight"])
     assert steps == [*range(len(data.train) // 100)]  # after each step, counted from 0
@@ -162,11 +140,11 @@ def test_state_is_saved_when_the_interval_has_passed_and_at_the_end(
     data, tmp_path, monkeypatch, interval, saves
 ):
     """Saving less often changes neither the state nor the weights that are kept."""
-    _, weights, expected = trained(data, tmp_path / "reference", LONGER)
+    _, weights, expected = train(data, tmp_path / "reference", LONGER)
     saved, save = [], checkpoints.save_state
     monkeypatch.setattr(trainer, "SAVE_INTERVAL", interval)
     monkeypatch.setattr(checkpoints, "save_state", lambda *a: saved.append(a) or save(*a))
-    _, same, folder = trained(data, tmp_path / "run", LONGER)
+    _, same, folder = train(data, tmp_path / "run", LONGER)
     assert len(saved) == saves
     assert all(weights[name].equal(same[name]) for name in weights)
     assert (folder / "best.safetensors").read_bytes() == (
@@ -188,7 +166,7 @@ def test_kept_weights_are_those_of_the_best_epoch_when_it_was_not_saved_at_once(
         return Predictions(logits, data.val.labels)
 
     monkeypatch.setattr(loop, "evaluate", scored)
-    trained(data, tmp_path, dataclasses.replace(LONGER, trial=True))
+    train(data, tmp_path, dataclasses.replace(LONGER, trial=True))
     kept, header = checkpoints.load_weights(tmp_path / "run" / "best.safetensors")
     assert all(kept[name].equal(states[best_epoch - 1][name]) for name in kept)
     assert header["epoch"] == best_epoch
@@ -196,7 +174,7 @@ def test_kept_weights_are_those_of_the_best_epoch_when_it_was_not_saved_at_once(
 
 def test_a_kill_loses_nothing_that_was_saved(data, tmp_path, monkeypatch):
     """The run dies in epoch 3; the state of epoch 1 and its best weights were saved together."""
-    _, expected, whole = trained(data, tmp_path / "whole", LONGER)
+    _, expected, whole = train(data, tmp_path / "whole", LONGER)
     clock = iter([0.0, 100.0, 100.0, 101.0])  # start; epoch 1 is due; saved; epoch 2 is not due
     monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
 
@@ -207,14 +185,14 @@ def test_a_kill_loses_nothing_that_was_saved(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_one_epoch", die_in_epoch_3)
     with pytest.raises(KeyError, match="killed"):
-        trained(data, tmp_path / "killed", LONGER)
+        train(data, tmp_path / "killed", LONGER)
     monkeypatch.undo()
     folder = tmp_path / "killed" / "run"
-    state = torch.load(folder / "last.pt", weights_only=True)["state"]
+    state = last_state(folder)["state"]
     assert state["epoch"] == 2
     assert checkpoints.load_weights(folder / "best.safetensors")[1]["epoch"] == 1
     assert len((folder / "history.csv").read_text().splitlines()) == 3  # header, epochs 1 and 2
-    _, weights, folder = trained(data, tmp_path / "killed", LONGER)
+    _, weights, folder = train(data, tmp_path / "killed", LONGER)
     assert all(weights[name].equal(expected[name]) for name in expected)
     for name in ("best.safetensors", "predictions.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()

@@ -7,41 +7,19 @@ import pytest
 import torch
 
 from lab.core import Run, UserError, runtime
-from lab.data.augment import Augmentation
-from lab.data.datasets import load_data
-from lab.data.loaders import Loaders
-from lab.data.preprocess import Preprocess
-from lab.models import profiling
-from lab.training import FitConfig, fit, loop, progress, results, trainer
+from lab.training import FitConfig, loop, progress, results, trainer
 from lab.training.config import mixed_precision
-from lab.training.optimizers import adamw
-from model import VisionTransformer, ViTConfig
+from model import VisionTransformer
+from tests.training import small
+from tests.training.small import CONFIG, FP32
 
-CONFIG = ViTConfig(
-    img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=16, depth=1, num_heads=2
-)
-FP32 = FitConfig(epochs=2, warmup_fraction=0.2, clip_grad=1.0, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
+CLIPPED = dataclasses.replace(FP32, clip_grad=1.0)
 
 
 @pytest.fixture
 def train(data, tmp_path):
     """A function that trains a small model in the folder of that name; returns its last.pt."""
-
-    def train(name, config=FP32, learning_rate=3e-3):
-        torch.manual_seed(0)
-        model = VisionTransformer(CONFIG)
-        facts = {"model": profiling.profile_model(model, (1, 8, 8)), "dataset": data.summary()}
-        run = Run.open(tmp_path / name, "run", dataclasses.asdict(config), facts, False)
-        loaders = Loaders(data, Preprocess(8, data.mean, data.std), 100, Augmentation())
-        fit(model, adamw(model, learning_rate, 0.05), loaders, config, run)
-        return torch.load(run.folder / "last.pt", weights_only=True)
-
-    return train
+    return lambda name: small.last_state(small.train(data, tmp_path / name, CLIPPED)[2])
 
 
 @pytest.fixture

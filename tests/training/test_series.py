@@ -10,23 +10,13 @@ from safetensors.torch import load_file
 import finetune
 import train
 from lab.core import Run, UserError, constants
-from lab.data.datasets import load_data, subsample
+from lab.data.datasets import subsample
 from lab.finetuning.comparison import row_of
 from lab.training import config
 from lab.training.results import TensorBoardLogger, each_seed, summarize_seeds
 
-SMALL = [
-    "--dataset",
-    "digits",
-    "--embed-dim",
-    "16",
-    "--depth",
-    "1",
-    "--num-heads",
-    "1",
-    "--epochs",
-    "2",
-]
+SMALL = ["--dataset", "digits", "--embed-dim", "16", "--depth", "1", "--num-heads", "1",
+         "--epochs", "2"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -85,18 +75,8 @@ def test_no_seed_is_refused(tmp_path):
 
 
 def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
-    head = [
-        "--mode",
-        "head",
-        "--precision",
-        "fp32",
-        "--epochs",
-        "1",
-        "--learning-rate",
-        "0.01",
-        "--weight-decay",
-        "0",
-    ]
+    head = ["--mode", "head", "--precision", "fp32", "--epochs", "1",
+            "--learning-rate", "0.01", "--weight-decay", "0"]  # fmt: skip
     runs = run(tmp_path, *head, "--num-seeds", "2", script=finetune)
     accuracies = [100 * made.metrics()["test_accuracy"] for made in runs.values()]
     row = row_of(list(runs.values()))
@@ -105,49 +85,44 @@ def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
     assert row_of([runs[min(runs)]])["error_bar"] == "95 % interval"
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
-
-
-def test_shares_are_stratified_nested_and_repeated_evenly(digits):
+def test_shares_are_stratified_nested_and_repeated_evenly(data):
     rng = random.Random(1)
     shares = sorted(rng.uniform(0.005, 0.95) for _ in range(6))
-    total = torch.bincount(digits.train.labels)
+    total = torch.bincount(data.train.labels)
     inside = set()
     for share in shares:
-        part = subsample(digits, share)
+        part = subsample(data, share)
         rows, uses = part.train.rows.unique(return_counts=True)
-        assert inside <= set(rows.tolist()) <= set(digits.train.rows.tolist())
+        assert inside <= set(rows.tolist()) <= set(data.train.rows.tolist())
         inside = set(rows.tolist())
-        assert len(part.train) == len(digits.train)
+        assert len(part.train) == len(data.train)
         assert uses.max() - uses.min() <= 1
-        labels = dict(zip(digits.train.rows.tolist(), digits.train.labels.tolist(), strict=True))
+        labels = dict(zip(data.train.rows.tolist(), data.train.labels.tolist(), strict=True))
         count = torch.bincount(torch.tensor([labels[row] for row in inside]), minlength=10)
         assert (count >= 1).all()
         assert ((count - share * total).abs() <= 1).all()
         assert [labels[row] for row in part.train.rows.tolist()] == part.train.labels.tolist()
-        assert part.val is digits.val
-        assert part.test is digits.test
+        assert part.val is data.val
+        assert part.test is data.test
 
 
-def test_a_share_knows_only_its_own_images(digits):
-    part = subsample(digits, 0.01)
-    pixels = digits.train.store[part.train.rows.unique()].double() / 255
+def test_a_share_knows_only_its_own_images(data):
+    part = subsample(data, 0.01)
+    pixels = data.train.store[part.train.rows.unique()].double() / 255
     assert part.mean[0] == pytest.approx(pixels.mean().item())
     assert part.std[0] == pytest.approx(pixels.std(correction=0).item())
     assert part.summary()["train_images"] == len(part.train.rows.unique()) == 10
-    assert part.fingerprint != digits.fingerprint
+    assert part.fingerprint != data.fingerprint
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
-def test_an_impossible_share_is_refused(digits, share):
+def test_an_impossible_share_is_refused(data, share):
     with pytest.raises(UserError, match="TRAIN_FRACTION"):
-        subsample(digits, share)
+        subsample(data, share)
 
 
-def test_the_whole_is_the_dataset_itself(digits):
-    assert subsample(digits, 1.0) is digits
+def test_the_whole_is_the_dataset_itself(data):
+    assert subsample(data, 1.0) is data
 
 
 def test_a_run_on_a_share_keeps_its_steps_and_says_so(tmp_path):
