@@ -1,6 +1,7 @@
 """The training loop and what it stands on, against torch, transformers, torchmetrics and numpy."""
 
 import copy
+import csv
 import dataclasses
 import json
 
@@ -23,7 +24,7 @@ from lab.training import loop, results, trainer
 from lab.training.config import FitConfig
 from lab.training.optimizers import Schedule, adamw, layers, muon
 from lab.training.results import Predictions
-from lab.training.state import EMA
+from lab.training.state import EMA, TrainState
 from model import VisionTransformer, ViTConfig
 from tests.training.small import CONFIG, FP32, last_state, train
 
@@ -109,6 +110,28 @@ def test_validation_is_plain_and_counts_every_image(data, tmp_path):
     assert best["val_accuracy"] == pytest.approx(right.item(), abs=1e-6)
     expected = log_loss(data.val.labels, probabilities / probabilities.sum(1, keepdim=True))
     assert best["val_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_test_split_is_classified_by_the_best_epoch(data, tmp_path, monkeypatch):
+    """Here the first of three epochs is the best, so its weights differ from the last ones."""
+    finish = TrainState.finish_epoch
+    monkeypatch.setattr(
+        TrainState, "finish_epoch",
+        lambda state, row: finish(state, {**row, "val_accuracy": 1 / row["epoch"]}),
+    )  # fmt: skip
+    _, last, folder = train(data, tmp_path, dataclasses.replace(FP32, epochs=3))
+    weights, header = checkpoints.load_weights(folder / "best.safetensors")
+    assert header["epoch"] == 1
+    assert not weights["head.weight"].equal(last["head.weight"])
+    model = VisionTransformer(CONFIG).eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        logits = model((data.test.images(slice(None)) / 255 - data.mean[0]) / data.std[0])
+    with open(folder / "predictions.csv", newline="") as file:
+        confidence = [float(row["confidence"]) for row in csv.DictReader(file)]
+    torch.testing.assert_close(
+        torch.tensor(confidence), logits.softmax(1).amax(1), atol=1e-4, rtol=0
+    )
 
 
 def test_moving_average_is_what_is_validated_and_kept(data, tmp_path, monkeypatch):
