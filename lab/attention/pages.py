@@ -32,7 +32,7 @@ _PARAMETER = re.compile(  # the parameters that web/vit.js supports
     rf"{_BLOCK}|blocks\.\d+\.ls[12]\.gamma|cls_token|pos_embed"
     r"|(patch_embed\.proj|norm|fc_norm|head)\.(weight|bias)"
 )
-# How a drawing becomes an image like those of the dataset: it is scaled into a box of so many
+# How a drawing becomes an image like those of the dataset: it is scaled to fit a box of this many
 # pixels and centered by its center of mass (LeCun et al. 1998) or by its bounding box.
 _DRAWING = {
     "mnist-5k": {"box": 20, "center": "mass"},
@@ -114,7 +114,7 @@ class LiveContent:
     examples: list[AttentionExample]
     dataset: str | None = None  # what it was trained on, if that is known
     run: Run | None = None  # the run that trained it, with its history and snapshots
-    for_others: bool = False  # the readers are not those who trained it
+    for_others: bool = False  # for readers other than the person who trained it
 
 
 def runs_in_browser(model: nn.Module) -> bool:

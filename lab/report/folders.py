@@ -91,14 +91,14 @@ def attention(run: Run, found: Found, budget: list[int]) -> dict[str, Any]:
         "score.png": f"{title}: scores of every map and of the baselines",
     }
     captions = captions if reference else photos | captions
-    its_files = files(run.folder, _ATTENTION_FILES, place)
+    run_files = files(run.folder, _ATTENTION_FILES, place)
     return {
         "title": title,
         "reference": reference,
         "folder": run.folder.as_posix(),
         "link": link(run.folder, place),
-        "files": its_files,
-        "page": next((f["link"] for f in its_files if f["name"] == "attention.html"), None),
+        "files": run_files,
+        "page": next((f["link"] for f in run_files if f["name"] == "attention.html"), None),
         "live": bool(metrics.get("live")),
         "model": Path(str(config.get("constants", {}).get("MODEL", ""))).name,
         "example": None if reference else plot(run.folder, "example.png"),

@@ -1,12 +1,7 @@
 """attention_viz.py from the command line: its files, its choice of images, its error messages."""
 
-import io
 import json
-import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,28 +17,15 @@ from lab.data.datasets import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
 from lab.models.registry import TimmConfig, build_timm_model, save_model
+from tests.in_process import Ended, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 VIT = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
 SWIN = ROOT / "weights" / "swin_48x222_cifar10.safetensors"
 
 
-def run(folder: Path, script: str, *flags: object) -> SimpleNamespace:
-    """Runs a script in `folder`, in this process, because starting one takes seconds."""
-    argv = [str(ROOT / script), *map(str, flags)]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", argv)
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        except SystemExit as exit:
-            code = exit.code
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def viz(folder: Path, *flags: object) -> SimpleNamespace:
-    return run(folder, "attention_viz.py", "--results-dir", "out", *flags)
+def viz(folder: Path, *flags: object) -> Ended:
+    return run_script(["attention_viz.py", "--results-dir", "out", *map(str, flags)], folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +41,12 @@ def place(tmp_path_factory) -> Path:
 
 
 def test_default_is_the_newest_run_of_train_py(place):
-    message = viz(place).stderr
+    message = viz(place).err
     assert "there is no finished run in results/train" in message
     assert "python train.py" in message
-    assert (
-        run(place, "train.py", "--dataset", "digits", "--epochs", 2, "--patch-size", 2).returncode
-        == 0
-    )
-    assert viz(place).returncode == 0
+    train = ["train.py", "--dataset", "digits", "--epochs", "2", "--patch-size", "2"]
+    assert run_script(train, place).status == 0
+    assert viz(place).status == 0
     out = place / "out" / "digits-vit_64x4-s0-digits"
     files = {path.name for path in out.iterdir()} - {".lock"}
     assert files == {"overview.jpg", "heads.jpg", "distance.png", "positions.png", "example.png",
@@ -83,13 +63,13 @@ def test_default_is_the_newest_run_of_train_py(place):
     assert (distance < 8 * 2**0.5).all()
     before = (out / "overview.jpg").stat().st_mtime_ns
     again = viz(place)
-    assert "already exist" in again.stdout
+    assert "already exist" in again.out
     assert (out / "overview.jpg").stat().st_mtime_ns == before
 
 
 def test_images_without_labels(place):
     done = viz(place, "--model", SWIN, "--images", "my images", "--name", "images")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     record = json.loads((place / "out" / "images" / "metrics.json").read_text())
     assert [x["name"] for x in record["images"]] == ["a.png", "b c.jpg"]
     assert {x["label"] for x in record["images"]} == {None}
@@ -97,7 +77,7 @@ def test_images_without_labels(place):
     assert not (place / "out" / "images" / "positions.png").exists()  # a Swin has none
     one = viz(place, "--model", VIT, "--images", "'my images/b c.jpg' 'my images/a.png'",
               "--method", "rollout", "--name", "two")  # fmt: skip
-    assert one.returncode == 0, one.stderr
+    assert one.status == 0, one.err
     record = json.loads((place / "out" / "two" / "metrics.json").read_text())
     assert [x["name"] for x in record["images"]] == ["b c.jpg", "a.png"]
     assert not (place / "out" / "two" / "heads.jpg").exists()
@@ -105,7 +85,7 @@ def test_images_without_labels(place):
 
 def test_folder_of_a_single_image_has_no_suffix(place):
     flags = ("--model", VIT, "--images", "my images/a.png", "--method", "rollout")
-    assert viz(place, *flags).returncode == 0
+    assert viz(place, *flags).status == 0
     assert (place / "out" / "vit_128x6_cifar10-a" / "overview.jpg").exists()
 
 
@@ -118,10 +98,10 @@ def test_cnn_works_with_grad_cam(place):
                {"epoch": 1, "val_accuracy": 0.5})  # fmt: skip
     done = viz(place, "--model", "cnn.safetensors", "--images", "my images", "--name", "cnn",
                "--target-class", "</script>")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert {path.name for path in (place / "out" / "cnn").iterdir()} - {".lock"} == {
         "overview.jpg", "example.png", "attention.html", "config.json", "metrics.json"}  # fmt: skip
-    assert "skipping raw, rollout, gradient-rollout: test_resnet is not a ViT" in done.stdout
+    assert "skipping raw, rollout, gradient-rollout: test_resnet is not a ViT" in done.out
 
 
 def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
@@ -130,8 +110,8 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     (place / "out" / "damaged" / "metrics.json").write_text('{"images": "pets, 12 test images"}')
     for model in (SWIN, VIT):
         done = viz(place, "--model", model, *words)
-        assert done.returncode == 0, done.stderr
-        assert "To find the animal, trust" in done.stdout
+        assert done.status == 0, done.err
+        assert "To find the animal, trust" in done.out
     out = place / "out" / "vit_128x6_cifar10-pets-score"
     assert {path.name for path in out.iterdir()} - {".lock"} == {
         "score.md", "score.png", "config.json", "metrics.json"}  # fmt: skip
@@ -141,7 +121,7 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     both = (place / "out" / "scores-pets-12.md").read_text()
     assert "| vit_128x6_cifar10-pets | rollout |" in both
     assert "| swin_48x222_cifar10-pets | grad-cam |" in both
-    assert "already exist" in viz(place, "--model", VIT, *words).stdout
+    assert "already exist" in viz(place, "--model", VIT, *words).out
 
 
 @pytest.mark.parametrize(
@@ -159,9 +139,9 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
 def test_mistakes_end_in_a_message_and_write_nothing(place, flags, message):
     before = sorted((place / "out").iterdir()) if (place / "out").exists() else []
     done = viz(place, "--model", VIT, *flags)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.status == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
     assert (sorted((place / "out").iterdir()) if (place / "out").exists() else []) == before
 
 
@@ -171,8 +151,8 @@ def test_out_of_memory_recommends_a_smaller_batch(place, monkeypatch):
 
     monkeypatch.setattr("lab.attention.saliency.raw_attention", fail)
     done = viz(place, "--model", VIT)
-    assert done.returncode == 2
-    assert "not enough memory. Use a smaller batch, such as --batch-size 4" in done.stderr
+    assert done.status == 2
+    assert "not enough memory. Use a smaller batch, such as --batch-size 4" in done.err
 
 
 def test_unreadable_image_is_named(tmp_path):

@@ -147,13 +147,7 @@ def mixed(model):
     return model
 
 
-METHODS = [
-    attention_maps,
-    raw_attention,
-    rollout,
-    gradient_rollout,
-    grad_cam,
-]
+METHODS = [attention_maps, raw_attention, rollout, gradient_rollout, grad_cam]
 MODELS = {
     "ours": lambda: ours(global_pool="avg", drop_rate=0.5, attn_drop_rate=0.5),
     "timm": lambda: timms(REG4, **{**WIDE, "global_pool": "avg", "drop_path_rate": 0.5}),

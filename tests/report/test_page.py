@@ -19,15 +19,10 @@ NASTY = (
 )
 NASTY += "x" * 300
 TITLES = [
-    "My runs",
-    "All runs",
-    "Learning curves",
-    "Accuracy against cost",
-    "Fine-tuning",
-    "Data efficiency",
-]
-TITLES += ["Confusion matrix", "The hardest test images", "Paired comparisons", "Calibration"]
-TITLES += ["Sweeps", "Attention", "Folders with problems", "Details of each run"]
+    "My runs", "All runs", "Learning curves", "Accuracy against cost", "Fine-tuning",
+    "Data efficiency", "Confusion matrix", "The hardest test images", "Paired comparisons",
+    "Calibration", "Sweeps", "Attention", "Folders with problems", "Details of each run",
+]  # fmt: skip
 HEAD = ("heading", "made", "summary", "provenance")  # plain HTML
 CLASSES = ["cat", "dog", "European hedgehog"]
 TRUTH, PREDICTED = (np.random.default_rng(seed).integers(0, 3, 90) for seed in (0, 1))
