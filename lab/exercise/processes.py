@@ -79,11 +79,11 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
     process.start()
     sender.close()
     try:
-        if not receiver.poll(_START) or _receive(receiver) is None:
+        if _receive(receiver, _START) is None:
             yield from _all_failed(job, "the process for the check did not start")
             return
         for number, part in enumerate(("", *job.parts)):  # first the file as a whole is loaded
-            message = _receive(receiver) if receiver.poll(_WAIT * job.seconds + 2) else None
+            message = _receive(receiver, _WAIT * job.seconds + 2)
             if message is None:
                 process.join(2)
                 sentence = _explain_end(process, trace, job)
@@ -102,10 +102,10 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
         receiver.close()
 
 
-def _receive(receiver: Connection) -> dict | None:
-    """A message as JSON; None if the process has ended. Nothing that it sends is unpickled."""
+def _receive(receiver: Connection, seconds: float) -> dict | None:
+    """A message as JSON, never unpickled; None if the process ends or sends nothing in time."""
     try:
-        message = json.loads(receiver.recv_bytes(1_000_000))
+        message = json.loads(receiver.recv_bytes(1_000_000)) if receiver.poll(seconds) else None
         return message if isinstance(message, dict) else None
     except (EOFError, OSError, ValueError):
         return None

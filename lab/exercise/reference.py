@@ -80,10 +80,10 @@ class Mistake:
     name: str = ""
 
 
-Entry = TypeVar("Entry")
+_Entry = TypeVar("_Entry")
 
 
-def named(table: dict[str, Entry]) -> tuple[Entry, ...]:
+def named(table: dict[str, _Entry]) -> tuple[_Entry, ...]:
     """The mistakes of a table, each with its name, in the table's order."""
     return tuple(replace(mistake, name=name) for name, mistake in table.items())
 

@@ -124,14 +124,13 @@ def _factor(evidence: Evidence) -> str | None:
         return f"the outputs are correct up to a factor of {first:.3g}"
     return (
         f"the outputs are correct up to a factor that depends on the sizes: {first:.3g} for "
-        f"{_sizes(evidence, TWO)}, {second:.3g} for {_sizes(evidence, THREE)}"
+        f"{_sizes(evidence.trial(TWO))}, {second:.3g} for {_sizes(evidence.trial(THREE))}"
     )
 
 
-def _sizes(evidence: Evidence, case: Case) -> str:
-    config, inputs = evidence.trial(case).config, evidence.trial(case).inputs
-    tokens = f"N={inputs.shape[1]}, " if inputs.ndim == 3 else ""
-    return f"{tokens}D={config.embed_dim} and h={config.num_heads}"
+def _sizes(trial: Trial) -> str:
+    tokens = f"N={trial.inputs.shape[1]}, " if trial.inputs.ndim == 3 else ""
+    return f"{tokens}D={trial.config.embed_dim} and h={trial.config.num_heads}"
 
 
 def _offset(evidence: Evidence) -> str | None:
@@ -318,13 +317,10 @@ def _numbers(indices: list[int]) -> str:
 
 def _largest_difference(evidence: Evidence) -> str | None:
     got, right = _outputs(evidence)
-    difference = (got - right).abs()
-    place = torch.unravel_index(difference.argmax(), difference.shape)
+    place = torch.unravel_index((got - right).abs().argmax(), got.shape)
     where = ", ".join(str(int(i)) for i in place)
-    return (
-        f"the largest difference is at [{where}]: {got[place]:.4f}, where {right[place]:.4f} is "
-        "correct"
-    )
+    numbers = f"{got[place]:.4f}, where {right[place]:.4f} is correct"
+    return f"the largest difference is at [{where}]: {numbers}"
 
 
 _SHAPE_STATEMENTS = ((_shape,), (_parameters,))  # the others compare values

@@ -24,7 +24,7 @@ class Failure(Exception):
         line: the sentence names it already; None where no line can be blamed.
         cause: the student's exception, if there was one.
         unwritten: whether the part is still a TODO.
-        mistake: what the failed check has recognized, an entry of options.py.
+        mistake: what the failed check has recognized, an entry of symptoms.py or options.py.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Submission:
     def module_of(self, part: Part) -> types.ModuleType:
         return self.steps if part.is_function else self.model
 
-    def find(self, part: Part) -> Any:
-        """The student's class or function. Raises Failure if there is none."""
+    def find(self, part: Part, *arguments: Any) -> Any:
+        """The student's class or function. Raises Failure if none takes these arguments."""
         if part.is_function and self.steps_failure:
             raise self.steps_failure
         found = self.own[part.name]
@@ -82,6 +82,12 @@ class Submission:
             raise Failure(f"{where(module, line)}: there is no {kind} {part.name}.{guess}", line)
         if not (inspect.isfunction(found) if part.is_function else inspect.isclass(found)):
             raise Failure(f"{where(module, None)}: {part.name} is not a {kind}")
+        signature = inspect.signature(found)
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            says = f"{part.name} cannot be called as the scripts call it ({error}); it takes "
+            raise self.failure(part, f"{says}{signature}", "__init__") from error
         return found
 
     def config(self, options: dict[str, Any]) -> Any:
@@ -95,15 +101,6 @@ class Submission:
             return self.model.ViTConfig(**options)
         except Exception as error:
             raise self.explain(error) from error
-
-    def check_call(self, part: Part, function: Any, *arguments: Any) -> None:
-        """Raises Failure if a function of the student's does not take these arguments."""
-        try:
-            inspect.signature(function).bind(*arguments)
-        except TypeError as error:
-            says = f"{part.name} cannot be called as the scripts call it ({error}); it takes "
-            says += str(inspect.signature(function))
-            raise self.failure(part, says, "__init__") from error
 
     def failure(
         self, part: Part, says: str, method: str | None = "forward", line: int | None = None,

@@ -202,8 +202,7 @@ class Evidence:
     def build(self, config: Any, *more: Any) -> nn.Module:
         """The student's module in eval mode, with the student's initial values. Raises Failure."""
         part, model = self.part, self.submission.model
-        cls = self.submission.find(part)
-        self.submission.check_call(part, cls, config, *more)
+        cls = self.submission.find(part, config, *more)
         for name in NEEDS.get(part.name, ()):
             own = self.submission.own[name]
             setattr(model, name, reference_class(name) if self.fill_in else own)
