@@ -222,7 +222,7 @@ def _diagnose_step(submission: Submission, part: Part, failure: Failure, seed: i
 
 
 def _text(failure: Failure) -> str:
-    """What symptoms are looked for in: the student's exception, if there was one."""
+    """The text that symptoms are searched in: the student's exception, or else the failure."""
     cause = failure.cause
     return f"{type(cause).__name__}: {cause}" if cause else str(failure)
 
@@ -240,7 +240,7 @@ def _together(start: str, mistakes: Sequence[Mistake | StepMistake]) -> _Diagnos
 def _known_mistakes(
     evidence: Evidence, count: int, gradients: bool = False
 ) -> Iterator[tuple[Mistake, ...]]:
-    """So many mistakes that together explain everything the part did, in the library's order."""
+    """Sets of `count` mistakes that explain everything the part did, in the library's order."""
     for mistakes in itertools.combinations(MISTAKES[evidence.part.name], count):
         for order in itertools.permutations(mistakes):
             try:

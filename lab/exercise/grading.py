@@ -45,7 +45,7 @@ class HandIn:
 
         Args:
             name: its path inside the submission.
-            read: gives at most so many bytes of it.
+            read: takes a number and returns at most that many bytes of the file.
         """
         path = PurePosixPath(name)
         if path.suffix != ".py" and path.name not in _RECORDS:
@@ -62,7 +62,7 @@ class HandIn:
             self.files[name] = content
 
     def find(self, name: str) -> str | None:
-        """The path of the file with this name that lies least deep."""
+        """The path of the file with this name, in the fewest folders if there are several."""
         paths = [path for path in self.files if PurePosixPath(path).name == name]
         return min(paths, key=lambda path: (path.count("/"), path), default=None)
 
@@ -81,13 +81,13 @@ class HandIn:
 
 @dataclass
 class _Row:
-    """What is known about one part, run or file of one student; mistakes are not in grades.csv."""
+    """What grading found for one part, run or file of a student."""
 
     student: str
     part: str
     points: float
     diagnosis: str
-    mistakes: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)  # only for the summary
 
 
 def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, float], None]) -> Path:

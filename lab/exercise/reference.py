@@ -55,7 +55,7 @@ TIMM = {
     "Block": timm_vit.Block,
     "VisionTransformer": timm_vit.VisionTransformer,
 }
-# The methods of timm's that mistakes edit, if not only forward.
+# timm's methods that mistakes edit; in the other classes it is only forward.
 _METHODS = {"VisionTransformer": ("_pos_embed", "forward_features", "forward_head")}
 
 
@@ -105,7 +105,7 @@ def reference_class(part: str, mistakes: tuple[Mistake, ...] = ()) -> type[nn.Mo
         def __init__(self, config: Any, drop_path: float = 0.0):
             super().__init__(**_arguments(part, config))
             self.config, self.drop_path_rate = config, drop_path
-            if part == "PatchEmbed":  # attributes of model.py's that timm does not have so
+            if part == "PatchEmbed":  # model.py's values; timm's differ
                 self.patch_size, self.dynamic_img_size = config.patch_size, False
             for module in self.modules():
                 if hasattr(module, "fused_attn"):

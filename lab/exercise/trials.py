@@ -194,7 +194,7 @@ class Evidence:
         self._outcomes: dict[tuple[str, bool], Outcome] = {}
 
     def trial(self, case: Case) -> Trial:
-        """Always the same trial for a case; who changes its module needs one of their own."""
+        """The trial of a case, built once. Code that changes its module builds another Trial."""
         if case.name not in self._trials:
             self._trials[case.name] = Trial(self, case)
         return self._trials[case.name]

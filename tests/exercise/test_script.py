@@ -1,38 +1,25 @@
 """exercise.py as students run it: hints, solution, the report."""
 
 import json
-import sys
 
 import pytest
 
-import exercise
-from lab.core import runtime
 from tests.exercise.conftest import ROOT, STUDENT, edited, pasted
+from tests.in_process import run_script
 
 RELU = pasted(edited("MLP", [("F.gelu(h)", "F.relu(h)")]))
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path):
     """Runs exercise.py on a model.py: run(source, *flags) -> (status, stdout, stderr, report)."""
-
-    paths = ("--model-file", str(tmp_path / "model.py"), "--steps-file", str(tmp_path / "steps.py"),
-             "--results-dir", str(tmp_path / "results"))  # fmt: skip
 
     def run(source, *flags):
         (tmp_path / "model.py").write_text(source, encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["exercise.py", *paths, *flags])
-        defaults = {name: value for name, value in vars(exercise).items() if name.isupper()}
-        status = 0
-        try:
-            runtime.run_script(exercise.main)
-        except SystemExit as end:
-            status = end.code
-        finally:
-            vars(exercise).update(defaults)  # flags replace the script's constants
-        report = tmp_path / "results" / "report.json"
+        ended = run_script(["exercise.py", *flags], tmp_path)
+        report = tmp_path / "results" / "exercise" / "report.json"
         saved = json.loads(report.read_text()) if report.exists() else {}
-        return status, *capsys.readouterr(), saved
+        return *ended, saved
 
     return run
 
