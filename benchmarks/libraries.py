@@ -208,7 +208,7 @@ def transformers_model(config: ViTConfig, state: dict[str, Tensor] | None = None
     )  # fmt: skip
     if not state:
         return ViTForImageClassification(arguments)
-    from lab.sharing.formats import to_transformers
+    from lab.models.conversion import to_transformers
 
     state = to_transformers(state, config)
     return ViTForImageClassification.from_pretrained(None, config=arguments, state_dict=state)

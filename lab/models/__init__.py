@@ -11,8 +11,7 @@ from lab.core import runtime
 runtime.import_model()  # before the imports below, which import it: model.py, or MODEL_FILE
 
 from lab.models.pretrained import Pretrained, load_model, load_pretrained  # noqa: E402
-from lab.models.profiling import profile_model  # noqa: E402
-from lab.models.registry import save_model  # noqa: E402
+from lab.models.registry import profile_model, save_model  # noqa: E402
 
 __all__ = [
     "Pretrained",

@@ -6,7 +6,8 @@ Sources: He et al. 2016 (basic blocks); He et al. 2019, "Bag of tricks" (average
 shortcut, last batch norm starts at zero). Names follow timm's ResNets.
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -153,7 +154,9 @@ def matched_cnn(
                 model(torch.zeros(1, vit.in_chans, vit.img_size, vit.img_size))
         return counter.get_total_flops() // 2
 
-    width = _bisect(lambda w: count([w * r for r in ratio]) <= target)
+    # The convolutions of the first stage alone have more than width^2 weights.
+    tried = range(1, int(target**0.5) + 2)
+    width = max(1, bisect_right(tried, target, key=lambda w: count([w * r for r in ratio])))
     dims = [width * r for r in ratio]
     for i in reversed(range(len(dims))):
         while dims[i] < (width + 1) * ratio[i] and count(_wider(dims, i)) <= target:
@@ -177,14 +180,3 @@ def matched_cnn(
 def _wider(dims: list[int], stage: int) -> list[int]:
     """The same widths with one more channel in one stage."""
     return [dim + (i == stage) for i, dim in enumerate(dims)]
-
-
-def _bisect(fits: Callable[[int], bool]) -> int:
-    """The largest whole number that fits; 1 if none does."""
-    low, high = 1, 2
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -1,4 +1,4 @@
-"""Converts weights of other libraries to model.py, and says what model.py does not cover.
+"""Converts weights between other libraries and model.py, and says what model.py does not cover.
 
 model.py has timm's parameter names, so timm's checkpoints need no conversion: pretrained.py loads
 them strictly. transformers and Google's original JAX code have other names. The tests in
@@ -21,32 +21,30 @@ from model import ViTConfig
 
 _State = dict[str, Tensor]
 
-_TRANSFORMERS = {  # parts of transformers' names, without the prefix "vit."
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "encoder.layer.": "blocks.",
-    "layers.": "blocks.",  # as of version 5 in memory; save_pretrained writes the old name
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.attention.query": "attn.q_proj",
-    "attention.attention.key": "attn.k_proj",
-    "attention.attention.value": "attn.v_proj",
-    "attention.output.dense": "attn.proj",
-    "attention.o_proj": "attn.proj",
+_TO_TRANSFORMERS = {  # parts of our names -> those in transformers' files, without "vit."
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "blocks.": "encoder.layer.",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "norm.": "layernorm.",
+    "attn.q_proj": "attention.attention.query",  # qkv in model.py
+    "attn.k_proj": "attention.attention.key",
+    "attn.v_proj": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "head.": "classifier.",
+}
+_FROM_TRANSFORMERS = {theirs: ours for ours, theirs in _TO_TRANSFORMERS.items()} | {
+    "layers.": "blocks.",  # as of version 5, models in memory have these names
     "attention.q_proj": "attn.q_proj",
     "attention.k_proj": "attn.k_proj",
     "attention.v_proj": "attn.v_proj",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "layernorm.": "norm.",
-    "classifier.": "head.",
+    "attention.o_proj": "attn.proj",
 }
-_UNUSED = (
-    "pooler.",
-    "decoder.",
-    "embeddings.mask_token",
-)  # parameters of transformers' other heads
+_UNUSED = ("pooler.", "decoder.", "embeddings.mask_token")  # of transformers' other heads
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # of ViT-Ti, S, B and L; wider ViTs differ
 
 
@@ -70,7 +68,7 @@ def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, Vi
         if name.startswith(_UNUSED):
             unused.append(full)
             continue
-        for theirs, ours in _TRANSFORMERS.items():
+        for theirs, ours in _FROM_TRANSFORMERS.items():
             name = name.replace(theirs, ours)
         named[name] = value
     for first in [name for name in named if "attn.q_proj" in name]:
@@ -82,6 +80,33 @@ def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, Vi
     return named, config_of(named, heads, eps), unused
 
 
+def to_transformers(state: _State, config: ViTConfig) -> _State:
+    """Weights of model.py as a ViTForImageClassification names them.
+
+    transformers' ViT has neither LayerScale, which is folded into the layer before it, nor a class
+    token without a position, which gets the position zero.
+    """
+    state = dict(state)
+    if config.no_embed_class:
+        zero = state["pos_embed"].new_zeros(1, 1, config.embed_dim)
+        state["pos_embed"] = torch.cat([zero, state["pos_embed"]], dim=1)
+    for name in [name for name in state if name.endswith(".gamma")]:
+        gamma = state.pop(name)
+        layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        state[f"{layer}.weight"] = gamma[:, None] * state[f"{layer}.weight"]
+        state[f"{layer}.bias"] = gamma * state[f"{layer}.bias"]
+    for name in [name for name in state if "attn.qkv" in name]:
+        parts = state.pop(name).chunk(3)
+        for part, value in zip("qkv", parts, strict=True):
+            state[name.replace("attn.qkv", f"attn.{part}_proj")] = value
+    found = {}
+    for name, value in state.items():
+        for ours, theirs in _TO_TRANSFORMERS.items():
+            name = name.replace(ours, theirs)
+        found[name if name.startswith("classifier.") else f"vit.{name}"] = value
+    return found
+
+
 def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
     """Converts transformers' preprocessor_config.json to timm's names; {} for none."""
     if not processor:
@@ -90,9 +115,8 @@ def from_processor(processor: dict[str, Any]) -> dict[str, Any]:
     mean = processor.get("image_mean", [0.5] * 3) if normalized else [0.0] * 3
     std = processor.get("image_std", [0.5] * 3) if normalized else [1.0] * 3
     # transformers normalizes after rescaling by this factor, we after scaling pixels to [0, 1].
-    scale = (
-        255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", 1) else 255
-    )
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", 1) else 1
+    scale = 255 * factor
     size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
     edge = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
     cut = crop if isinstance(crop, int) else crop.get("height")
@@ -114,11 +138,9 @@ def from_google(arrays: dict[str, np.ndarray]) -> tuple[_State, ViTConfig, list[
         not use.
     Raises: UserError, for arrays with a different layout.
     """
-    if any(
-        name.startswith("opt/target/") for name in arrays
-    ):  # the optimizer's state is there, too
-        target = {n: array for n, array in arrays.items() if n.startswith("opt/target/")}
-        arrays = {name.removeprefix("opt/target/"): array for name, array in target.items()}
+    prefix = "opt/target/"  # of a checkpoint that also contains the optimizer's state
+    if target := {n: array for n, array in arrays.items() if n.startswith(prefix)}:
+        arrays = {name.removeprefix(prefix): array for name, array in target.items()}
     layout = "the layout of google-research/vision_transformer"
     try:
         tensors = {n: torch.from_numpy(np.asarray(a, np.float32)) for n, a in arrays.items()}

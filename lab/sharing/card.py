@@ -50,10 +50,8 @@ class Records:
     @property
     def command(self) -> str:
         """The command of the run; the user's home folder is not named."""
-        home = str(Path.home())
-        return (
-            self.config["command"].replace(home, "~") if len(home) > 1 else self.config["command"]
-        )
+        command, home = self.config["command"], str(Path.home())
+        return command.replace(home, "~") if len(home) > 1 else command
 
 
 @dataclass
@@ -119,9 +117,8 @@ def _license_of_weights(source: str, depth: int = 0) -> str | None:
     records = Records.find(source)
     if records is None or depth > 10:
         return None
-    return (
-        _PROJECT_LICENSE if records.base is None else _license_of_weights(records.base, depth + 1)
-    )
+    base = records.base
+    return _PROJECT_LICENSE if base is None else _license_of_weights(base, depth + 1)
 
 
 def _license_in_card(card: Path | str) -> str | None:
@@ -330,10 +327,7 @@ def training_table(records: Records) -> str:
     recipe = {k: v for k, v in config["constants"].items() if v not in off and k not in hidden}
     changed = ", with uncommitted changes" if config.get("uncommitted_changes") else ""
     start = f"fine-tuned from {_public(records.base)}" if records.base else "trained from scratch"
-    machine = (
-        hardware.get("gpu")
-        or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
-    )
+    machine = hardware.get("gpu") or "{threads} of {cores} cores of {cpu}".format(**hardware)
     rows = {
         "data": f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and "
                 f"{data['test']:,} test images",

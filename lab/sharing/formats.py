@@ -29,19 +29,6 @@ from model import VisionTransformer, ViTConfig
 _TOLERANCE = 1e-4  # largest accepted difference of the logits, relative to the largest logit
 NUM_COMPARED = 68  # images on which formats are compared, for ONNX in batches of 1, 3 and 64
 _State = dict[str, Tensor]
-_TRANSFORMERS = {  # our parameter names -> transformers' names
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "blocks.": "encoder.layer.",
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "norm.": "layernorm.",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-    "head.": "classifier.",
-}
 
 
 class NotPossible(UserError):
@@ -111,10 +98,7 @@ def _save(path: Path, state: _State) -> None:
 def write_timm(folder: Path, pretrained: Pretrained, expected: Expected) -> Comparison:
     """Adds to config.json what timm and, if timm is installed, transformers load the model with.
 
-    Args:
-        folder: contains config.json and model.safetensors.
-        pretrained: the model.
-        expected: of the model.
+    The folder contains config.json and model.safetensors.
     """
     import timm
 
@@ -206,10 +190,12 @@ def write_transformers(folder: Path, pretrained: Pretrained, expected: Expected)
             "without timm, transformers can only load ViTs that classify by their class token, and "
             "this ViT averages its patches"
         )
+    from lab.models import conversion  # loads timm
+
     place = folder / "transformers"
     place.mkdir(exist_ok=True)
     names, preprocess = pretrained.class_names, pretrained.preprocess
-    state = to_transformers(model.state_dict(), config)
+    state = conversion.to_transformers(model.state_dict(), config)
     _save(place / "model.safetensors", state)
     content = {
         "architectures": ["ViTForImageClassification"],
@@ -246,33 +232,6 @@ def write_transformers(folder: Path, pretrained: Pretrained, expected: Expected)
     }
     checkpoints.write_json(place / "preprocessor_config.json", processor)
     return expected.compare(load_pretrained(str(place)).model, "transformers")
-
-
-def to_transformers(state: _State, config: ViTConfig) -> _State:
-    """Weights of model.py as a ViTForImageClassification names them.
-
-    transformers' ViT has neither LayerScale, which is folded into the layer before it, nor a class
-    token without a position, which gets the position zero.
-    """
-    state = dict(state)
-    if config.no_embed_class:
-        zero = state["pos_embed"].new_zeros(1, 1, config.embed_dim)
-        state["pos_embed"] = torch.cat([zero, state["pos_embed"]], dim=1)
-    for name in [name for name in state if name.endswith(".gamma")]:
-        gamma = state.pop(name)
-        layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
-        state[f"{layer}.weight"] = gamma[:, None] * state[f"{layer}.weight"]
-        state[f"{layer}.bias"] = gamma * state[f"{layer}.bias"]
-    for name in [name for name in state if "attn.qkv" in name]:
-        parts = state.pop(name).chunk(3)
-        for part, value in zip(("query", "key", "value"), parts, strict=True):
-            state[name.replace("attn.qkv", f"attention.attention.{part}")] = value
-    found = {}
-    for name, value in state.items():
-        for ours, theirs in _TRANSFORMERS.items():
-            name = name.replace(ours, theirs)
-        found[name if name.startswith("classifier.") else f"vit.{name}"] = value
-    return found
 
 
 # --- ONNX ---

@@ -317,11 +317,7 @@ def table(summary: Summary, most: int = 8) -> str:
 def plot_contact_sheet(path: Path, summary: Summary, title: str, map_name: str | None) -> None:
     """Draws the examples with their most probable classes, and the map next to each image.
 
-    Args:
-        path: the .jpg file.
-        summary: what `predict` returned.
-        title: of the figure.
-        map_name: what the maps are; None: there are none.
+    `map_name` says what the maps are; None: there are none.
     """
     from lab.core import plots  # loads matplotlib
 

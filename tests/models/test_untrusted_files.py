@@ -8,6 +8,7 @@ import struct
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from lab.core import UserError
@@ -239,16 +240,19 @@ def test_mistyped_hub_configs_are_refused(text, tmp_path):
     refused(str(tmp_path), str(tmp_path))
 
 
-@pytest.mark.parametrize("field", ["num_attention_heads", "layer_norm_eps", "id2label"])
-@pytest.mark.parametrize("value", ["12", [1], {"a": 1}, -1, 10**9])
-def test_mistyped_transformers_configs_are_refused(field, value, tmp_path):
-    import transformers
-
+def save_transformers(folder):
+    """A tiny ViT as transformers saves it."""
     config = transformers.ViTConfig(
         hidden_size=16, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8,
         image_size=8, patch_size=4,
     )  # fmt: skip
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("field", ["num_attention_heads", "layer_norm_eps", "id2label"])
+@pytest.mark.parametrize("value", ["12", [1], {"a": 1}, -1, 10**9])
+def test_mistyped_transformers_configs_are_refused(field, value, tmp_path):
+    save_transformers(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, field: value}))
     if (field, value) == ("layer_norm_eps", 10**9):
@@ -263,13 +267,7 @@ def test_mistyped_transformers_configs_are_refused(field, value, tmp_path):
     '{"do_center_crop": true, "crop_size": "x"}',
 ])  # fmt: skip
 def test_mistyped_processors_are_refused(processor, tmp_path):
-    import transformers
-
-    config = transformers.ViTConfig(
-        hidden_size=16, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    save_transformers(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(processor)
     refused(str(tmp_path))
 

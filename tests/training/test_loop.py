@@ -17,7 +17,7 @@ from lab.core import UserError, checkpoints, runtime
 from lab.data.augment import Augmentation
 from lab.data.loaders import Loaders, derive_seed
 from lab.data.preprocess import Preprocess
-from lab.models import load_model, profiling
+from lab.models import load_model, profile_model
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import model_header
 from lab.training import loop, results, trainer
@@ -371,7 +371,7 @@ def test_costs_are_those_of_the_formula():
     config = ViTConfig(
         img_size=32, patch_size=4, num_classes=10, embed_dim=48, depth=3, num_heads=3
     )
-    facts = profiling.profile_model(VisionTransformer(config), (3, 32, 32))
+    facts = profile_model(VisionTransformer(config), (3, 32, 32))
     D, N, patches = 48, 65, 64
     macs = 3 * (12 * D * D * N + 2 * N * N * D) + patches * D * 3 * 4 * 4 + 10 * D
     assert facts["macs"] == macs
@@ -382,7 +382,7 @@ def test_costs_are_those_of_the_formula():
     flexible = VisionTransformer(dataclasses.replace(config, dynamic_img_size=True))
     small = results.profile_small_images(flexible, (3, 16, 16), 5)["small_images"]
     of_its_own = VisionTransformer(dataclasses.replace(config, img_size=16))
-    expected = profiling.profile_model(of_its_own, (3, 16, 16))["training_flops"]
+    expected = profile_model(of_its_own, (3, 16, 16))["training_flops"]
     assert small == {"epochs": 5, "img_size": 16, "training_flops": expected}
 
 
