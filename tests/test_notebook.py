@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.events import HANG_SECONDS
+
 ROOT = Path(__file__).resolve().parents[1]
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
@@ -40,7 +42,7 @@ def test_cells_run(notebook, tmp_path, monkeypatch):
     notebook.cells = [c for c in notebook.cells if not skipped & set(c.metadata.get("tags", []))]
     resources = {"metadata": {"path": str(tmp_path)}}
     client = nbclient.NotebookClient(
-        notebook, timeout=300, startup_timeout=300, resources=resources
+        notebook, timeout=HANG_SECONDS, startup_timeout=HANG_SECONDS, resources=resources
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-HANG_SECONDS = 180  # a process that takes longer has hung; nothing else depends on time
+from tests.events import HANG_SECONDS
+
 MEMORY = 12 * 2**30  # bytes of address space, much of which PyTorch reserves but never uses
 
 

@@ -20,6 +20,7 @@ from lab.exercise.grading import grade
 from lab.exercise.handout import hand_out
 from lab.exercise.parts import PARTS
 from lab.exercise.processes import Job
+from tests.events import HANG_SECONDS
 from tests.exercise.conftest import ROOT, STUDENT, WEIGHTS, pasted
 
 OWN = ("--model-file", "exercise/model.py")
@@ -41,7 +42,7 @@ def start(folder, *words, **environment):
 def finished(process):
     """Status, stdout, stderr; the process and its children are gone afterwards, hung or not."""
     try:
-        out, err = process.communicate(timeout=180)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         return process.returncode, out, err
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -11,6 +11,7 @@ import pytest
 from lab.core import UserError
 from lab.exercise.handout import hand_out, skeleton
 from lab.exercise.parts import PARTS
+from tests.events import HANG_SECONDS
 from tests.exercise.conftest import ROOT
 
 WRITTEN = ("model.py", "exercise/steps.py")
@@ -84,7 +85,7 @@ def test_first_command_of_the_readme_stops_at_a_todo(handed_out):
                 if line.startswith("python ")]  # fmt: skip
     assert commands[0] == ["train.py"]
     words = [sys.executable, *commands[0]]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 2
     assert "VisionTransformer.__init__ is not written yet" in done.stderr
     assert "Traceback" not in done.stderr
