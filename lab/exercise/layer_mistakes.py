@@ -1,7 +1,7 @@
 """The library of mistakes in PatchEmbed, MLP and Attention, as edits of timm's modules.
 
 Each entry says what the code does, what follows, and how somebody gets there. A submission is
-recognized by what it computes, not by how it is written: see diagnosis.py. Block and
+recognized by what it computes, not by how it is written: see checks.py. Block and
 VisionTransformer are in model_mistakes.py. Mistakes that only raise an exception, or only show in
 training, are in symptoms.py and options.py.
 """
