@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from lab.core import UserError
 
@@ -109,7 +109,8 @@ def image_to_array(image: Image.Image, reading: Reading) -> tuple[np.ndarray, tu
     """
     image.load()  # decodes all pixels, so a truncated file fails here
     with suppress(Exception):  # a broken EXIF block does not affect the pixels
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it copies the image
+            image = ImageOps.exif_transpose(image)
     image = _to_rgb(image)
     original, size = image.size, reading.size
     method = Image.Resampling[reading.interpolation.upper()]
@@ -146,7 +147,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
 
 
 def abbreviate(items: Sequence[str], separator: str = ", ", limit: int = 10) -> str:
