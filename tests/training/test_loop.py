@@ -23,6 +23,7 @@ from lab.models.registry import model_header
 from lab.training import loop, results, trainer
 from lab.training.config import FitConfig
 from lab.training.optimizers import Schedule, adamw, layers, muon
+from lab.training.progress import Progress
 from lab.training.results import Predictions
 from lab.training.state import EMA, TrainState
 from model import VisionTransformer, ViTConfig
@@ -132,6 +133,19 @@ def test_the_test_split_is_classified_by_the_best_epoch(data, tmp_path, monkeypa
     torch.testing.assert_close(
         torch.tensor(confidence), logits.softmax(1).amax(1), atol=1e-4, rtol=0
     )
+
+
+def test_every_epoch_trains_in_training_mode(data, tmp_path, monkeypatch):
+    """Validation puts the model in evaluation mode, without dropout and stochastic depth."""
+    modes, add = [], Progress.add
+
+    def record(progress, *arguments):
+        modes.append(progress._trainer.model.training)
+        add(progress, *arguments)
+
+    monkeypatch.setattr(Progress, "add", record)
+    train(data, tmp_path, dataclasses.replace(FP32, epochs=2))
+    assert modes == [True] * (2 * (len(data.train) // 100))
 
 
 def test_moving_average_is_what_is_validated_and_kept(data, tmp_path, monkeypatch):
