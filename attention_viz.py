@@ -28,7 +28,7 @@ MODEL: str | None = None  # a run folder, timm model or weight file; None: the n
 IMAGES: str | None = None  # a dataset, image files or folders; None: the run's dataset, or mnist-5k
 DATA_DIR: str = "data"  # folder of downloaded datasets
 IMG_SIZE: int | None = None  # pixels; None: the size the model was trained at
-MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
+MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 
 # --- Maps ---
 METHOD: Literal["all", "raw", "rollout", "gradient-rollout", "grad-cam"] = "all"
@@ -84,7 +84,7 @@ def main() -> None:
         facts = {"dataset": data.summary()}
         run = Run.open(Path(c.RESULTS_DIR), c.NAME or name, identity, facts, c.OVERWRITE)
         if run.finished:
-            print("these results already exist; --overwrite runs it again")
+            print("these results already exist; --overwrite computes them again")
             print(run.folder / run.metrics()["open"])
         else:
             job.write(run)

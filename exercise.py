@@ -30,22 +30,22 @@ from lab.exercise import LOADING, PARTS, Job, Result, checks_hash, grade, hand_o
 
 # --- What is checked ---
 MODEL_FILE: str = "model.py"  # the student's model
-STEPS_FILE: str = "exercise/steps.py"  # the student's steps; where it is missing, MODEL_FILE
-PART: str | None = None  # one part, such as attention; none: all
+STEPS_FILE: str = "exercise/steps.py"  # the student's steps; if missing, MODEL_FILE is used
+PART: str | None = None  # the part to check, such as attention; none: all parts
 HINT: bool = False  # show the next hint for the first part that fails
 WATCH: bool = False  # check again whenever a file is saved
 SOLUTION: str | None = None  # show the solution of a part that passes
-GIVE_UP: bool = False  # with --solution: show it although the part fails; the report records it
+GIVE_UP: bool = False  # with --solution: show it even if the part fails; the report records this
 
 # --- For teachers ---
 HAND_OUT: str | None = None  # write the student version of this repository to a new folder
 GRADE: str | None = None  # grade the submissions in a folder: a file, folder or zip per student
 
 # --- Limits ---
-SECONDS: float = 10.0  # of processor time that a part may take
-MEMORY_MB: int = 2000  # that a submission may take, besides PyTorch
-SEED: int | None = None  # of the random inputs; none: another one on every run
-RESULTS_DIR: str = "results/exercise"  # for the report, which also remembers hints
+SECONDS: float = 10.0  # CPU time limit per part, in seconds
+MEMORY_MB: int = 2000  # memory limit per submission in MB, not counting PyTorch itself
+SEED: int | None = None  # seed of the random inputs; none: a new one on every run
+RESULTS_DIR: str = "results/exercise"  # folder of the report, which also records the hints shown
 
 POINTS = {  # Task II of the lab sheet, one point in all: part, check, points
     "PatchEmbed": {"shapes": 0.03, "values": 0.06, "gradients": 0.02, "released weights": 0.02},

@@ -38,7 +38,7 @@ from lab.training import FitConfig, fit, optimizers, results
 # --- Weights ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # timm name, owner/repository, file, run
 IMG_SIZE: int | None = None  # input size in pixels; None: the size the weights were trained at
-MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
+MODEL_FILE: str | None = None  # your own model.py, used everywhere instead of the lab's
 
 # --- Data ---
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
@@ -46,10 +46,10 @@ DATA_DIR: str = "data"  # folder for downloads and cached features
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
 TRAIN_FRACTION: float | None = None  # training images used; None: a tenth of mnist-5k, else all
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
-AUGMENT: bool = True  # augment training images, see AUGMENTATIONS below
+AUGMENT: bool = True  # augment training images (see AUGMENTATIONS below)
 
 # --- What is trained ---
-MODE: Literal["full", "head", "top-k", "lora", "scratch", "all"] = "full"  # all: in turn
+MODE: Literal["full", "head", "top-k", "lora", "scratch", "all"] = "full"  # all: one after another
 TOP_K: int = 2  # for top-k: train this many of the last blocks, the final norm and the head
 LAYER_DECAY: float = 1.0  # for full: each layer's rate is this factor times that of the layer above
 LORA_RANK: int = 8  # for lora: rank of the matrices added to the attention layers
@@ -58,10 +58,10 @@ AUGMENT_VIEWS: int = 0  # for head: augmented views per image in the cache; 0: n
 # --- Training ---
 EPOCHS: int = 20  # passes over the training images
 BATCH_SIZE: int = 64  # images per step, over all processes
-ACCUMULATION_STEPS: int = 1  # split each batch into parts when memory is short; same result
-LEARNING_RATE: float | None = None  # peak learning rate; None: the mode's; head tries several
+ACCUMULATION_STEPS: int = 1  # split each batch into this many parts to save memory; same result
+LEARNING_RATE: float | None = None  # peak learning rate; None: depends on MODE; head tries several
 HEAD_LR_MULT: float = 10.0  # the new head's learning rate is this factor times LEARNING_RATE
-WARMUP_FRACTION: float = 0.1  # fraction of the steps in which the learning rate rises to its peak
+WARMUP_FRACTION: float = 0.1  # fraction of the steps used to warm up the learning rate
 LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
 WEIGHT_DECAY: float | None = None  # for weight matrices; None: 0.05; head tries several
 CLIP_GRAD: float = 1.0  # maximum gradient norm (gradient clipping); 0: no clipping
@@ -114,7 +114,7 @@ def run_modes(values: dict[str, Any], plain_only: bool) -> None:
 
 
 def finetune(values: dict[str, Any], plain_only: bool) -> Run:
-    """One run: weights, data, what is trained, training, records."""
+    """Performs one run: loads weights and data, trains the chosen layers, writes the records."""
     if values["TRAIN_FRACTION"] is None:  # with few labels, the benefit of pretraining is visible
         values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
     c = SimpleNamespace(**values)

@@ -8,7 +8,7 @@ Writes predictions.csv (the most probable classes of every image) and prediction
 sheet) to results/predict/<name>/. If the images are in folders named after their classes, it also
 reports the accuracy. Grayscale, CMYK, 16-bit and rotated images are converted as in training.
 
-Exit status: 0 if all images were predicted, 1 if some could not be read (they are named), 2 if
+Exit status: 0 if all images were classified, 1 if some could not be read (they are named), 2 if
 there is no result.
 In your own code: model, preprocess, classes = lab.models.load_model("results/train/<run>")
 """
@@ -32,7 +32,7 @@ from lab.sharing import predictions
 # --- Model and images ---
 MODEL: str | None = None  # run, shared folder, file, timm name, owner/name; none: the newest run
 REVISION: str | None = None  # version of a repository, such as v1; none: the latest
-MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
+MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 IMAGES: str | None = None  # files, folders, glob patterns or a dataset; none: the run's dataset
 SPLIT: Literal["train", "val", "test"] = "test"  # part of a dataset
 DATA_DIR: str = "data"  # folder of downloaded datasets

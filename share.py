@@ -28,7 +28,7 @@ from lab.sharing import card, formats, hub
 
 # --- Model ---
 MODEL: str | None = None  # a run, weight file, timm name or owner/name; none: the newest run
-MODEL_FILE: str | None = None  # your own model.py, which the model was trained with
+MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 LICENSE: str | None = None  # none: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy
 DATA_DIR: str = "data"  # folder of downloaded datasets

@@ -6,8 +6,8 @@ r"""Search for good hyperparameters of a training script, and find out which one
         --space "LEARNING_RATE=log:1e-5..1e-3 LAYER_DECAY=0.6..1" --trials 40 --processes 2
 
 Every trial is a run of the script with all its records. It is judged by its best validation
-accuracy and is pruned when it falls behind. The same command resumes a sweep that was stopped, and
-joins it from a second terminal. Table, plots, records and runs go to results/sweep/<name>/.
+accuracy and is pruned when it falls behind. The same command resumes a stopped sweep; in a second
+terminal, it joins a running one. Table, plots, records and runs go to results/sweep/<name>/.
 """
 
 import sys

@@ -34,31 +34,31 @@ from model import VisionTransformer, ViTConfig
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float = 1.0  # fraction of the training images used; the steps stay the same
+TRAIN_FRACTION: float = 1.0  # fraction of the training images used; steps per epoch do not change
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
 # --- Model ---
-MODEL_FILE: str | None = None  # your own model.py, used in place of the lab's everywhere
+MODEL_FILE: str | None = None  # your own model.py, used everywhere instead of the lab's
 MODEL: str = "vit"  # vit: model.py with the sizes below; else a timm architecture, from scratch
 MODEL_ARGS: str = ""  # arguments of the timm model: "img_size=32 embed_dim=48 depths=(2,2,2)"
-PATCH_SIZE: int | None = None  # side of a patch in pixels; halving it gives four times as many
+PATCH_SIZE: int | None = None  # patch side in pixels; halving it gives four times as many patches
 EMBED_DIM: int | None = None  # width of a token, a multiple of NUM_HEADS
 DEPTH: int | None = None  # number of transformer blocks
 NUM_HEADS: int | None = None  # attention heads per block
 MLP_RATIO: float = 4.0  # hidden width of the MLP, divided by EMBED_DIM
 GLOBAL_POOL: Literal["token", "avg"] = "token"  # input of the head: class token, or mean of patches
 DROP_RATE: float = 0.0  # dropout before the head
-DROP_PATH_RATE: float | None = None  # stochastic depth in the last block; deeper models need more
+DROP_PATH_RATE: float | None = None  # stochastic-depth rate of the last block; raise it with depth
 
 # --- Training ---
 EPOCHS: int | None = None  # passes over the training images
 BATCH_SIZE: int | None = None  # images per step, over all processes
-ACCUMULATION_STEPS: int = 1  # split each batch into parts when memory is short; same result
+ACCUMULATION_STEPS: int = 1  # split each batch into this many parts to save memory; same result
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: for the blocks' matrices, AdamW elsewhere
 LEARNING_RATE: float | None = None  # peak learning rate, for this batch size
 PROGRESSIVE_RESIZE: float = 0.0  # train this first fraction of the epochs on half-size images
-WARMUP_FRACTION: float = 0.05  # fraction of the steps in which the learning rate rises to its peak
+WARMUP_FRACTION: float = 0.05  # fraction of the steps used to warm up the learning rate
 LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
 WEIGHT_DECAY: float = 0.05  # for weight matrices; not for biases, norms and embeddings
 CLIP_GRAD: float = 1.0  # maximum gradient norm (gradient clipping); 0: no clipping

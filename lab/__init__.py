@@ -31,7 +31,7 @@ def _end_quietly(
 
 _usual_hook, sys.excepthook = sys.excepthook, _end_quietly
 
-# Importing torch takes seconds, a sixth of them to search for garbage, of which there is none.
+# Importing torch takes seconds, a sixth of them for garbage collection that finds nothing.
 gc.disable()
 import torch  # noqa: E402, F401
 

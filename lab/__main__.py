@@ -37,7 +37,7 @@ PARTS = [  # fewer epochs than the scripts' defaults where those take over ten m
     Part("attention of the ViT", "attention_viz.py", 5),
     Part("the report", "report.py", 4),
     Part("predictions of the ViT", "predict.py", 5),
-    Part("the ViT, to share", "share.py", 8),
+    Part("sharing the ViT", "share.py", 8),
 ]
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 _REPORT = "results/report.html"

@@ -45,7 +45,7 @@ Classes: {", ".join(records.config["dataset"]["classes"])}.
 
 {card.training_table(records)}
 
-The command and its flags belong to this commit; some flags have other names today.
+The command works at this commit; some flags have been renamed since.
 
 Records: [{folder}](../{folder}/)
 """

@@ -44,15 +44,15 @@ def load_outlines(
 
     if data.name != "pets":
         raise UserError(
-            f"{data.name} has no outlines of the objects, so maps cannot be scored on it. Oxford "
-            "Pets has outlines: use --images pets"
+            f"{data.name} has no segmentation masks, so maps cannot be scored on it. Oxford "
+            "Pets has masks: use --images pets"
         )
     base = Path(data_dir).expanduser() / "oxford-iiit-pet"
     folder = base / "annotations" / "trimaps"
     paths = [folder / f"{Path(name).stem}.png" for name in split.names]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UserError(
-            f"{len(missing)} of {len(paths)} outlines are missing from {folder}: "
+            f"{len(missing)} of {len(paths)} segmentation masks are missing from {folder}: "
             f"{images.abbreviate(missing)}. They belong to annotations.tar.gz of Oxford Pets: "
             "delete the folder annotations and run the command again"
         )
@@ -67,7 +67,7 @@ def load_outlines(
                     )
                 out[i] = np.asarray(images.square(trimap, size, Image.Resampling.NEAREST))
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"cannot read the outline {path}: {error}") from error
+            raise UserError(f"cannot read the segmentation mask {path}: {error}") from error
     labels = np.array([BORDER, ANIMAL, BACKGROUND, BORDER], np.uint8)  # Pets has values 1, 2, 3
     if out.max(initial=0) >= len(labels):
         raise UserError(f"{folder} holds images that are not trimaps (pixel values 1, 2 and 3)")

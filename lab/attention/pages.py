@@ -176,7 +176,7 @@ def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[s
             weights, its_header = checkpoints.load_weights(path)
             shapes = {name: value.shape for name, value in weights.items()}
             if shapes != {name: value.shape for name, value in state.items()}:
-                raise UserError(f"{path} has another architecture than {best}")
+                raise UserError(f"{path} has a different architecture from {best}")
             if its_header["epoch"] != header["epoch"]:
                 states.append(packed(weights, its_header))
     own = packed(state, header)

@@ -68,7 +68,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines += [
         "",
         "Rank correlation: the mean correlation with the map of the same architecture with random "
-        "weights. Near 1, the map shows the image, not what the model learned.",
+        "weights. A value near 1 means that the map reflects the image, not what the model "
+        "learned.",
     ]
     if "faithfulness" in record:
         lines += [

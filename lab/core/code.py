@@ -47,7 +47,9 @@ def _import_file(path: Path) -> None:
     """Runs a file as the module `model`. Raises: UserError, with the line that is wrong."""
     spec = spec_from_file_location("model", path)
     if spec is None or not path.is_file():
-        raise UserError(f"MODEL_FILE={path} is not a Python file: name your model.py")
+        raise UserError(
+            f"MODEL_FILE={path} is not a Python file: set it to the path of your model.py"
+        )
     sys.modules["model"] = module = module_from_spec(spec)
     sys.path.append(str(path.parent))  # it may import files beside it
     try:

@@ -212,7 +212,7 @@ def check(value: Any, annotation: Any, name: str = "") -> Any:
     if kind is int and value < _MINIMUM.get(name, value):
         raise _InvalidValue(f"{value} is negative; it must be {_MINIMUM[name]} or more")
     if kind is int and value > _MAXIMUM.get(name, value):
-        raise _InvalidValue(f"{value} is too large; at most {_MAXIMUM[name]} is possible")
+        raise _InvalidValue(f"{value} is too large; the maximum is {_MAXIMUM[name]}")
     return value
 
 

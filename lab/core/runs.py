@@ -200,7 +200,7 @@ def _claim(folder: Path) -> None:
 def _adopt_code(folder: Path, config: dict[str, Any], ours: identity.Identity) -> None:
     """Records in config.json that a run continues with other code."""
     changed = identity.changed_files(config, ours)
-    print(f"{folder} resumes although {changed} changed; recorded")
+    print(f"{folder} resumes although {changed} changed; config.json records the change")
     entry = {"code": config.get("code"), "until": provenance()["started"]}
     earlier = [*config.get("earlier_code", []), entry]
     write_json(folder / "config.json", {**config, "code": ours["code"], "earlier_code": earlier})

@@ -36,7 +36,7 @@ def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 others.append(path)
-            elif path.suffix.lower() in EXTENSIONS:  # if it is no image, reading reports it
+            elif path.suffix.lower() in EXTENSIONS:  # if it is not an image, reading reports it
                 found.append(path)
             elif not path.is_dir():
                 others.append(path)
@@ -68,7 +68,9 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"IMG_SIZE={self.size} must be a number of pixels, such as 224")
+            raise UserError(
+                f"IMG_SIZE={self.size} must be a positive number of pixels, such as 224"
+            )
 
 
 def open_image(path: Path) -> Image.Image:

@@ -34,7 +34,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.img_size < 1:
-            raise UserError(f"IMG_SIZE={self.img_size} must be a number of pixels, such as 224")
+            raise UserError(
+                f"IMG_SIZE={self.img_size} must be a positive number of pixels, such as 224"
+            )
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"crop_pct={self.crop_pct} must be greater than 0 and at most 1")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):

@@ -242,7 +242,8 @@ def folder_of(dataset: str) -> Path:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
             f"DATASET={dataset!r} is neither a folder nor one of {', '.join(DATASETS)}{hint or '.'}"
-            " A folder of images needs train/<class>/*.jpg, and may have val/ and test/ like it."
+            " A folder of images needs train/<class>/*.jpg, and may have val/ and test/ in the "
+            "same form."
         )
     return root
 
@@ -279,7 +280,7 @@ def _train_folder(root: Path) -> Path:
     if loose := [path for path in others if path.suffix.lower() in EXTENSIONS]:
         raise UserError(
             f"{root} contains {len(loose)} images, but no folders that say which class they belong "
-            f"to. {arrange} To look at images without classes: python attention_viz.py --images"
+            f"to. {arrange} To look at unlabeled images: python attention_viz.py --images FOLDER"
         )
     folders = abbreviate([f"{name}/" for name in found]) or "no folders"
     raise UserError(f"{root} contains no images ({folders}). {arrange}")

@@ -229,10 +229,10 @@ def _text(failure: Failure) -> str:
 
 def _together(start: str, mistakes: Sequence[Mistake | StepMistake]) -> _Diagnosis:
     """Names one or several mistakes, in a sentence that begins with `start`."""
-    count = {1: "", 2: "two mistakes together: ", 3: "three mistakes together: "}[len(mistakes)]
+    count = {1: "", 2: "two mistakes at once: ", 3: "three mistakes at once: "}[len(mistakes)]
     return _Diagnosis(
         start + count + " ".join(mistake.says for mistake in mistakes),
-        ". And: ".join(mistake.because for mistake in mistakes),
+        ". Also: ".join(mistake.because for mistake in mistakes),
         [mistake.name for mistake in mistakes],
     )
 

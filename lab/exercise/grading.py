@@ -187,7 +187,7 @@ def _unsafe(entry: zipfile.ZipInfo) -> str:
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "is a symbolic link"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "has an unsupported compression"
+        return "uses an unsupported compression method"
     return ""
 
 

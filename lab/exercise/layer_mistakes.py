@@ -122,7 +122,7 @@ MLP = {
         change=lambda m, c: setattr(m, "act", nn.SiLU()),
     ),
     "no activation function": Mistake(
-        "There is no activation, so the two linear layers are equal to one.",
+        "There is no activation, so the two linear layers collapse into one.",
         "The activation is created in __init__ but not called in forward",
         change=lambda m, c: setattr(m, "act", nn.Identity()),
     ),
@@ -153,7 +153,7 @@ MLP = {
     ),
     "dropout active in eval mode in the MLP": Mistake(
         "A tenth of the output is dropped in eval mode too, so every prediction is random.",
-        "F.dropout drops unless it is given training=self.training",
+        "F.dropout drops in eval mode too unless it is given training=self.training",
         {"x = self.drop2(x)": "x = nn.functional.dropout(x, 0.1)"},
     ),
 }  # fmt: skip
@@ -162,7 +162,7 @@ MLP = {
 ATTENTION = {
     "softmax over queries": Mistake(
         "The softmax runs over axis -2, so weights sum to one over queries and not over keys.",
-        "Both axes have N elements, so neither raises an error",
+        "Both axes have N elements, so the wrong one raises no error",
         {"softmax(dim=-1)": "softmax(dim=-2)"},
     ),
     "softmax over heads": Mistake(
@@ -287,7 +287,7 @@ ATTENTION = {
     ),
     "dropout active in eval mode": Mistake(
         "The weights are dropped in eval mode too, so every prediction is random.",
-        "F.dropout drops unless it is given training=self.training",
+        "F.dropout drops in eval mode too unless it is given training=self.training",
         {"attn = self.attn_drop(attn)": "attn = F.dropout(attn, self.attn_drop.p)"},
     ),
     "detached weights": Mistake(

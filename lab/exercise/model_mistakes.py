@@ -53,7 +53,7 @@ BLOCK = {
     ),
     "post-norm": Mistake(
         "The norms come after the additions, as in the Transformer of 2017; ViT is pre-norm.",
-        "The figure of the original Transformer has 'Add & Norm' behind each branch",
+        "The figure of the original Transformer has 'Add & Norm' after each branch",
         {"self.norm1(x)": "x", "self.norm2(x)": "x", "return x": "return self.norm2(x)",
          "x = " + _BRANCH2: "x = self.norm1(x)\n    x = " + _BRANCH2},
     ),
@@ -207,17 +207,17 @@ VISION_TRANSFORMER = {
     ),
     "only the first block used": Mistake(
         "Only the first block is applied.",
-        "A return stands inside the loop",
+        "A return is inside the loop",
         {"x = self.blocks(x)": "x = self.blocks[0](x)"},
     ),
     "only the last block used": Mistake(
         "Every block reads the embedded patches, so only the last one counts.",
-        "The loop assigns to another variable than it reads",
+        "The loop assigns to a different variable from the one it reads",
         {"x = self.blocks(x)": "x = self.blocks[-1](x)"},
     ),
     "dropout before the head active in eval mode": Mistake(
         "The class token is dropped in eval mode too, so every prediction is random.",
-        "F.dropout drops unless it is given training=self.training",
+        "F.dropout drops in eval mode too unless it is given training=self.training",
         {"x = self.head_drop(x)": "x = nn.functional.dropout(x, self.head_drop.p)"},
     ),
     "class token detached": Mistake(

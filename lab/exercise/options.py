@@ -181,7 +181,7 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
         "dropout on the output": Symptom(
             "config.attn_drop_rate drops channels of the output or of the values; it must drop "
             "attention weights, after the softmax.",
-            "Most networks have dropout behind a layer; here it removes connections between tokens",
+            "Most networks have dropout after a layer; here it removes connections between tokens",
             _drops_no_weights,
         ),
         "dropout before the softmax": Symptom(
@@ -192,14 +192,14 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
         "dropout with other weights": Symptom(
             "In training mode each attention weight must be either zero or the weight divided by "
             "1 - config.attn_drop_rate.",
-            "The dropout rate is not config.attn_drop_rate, or the rest is not scaled up",
+            "The dropout rate is not config.attn_drop_rate, or the kept weights are not scaled up",
             _drops_wrongly,
         ),
         "weights returned after dropout": Symptom(
             "With return_weights=True the weights are returned after dropout; return them as they "
             "are after the softmax.",
-            "The variable is overwritten by its dropped version; nn.MultiheadAttention does the "
-            "same in training mode",
+            "The variable is overwritten with the result of dropout; nn.MultiheadAttention does "
+            "the same in training mode",
             lambda evidence: _wrong_weights(evidence, _ATTENTION_DROPOUT, train=True),
         ),
     }),

@@ -37,9 +37,9 @@ PATCH_EMBED = Part(
     solution="timm.models.vision_transformer.PatchEmbed",
     checks=("shapes", "values", "gradients", "released weights"),
     todo={
-        "__init__": "one linear map for all patches, called `proj`: Conv2d or unfold.\n"
-        "Keep self.patch_size, which other methods read",
-        "forward": "(B, C, H, W) -> (B, N, D). Number of patches: integer division",
+        "__init__": "one linear map for all patches, called `proj`: a Conv2d, or a Linear after\n"
+        "unfold. Keep self.patch_size, which other methods read",
+        "forward": "(B, C, H, W) -> (B, N, D). Compute the number of patches with integer division",
     },
 )
 MLP = Part(
@@ -82,7 +82,7 @@ ATTENTION = Part(
 )
 BLOCK = Part(
     name="Block",
-    task="combine attention and MLP to a pre-norm encoder block with residual connections",
+    task="combine attention and MLP into a pre-norm encoder block with residual connections",
     hints=(
         "Both halves do the same: normalize, process, add the result to the input.",
         "Everything is (B, N, D). There are two LayerNorms over the last axis, one per half.",
@@ -102,9 +102,9 @@ VISION_TRANSFORMER = Part(
     name="VisionTransformer",
     task="put the model together: patches, class token, positions, blocks, norm, head",
     hints=(
-        "The class token is one learned vector, the same for every image. It joins the patch "
-        "tokens in front, every token gets its position, and after the blocks the head reads "
-        "only the class token.",
+        "The class token is one learned vector, the same for every image. It is put in "
+        "front of the patch tokens, every token gets its position, and after the blocks the head "
+        "reads only the class token.",
         "Images (B, C, H, W) -> patches (B, N, D) -> with the class token (B, N + 1, D), plus "
         "positions (1, N + 1, D) -> blocks -> norm -> class token (B, D) -> logits.",
         "Expand the class token to the batch, concatenate it in front along the token axis, add "
@@ -123,9 +123,10 @@ VISION_TRANSFORMER = Part(
         "methods read; end with self.init_weights(). `no_embed_class` is not checked",
         "embed": "images to the tokens that enter the first block",
         "forward_features": "images to all tokens after the last block and `norm`",
-        "forward_head": "tokens to logits: the class token, or with global_pool='avg' the mean\n"
-        "over the patch tokens, and `fc_norm`; then dropout with config.drop_rate, then `head`.\n"
-        "With pre_logits, what `head` would get",
+        "forward_head": "tokens to logits: take the class token, or with global_pool='avg' the\n"
+        "mean over the patch tokens followed by `fc_norm`; then dropout with\n"
+        "config.drop_rate, then `head`.\n"
+        "With pre_logits=True, return the input of `head`",
     },
 )
 TRAINING_STEP = Part(
@@ -133,7 +134,7 @@ TRAINING_STEP = Part(
     task="update a model once on one batch",
     hints=(
         "Gradients accumulate until you clear them, and dropout is active only in train mode.",
-        "logits (B, num_classes) and labels (B,) -> a loss with no axes -> a Python float.",
+        "logits (B, num_classes) and labels (B,) -> a scalar loss -> a Python float.",
         "Set train mode, compute the cross-entropy of the logits (it contains the softmax), clear "
         "the gradients, backpropagate, let the optimizer step, return the loss as a number.",
     ),
@@ -162,7 +163,7 @@ REPLACE_HEAD = Part(
         "A parameter is frozen when its requires_grad is False. A new layer starts trainable.",
         "The old head maps D to the old classes, the new one D to num_classes.",
         "Set requires_grad to False for every parameter (setting it on the model has no effect), "
-        "and only then replace model.head by a new nn.Linear with the same in_features.",
+        "and only then replace model.head with a new nn.Linear with the same in_features.",
     ),
     solution="lab/finetuning/modes.py",
     checks=("new head", "frozen layers"),

@@ -51,7 +51,7 @@ class Job:
 def run_checks(
     job: Job, on_result: Callable[[Result], None] = lambda result: None
 ) -> tuple[list[Result], str]:
-    """Checks the parts of a job; a part that hangs or dies only loses itself.
+    """Checks the parts of a job; a part that hangs or dies fails alone.
 
     Args:
         job: what is checked.
@@ -131,7 +131,7 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
         return f"{place}the process was killed by the signal {name}"
-    return f"{place}the process ended by itself with status {process.exitcode}"
+    return f"{place}the process exited on its own with status {process.exitcode}"
 
 
 def _all_failed(job: Job, sentence: str) -> list[Result]:

@@ -175,7 +175,7 @@ def _reordered(evidence: Evidence) -> str | None:
         if len(set(nearest.tolist())) == len(nearest) and close(a[nearest], b):
             return f"the outputs are correct, but the {name} are in another order"
     if close(got.flatten().sort()[0], right.flatten().sort()[0]):
-        return "all numbers of the output are correct, but in other places"
+        return "all values of the output are correct, but in the wrong places"
     return None
 
 

@@ -114,17 +114,17 @@ WORDS: dict[str, Callable[[SimpleNamespace], object]] = {
 TRAINING_STEP = {
     "gradients not cleared": StepMistake(
         "zero_grad is missing, so every step also uses the gradients of all steps before it.",
-        "PyTorch adds gradients up, which is useful for accumulation and easy to forget; "
+        "PyTorch accumulates gradients, which is useful for large batches and easy to forget; "
         "zero_grad without () does nothing",
         ("clear", ""),
     ),
     "gradients cleared before the step": StepMistake(
-        "zero_grad stands between backward and step, so the step has no gradient to use.",
+        "zero_grad is called between backward and step, so the step has no gradient to use.",
         "The three calls are in the wrong order",
         ("clear backward", "backward clear"),
     ),
     "step before backward": StepMistake(
-        "The optimizer steps before the gradients of this batch exist, one batch too late.",
+        "The optimizer steps before backward, so each gradient is used one batch too late.",
         "The three calls are in the wrong order",
         ("clear backward step", "step clear backward"),
     ),
@@ -248,7 +248,7 @@ REPLACE_HEAD = {
         ("new_head", "unfreeze_head"),
     ),
     "new head behind the old one": StepMistake(
-        "A layer is put behind the old head, so it reads old logits instead of features.",
+        "A layer is added after the old head, so it reads old logits instead of features.",
         "A new layer is added without removing the old one",
         ("new_head", "head_behind"),
     ),

@@ -175,7 +175,7 @@ def _explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
     if isinstance(error, RecursionError):
         return Failure(f"{place}this function calls itself endlessly", line, error)
     if isinstance(error, SystemExit):
-        return Failure(f"{place}the program ends itself here", line, error)
+        return Failure(f"{place}the program exits here", line, error)
     return Failure(f"{place}{type(error).__name__}: {text}", line, error)
 
 

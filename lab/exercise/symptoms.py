@@ -198,7 +198,7 @@ SYMPTOMS = named({
     ),
     "hard-coded dtype": Symptom(
         "A part of the code uses float32, whatever the dtype of the input is.",
-        "dtype=torch.float32 or .float() is written out; x.dtype also works for half precision",
+        "dtype=torch.float32 or .float() is hard-coded; x.dtype also works for half precision",
         pattern=r"same dtype|mixed dtype|scalar type|dtype.*mismatch|(Float|Half|Double).*!=",
     ),
     "hard-coded batch size": Symptom(
@@ -220,7 +220,7 @@ SYMPTOMS = named({
     ),
     "random in eval mode": Symptom(
         "Two calls with the same input differ in eval mode: something is dropped at random.",
-        "F.dropout drops unless it is given training=self.training",
+        "F.dropout drops in eval mode too unless it is given training=self.training",
         _random_in_eval,
     ),
     "parameters in a plain list": Symptom(
@@ -251,7 +251,7 @@ SYMPTOMS = named({
         only_training=True,
     ),
     "detached graph": Symptom(
-        "The output does not depend on the input for autograd: the graph is cut.",
+        "Autograd sees no connection from the output to the input: the graph is cut.",
         "detach(), .data, numpy() or no_grad() is left in the code",
         _detached,
         pattern="does not have a grad_fn",

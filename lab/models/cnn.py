@@ -172,8 +172,8 @@ def matched_cnn(
         if abs(found / target - 1) <= TOLERANCE:
             return CNNConfig(dims=widths, **shape), found
     raise UserError(
-        f"no CNN of this kind has {target:,} {match} within 1 %, because at this size a single "
-        "channel changes the number by more than 1 %. Use a larger ViT"
+        f"no CNN of this kind matches {target:,} {match} to within 1 %, because at this size a "
+        "single channel changes the number by more than 1 %. Use a larger ViT"
     )
 
 

@@ -186,7 +186,7 @@ class MainResults:
 
     vit: Configuration | None  # trained from scratch
     cnn: Configuration | None  # its twin
-    equal: str  # the budget that the twins share, "epochs" or "seconds"; "" if they are no twins
+    equal: str  # the budget that the twins share, "epochs" or "seconds"; "" if they are not twins
     finetuned: Configuration | None
     tied: int  # other ViTs with the same validation accuracy
 

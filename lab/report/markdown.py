@@ -80,7 +80,7 @@ def results_page(content: dict[str, Any], found: Found) -> str:
 def escape(text: str) -> str:
     """Escapes text so that Markdown shows it verbatim, on one line, inside a table cell.
 
-    Underscores inside a word stay as they are, because they are no markup there.
+    Underscores inside a word stay as they are, because they are not markup there.
     """
     text = re.sub(r"([|\\\[\]<>`*~$&])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)

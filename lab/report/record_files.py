@@ -59,11 +59,11 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
     try:
         head, *rows = csv.reader(io.StringIO(_read_text(path), newline=""))
         if head != ["image", "label", "prediction", "confidence"]:
-            raise InvalidRecord(f"predictions.csv has the columns {', '.join(head)}")
+            raise InvalidRecord(f"predictions.csv has unexpected columns: {', '.join(head)}")
         names, labels, predicted, confidence = zip(*rows, strict=True)
         probabilities = np.array([float(text) for text in confidence])
         if not ((probabilities >= 0) & (probabilities <= 1)).all():  # also refuses NaN
-            raise InvalidRecord("predictions.csv has a confidence outside of 0 to 1")
+            raise InvalidRecord("predictions.csv has a confidence outside the range 0 to 1")
         return Predictions(
             hashlib.blake2b("\0".join([*names, *labels]).encode(), digest_size=8).hexdigest(),
             list(names),

@@ -153,8 +153,8 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
             message = f"the hub refused with status {status}: {_first_line(error)}"
         else:
             message = (
-                f"{endpoint} cannot be reached or the connection broke: {_first_line(error)}; the "
-                "same command continues the upload"
+                f"{endpoint} cannot be reached or the connection was lost: {_first_line(error)}; "
+                "the same command continues the upload"
             )
         raise UserError(f"{message}. The folder on this computer is complete.") from error
 

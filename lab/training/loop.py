@@ -54,7 +54,7 @@ def fit(
             train_one_epoch(trainer)
             trainer.sync_buffers()
             val = evaluate(trainer.eval_model, loaders, "val", trainer.accelerator)
-            trainer.finish_epoch(val)  # writes history.csv, and every minute the weights
+            trainer.finish_epoch(val)  # writes history.csv and, once a minute, the weights
         if not config.trial:
             trainer.load_best_weights()
             test = evaluate(trainer.model, loaders, "test", trainer.accelerator)

@@ -53,7 +53,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Averages in the weights after optimizer step `step`, counted from 0."""
+        """Updates the average with the weights after optimizer step `step`, counted from 0."""
         decay = min(1 - (1 + max(0, step - 1)) ** (-2 / 3), self.decay)
         averages, values = [], []
         pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)

@@ -227,7 +227,7 @@ def test_outline_that_is_not_an_image_is_named(pets, tmp_path):
     folder = tmp_path / "data" / "oxford-iiit-pet" / "annotations" / "trimaps"
     path = folder / f"{Path(data.test.names[3]).stem}.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # runs code if opened
-    with pytest.raises(UserError, match=f"cannot read the outline .*{path.name}"):
+    with pytest.raises(UserError, match=f"cannot read the segmentation mask .*{path.name}"):
         load_outlines(data, data.test, str(tmp_path / "data"), preprocess)
 
 

@@ -78,4 +78,4 @@ def test_the_session_in_the_readme_has_the_sentences_of_the_library():
     known = {entry.because for group in groups for part in group.values() for entry in part}
     shown = re.findall(r"Common cause: (.+?)\. (?=\$|Hint)", text)
     assert len(shown) >= 5
-    assert {reason for line in shown for reason in line.split(". And: ")} <= known
+    assert {reason for line in shown for reason in line.split(". Also: ")} <= known

@@ -255,7 +255,7 @@ def test_what_i_learned_and_the_theme_are_remembered(shown):
     page.locator("#scheme").click()
     page.reload()
     assert page.locator("textarea").input_value() == "Patches are tokens."
-    assert page.locator("#scheme").text_content() == "Light page"
+    assert page.locator("#scheme").text_content() == "Light mode"
     page.emulate_media(media="print")
     assert page.locator(".printed").text_content() == "Patches are tokens."
     assert page.locator(".printed").is_visible()

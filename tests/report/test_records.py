@@ -71,7 +71,7 @@ DAMAGE = {  # what happens to a run's folder, and the reason that the report giv
     "no predictions": (remove("predictions.csv"), "predictions.csv is missing"),
     "class": (write("predictions.csv", f"{HEAD}1,1,x,1\n"), "has the unknown class 'x'"),
     "no rows": (write("predictions.csv", HEAD), "predictions.csv cannot be read"),
-    "columns": (write("predictions.csv", "a,b\n"), "predictions.csv has the columns a, b"),
+    "columns": (write("predictions.csv", "a,b\n"), "predictions.csv has unexpected columns: a, b"),
     "curve": (write("history.csv", "epoch,val_loss\n1,0.5\n"), "has no column 'train_loss'"),
     "NaN epoch": (replace("history.csv", "\n1,", "\nnan,"), "epoch is nan"),
     "epoch -1": (replace("history.csv", "\n1,", "\n-1,"), "history.csv: epoch is -1.0"),

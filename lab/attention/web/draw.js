@@ -33,9 +33,9 @@ function startDraw() {
 
 function fitSentence() {
   const rule = data.drawing;
-  if (!rule) return `Your drawing is scaled to ${S} × ${S} pixels; size and place stay.`;
+  if (!rule) return `Your drawing is scaled to ${S} × ${S} pixels; its size and position do not change.`;
   const isMass = rule.center === "mass";
-  return `${isMass ? "As MNIST was made" : `As the images of ${data.dataset} were made`}: your ` +
+  return `${isMass ? "As in MNIST" : `As in ${data.dataset}`}: your ` +
     `drawing is scaled into a box of ${rule.box} × ${rule.box} pixels, and ` +
     `${isMass ? "its center of mass is moved to" : "it is centered in"} the middle of ` +
     `${S} × ${S}. Uncheck to see how much that matters.`;

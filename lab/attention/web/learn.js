@@ -13,7 +13,7 @@ function startLearn() {
       "whole page: maps and answers for your image are those of the model at that time. A map in " +
       "one color is uniform attention."
     : "There are no snapshots of these weights. train.py stores about ten if you set SNAPSHOTS " +
-      "to 10, and by default for models below 0.5M parameters.";
+      "to 10; that is the default for models below 0.5M parameters.";
   const slider = byId("epoch");
   slider.max = states.length - 1;
   slider.value = FINAL;

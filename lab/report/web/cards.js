@@ -98,7 +98,7 @@ function learned() {
   };
   area.addEventListener("input", () => {
     const saved = remember("learned", area.value);
-    show(saved ? "Saved in this browser." : "This browser does not save it: print the page.");
+    show(saved ? "Saved in this browser." : "This browser cannot save your text: print the page to keep it.");
   });
   show("Saved in this browser.");
   const label = element("label", { className: "learned" },

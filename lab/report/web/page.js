@@ -82,7 +82,7 @@ function lightOrDark() {
     show();
   });
   button.id = "scheme";
-  const show = () => { button.textContent = isDark() ? "Light page" : "Dark page"; };
+  const show = () => { button.textContent = isDark() ? "Light mode" : "Dark mode"; };
   system.addEventListener("change", show);
   show();
 }
