@@ -212,11 +212,11 @@ def test_outlines_are_cropped_like_torchvision_does(pets):
 def test_missing_outlines_end_in_a_message(pets, tmp_path):
     preprocess = Preprocess(8, [0.5], [0.5])
     digits = load_data("digits")
-    with pytest.raises(UserError, match=r"digits has no outlines.*--images pets"):
+    with pytest.raises(UserError, match=r"digits has no segmentation masks.*--images pets"):
         load_outlines(digits, digits.test, "data", preprocess)
     preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
     data = load_data("pets", str(pets), 32)
-    with pytest.raises(UserError, match=r"12 of 12 outlines are missing"):
+    with pytest.raises(UserError, match=r"12 of 12 segmentation masks are missing"):
         load_outlines(data, data.test, str(tmp_path), preprocess)
 
 
