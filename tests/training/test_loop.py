@@ -98,7 +98,11 @@ def test_accumulation_changes_nothing(data, tmp_path):
 
 
 def test_validation_is_plain_and_counts_every_image(data, tmp_path):
-    history, _, folder = train(data, tmp_path, augmentation=Augmentation(rotate=30, scale=0.3))
+    """Neither the augmentation nor the dropout of training applies."""
+    history, _, folder = train(
+        data, tmp_path, augmentation=Augmentation(rotate=30, scale=0.3),
+        model_config=dataclasses.replace(CONFIG, drop_rate=0.5),
+    )  # fmt: skip
     best = max(history, key=lambda row: (row["val_accuracy"], row["epoch"]))
     model, _, classes = load_model(folder)
     assert classes == data.classes
@@ -111,6 +115,13 @@ def test_validation_is_plain_and_counts_every_image(data, tmp_path):
     assert best["val_accuracy"] == pytest.approx(right.item(), abs=1e-6)
     expected = log_loss(data.val.labels, probabilities / probabilities.sum(1, keepdim=True))
     assert best["val_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_last_of_equally_good_epochs_is_the_best():
+    state = TrainState()
+    rows = [{"epoch": i, "val_accuracy": value} for i, value in enumerate((0.5, 0.8, 0.8, 0.7), 1)]
+    assert [state.finish_epoch(row) for row in rows] == [True, True, True, False]
+    assert (state.best_epoch, state.epoch) == (3, 5)
 
 
 def test_the_test_split_is_classified_by_the_best_epoch(data, tmp_path, monkeypatch):
