@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
     title: str
     command: str
-    seconds: int  # on two idle cores with AVX-512; others may take three times as long
+    seconds: int  # on two idle cores with AVX-512 and bf16
 
 
 PARTS = [  # fewer epochs than the scripts' defaults where those take over ten minutes
@@ -39,6 +39,7 @@ PARTS = [  # fewer epochs than the scripts' defaults where those take over ten m
     Part("predictions of the ViT", "predict.py", 5),
     Part("sharing the ViT", "share.py", 8),
 ]
+SLOWDOWN = 4  # of older cores; measured: 117 and 258 s for the first two parts
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 _REPORT = "results/report.html"
 
@@ -50,13 +51,15 @@ def main() -> None:
     """
     DONE.parent.mkdir(exist_ok=True)
     done = _finished_parts()
-    minutes = sum(part.seconds for part in PARTS) / 60
+    device = runtime.process_state().device
+    slowdown = SLOWDOWN if device.type == "cpu" and not runtime.has_bf16(device) else 1
+    minutes = slowdown * sum(part.seconds for part in PARTS) / 60
     print(f"The lab has {len(PARTS)} parts and takes about {minutes:.0f} minutes on two "
           f"CPU cores. Their output goes to {LOG.relative_to(ROOT)}")  # fmt: skip
     state, started = _fingerprint(), time.monotonic()
     for number, (title, command, seconds) in enumerate(PARTS, 1):
-        print(f"{number}/{len(PARTS)}  {title:<24} python {command}  (about {seconds} s)", end="",
-              flush=True)  # fmt: skip
+        print(f"{number}/{len(PARTS)}  {title:<24} python {command}  "
+              f"(about {slowdown * seconds} s)", end="", flush=True)  # fmt: skip
         before = done.get(command, {})
         complete = all(Run(ROOT / folder).finished for folder in before.get("folders", []))
         # The report is always written again, because there may be more runs.
