@@ -88,7 +88,7 @@ def test_twin_is_within_one_per_cent(vit, match):
 
 
 def test_a_vit_too_small_for_a_twin_is_refused():
-    with pytest.raises(UserError, match=r"400 params within 1 %.*larger ViT"):
+    with pytest.raises(UserError, match=r"400 params to within 1 %.*larger ViT"):
         matched_cnn(ViTConfig(img_size=8, patch_size=4, num_classes=2, in_chans=1), 400, "params")
 
 
