@@ -66,7 +66,11 @@ def test_docstrings_and_hints_stay(handed_out):
     for node, solved in zip(ast.parse(text).body, original.body, strict=False):
         if isinstance(node, ast.ClassDef) and node.name == getattr(solved, "name", None):
             assert ast.get_docstring(node) == ast.get_docstring(solved)
-    for hint in ("a Conv2d, or a Linear after", "activation function from the paper", "integer division"):
+    for hint in (
+        "a Conv2d, or a Linear after",
+        "activation function from the paper",
+        "integer division",
+    ):
         assert hint in text
     assert "def init_weights" in text
 
