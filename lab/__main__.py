@@ -39,7 +39,7 @@ PARTS = [  # fewer epochs than the scripts' defaults where those take over ten m
     Part("predictions of the ViT", "predict.py", 5),
     Part("sharing the ViT", "share.py", 8),
 ]
-SLOWDOWN = 4  # of older cores; measured: 117 and 258 s for the first two parts
+SLOWDOWN = 4  # factor for cores without bf16; measured: 117 and 258 s for the first two parts
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 _REPORT = "results/report.html"
 

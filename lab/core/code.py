@@ -5,7 +5,6 @@ it. The constants of the running script are ignored, because their values identi
 """
 
 import ast
-import gc
 import hashlib
 import sys
 import traceback
@@ -13,6 +12,7 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from lab import without_garbage_collection
 from lab.core import constants
 from lab.core.errors import UserError
 
@@ -133,20 +133,16 @@ def _model_file() -> Path:
 @cache
 def _parsed(source: bytes, ignored: frozenset[str]) -> tuple[str, frozenset[str]]:
     """The hash of a file without the named assignments, and the modules that it imports."""
-    collects = gc.isenabled()
-    gc.disable()  # it would search the many nodes of a syntax tree, in which nothing is garbage
     try:
-        tree = ast.parse(source)
-        tree.body = [node for node in tree.body if not _assigns(node, ignored)]
-        tokens: list[str] = []
-        imports: set[str] = set()
-        _tokenize(tree, tokens, imports)
-        source = "\0".join(tokens).encode("utf-8", "surrogatepass")
+        with without_garbage_collection():  # of the many nodes of a syntax tree, none is garbage
+            tree = ast.parse(source)
+            tree.body = [node for node in tree.body if not _assigns(node, ignored)]
+            tokens: list[str] = []
+            imports: set[str] = set()
+            _tokenize(tree, tokens, imports)
+            source = "\0".join(tokens).encode("utf-8", "surrogatepass")
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # cannot be imported either
         imports = set()
-    finally:
-        if collects:
-            gc.enable()
     return hashlib.blake2b(source, digest_size=8).hexdigest(), frozenset(imports)
 
 

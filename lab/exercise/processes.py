@@ -51,7 +51,7 @@ class Job:
 def run_checks(
     job: Job, on_result: Callable[[Result], None] = lambda result: None
 ) -> tuple[list[Result], str]:
-    """Checks the parts of a job; a part that hangs or dies fails alone.
+    """Checks the parts of a job; if a part hangs or dies, only that part fails.
 
     Args:
         job: what is checked.
