@@ -15,6 +15,6 @@ __all__ = [
     "constants",
     "plots",  # loads matplotlib: import it only where a figure is drawn
     "runtime",
-    "stats",  # loads scipy only when an interval or a test is computed
+    "stats",
     "web_page",
 ]

@@ -1,5 +1,6 @@
 """The running program: its processes, signals and memory, and the machine that it runs on."""
 
+import inspect
 import os
 import platform
 import re
@@ -26,10 +27,10 @@ from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError, first_line
 
 __all__ = [
-    "SCHEMA", "Stopped", "allow_tf32", "can_compile", "code_hashes", "explain_out_of_memory",
-    "first_line", "handle_signals", "hardware", "has_bf16", "import_model", "is_main_process",
-    "load_average", "peak_memory_mb", "process_state", "provenance", "run_script", "source_hash",
-    "uses_model",
+    "SCHEMA", "Stopped", "allow_tf32", "avoid_dynamo_import", "can_compile", "code_hashes",
+    "explain_out_of_memory", "first_line", "handle_signals", "hardware", "has_bf16", "import_model",
+    "is_main_process", "load_average", "peak_memory_mb", "process_state", "provenance",
+    "run_script", "source_hash", "uses_model",
 ]  # fmt: skip
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
@@ -290,6 +291,18 @@ def allow_tf32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def avoid_dynamo_import(*functions: Callable) -> None:
+    """Keeps the first call of these functions from importing torch._dynamo, which takes seconds.
+
+    PyTorch wraps them to exclude them from compilation, and needs torch._dynamo only for that. We
+    compile models, but never these functions. The attribute is PyTorch's private cache for the
+    result: a version of PyTorch that does not use it imports torch._dynamo as before.
+    """
+    for function in functions:
+        original = inspect.unwrap(function)
+        original.__dynamo_disable = original
 
 
 def can_compile(device: torch.device) -> bool:

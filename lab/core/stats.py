@@ -1,6 +1,7 @@
 """Confidence intervals, calibration, and paired significance tests."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 
@@ -10,10 +11,11 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 
     Returns: its lower and upper end, between 0 and 1.
     """
-    from scipy.stats import binomtest  # scipy takes a while to import
-
-    interval = binomtest(int(correct), int(total)).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    share, z = correct / total, NormalDist().inv_cdf((1 + confidence) / 2)
+    scale = 1 + z**2 / total
+    center = (share + z**2 / (2 * total)) / scale
+    half_width = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return float(max(0, center - half_width)), float(min(1, center + half_width))
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:

@@ -1,5 +1,6 @@
 """The optimizers, their parameter groups, and the learning rate of each step."""
 
+import inspect
 import math
 import re
 from collections import defaultdict
@@ -10,11 +11,22 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.adamw import adamw as fused_adamw
 
 from lab.core import UserError, runtime
 
 BETAS = (0.9, 0.999)  # AdamW's decay rates for the averages of the gradient and of its square
+
+runtime.avoid_dynamo_import(
+    Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict
+)
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, without the wrapper of `step` that imports torch._dynamo."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def adamw(
@@ -23,7 +35,7 @@ def adamw(
     weight_decay: float,
     layer_decay: float = 1.0,
     head_lr_mult: float = 1.0,
-) -> torch.optim.AdamW:
+) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019), with weight decay for weight matrices only.
 
     Args:
@@ -43,10 +55,10 @@ def adamw(
         raise UserError(f"HEAD_LR_MULT={head_lr_mult} must be above 0; 1 turns it off")
     if (layer_decay, head_lr_mult) != (1, 1):
         groups = _layer_groups(model, groups, layer_decay, head_lr_mult)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+    return AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Muon (Jordan et al. 2024), and AdamW for the groups with `use_fallback`.
 
     Takes the same steps as timm's Muon with `ns_coefficients="original"`, and keeps the same state.
@@ -118,7 +130,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT.contiguous() if matrices.shape[1] > matrices.shape[2] else x
 
 
-def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
     """Muon for the weight matrices of the blocks, AdamW for the rest.
 
     Muon replaces the momentum of a matrix with the nearest orthogonal matrix, so that it learns in
@@ -153,7 +165,7 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
-def by_name(name: str) -> Callable[[nn.Module, float, float], torch.optim.Optimizer]:
+def by_name(name: str) -> Callable[[nn.Module, float, float], Optimizer]:
     """The function that makes an optimizer. Raises: UserError, for an unknown name."""
     if name not in OPTIMIZERS:
         raise UserError(f"OPTIMIZER={name!r} is not one of {', '.join(OPTIMIZERS)}")
@@ -264,7 +276,7 @@ class Schedule:
             return 1 - progress
         return 1.0
 
-    def set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def set_lr(self, optimizer: Optimizer, step: int) -> None:
         """Sets each group's learning rate: peak x fraction x the group's own `lr_scale`."""
         for group in optimizer.param_groups:
             peak = group.setdefault("peak_lr", group["lr"])

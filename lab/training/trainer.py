@@ -86,7 +86,9 @@ class Trainer:
         if config.compile:
             # Compile once per image size: a single program for both sizes slows the large one.
             model.compile(dynamic=False if config.small_epochs else None)
-        self.train_model, self.optimizer = self.accelerator.prepare(model), optimizer
+        # The model is on its device. To decide that, the default imports torch.distributed.tensor.
+        self.train_model = self.accelerator.prepare_model(model, device_placement=False)
+        self.optimizer = optimizer
         single = self.accelerator.distributed_type == DistributedType.NO
         if not single or self.accelerator.scaler:
             # Wrap only if needed: the wrapper takes as long as the step of a small head. It
