@@ -71,9 +71,11 @@ BAR, WIDTH = 20, 100  # characters of the progress bar, and of a line
 
 
 def main() -> None:
+    if hasattr(sys.stdout, "reconfigure"):  # not every console on Windows can print the bars
+        sys.stdout.reconfigure(errors="replace")
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.HAND_OUT:
-        print(f"left to write: {', '.join(hand_out(Path(c.HAND_OUT)))}\n{c.HAND_OUT}")
+        print(f"students write: {', '.join(hand_out(Path(c.HAND_OUT)))}\n{c.HAND_OUT}")
     elif c.GRADE:
         print(grade(Path(c.GRADE), POINTS, job(c), print_student))
     elif c.SOLUTION:
@@ -215,6 +217,13 @@ def watch(c: SimpleNamespace) -> None:
         time.sleep(0.3)
 
 
+def _relative(file: Path) -> str:
+    try:
+        return Path(os.path.relpath(file)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return file.as_posix()
+
+
 class Report:
     """The file that remembers points, hints and given-up parts from run to run."""
 
@@ -237,7 +246,7 @@ class Report:
             self.parts[result.part] = {
                 "points": round(points_of(result), 4),
                 "of": round(sum(POINTS[result.part].values()), 4),
-                "file": Path(os.path.relpath(file)).as_posix(),
+                "file": _relative(file),
                 "code": runtime.source_hash(file.read_bytes()),
             }
         content = {

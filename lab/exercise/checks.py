@@ -53,7 +53,13 @@ class _Diagnosis:
     mistakes: list[str] = field(default_factory=list)
 
 
-def check_part(submission: Submission, name: str, seed: int, weights: Path) -> Result:
+def check_part(
+    submission: Submission,
+    name: str,
+    seed: int,
+    weights: Path,
+    on_passed: Callable[[str], None] = lambda check: None,
+) -> Result:
     """Checks one part with random inputs and parameters that follow from the seed.
 
     Args:
@@ -61,6 +67,7 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
         name: of the part.
         seed: any number; the outcome must not depend on it.
         weights: released weights of a small ViT, a safetensors file of the lab's.
+        on_passed: called with each check that passed.
     """
     part, passed = PARTS[name], []
     previous = torch.get_default_dtype()
@@ -74,6 +81,7 @@ def check_part(submission: Submission, name: str, seed: int, weights: Path) -> R
                 else:
                     _CHECKS[check](evidence, weights)
                 passed.append(check)
+                on_passed(check)
             except Failure as failure:
                 if evidence is None:
                     diagnosis = _diagnose_step(submission, part, failure, seed)

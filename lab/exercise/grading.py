@@ -10,6 +10,7 @@ import json
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from lab.exercise.processes import Job, run_checks
 
 Points = dict[str, dict[str, float]]  # part: check: points
 _WRITTEN = ("grades.csv", "summary.md")
+_UNREADABLE = (".7z", ".rar", ".tar", ".gz", ".tgz", ".ipynb")  # that students hand in by mistake
 _RECORDS = ("config.json", "hand_in.json", "report.json")  # the JSON files that are read
 _MAX_FILE = 2_000_000  # bytes of a file that is read
 _MAX_TOTAL = 20_000_000  # bytes that are read of one submission
@@ -69,14 +71,21 @@ class HandIn:
     @property
     def model(self) -> str | None:
         """The path of the model: as report.py --hand-in says, or model.py, or the only file."""
-        manifest = self.find("hand_in.json")
-        named = _json(self.files[manifest]).get("model") if manifest else None
-        if isinstance(named, str):
-            path = (PurePosixPath(manifest).parent / named).as_posix()
-            if path in self.files:
-                return path
         python = [path for path in self.files if path.endswith(".py")]
-        return self.find("model.py") or (python[0] if len(python) == 1 else None)
+        only = python[0] if len(python) == 1 else None
+        return self._named("model") or self.find("model.py") or only
+
+    @property
+    def steps(self) -> str | None:
+        """The path of the training steps: as report.py --hand-in says, or steps.py."""
+        return self._named("steps") or self.find("steps.py")
+
+    def _named(self, what: str) -> str | None:
+        """The path of a file that report.py --hand-in names."""
+        manifest = self.find("hand_in.json")
+        named = _json(self.files[manifest]).get(what) if manifest else None
+        path = str(PurePosixPath(manifest).parent / named) if isinstance(named, str) else None
+        return path if path in self.files else None
 
 
 @dataclass
@@ -107,11 +116,14 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
     for hand_in in hand_ins:
         before = _snapshot(folder)
         results = [] if hand_in.problem else _run_submission(hand_in, job)
-        changed = sorted({path for path, _ in before.items() ^ _snapshot(folder).items()})
+        after = _snapshot(folder)
+        changed = sorted(path for path in before if before[path] != after.get(path))
         graded = _rows_of(hand_in, results, points, changed)
         rows += graded
         # After each submission, so that a crash loses little.
-        checkpoints.write_rows(folder / "grades.csv", [_cells(row) for row in rows])
+        grades = folder / "grades.csv"
+        with checkpoints.explain_write_errors(grades):  # such as one that is open in Excel
+            checkpoints.write_rows(grades, [_cells(row) for row in rows])
         on_student(hand_in.student, sum(row.points for row in graded))
     path = folder / "summary.md"
     text = _summary(rows, hand_ins, points, job.seed)
@@ -131,19 +143,25 @@ def _read_submissions(folder: Path) -> list[HandIn]:
             continue
         name = path.name if path.is_dir() else path.stem
         hand_in = HandIn("".join(char if char.isprintable() else "?" for char in name))
+        kind = path.suffix.lower()
         if path.is_symlink():
-            hand_in.problem = "it is a symbolic link, which is not followed"
+            hand_in.problem = "it is a symbolic link; links are not read"
         elif path.is_dir():
             _read_folder(path, hand_in)
-        elif path.suffix == ".zip":
+        elif kind == ".zip":
             _read_zip(path, hand_in)
-        elif path.suffix == ".py":
-            hand_in.add("model.py", path.open("rb").read)
+        elif kind == ".py":
+            _read_file(path, "model.py", hand_in)
+        elif kind in _UNREADABLE:
+            hand_in.problem = f"{kind} files are not read: hand in a .py file, a folder or a .zip"
         else:
             continue
         if not hand_in.problem and hand_in.model is None:
             hand_in.problem = "there is no model.py"
         found.append(hand_in)
+    names = Counter(hand_in.student for hand_in in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{folder} has several submissions of {', '.join(twice)}: keep one of each")
     if not found:
         raise UserError(f"there are no submissions in {folder}: put one .py file, folder or .zip "
                         "there for each student")  # fmt: skip
@@ -156,8 +174,15 @@ def _read_folder(folder: Path, hand_in: HandIn) -> None:
         if file.is_symlink():
             hand_in.skipped.append(f"{name} is a symbolic link")
         elif file.is_file():
-            with file.open("rb") as opened:
-                hand_in.add(name, opened.read)
+            _read_file(file, name, hand_in)
+
+
+def _read_file(path: Path, name: str, hand_in: HandIn) -> None:
+    try:
+        with path.open("rb") as file:
+            hand_in.add(name, file.read)
+    except OSError as error:
+        hand_in.skipped.append(f"{name} cannot be read ({error.strerror})")
 
 
 def _read_zip(path: Path, hand_in: HandIn) -> None:
@@ -170,19 +195,20 @@ def _read_zip(path: Path, hand_in: HandIn) -> None:
             if len(entries) > _MAX_ENTRIES:
                 raise OSError(f"more than {_MAX_ENTRIES:,} files")
             for entry in sorted(entries, key=lambda entry: entry.filename.count("/")):
-                if reason := _unsafe(entry):
+                name = entry.filename.replace("\\", "/")  # as some Windows programs write it
+                if reason := _unsafe(entry, PurePosixPath(name)):
                     hand_in.skipped.append(f"{entry.filename} {reason}")
                 elif not entry.is_dir():
                     with archive.open(entry) as file:
-                        hand_in.add(entry.filename, file.read)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+                        hand_in.add(name, file.read)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError,
+            ValueError) as error:  # fmt: skip
         hand_in.problem = f"the zip file cannot be read ({error})"
 
 
-def _unsafe(entry: zipfile.ZipInfo) -> str:
+def _unsafe(entry: zipfile.ZipInfo, path: PurePosixPath) -> str:
     """Why a file in a zip is not read; "" if it can be."""
-    path = PurePosixPath(entry.filename)
-    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
+    if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
         return "leaves the folder of the submission"
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "is a symbolic link"
@@ -202,7 +228,7 @@ def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
             except (OSError, ValueError) as error:  # such as a name that is too long
                 hand_in.problem = f"{name} cannot be copied ({error})"
                 return []
-        steps = hand_in.find("steps.py")
+        steps = hand_in.steps
         own = replace(
             job,
             model_file=Path(scratch, hand_in.model),
@@ -213,7 +239,10 @@ def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of every file, to notice a submission that writes there."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _WRITTEN)
+    files = (
+        path for path in folder.rglob("*")
+        if path.is_file() and path.name not in _WRITTEN and not path.name.startswith(".")
+    )  # fmt: skip
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
@@ -316,7 +345,8 @@ def _summary(rows: list[_Row], hand_ins: list[HandIn], points: Points, seed: int
     ]  # fmt: skip
     for hand_in in hand_ins:
         runs = len(_runs_of_model(hand_in))
-        cells = [f"{runs - len(check_runs(hand_in))} of {runs}", *_own_records(hand_in)]
+        right = runs - len(check_runs(hand_in)) if hand_in.model else 0
+        cells = [f"{right} of {runs}", *_own_records(hand_in)]
         lines.append(f"| {_markdown(hand_in.student)} | {' | '.join(map(_markdown, cells))} |")
     lines += ["", "## Diagnoses", ""]
     for (student, says), same in groupby(rows, lambda row: (row.student, row.diagnosis)):

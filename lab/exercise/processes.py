@@ -67,7 +67,8 @@ def run_checks(
             for result in _run_once(todo, output, trace):
                 results.append(result)
                 on_result(result)
-        return results, output.read_text(encoding="utf-8", errors="replace")
+        printed = output.read_text("utf-8", errors="replace") if output.exists() else ""
+        return results, printed
 
 
 def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
@@ -83,14 +84,17 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
             yield from _all_failed(job, "the process for the check did not start")
             return
         for number, part in enumerate(("", *job.parts)):  # first the file as a whole is loaded
-            message = _receive(receiver, _WAIT * job.seconds + 2)
+            passed = []
+            while (message := _receive(receiver, _WAIT * job.seconds + 2)) and "check" in message:
+                passed.append(message["check"])
             if message is None:
                 process.join(2)
                 sentence = _explain_end(process, trace, job)
                 if number == 0:
                     yield from _all_failed(job, sentence)
                 else:
-                    yield Result(part, failed=PARTS[part].checks[0], says=sentence)
+                    failed = next(c for c in PARTS[part].checks if c not in passed)
+                    yield Result(part, passed, failed, sentence)
                 return
             if "failure" in message:
                 yield from _all_failed(job, message["failure"])
@@ -126,12 +130,12 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
     text = trace.read_text(errors="replace") if trace.exists() else ""
     frames = re.findall(r'File "(.+)", line (\d+)', text)
     place = next((f"{Path(f).name}, line {n}: " for f, n in frames if f in files), "")
-    if "Timeout" in text or process.exitcode in (None, -_CPU_SIGNAL):
+    if "Timeout" in text or process.exitcode is None or -process.exitcode == _CPU_SIGNAL > 0:
         return f"{place}still running after {job.seconds:g} seconds; is this an endless loop?"
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
         return f"{place}the process was killed by the signal {name}"
-    return f"{place}the process exited on its own with status {process.exitcode}"
+    return f"{place}your code ended the process (exit status {process.exitcode})"
 
 
 def _all_failed(job: Job, sentence: str) -> list[Result]:
@@ -164,7 +168,10 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
         for part in job.parts:
             _start_clock(job.seconds, file)
             try:
-                result = check_part(submission, part, job.seed, job.weights)
+                result = check_part(
+                    submission, part, job.seed, job.weights,
+                    lambda check: _send(sender, {"check": check}),
+                )  # fmt: skip
             except Exception as error:  # not the student's fault, but the others must go on
                 says = f"the checker itself failed ({type(error).__name__}: {error})"
                 result = Result(part, failed=PARTS[part].checks[0], says=says)

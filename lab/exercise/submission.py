@@ -113,7 +113,7 @@ class Submission:
     def line_of(self, name: str, method: str | None = None) -> int | None:
         """The line where a class or function, or a method of the class, is defined."""
         for file in self.files:
-            for node in _statements(file.read_text(encoding="utf-8")):
+            for node in _statements(file.read_text(encoding="utf-8-sig")):
                 if getattr(node, "name", None) == name:
                     for inner in getattr(node, "body", []):
                         if getattr(inner, "name", None) == method:
@@ -138,7 +138,7 @@ def _statements(source: str) -> list[ast.stmt]:
 def _load_module(path: Path, name: str) -> types.ModuleType:
     """Runs a file as the module `name`. Raises Failure, with the line, if that fails."""
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{path.name} cannot be read as text: {error}") from error
     module = types.ModuleType(name)
@@ -173,9 +173,11 @@ def _explain(error: BaseException, files: tuple[Path, ...]) -> Failure:
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return Failure(f"{place}this needs more memory than the check allows", line, error)
     if isinstance(error, RecursionError):
-        return Failure(f"{place}this function calls itself endlessly", line, error)
+        return Failure(
+            f"{place}infinite recursion: this function keeps calling itself", line, error
+        )
     if isinstance(error, SystemExit):
-        return Failure(f"{place}the program exits here", line, error)
+        return Failure(f"{place}your code ends the program here", line, error)
     return Failure(f"{place}{type(error).__name__}: {text}", line, error)
 
 

@@ -119,12 +119,21 @@ class _DeviceTracker(TorchFunctionMode):
         own = [x for x in given if id(x) in known]
         if function in self.CREATE and "device" not in kwargs:
             self.created.append(result)
+        elif function in (torch.Tensor.to, torch.Tensor.type_as) and _names_a_device(args, kwargs):
+            # On a CPU, the result can be the same tensor.
+            self.created = [tensor for tensor in self.created if tensor is not result]
         elif own and function not in self.MOVE:
             if len(own) < len(given):
                 self.mixed = True
             elif isinstance(result, torch.Tensor):
                 self.created.append(result)
         return result
+
+
+def _names_a_device(args: tuple, kwargs: dict) -> bool:
+    """Whether a call such as x.to(y), x.to("cpu") or x.to(device=y.device) does."""
+    devices = (torch.device, torch.Tensor, str)
+    return "device" in kwargs or any(isinstance(value, devices) for value in args[1:])
 
 
 def _batch_sizes(evidence: Evidence) -> tuple[list[str], list[str]]:

@@ -287,7 +287,7 @@ OPTIONS_MADE = {
     "LayerScale missing or misplaced": ("Block", [("self.drop(self.ls1(a))", "self.drop(a)")]),
     "no drop path": ("Block", [("DropPath(drop_path)", "DropPath(0.0)")]),
     "drop path without residual": ("Block", [("DropPath(drop_path)", "DropPath(1.0)")]),
-    "only several blocks": ("VisionTransformer", [
+    "fails with one block": ("VisionTransformer", [
         ("max(config.depth - 1, 1)", "(config.depth - 1)")]),
     "pre_logits ignored": ("VisionTransformer", [("if pre_logits:", "if False:")]),
     "wrong mean": ("VisionTransformer", [("x[:, self.num_prefix_tokens :].mean(1)", "x.mean(1)")]),

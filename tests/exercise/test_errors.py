@@ -35,9 +35,9 @@ SENTENCES = {
     "x = torch.log(-x.abs())": r"line \d+: the output contains NaN",
     "big = torch.zeros(2**40)": r"line \d+: this needs more memory than the check allows",
     "big = [0] * 2**40": r"line \d+: this needs more memory than the check allows",
-    "return self.forward(x)": r"line \d+: this function calls itself endlessly",
-    "raise SystemExit": r"line \d+: the program exits here",
-    "import os; os._exit(3)": r"the process exited on its own with status 3",
+    "return self.forward(x)": r"line \d+: infinite recursion: this function keeps calling itself",
+    "raise SystemExit": r"line \d+: your code ends the program here",
+    "import os; os._exit(3)": r"your code ended the process",
     "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": r"killed by the signal SIGKILL",
     "import ctypes; ctypes.string_at(0)": r"line \d+: the process was killed by the signal SIGSEGV",
     "while True: pass": r"line \d+: still running after 0.5 seconds",
@@ -113,6 +113,29 @@ def test_a_loop_on_import_is_waited_for_only_once(tmp_path, monkeypatch):
     results, _ = run(tmp_path, pasted(STUDENT) + "\nwhile True:\n    pass\n", tuple(PARTS), 0.5)
     assert all("still running" in result.says for result in results)
     assert len(started) == 1  # not once for each part
+
+
+def test_a_part_that_hangs_keeps_the_points_of_earlier_checks(tmp_path):
+    (result,), _ = run(tmp_path, mlp_with("while x.requires_grad: pass"), seconds=1)
+    assert "still running" in result.says
+    assert result.passed == ["shapes", "values"]
+    assert result.failed == "gradients"
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    (result,), _ = run(tmp_path, "\ufeff" + pasted(STUDENT))
+    assert result.failed is None
+
+
+@pytest.mark.parametrize("move", [".to(x.device)", ".to(x)", ".to(device=x.device)", ".type_as(x)"])
+def test_moving_a_new_tensor_to_the_device_is_no_mistake(check, move):
+    source = pasted(STUDENT).replace(
+        "h = self.fc1(x)", f"h = self.fc1(x + torch.zeros(x.shape[-1], dtype=x.dtype){move})"
+    )
+    assert "torch.zeros" in source
+    assert check(source, "MLP").failed is None
+    mistake = check(source.replace(move, ""), "MLP")
+    assert "device" in mistake.says
 
 
 def test_a_part_that_dies_only_loses_itself(tmp_path):

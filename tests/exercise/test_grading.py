@@ -139,7 +139,7 @@ def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "ada.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.py", pasted(STUDENT))
         archive.writestr(link, "/etc/passwd")
-        for name in ("../up.py", "/root.py", "C:/drive.py", "a\\b.py"):
+        for name in ("../up.py", "/root.py", "C:/drive.py", "..\\b.py"):
             archive.writestr(name, "raise SystemExit")
         archive.writestr("large.py", b" " * 10**8)
     (hand_in,) = grading._read_submissions(tmp_path)
@@ -147,6 +147,51 @@ def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
     assert len(hand_in.skipped) == 6
     assert any("symbolic link" in says for says in hand_in.skipped)
     assert any("large.py is too large" in says for says in hand_in.skipped)
+
+
+def test_a_zip_with_the_paths_of_windows_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "Ada.ZIP", "w") as archive:
+        archive.writestr("exercise\\model.py", "a = 1")
+    (hand_in,) = grading._read_submissions(tmp_path)
+    assert hand_in.model == "exercise/model.py"
+    assert not hand_in.skipped
+
+
+def test_a_damaged_zip_does_not_stop_the_grading(tmp_path):
+    for name in ("ada", "eve"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("model.py", "".join(map(str, range(10_000))))
+    content = bytearray((tmp_path / "ada.zip").read_bytes())
+    content[200:300] = bytes(100)  # inside the compressed data
+    (tmp_path / "ada.zip").write_bytes(content)
+    ada, eve = grading._read_submissions(tmp_path)
+    assert "cannot be read" in ada.problem
+    assert not eve.problem
+
+
+def test_files_of_other_kinds_are_named_and_two_of_one_student_refused(tmp_path):
+    (tmp_path / "ada.7z").touch()
+    (tmp_path / "list.xlsx").touch()
+    (hand_in,) = grading._read_submissions(tmp_path)
+    assert hand_in.problem == ".7z files are not read: hand in a .py file, a folder or a .zip"
+    for name in ("eve.py", "eve.zip"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="several submissions of eve"):
+        grading._read_submissions(tmp_path)
+
+
+def test_only_changes_of_submissions_that_were_there_count(tmp_path, monkeypatch):
+    """Not a lock file of a program that shows grades.csv, nor a submission that arrives late."""
+    (tmp_path / "ada.py").write_text(pasted(STUDENT), encoding="utf-8")
+    check = grading._run_submission
+
+    def check_while_others_write(*arguments):
+        (tmp_path / ".~lock.grades.csv#").touch()
+        (tmp_path / "late.py").touch()
+        return check(*arguments)
+
+    monkeypatch.setattr(grading, "_run_submission", check_while_others_write)
+    assert run(tmp_path)[0]["ada"] == pytest.approx(sum(FULL.values()))
 
 
 def test_symbolic_links_are_not_followed(tmp_path):
@@ -165,3 +210,10 @@ def test_the_model_is_the_one_that_the_hand_in_names():
     assert HandIn("ada", files).model == "model.py"
     files["hand_in.json"] = json.dumps({"model": "exercise/model.py"}).encode()
     assert HandIn("ada", files).model == "exercise/model.py"
+
+
+def test_the_steps_are_those_that_the_hand_in_names():
+    files = {"model.py": b"1", "steps.py": b"", "my_steps.py": b"", "hand_in.json": b"{}"}
+    assert HandIn("ada", files).steps == "steps.py"
+    files["hand_in.json"] = json.dumps({"steps": "my_steps.py"}).encode()
+    assert HandIn("ada", files).steps == "my_steps.py"
