@@ -56,12 +56,14 @@ def main() -> None:
     config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
-    c.IMAGES = c.IMAGES or registry.trained_on(c.MODEL)
+    dataset = registry.recorded_constants(c.MODEL).get("DATASET")
+    c.IMAGES = c.IMAGES or dataset
     if c.IMAGES is None:
         c.IMAGES = "mnist-5k"
         print(f"{c.MODEL} has no record of its training data, so mnist-5k images are used "
               "(choose others with --images)")  # fmt: skip
-    data = datasets.load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess)
+    is_dataset = datasets.same_dataset(c.IMAGES, dataset)
+    data = datasets.load_images(c.IMAGES, c.DATA_DIR, pretrained.preprocess, is_dataset)
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     device = runtime.process_state().device
     loaders = Loaders(data, pretrained.preprocess, c.BATCH_SIZE, Augmentation())
@@ -78,6 +80,8 @@ def main() -> None:
             is_run = (Path(c.MODEL) / "config.json").is_file()
             trained_by = Run(Path(c.MODEL)) if is_run else None
             job = views.Views(pretrained, loaders, config, trained_by)
+            if not job.methods:
+                raise UserError(f"no map can be drawn: {'; '.join(set(job.skipped.values()))}")
         is_file = Path(data.name).suffix.lower() in images.EXTENSIONS
         images_name = Path(data.name).stem if is_file else data.name
         name = f"{registry.short_name(c.MODEL)}-{images_name}{'-score' if c.SCORE else ''}"

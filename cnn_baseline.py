@@ -43,6 +43,9 @@ def main() -> None:
     values = constants.override(
         sys.modules[__name__], base=train, without=EXCLUDED, recipes=train.RECIPES
     )
+    if values["VIT"]:
+        sizes = {**train.VIT_ONLY, "PATCH_SIZE": None}
+        train.refuse(values, sizes, f"VIT={values['VIT']}, which has its own")
     results.summarize_seeds(
         [train.train(seed_values, build) for seed_values in results.each_seed(values)]
     )

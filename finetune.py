@@ -21,7 +21,7 @@ import lab  # noqa: F401  before torch, so that Ctrl-C ends its slow import quie
 # isort: split
 import torch
 
-from lab.core import Run, constants, runtime
+from lab.core import Run, UserError, constants, runtime
 from lab.data import Augmentation, Loaders, datasets, load_data
 from lab.finetuning import (
     cached_features,
@@ -58,7 +58,7 @@ AUGMENT_VIEWS: int = 0  # for head: augmented views per image in the cache; 0: n
 # --- Training ---
 EPOCHS: int = 20  # passes over the training images
 BATCH_SIZE: int = 64  # images per step, over all processes
-ACCUMULATION_STEPS: int = 1  # split each batch into this many parts to save memory; same result
+ACCUMULATION_STEPS: int = 1  # split each batch into this many parts, which saves memory
 LEARNING_RATE: float | None = None  # peak learning rate; None: depends on MODE; head tries several
 HEAD_LR_MULT: float = 10.0  # the new head's learning rate is this factor times LEARNING_RATE
 WARMUP_FRACTION: float = 0.1  # fraction of the steps used to warm up the learning rate
@@ -105,10 +105,15 @@ def run_modes(values: dict[str, Any], plain_only: bool) -> None:
         results.summarize_seeds(runs)
         return
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, plain_only=plain_only)
-    # The head counts as a layer, but some weights have none: add one before counting.
+    # Weights without a head get one first, because the head counts as a layer.
     pretrained.reset_classifier(["a", "b"])
     depth = max(optimizers.layers(pretrained.model).values()) - 1
     modes = [mode for mode in ALL_MODES if mode.get("TOP_K", 0) < depth]
+    try:
+        set_trainable(pretrained.model, "lora", c.TOP_K, c.LORA_RANK)
+    except UserError as reason:
+        print(f"skipping lora: {reason}")
+        modes.remove({"MODE": "lora"})
     named = {mode_name(SimpleNamespace(**{**values, **mode})): mode for mode in modes}
     compare_modes(named, c.NAME, Path(c.RESULTS_DIR))
 
@@ -117,6 +122,9 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     """Performs one run: loads weights and data, trains the chosen layers, writes the records."""
     if values["TRAIN_FRACTION"] is None:  # with few labels, the benefit of pretraining is visible
         values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
+    if values["MODE"] != "full" and values["LAYER_DECAY"] != 1:
+        values = {**values, "LAYER_DECAY": 1.0}
+        print("LAYER_DECAY has an effect only on MODE=full")
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess

@@ -57,7 +57,8 @@ def main() -> None:
     pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
     if not pretrained.num_classes:
         raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
-    dataset = registry.trained_on(c.MODEL)
+    recorded = registry.recorded_constants(c.MODEL)
+    dataset = recorded.get("DATASET")
     c.IMAGES = c.IMAGES or dataset
     if c.IMAGES is None:
         raise UserError(
@@ -65,11 +66,10 @@ def main() -> None:
             '--images "cat.jpg dog.jpg"'
         )
     # If IMAGES is the folder that the model was trained on, predict only the chosen split.
-    is_dataset = dataset is not None and (
-        datasets.canonical_name(c.IMAGES) == datasets.canonical_name(dataset)
-    )
+    is_dataset = datasets.same_dataset(c.IMAGES, dataset)
+    val_fraction = recorded.get("VAL_FRACTION", 0.1) if is_dataset else 0.1
     source = predictions.find_images(
-        c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained.preprocess, is_dataset
+        c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained, is_dataset, val_fraction
     )
 
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
@@ -80,7 +80,7 @@ def main() -> None:
     name = c.NAME or f"{registry.short_name(c.MODEL)}-{source.name}"
     run = Run.open(Path(c.RESULTS_DIR), name, identity, facts, c.OVERWRITE)
     if run.finished:
-        print("these results exist; --overwrite runs it again")
+        print("these results already exist; --overwrite predicts again")
     else:
         predict(c, pretrained, source, run)
     print(run.folder / "predictions.jpg")

@@ -6,8 +6,9 @@
 
 Writes a self-contained folder results/share/<name>/ that timm, transformers, ONNX Runtime and this
 project can load: model.safetensors, config.json, transformers/, model.onnx, and a model card,
-README.md. A small ViT also gets index.html, which runs it in a browser. Takes about ten seconds,
-most of them for ONNX; without `pip install onnx onnxscript onnxruntime`, that format is left out.
+README.md. A small ViT also gets index.html, which runs it in a browser and contains some of your
+test images (--no-page leaves it out). Takes about ten seconds, most of them for ONNX; without
+`pip install onnx onnxscript onnxruntime`, that format is left out.
 
 The upload needs `hf auth login`. Each upload gets the tag v1, v2, ... and predict.py loads an older
 one with --revision v1. If an upload is interrupted, the same command continues it.
@@ -31,6 +32,7 @@ MODEL: str | None = None  # a run, weight file, timm name or owner/name; none: t
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 LICENSE: str | None = None  # none: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy
+PAGE: bool = True  # index.html, which runs a small ViT in a browser and shows some test images
 DATA_DIR: str = "data"  # folder of downloaded datasets
 
 # --- Upload ---
@@ -55,6 +57,8 @@ def main() -> None:
     if not pretrained.num_classes:
         raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
     records = card.Records.find(c.MODEL)
+    if records is None and registry.recorded_constants(c.MODEL):
+        raise UserError(f"{c.MODEL} is not a finished run: finish it first, or share another model")
     license = card.license_of(c.MODEL, records, c.LICENSE)
     name = c.NAME or registry.short_name(c.MODEL)
     if Path(name).name != name:
@@ -69,17 +73,15 @@ def main() -> None:
         )
     images = f"test images of {dataset}" if dataset else "bundled MNIST images"
     release = card.Release(name, c.REPOSITORY, pretrained, records, license, images)
-    write_folder(folder, release, loaders, c.INT8, c.MODEL_FILE)
+    write_folder(folder, release, loaders, c)
     if c.REPOSITORY:
         version, page = hub.upload(folder, c.REPOSITORY, c.PRIVATE, c.OVERWRITE)
         print(f"{page} is version {version}")
     print(folder)
 
 
-def write_folder(
-    folder: Path, release: card.Release, loaders: Loaders, int8: bool, model_file: str | None
-) -> None:
-    """Writes everything that others need. The folder is replaced atomically."""
+def write_folder(folder: Path, release: card.Release, loaders: Loaders, c: SimpleNamespace) -> None:
+    """Writes everything that others need. An old folder stays until the new one is complete."""
     pretrained = release.pretrained
     _, images, _ = next(loaders.evaluation("test"))
     expected = formats.Expected(pretrained.model, images[: formats.NUM_COMPARED])
@@ -94,25 +96,27 @@ def write_folder(
             "transformers": formats.write_transformers,
             "onnx": formats.write_onnx,
         }
-        if int8:
+        if c.INT8:
             writers["int8"] = lambda folder, *_: formats.write_int8(folder, loaders)
         for name, write in writers.items():
             try:
                 release.formats[name] = str(write(scratch, pretrained, expected))
                 print(f"{name}: {release.formats[name]}")
             except formats.NotPossible as reason:
-                if name == "timm" and model_file:
+                if name == "timm" and c.MODEL_FILE:
                     raise UserError(
-                        f"the ViT in {model_file} is not timm's, so others could not load it "
+                        f"the ViT in {c.MODEL_FILE} is not timm's, so others could not load it "
                         f"({reason}): share a run of the lab's model.py"
                     ) from reason
+                formats.remove(scratch, name)
                 release.skipped[name] = str(reason)
                 print(f"skipping {name}: {reason}")
         if release.records:
             for name in ("metrics.json", "confusion.png"):
                 if (source := release.records.folder / name).is_file():
                     shutil.copyfile(source, scratch / name)
-        add_page(scratch, release, loaders)
+        if c.PAGE:
+            add_page(scratch, release, loaders)
         card.write_card(scratch, release)
         with checkpoints.explain_write_errors(folder):
             if folder.exists():
@@ -127,12 +131,18 @@ def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
     """Writes the live page of a small ViT, with which a static Space can host the folder."""
     run = Run(release.records.folder) if release.records else None
     shown = views.Views(release.pretrained, loaders, views.ViewConfig(), run)
-    if not shown.write_live_page(folder / "index.html", release.name):
+    count = shown.write_live_page(folder / "index.html", release.name)
+    if count is None:
         print("skipping index.html: the live page shows ViTs of model.py with up to 4M parameters")
+    else:
+        print(f"index.html contains {count} of the {release.images} (--no-page leaves it out)")
 
 
 def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:
-    """Raises: UserError, if a folder contains anything but this model, or another if allowed."""
+    """Raises: UserError, if a folder contains anything but this model.
+
+    With `overwrite`, it may contain another model.
+    """
     if not folder.exists():
         return
     if not (folder / "model.safetensors").is_file():
@@ -155,7 +165,7 @@ def example_images(
 ) -> tuple[Loaders, str | None]:
     """Real images to compare formats on: of the model's test split if it is on this computer.
 
-    Returns: their batches, and the name of the dataset; embedded images and None without it.
+    Returns: their batches, and the name of the dataset; without it, mnist-5k images and None.
     """
     preprocess = pretrained.preprocess
     dataset = records.config["constants"].get("DATASET", "") if records else ""

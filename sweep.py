@@ -17,12 +17,12 @@ from typing import Literal
 
 from filelock import FileLock
 
-from lab.core import Run, UserError, constants, runtime
+from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.sweep import Script, Sweep, SweepConfig, parse_space
 
 # --- Search space ---
 SCRIPT: str = "train.py"  # train.py, finetune.py, finetune_swin.py, cnn_baseline.py or your own
-SPACE: str = "LEARNING_RATE=log:3e-4..1e-2 BATCH_SIZE=16,32,64,128"  # a,b,c or low..high or log:
+SPACE: str = "LEARNING_RATE=log:3e-4..1e-2 BATCH_SIZE=16,32,64,128"  # or DEPTH=2..8
 FIXED: str = ""  # flags of every trial, as in --fixed="--dataset cifar10 --epochs 30"
 
 # --- Search ---
@@ -31,8 +31,8 @@ TRIALS: int | None = None  # at most 10,000; None: every point of a grid, otherw
 PROCESSES: int = 1  # trials to run in parallel; they share the CPU cores or the GPU
 
 # --- Pruning: stop a trial that is below the median of the others at the same epoch ---
-PRUNE: bool = True  # MODE=head of finetune.py takes seconds and is not pruned
-PRUNE_AFTER_EPOCHS: int = 10  # epochs that every trial gets, because early ranks mislead
+PRUNE: bool = True  # finetune.py --mode head takes seconds and is never pruned
+PRUNE_AFTER_EPOCHS: int = 10  # epochs before pruning; early rankings mislead
 PRUNE_AFTER_TRIALS: int = 5  # finished trials before any other is pruned
 
 # --- Run ---
@@ -53,10 +53,14 @@ def main() -> None:
 
     names = ("SCRIPT", "SPACE", "FIXED", "SAMPLER", "SEED", "NAME")
     identity = {key: vars(c)[key] for key in names}
+    model_file = Path(str(script.values.get("MODEL_FILE")))
+    if model_file.is_file():  # trials of different models cannot be compared
+        identity["MODEL_FILE"] = runtime.source_hash(model_file.read_bytes())
     dataset = Path(str(script.values.get("DATASET", "data"))).name
     name = c.NAME or "-".join([dataset, script.path.stem, *map(str.lower, space)])[:100]
     results_dir = Path(c.RESULTS_DIR)
-    results_dir.mkdir(parents=True, exist_ok=True)
+    with checkpoints.explain_write_errors(results_dir):
+        results_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(results_dir / ".lock"):  # two terminals may start at the same time
         metadata = {"dataset": {"fingerprint": None}}  # each trial has its own
         scripts = (script.path,)

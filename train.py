@@ -34,7 +34,7 @@ from model import VisionTransformer, ViTConfig
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float = 1.0  # fraction of the training images used; steps per epoch do not change
+TRAIN_FRACTION: float = 1.0  # training images used; they are repeated, so steps stay the same
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
@@ -54,7 +54,7 @@ DROP_PATH_RATE: float | None = None  # stochastic-depth rate of the last block; 
 # --- Training ---
 EPOCHS: int | None = None  # passes over the training images
 BATCH_SIZE: int | None = None  # images per step, over all processes
-ACCUMULATION_STEPS: int = 1  # split each batch into this many parts to save memory; same result
+ACCUMULATION_STEPS: int = 1  # split each batch into this many parts, which saves memory
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: for the blocks' matrices, AdamW elsewhere
 LEARNING_RATE: float | None = None  # peak learning rate, for this batch size
 PROGRESSIVE_RESIZE: float = 0.0  # train this first fraction of the epochs on half-size images
@@ -126,11 +126,24 @@ RECIPES = {
 }  # fmt: skip
 
 
+# These describe the ViT of model.py, and their values if they are not set.
+VIT_ONLY = {"EMBED_DIM": None, "DEPTH": None, "NUM_HEADS": None, "MLP_RATIO": 4.0,
+            "GLOBAL_POOL": "token", "DROP_RATE": 0.0}  # fmt: skip
+
+
 def main() -> None:
     values = constants.override(sys.modules[__name__], recipes=RECIPES)
+    if values["MODEL"] != "vit":
+        refuse(values, VIT_ONLY, f"MODEL={values['MODEL']}: set its sizes with MODEL_ARGS")
     results.summarize_seeds(
         [train(seed_values, build) for seed_values in results.each_seed(values)]
     )
+
+
+def refuse(values: dict[str, Any], unset: dict[str, Any], reason: str) -> None:
+    """Raises: UserError, if one of these constants is set, because it would have no effect."""
+    if given := [name for name, value in unset.items() if values[name] != value]:
+        raise UserError(f"{', '.join(given)} would have no effect on {reason}")
 
 
 def train(values: dict[str, Any], build: Callable) -> Run:
@@ -148,6 +161,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     )
     recipe = {"IMG_SIZE": native, "COMPILE": compile_it, **RECIPES[kind]}
     c = constants.resolve(values, recipe)
+    if c.PATCH_SIZE < 1:
+        raise UserError(f"patch_size={c.PATCH_SIZE} must be at least 1, such as 4")
     print(constants.header(values, c, kind))
 
     augmentation = Augmentation(

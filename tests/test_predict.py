@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from lab.core import runtime
-from lab.data import Preprocess, images, load_data
-from lab.models import load_model
+from lab.data import Preprocess, datasets, images, load_data
+from lab.models import load_model, load_pretrained
 from lab.sharing import predictions
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import ROOT, save_run
@@ -76,7 +76,7 @@ def test_predictions_and_accuracy_equal_load_model(script, run_folder, photos, t
     assert f"accuracy {100 * correct / 12:.1f} % (95 % interval" in done.out
     assert Image.open(folder / "predictions.jpg").size[0] > 500
     assert done.out.splitlines()[-1].endswith("predictions.jpg")
-    assert "results exist" in script(
+    assert "results already exist" in script(
         "predict.py", "--model", run_folder, "--images", "photos", "--top-k", 9,
         "--batch-size", 5, "--attention").out  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
         "predict.py", "--model", run_folder, "--images", "photos/cat/*.jpg photos/dog/00.jpg"
     )
     assert "2 of 9 images could not be read" in str(done.code)
-    assert "broken.jpg (not an image)" in done.out
+    assert "broken.jpg (not an image in a format that can be read)" in done.out
     assert "truncated.jpg (" in done.out
     assert len(rows_of(tmp_path / "out" / "a run-9-images")) == 7
     (tmp_path / "photos").rename(tmp_path / "my photos")
@@ -101,14 +101,48 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     assert "none of the images could be read (1)" in done.err
 
 
+def test_labels_come_from_the_nearest_folder_that_is_a_class(run_folder, photos):
+    """Also from an outer folder, but not from one outside of what the user names."""
+    (photos / "cat" / "session 1").mkdir()
+    (photos / "cat" / "01.jpg").rename(photos / "cat" / "session 1" / "01.jpg")
+    pretrained = load_pretrained(str(run_folder))
+
+    def labels(source):
+        (batch,) = predictions.find_images(source, "test", "", pretrained).batches(20)
+        return batch.labels
+
+    assert labels(f"{photos}") == ["cat"] * 6 + ["dog"] * 6
+    assert labels(f"'{photos}/cat/session 1'") == [""]
+    assert labels(f"'{photos}/cat/03.jpg'") == ["cat"]
+
+
+def test_each_split_holds_the_images_that_training_put_there(tmp_path, run_folder):
+    """Without val/ and test/, both come from train/; their sizes follow from the constants."""
+    for i, name in enumerate(["$x$", "cat", "dog"] * 20):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True, exist_ok=True)
+        noise_image(90, 90, seed=i).save(tmp_path / "data" / "train" / name / f"{i:02}.jpg")
+    source, pretrained = f"{tmp_path / 'data'}", load_pretrained(str(run_folder))
+    trained = load_data(source, val_fraction=0.3)
+    for split in ("train", "val", "test"):
+        found = predictions.find_images(source, split, "", pretrained, True, 0.3)
+        names = [name for batch in found.batches(50) for name in batch.names]
+        assert sorted(names) == sorted(getattr(trained, split).names)
+
+
+@pytest.mark.parametrize(("text", "windows"), [
+    ("'a b.jpg' c.jpg", ["a b.jpg", "c.jpg"]), (r"C:\a.jpg D:\b.jpg", [r"C:\a.jpg", r"D:\b.jpg"]),
+])  # fmt: skip
+def test_backslashes_separate_folders_on_windows(text, windows):
+    assert datasets._split_words(text, windows=True) == windows
+
+
 def test_files_are_read_one_batch_ahead(run_folder, photos, monkeypatch):
     read = images.read_image
     started = []
     monkeypatch.setattr(
         predictions.images, "read_image", lambda *args: started.append(1) or read(*args)
     )
-    preprocess = load_model(run_folder)[1]
-    source = predictions.find_images(f"{photos}", "test", "", preprocess)
+    source = predictions.find_images(f"{photos}", "test", "", load_pretrained(str(run_folder)))
     taken = 0
     for batch in source.batches(2):
         taken += len(batch.names)

@@ -285,13 +285,17 @@ def _attention_blocks(model: nn.Module, images: Tensor) -> list[tuple[nn.Module,
 def patch_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Rows and columns of the patches that a model cuts images (B, C, H, W) into.
 
-    Raises: UserError for a model whose `patch_embed.proj` is not a convolution.
+    Raises: UserError for a model whose `patch_embed` has neither a convolution `proj` nor a
+        `patch_size`.
     """
-    stride = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "stride", None)
+    patch_embed = getattr(model, "patch_embed", None)
+    stride = getattr(getattr(patch_embed, "proj", None), "stride", None)
+    if stride is None and isinstance(getattr(patch_embed, "patch_size", None), int):
+        stride = (patch_embed.patch_size, patch_embed.patch_size)
     if stride is None:
         raise UserError(
-            f"{model_name(model)} has no convolution `patch_embed.proj` that cuts images into "
-            "patches, so the places of its tokens in the image are unknown"
+            f"{model_name(model)} has no `patch_embed` with a convolution `proj` or a "
+            "`patch_size`, so the places of its tokens in the image are unknown"
         )
     return images.shape[-2] // stride[0], images.shape[-1] // stride[1]
 

@@ -52,6 +52,12 @@ def raw_attention(model: nn.Module, images: Tensor) -> list[Tensor]:
     maps: list[Tensor] = []
 
     def keep(weights: Tensor, arrange: Arrange) -> None:  # a single row: (B, h, 1, N)
+        prefix = getattr(model, "num_prefix_tokens", 1)
+        if weights.shape[-1] != prefix + rows * columns:
+            raise UserError(
+                f"a block of {model_name(model)} attends to {weights.shape[-1]} tokens, not to "
+                f"{rows} x {columns} patches and {prefix} others, so there are no maps"
+            )
         maps.append(weights[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns)))
 
     with eval_mode(model), torch.no_grad(), record_attention(model, images, keep, num_rows=1):

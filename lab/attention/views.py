@@ -105,15 +105,16 @@ class Views:
         checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
 
-    def write_live_page(self, path: Path, name: str) -> bool:
+    def write_live_page(self, path: Path, name: str) -> int | None:
         """Writes only the live page, for others to try a model called `name`.
 
-        Returns: False if there is none for this model.
+        Returns: the number of images that it shows; None if there is no page for this model.
         """
         if not runs_in_browser(self.model):
-            return False
-        write_live_page(path, self._live_content(name, self._choose_images(), for_others=True))
-        return True
+            return None
+        content = self._live_content(name, self._choose_images(), for_others=True)
+        write_live_page(path, content)
+        return len(content.examples)
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and class of each image, (B,); zeros for a model without classes."""
@@ -208,7 +209,10 @@ class Views:
         )
 
     def _example_of_each_class(self) -> Tensor:
-        """Rows of test images: for each of at most 12 classes, the first predicted correctly."""
+        """Rows of test images: for each of at most 12 classes, the first predicted correctly.
+
+        If none of the first batch is, the first image of the class.
+        """
         test, chosen = self.loaders.data.test, []
         for label in range(min(_MAX_EXAMPLES, len(self.class_names))):
             rows = (test.labels == label).nonzero()[: self.loaders.batch_size, 0]
@@ -259,7 +263,7 @@ class Views:
             "to the class token or to registers.",
             "Rollout follows attention through all blocks. Gradient rollout and Grad-CAM show what "
             "raised the logit of one class. A bright patch does not prove that the model uses it; "
-            "SCORE = True in attention_viz.py measures whether it does.",
+            "on Oxford Pets, `attention_viz.py --score` measures whether it does.",
         ]
 
 
@@ -276,7 +280,7 @@ def class_index(name: str | None, names: list[str]) -> int | None:
         raise UserError(f"TARGET_CLASS={name!r}: this model has no classification head")
     similar = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
     raise UserError(
-        f"TARGET_CLASS={name!r} is not one of the model's {len(names)} classes, such as "
+        f"TARGET_CLASS={name!r} is not one of the model's {len(names)} classes. Similar names: "
         f"{', '.join(similar)}"
     )
 

@@ -5,6 +5,7 @@ safetensors files, and a training state is read with `weights_only=True`.
 """
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -38,10 +39,13 @@ def explain_write_errors(path: Path) -> Iterator[None]:
             reason = "the file was truncated; the disk may be full"
         else:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        is_denied = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EEXIST)
         raise UserError(
-            f"could not write {path}: {reason}. {_free_space(path)}Everything saved so "
-            "far is intact. Free some space and run the same command to resume, or choose another "
-            "folder (RESULTS_DIR; DATA_DIR for downloads and caches)."
+            f"could not write {path}: {reason}. {'' if is_denied else _free_space(path)}"
+            "Everything saved so far is intact. "
+            + ("" if is_denied else "Free some space and run the same command to resume, or ")
+            + ("Choose" if is_denied else "choose")
+            + " another folder (RESULTS_DIR; DATA_DIR for downloads and caches)."
         ) from error
 
 

@@ -84,7 +84,7 @@ def override(
         argv = sys.argv[1:] if _is_running(module) else []
     given = vars(parser.parse_args(argv))
     for name in (name for name, value in given.items() if value == []):  # as argparse reads `=--`
-        parser.error(f"argument {_flag(name)}: -- is not a value")
+        parser.error(f"argument {_flag(name)}: the value is missing")
     values, edited = {}, {}
     for constant in constants:
         name = constant.name

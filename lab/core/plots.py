@@ -89,6 +89,7 @@ def set_title(figure: plt.Figure, finding: str, note: str = "") -> None:
     The figure needs a constrained layout.
     """
     inches = figure.get_figwidth()
+    finding, note = (text.replace("$", r"\$") for text in (finding, note))  # names, not formulas
     figure.suptitle(wrap(finding, int(9.5 * inches)), fontsize=12, fontweight="bold")
     if note:
         figure.supxlabel(wrap(note, int(14 * inches)), fontsize=8, color="dimgray")
@@ -179,8 +180,9 @@ def plot_confusion(path: Path, matrix: np.ndarray, classes: list[str], subject: 
         tint = LinearSegmentedColormap.from_list(name, ["#f4f4f2", ANSWERS[name].color])
         axis.imshow(np.ma.array(share**0.5, mask=~shown), cmap=tint, vmin=0, vmax=1)
     size = 10 if n <= 20 else 8 if n <= 40 else 5
-    axis.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-    axis.set_yticks(range(n), classes)
+    names = [name.replace("$", r"\$") for name in classes]
+    axis.set_xticks(range(n), names, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axis.set_yticks(range(n), names)
     axis.tick_params(labelsize=size, length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="predicted class", ylabel="true class")

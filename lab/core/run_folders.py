@@ -15,6 +15,7 @@ from lab.core.errors import UserError
 from lab.core.identity import different_constants
 
 _SHORT = {"LEARNING_RATE": "lr", "BATCH_SIZE": "b", "EPOCHS": "e", "WEIGHT_DECAY": "wd"}
+_WINDOWS = os.name == "nt"
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|]')  # on Linux, macOS or Windows
 _STALE_SECONDS = 60  # a folder is created within milliseconds, so an older partial one is left over
 
@@ -94,6 +95,8 @@ def create(folder: Path, config: dict[str, Any], locked: bool) -> bool:
                 lock(scratch)
             with suppress(OSError):
                 folder.rmdir()  # empty, or os.rename fails on Windows
+            if _WINDOWS:
+                unlock(scratch)  # Windows does not rename a folder with an open file
             try:
                 os.rename(scratch, folder)
             except OSError:
@@ -102,6 +105,8 @@ def create(folder: Path, config: dict[str, Any], locked: bool) -> bool:
                 return False
             if (descriptor := _locks.pop(scratch.resolve(), None)) is not None:
                 _locks[folder.resolve()] = descriptor
+            elif locked:
+                lock(folder)
             return True
         finally:
             unlock(scratch)
@@ -155,7 +160,7 @@ def lock(folder: Path) -> None:
         os.close(descriptor)
         raise UserError(
             f"{folder} is being trained by another process{owner and f' (process id {owner})'}: "
-            "wait until it ends or stop it, or give this run a --name of its own"
+            "wait until it ends or stop it, or start a separate run with --name"
         ) from None
     except OSError:  # the file system does not support locks
         os.close(descriptor)
@@ -188,8 +193,12 @@ def _lock_file(descriptor: int) -> None:
 
 def unlock(folder: Path) -> None:
     descriptor = _locks.pop(folder.resolve(), None)
-    if descriptor is not None:
-        (folder / ".lock").unlink(missing_ok=True)
+    if descriptor is None:
+        return
+    if _WINDOWS:  # which does not delete an open file
+        os.close(descriptor)
+    (folder / ".lock").unlink(missing_ok=True)
+    if not _WINDOWS:
         os.close(descriptor)
 
 

@@ -207,9 +207,19 @@ def _adopt_code(folder: Path, config: dict[str, Any], ours: identity.Identity) -
 
 
 def _discard(folder: Path, lock: bool) -> None:
-    """Deletes a run that starts over. Raises: UserError, if another process is training it."""
+    """Deletes a run that starts over. Raises: UserError, if another process is working in it."""
     if lock:
         _claim(folder)
+    for path in folder.glob(".locks/*"):  # of the trials of a sweep
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(path, blocking=False):
+                pass
+        except Timeout:
+            raise UserError(
+                f"{folder} is in use by another process: wait until it ends, or stop it"
+            ) from None
     print(f"{folder}: starting over and replacing the earlier records")
     run_folders.unlock(folder)
     with explain_write_errors(folder):

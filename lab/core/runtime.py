@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -20,17 +20,37 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
 from lab.core import constants
 from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError, first_line
 
 __all__ = [
-    "SCHEMA", "Stopped", "allow_tf32", "avoid_dynamo_import", "can_compile", "code_hashes",
-    "explain_out_of_memory", "first_line", "handle_signals", "hardware", "has_bf16", "import_model",
-    "is_main_process", "load_average", "peak_memory_mb", "process_state", "provenance",
-    "run_script", "source_hash", "uses_model",
+    "SCHEMA",
+    "Stopped",
+    "allow_tf32",
+    "avoid_dynamo_import",
+    "can_compile",
+    "code_hashes",
+    "explain_out_of_memory",
+    "first_line",
+    "handle_signals",
+    "hardware",
+    "has_bf16",
+    "has_compiler",
+    "import_model",
+    "is_main_process",
+    "load_average",
+    "make_accelerator",
+    "peak_memory_mb",
+    "process_state",
+    "provenance",
+    "reset_peak_memory",
+    "run_script",
+    "source_hash",
+    "uses_model",
 ]  # fmt: skip
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
@@ -53,6 +73,16 @@ def process_state() -> PartialState:
     On a machine without a GPU, Accelerate connects the processes only with `cpu=True`.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
+
+
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """Accelerate's interface, with the timeout of `process_state`.
+
+    An earlier run of this process, as in a notebook, may have used another precision.
+    """
+    process_state()
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision)
 
 
 def _is_launched() -> bool:
@@ -143,7 +173,9 @@ def _resume_line() -> str:
     """How to resume; empty if another program started this one, which then prints its own line."""
     if RUN_FOLDERS_VARIABLE in os.environ:
         return ""
-    words = (word for word in _original_command() if word != "--overwrite")
+    words = [word for word in _original_command() if word != "--overwrite"]
+    if constants.running.edited.get("OVERWRITE"):  # set in the script itself
+        words.append("--no-overwrite")
     return f"\nresume with: {shlex.join(words)}"
 
 
@@ -305,10 +337,22 @@ def avoid_dynamo_import(*functions: Callable) -> None:
         original.__dynamo_disable = original
 
 
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch.compile needs."""
+    return any(map(shutil.which, ("c++", "g++", "clang++", "cc", "gcc", "clang", "cl")))
+
+
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile can generate code for this GPU: it needs Triton and a C compiler."""
-    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
-    return device.type == "cuda" and has_compiler and find_spec("triton") is not None
+    """Whether torch.compile can generate code for this GPU: it needs Triton and a compiler."""
+    return device.type == "cuda" and has_compiler() and find_spec("triton") is not None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement for `peak_memory_mb`, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The confidence interval of a proportion, such as accuracy on `total` images (Wilson 1927).
 
-    Returns: its lower and upper end, between 0 and 1.
+    Returns: the lower and the upper bound, between 0 and 1.
     """
     share, z = correct / total, NormalDist().inv_cdf((1 + confidence) / 2)
     scale = 1 + z**2 / total

@@ -6,6 +6,7 @@ inputs of 224 pixels (`Augmentation.crop_size`), so that small crops are not enl
 training photographs of Oxford Pets take 0.7 GB, plus 1.9 GB for crops from 30 % of the area.
 """
 
+import errno
 import hashlib
 import json
 import mmap
@@ -155,7 +156,8 @@ def _write_cache(
         array = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
         with open(scratch, "r+b") as file:
             if flock:  # see _remove_leftovers
-                flock(file, LOCK_EX)
+                with suppress(OSError):  # some network file systems have no locks
+                    flock(file, LOCK_EX)
             if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later
                 os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
             failures, sizes = decode_into(array, paths, reading, cache.name)
@@ -166,9 +168,11 @@ def _write_cache(
         scratch.write_text(json.dumps(record), encoding="utf-8")
         os.replace(scratch, notes)
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise UserError(
             f"cannot write {np.prod(shape) / 1e9:.2f} GB of decoded images to {data.parent} "
-            f"({error.strerror}): free some space there, or lower IMG_SIZE"
+            f"({error.strerror})"
+            + (": free some space there, or lower IMG_SIZE" if is_full else "")
         ) from error
     finally:
         scratch.unlink(missing_ok=True)
@@ -201,7 +205,7 @@ def decode_into(
         try:
             array[i], sizes[i] = read_image(paths[i], reading)
         except UnidentifiedImageError:
-            failures[i] = "not an image, despite its file extension"
+            failures[i] = "not an image in a format that can be read, despite its file extension"
         except Exception as error:  # Pillow raises many exception types
             failures[i] = getattr(error, "strerror", None) or str(error) or type(error).__name__
 

@@ -5,6 +5,7 @@ them. The official test split is kept for the end. Nothing here is augmented: `a
 when batches are made.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -16,10 +17,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 
 from lab.core import UserError
-from lab.data.images import EXTENSIONS, Reading, abbreviate, printable, read_image
+from lab.data import cache
+from lab.data.images import CACHE_FOLDER, EXTENSIONS, Reading, abbreviate, printable
 from lab.data.preprocess import Preprocess
 from lab.data.sources import (
     DATASETS,
@@ -162,54 +163,100 @@ def load_data(
     return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)
 
 
-def load_images(images: str, data_dir: str, preprocess: Preprocess) -> Dataset:
+def load_images(
+    images: str, data_dir: str, preprocess: Preprocess, is_dataset: bool = False
+) -> Dataset:
     """Loads image files without labels, or a dataset.
 
     Args:
-        images: a dataset's name or folder, or image files and folders, separated by spaces; names
-            that contain spaces are quoted.
+        images: a dataset's name or folder; or files, folders and patterns, see `image_files`.
         data_dir: where downloaded datasets are stored.
         preprocess: the model's preprocessing.
+        is_dataset: `images` is a dataset even if it is a folder without train/.
 
     Returns: a dataset. For image files all splits are the same, and there are no labels or classes.
-    Raises: UserError for images that do not exist or cannot be read.
+    Raises: UserError for image files that do not exist or cannot be read.
     """
-    if images in DATASETS or (Path(images).expanduser() / "train").is_dir():
-        size, interpolation = preprocess.resized, preprocess.interpolation
-        return load_data(images, data_dir, size, interpolation=interpolation)
-    sources = [images] if Path(images).expanduser().exists() else shlex.split(images)
-    paths = [path for source in sources for path in _image_paths(Path(source).expanduser())]
-    pixels = np.ascontiguousarray([_read_or_explain(p, preprocess.reading) for p in paths])
+    if is_dataset or images in DATASETS or (Path(images).expanduser() / "train").is_dir():
+        return load_data(images, data_dir, preprocess.resized, skip_unreadable=True,
+                         interpolation=preprocess.interpolation)  # fmt: skip
+    paths = list(image_files(images))
+    size = preprocess.resized
+    pixels = np.empty((len(paths), 3, size, size), np.uint8)
+    failures, _ = cache.decode_into(pixels, paths, preprocess.reading, "images")
+    for number, reason in failures:
+        raise UserError(f"IMAGES: {paths[number]} cannot be read: {reason}")
     names = [printable(path.name) for path in paths]
     split = full_split(torch.from_numpy(pixels), torch.full((len(paths),), -1), names)
-    name = printable(Path(sources[0]).name) if len(sources) == 1 else f"{len(paths)}-images"
+    folder = Path(images).expanduser()
+    name = folder.resolve().name if folder.is_dir() else f"{len(paths)}-images"
+    name = names[0] if len(paths) == 1 else printable(name)
     return Dataset(name, [], split, split, split, mean=[], std=[], remarks=[])
 
 
-def _image_paths(path: Path) -> list[Path]:
-    """An image file itself, or the images below a folder."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(
-            f"IMAGES: {str(path)!r} is not a file, a folder or one of {', '.join(DATASETS)}"
-        )
-    inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    if not inside:
-        raise UserError(
-            f"IMAGES: the folder {path} contains no images ({abbreviate(sorted(EXTENSIONS))})"
-        )
-    return inside
+def image_files(source: str) -> dict[Path, Path]:
+    """The image files that a list of files, folders and patterns names, in order.
 
+    Hidden files, and files in hidden folders, are left out unless they are named themselves.
 
-def _read_or_explain(path: Path, reading: Reading) -> np.ndarray:
-    """One image, uint8 (3, size, size). Raises: UserError that names it if it cannot be read."""
+    Args:
+        source: such as "cat.jpg photos holiday/*.jpg"; names that contain spaces are quoted.
+
+    Returns: the path of each file -> the folder that was named, or else the file's own folder.
+    Raises: UserError, for files that do not exist and folders without images.
+    """
     try:
-        return read_image(path, reading)[0]
-    except UnidentifiedImageError as error:
-        raise UserError(f"IMAGES: {path} is not an image, despite its file extension") from error
-    except Exception as error:  # Pillow raises many exception types
-        raise UserError(f"IMAGES: {path} cannot be read: {error}") from error
+        places = [source] if _matches(source) else _split_words(source)
+    except ValueError as error:  # an odd number of quotes
+        raise UserError(f"IMAGES={source!r}: {error}; quote names that contain spaces") from error
+    if not places:
+        raise UserError("IMAGES is empty: name files, folders or patterns such as photos/*.jpg")
+    found: dict[Path, Path] = {}
+    for place in places:
+        matches = _matches(place)
+        if not matches and not glob.has_magic(place):
+            raise UserError(
+                f"IMAGES: {place!r} is not a file, a folder or a dataset "
+                f"({', '.join(DATASETS)}); quote names that contain spaces"
+            )
+        files = {
+            file: path if path.is_dir() else path.parent
+            for path in matches
+            for file in (_visible_images(path) if path.is_dir() else [path])
+        }
+        if not files:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise UserError(f"IMAGES: there are no images ({kinds}) in {place!r}")
+        found |= {file: folder for file, folder in files.items() if file not in found}
+    return found
+
+
+def _split_words(text: str, windows: bool = os.name == "nt") -> list[str]:
+    """Like shlex.split, but on Windows a backslash separates folders."""
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    if windows:
+        words.escape = ""
+    return list(words)
+
+
+def _matches(place: str) -> list[Path]:
+    """The file or folder of this name if there is one, or else all that match the pattern."""
+    path = Path(place).expanduser()
+    if path.exists():
+        return [path]
+    return [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+
+
+def _visible_images(folder: Path) -> list[Path]:
+    """All images in a folder and its subfolders that are not hidden."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in EXTENSIONS
+        and CACHE_FOLDER not in file.parts
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
 
 
 def dataset_kind(dataset: str) -> Literal["mnist-5k", "digits", "small", "photographs"]:
@@ -223,6 +270,11 @@ def dataset_kind(dataset: str) -> Literal["mnist-5k", "digits", "small", "photog
     if dataset == "digits":
         return "digits"
     return "small" if native_size(dataset) else "photographs"
+
+
+def same_dataset(one: str, other: str | None) -> bool:
+    """Whether two names of datasets or folders, if any, mean the same data."""
+    return other is not None and canonical_name(one) == canonical_name(other)
 
 
 def canonical_name(dataset: str) -> str:

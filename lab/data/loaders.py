@@ -25,7 +25,7 @@ from lab.data.datasets import Dataset
 from lab.data.preprocess import Preprocess
 from lab.data.splits import Split
 
-_GPU_FRACTION = 0.4  # a split stays on the GPU if it needs less than this fraction of free memory
+_FRACTION = 0.4  # a split stays on the device if it needs less than this fraction of free memory
 
 
 def derive_seed(*parts: int) -> int:
@@ -41,7 +41,7 @@ class SplitLoader:
         self.split, self.device, self.labels = split, device, split.labels.to(device)
         self.store = store
         # On the CPU this copies nothing: a store on disk stays there, and is read page by page.
-        if store is None and (device.type != "cuda" or _fits_on_gpu(split)):
+        if store is None and _fits_on(device, split):
             self.store = split.store.to(device)
         self.rows = split.rows.to(device)
 
@@ -67,7 +67,8 @@ class SplitLoader:
         """The same for a split that does not fit on the GPU: a thread gathers the next batch."""
 
         def gather(index: Tensor) -> Tensor:
-            return self.split.images(index).pin_memory()
+            images = self.split.images(index)
+            return images.pin_memory() if self.device.type == "cuda" else images
 
         with ThreadPoolExecutor(1) as pool:
             upcoming = pool.submit(gather, indices[0]) if indices else None
@@ -79,9 +80,14 @@ class SplitLoader:
                 yield to_device(images, self.device), labels
 
 
-def _fits_on_gpu(split: Split) -> bool:
-    free, _ = torch.cuda.mem_get_info()
-    return split.store.nbytes < _GPU_FRACTION * free
+def _fits_on(device: torch.device, split: Split) -> bool:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:
+        return True
+    return split.store.nbytes < _FRACTION * free
 
 
 @dataclass
@@ -117,10 +123,11 @@ class Loaders:
         # Every step has the same number of images; the skipped images change with the epoch.
         self.batch_size = min(self.batch_size, len(self.data.train))
         if self.data.channels not in (1, len(self.preprocess.mean)):
+            kind = "color" if self.data.channels == 3 else "grayscale"
             raise UserError(
                 f"the images of {self.data.name} have {self.data.channels} channels, but the model "
-                f"expects {len(self.preprocess.mean)}. Choose other weights (PRETRAINED or MODEL): "
-                "those of a model for images of the same kind, color or grayscale"
+                f"expects {len(self.preprocess.mean)}: choose weights (PRETRAINED or MODEL) of a "
+                f"model for {kind} images"
             )
         self.steps = len(self.data.train) // self.batch_size  # per epoch
         self.to(torch.device("cpu"))

@@ -59,7 +59,7 @@ class Source:
             raise UserError(f"{root / split} contains no images: add some, or remove the folder")
         paths = [path for path, _ in labeled]
         labels = torch.tensor([label for _, label in labeled])
-        kind = "whole" if reading.whole else reading.interpolation
+        kind = f"whole-{reading.interpolation}" if reading.whole else reading.interpolation
         cache_path = root / CACHE_FOLDER / f"{split}-{reading.size}-{kind}"
         decoded = cache.decode(paths, reading, cache_path)
         all_names = [printable(path.relative_to(root).as_posix()) for path in paths]
@@ -282,6 +282,11 @@ def _train_folder(root: Path) -> Path:
             f"{root} contains {len(loose)} images, but no folders that say which class they belong "
             f"to. {arrange} To look at unlabeled images: python attention_viz.py --images FOLDER"
         )
+    if kinds := sorted({path.suffix.lower() for path in others if not path.name.startswith(".")}):
+        raise UserError(
+            f"{root} contains only files of the types {abbreviate(kinds)}, which cannot be read: "
+            f"convert them to one of {' '.join(sorted(EXTENSIONS))}"
+        )
     folders = abbreviate([f"{name}/" for name in found]) or "no folders"
     raise UserError(f"{root} contains no images ({folders}). {arrange}")
 
@@ -332,7 +337,7 @@ def native_size(dataset: str) -> int | None:
 
 
 def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
-    """Width and height of up to 100 images, from all classes."""
+    """Width and height of the first three images of each class, of at most 100 in all."""
     sizes = []
     for path in [path for paths in found.values() for path in paths[:3]][:100]:
         try:

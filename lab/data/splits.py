@@ -87,9 +87,9 @@ def stratified_split(split: Split, fraction: float, classes: list[str]) -> tuple
         too_small += [name] if len(members) == 1 else []
     if too_small:
         raise UserError(
-            "these classes have only one training image left, so none can be used for validation "
-            f"or test: {abbreviate(too_small)}. Each class needs 3 images, or 2 if there is a "
-            "folder test/ or val/. Add some, or remove the class."
+            "these classes have only one image left for training, so none can be set aside for "
+            f"validation or testing: {abbreviate(too_small)}. Each class needs 3 images, or 2 if "
+            "there is a folder test/ or val/. Add some, or remove the class."
         )
     mask = torch.from_numpy(moved)
     return split.select(~mask), split.select(mask)

@@ -100,9 +100,13 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
         "error_bar": error_bar,
         "trainable": config["model"]["trainable_parameters"],
         "seconds": statistics.mean(m["training_seconds"] for m in metrics),
-        "memory": max(m["peak_memory_mb"] or 0 for m in metrics),
+        "memory": max(m["peak_memory_mb"] or 0 for m in metrics),  # 0: not measured
         "images": metrics[0]["test_images"],
     }
+
+
+def _memory(megabytes: int) -> str:
+    return f"{megabytes:,} MB" if megabytes else "not measured"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -114,7 +118,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     ]
     lines += [
         f"| {r['mode']} | {r['trainable']:,} | {r['accuracy']:.1f} % ({r['low']:.1f} to "
-        f"{r['high']:.1f}) | {r['seconds']:,.0f} s | {r['memory']:,} MB |"
+        f"{r['high']:.1f}) | {r['seconds']:,.0f} s | {_memory(r['memory'])} |"
         for r in rows
     ]
     return "\n".join(lines) + "\n"

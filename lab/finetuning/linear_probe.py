@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lab.core import Run, UserError, checkpoints, runtime
@@ -90,7 +89,7 @@ def cached_features(
     """
     if views < 0:
         raise UserError(f"AUGMENT_VIEWS={views} must be 0 (no augmentation) or the number of views")
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = runtime.make_accelerator(precision)
     device, world = accelerator.device, accelerator.num_processes
     key = {
         "code": runtime.code_hashes(Path(__file__)),

@@ -74,7 +74,7 @@ def from_transformers(state: _State, config: dict[str, Any]) -> tuple[_State, Vi
     for first in [name for name in named if "attn.q_proj" in name]:
         parts = [named.pop(first.replace("q_proj", f"{part}_proj"), None) for part in "qkv"]
         if any(part is None for part in parts):
-            raise UserError(f"a part of {first.replace('q_proj', 'qkv')} is missing")
+            raise UserError(f"{first}: the weights of query, key or value are missing")
         named[first.replace("q_proj", "qkv")] = torch.cat(parts)
     heads, eps = config.get("num_attention_heads", 12), config.get("layer_norm_eps", 1e-12)
     return named, config_of(named, heads, eps), unused

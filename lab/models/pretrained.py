@@ -51,7 +51,7 @@ class Pretrained:
             return []
         from timm.data import ImageNetInfo, infer_imagenet_subset
 
-        if subset := infer_imagenet_subset(self.model):
+        if subset := infer_imagenet_subset({"num_classes": self.num_classes}):
             info = ImageNetInfo(subset)
             return [info.index_to_description(i) for i in range(self.num_classes)]
         return [f"class {i}" for i in range(self.num_classes)]
@@ -242,7 +242,8 @@ def _check_size(model: nn.Module, found: Found) -> None:
     given = sum(value.numel() for value in found.state.values())
     if wanted > 2 * given + 10**7:
         raise UserError(
-            f"{found.origin} does not match its config: {given:,} weights for a model of {wanted:,}"
+            f"{found.origin} does not match its config, which describes {wanted:,} parameters; the "
+            f"file contains {given:,}"
         )
 
 

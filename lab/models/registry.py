@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import flop_counter
 
-from lab.core import Run, UserError, checkpoints
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.data import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.lora import merged_state
 from model import ConfigError, VisionTransformer, ViTConfig
 
+if _counter := getattr(flop_counter, "_FlopCounterMode", None):  # private: not in every version
+    runtime.avoid_dynamo_import(_counter.__torch_dispatch__)
 _ROOT = Path(__file__).resolve().parents[2]
 OURS = {  # by the name in a header
     "VisionTransformer": (VisionTransformer, ViTConfig),
@@ -210,9 +212,9 @@ def profile_model(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, A
     was_training = model.training
     model.eval()  # this image must not change the statistics of a batch norm
     with sdpa_kernel(SDPBackend.MATH):  # fused kernels recompute products, which would count twice
-        with FlopCounterMode(display=False) as forward, torch.no_grad():
+        with flop_counter.FlopCounterMode(display=False) as forward, torch.no_grad():
             model(image)
-        with FlopCounterMode(display=False) as training:
+        with flop_counter.FlopCounterMode(display=False) as training:
             model(image).sum().backward()
     model.zero_grad()
     model.train(was_training)
@@ -246,13 +248,14 @@ def short_name(source: str) -> str:
     return Path(source).stem if path or "/" in source else source.split(".")[0]
 
 
-def trained_on(source: str) -> str | None:
-    """The dataset of a run, given its folder or a file in it; None for other weights."""
+def recorded_constants(source: str) -> dict[str, Any]:
+    """The constants of a run, given its folder or a file in it; {} for other weights."""
     path = find_path(source)
     try:
-        return Run(path.parent if path.is_file() else path).config()["constants"]["DATASET"]
+        constants = Run(path.parent if path.is_file() else path).config()["constants"]
     except (UserError, AttributeError, KeyError, TypeError):
-        return None
+        return {}
+    return constants if isinstance(constants, dict) else {}
 
 
 # --- Headers ---
@@ -302,7 +305,7 @@ def config_from_header(header: Any, origin: Path | str) -> ViTConfig | CNNConfig
         if model == "timm":
             return TimmConfig(**values)
         if model not in OURS:
-            raise UserError(f"it contains a {str(model)[:80]}, which cannot be loaded as a model")
+            raise UserError(f"it contains a {str(model)[:80]}, which this project cannot load")
         known = {name: value for name, value in values.items() if _expected(name)}
         _check_arguments(known, str(model))
         return OURS[model][1](**values)

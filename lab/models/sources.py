@@ -337,7 +337,7 @@ def _fetch(repository: str, *names: str) -> Path | None:
 
     Returns: its path in the cache, or None if the repository has none of them.
 
-    Cached files, and files cached as nonexistent, need no network. The exception is config.json,
+    Files in the cache, or recorded there as missing, need no network. The exception is config.json,
     the first file of a repository: it is always requested if the hub can be reached. The response
     tells which commit the revision points to, so files cached for an older commit are not used.
 

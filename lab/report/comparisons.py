@@ -87,9 +87,11 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
     """Finished runs grouped by configuration; the user's runs and reference runs are kept apart."""
     finished = [run for run in runs if run.metrics]
     configs = []
-    for same in group_by(finished, lambda run: (run.comparable_key, run.key("SEED"))):
-        by_seed = {run.constants.get("SEED"): run for run in reversed(same)}  # keeps the first run
-        configs.append(Configuration([by_seed[seed] for seed in sorted(by_seed, key=str)]))
+    for same in group_by(finished, lambda r: (r.comparable_key, r.key("SEED"), r.model_code)):
+        same.sort(key=lambda run: str(run.config.get("started")))
+        by_seed = {run.constants.get("SEED"): run for run in same}  # keeps the newest run
+        seeds = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
+        configs.append(Configuration([by_seed[seed] for seed in seeds]))
     return configs
 
 

@@ -172,6 +172,7 @@ def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
     checked = [part["file"] for part in work.exercise.values()]
     model_files = list(dict.fromkeys(filter(None, [*checked, *of_runs, "model.py"])))
     model = next((part["file"] for name, part in work.exercise.items() if name[0].isupper()), None)
+    steps = next((part["file"] for name, part in work.exercise.items() if name[0].islower()), None)
     return {
         "schema": 1,
         "tasks": [
@@ -189,6 +190,7 @@ def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
         "exercise": exercise,
         "model_files": model_files,
         "model": _name_in_zip(Path(model or next(filter(None, of_runs), "model.py"))),
+        "steps": _name_in_zip(Path(steps)) if steps else None,
         "code": runtime.code_hashes(*ROOT.glob("*.py")),
         "left_out": [
             {"path": _name_of(folder, found.place), "reason": reason}

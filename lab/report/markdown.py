@@ -230,11 +230,13 @@ def _headline_table(runs: list[Record], root: Path) -> str:
     rows = []
     for name, description in _HEADLINES.items():
         if name in by_name:
-            metrics = by_name[name].metrics
+            run, metrics = by_name[name], by_name[name].metrics
+            threads = run.config["hardware"]["threads"]
+            cores = "one CPU core" if threads == 1 else f"{threads} CPU cores"
             low, high = (100 * bound for bound in metrics["test_accuracy_95"])
             rows.append([
-                _linked(description, by_name[name].folder, root),
+                _linked(description, run.folder, root),
                 f"**{100 * metrics['test_accuracy']:.1f} %** ({low:.1f} to {high:.1f})",
-                f"{metrics['training_seconds'] / 60:.0f} minutes on one CPU core",
+                f"{metrics['training_seconds'] / 60:.0f} minutes on {cores}",
             ])  # fmt: skip
     return table(["model", "test accuracy (95 % interval)", "training"], rows)

@@ -157,6 +157,12 @@ class Record:
         """Equal for runs that may be compared: same test images, both or neither a reference."""
         return self.is_reference, self.predictions.test_set
 
+    @property
+    def model_code(self) -> str | None:
+        """The hash of the model.py that the run used; None if it was not recorded."""
+        code = self.config.get("code")
+        return code.get("model.py") if isinstance(code, dict) else None
+
     def key(self, *excluded: str) -> str:
         """Equal for runs of one script on one dataset that differ only in excluded constants."""
         rest = {k: v for k, v in self.constants.items() if k not in excluded}

@@ -170,10 +170,11 @@ def _metadata(folder: Path, release: Release) -> Any:
     records = release.records
     if records:
         name = records.config["dataset"]["name"]
-        hub_name = _HUB_DATASETS.get(name)
+        hub_name = _HUB_DATASETS.get(records.config["constants"].get("DATASET"))
         data["datasets"] = [hub_name] if hub_name else None
-        if records.base and registry.find_path(records.base) is None and "/" in records.base:
-            data["base_model"] = records.base
+        repository = (records.base or "").partition("@")[0]
+        if repository.count("/") == 1 and registry.find_path(repository) is None:
+            data["base_model"] = repository
         low, high = records.metrics["test_accuracy_95"]
         data["model_name"] = release.name
         data["eval_results"] = [
@@ -217,7 +218,9 @@ def _body(folder: Path, release: Release) -> str:
         f"Resize the shorter side to {preprocess.resized} pixels ({preprocess.interpolation}), "
         f"crop the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
         f"{_rounded(preprocess.mean)} and divide by the standard deviation "
-        f"{_rounded(preprocess.std)}, per channel. All formats but ONNX do this for you.",
+        f"{_rounded(preprocess.std)}, per channel. For ONNX, do this yourself; the other formats "
+        f"need only {'an' if color == 'color' else 'a'} {'RGB' if color == 'color' else color} "
+        "image.",
         "## Limitations",
         _limitations(records, names),
         "## License",
@@ -329,8 +332,8 @@ def training_table(records: Records) -> str:
     start = f"fine-tuned from {_public(records.base)}" if records.base else "trained from scratch"
     machine = hardware.get("gpu") or "{threads} of {cores} cores of {cpu}".format(**hardware)
     rows = {
-        "data": f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and "
-                f"{data['test']:,} test images",
+        "data": f"{data['name']}: {_train_images(records):,} training, {data['val']:,} validation "
+                f"and {data['test']:,} test images",
         "start": start,
         "duration": f"{metrics['epochs']} epochs, {metrics['training_seconds']:,.0f} s on "
                     f"{machine}",
@@ -344,6 +347,12 @@ def training_table(records: Records) -> str:
     return f"| | |\n|---|---|\n{table}"
 
 
+def _train_images(records: Records) -> int:
+    """The number of different training images; an epoch may repeat them."""
+    data = records.config["dataset"]
+    return data.get("train_images", data["train"])
+
+
 def _limitations(records: Records | None, names: list[str]) -> str:
     text = (
         f"The model always chooses one of its {len(names)} classes, also for images that show "
@@ -354,7 +363,7 @@ def _limitations(records: Records | None, names: list[str]) -> str:
         per_class = {k: v for k, v in records.metrics.get("per_class_accuracy", {}).items()
                      if v is not None}  # fmt: skip
         text += (
-            f" It was trained on {records.config['dataset']['train']:,} images of "
+            f" It was trained on {_train_images(records):,} images of "
             f"{records.config['dataset']['name']}; expect a lower accuracy on images from other "
             "sources."
         )
@@ -362,7 +371,10 @@ def _limitations(records: Records | None, names: list[str]) -> str:
             worst = min(per_class, key=per_class.__getitem__)
             text += f" It is least accurate on {worst}: {100 * per_class[worst]:.0f} % correct."
         if error := records.metrics.get("calibration_error"):
-            text += f" Its probabilities are off by {100 * error:.1f} points on average (ECE)."
+            text += (
+                f" Its confidence differs from its accuracy by {100 * error:.1f} percentage points "
+                "on average (expected calibration error)."
+            )
     return text
 
 

@@ -8,6 +8,7 @@ and if the packages that it needs are not installed.
 import importlib.util
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -90,6 +91,14 @@ def _save(path: Path, state: _State) -> None:
     state = {name: value.contiguous() for name, value in state.items()}
     metadata = {"format": "pt"}  # which transformers requires
     checkpoints.write_atomically(path, lambda scratch: save_file(state, scratch, metadata))
+
+
+def remove(folder: Path, name: str) -> None:
+    """Removes what the writer of a format has written before it raised NotPossible."""
+    if name == "transformers":
+        shutil.rmtree(folder / "transformers", ignore_errors=True)
+    elif name == "onnx":
+        (folder / "model.onnx").unlink(missing_ok=True)
 
 
 # --- timm ---

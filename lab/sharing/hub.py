@@ -39,7 +39,7 @@ def upload(folder: Path, repository: str, private: bool, overwrite: bool) -> tup
     Args:
         folder: what share.py has written.
         repository: owner/name; created if it does not exist.
-        private: only the owner can see it.
+        private: only you, or members of the organization that owns it, can see it.
         overwrite: replace a different model in the repository.
 
     Returns: the version and the address of the repository.

@@ -5,10 +5,8 @@ writes predictions.csv and collects what the contact sheet and the terminal show
 """
 
 import csv
-import glob
 import hashlib
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab.core import UserError, checkpoints, runtime, stats
-from lab.data import Dataset, Preprocess, datasets, images
+from lab.data import Dataset, datasets, images
 from lab.models import Pretrained
 
 _SHOWN = 24  # images on the contact sheet
@@ -45,11 +43,14 @@ class Batch:
 class UserImages:
     """Image files, read by several threads one batch ahead of the model.
 
-    The label of a file is the name of its folder, which is used if it is a class of the model.
+    The label of a file is the name of the nearest folder that is a class of the model. Folders
+    outside the one that the user named do not count.
     """
 
-    def __init__(self, source: str, preprocess: Preprocess):
-        self.paths, self.reading = _paths(source), preprocess.reading
+    def __init__(self, source: str, pretrained: Pretrained):
+        self._folders = datasets.image_files(source)
+        self._classes = set(pretrained.class_names)
+        self.paths, self.reading = list(self._folders), pretrained.preprocess.reading
         folder = Path(source).expanduser()
         self.name = folder.resolve().name if folder.is_dir() else f"{len(self.paths)}-images"
         if len(self.paths) == 1:
@@ -92,7 +93,7 @@ class UserImages:
         try:
             return images.read_image(path, self.reading)[0]
         except UnidentifiedImageError:
-            return "not an image"
+            return "not an image in a format that can be read"
         except Exception as error:  # Pillow raises many kinds for damaged files
             return getattr(error, "strerror", None) or runtime.first_line(error)
 
@@ -100,8 +101,16 @@ class UserImages:
         numbers = [number for number, _ in kept]
         paths = [self.paths[number] for number in numbers]
         pixels = torch.from_numpy(np.stack([array for _, array in kept]))
-        labels = [images.printable(path.absolute().parent.name) for path in paths]
-        return Batch(numbers, [str(path) for path in paths], pixels, labels)
+        return Batch(numbers, list(map(str, paths)), pixels, list(map(self._label, paths)))
+
+    def _label(self, path: Path) -> str:
+        """The class of a file, or "" if no folder names one."""
+        outermost = self._folders[path].absolute()
+        for folder in path.absolute().parents:
+            name = images.printable(folder.name)
+            if name in self._classes or folder == outermost:
+                break
+        return name if name in self._classes else ""
 
 
 class SplitImages:
@@ -129,74 +138,40 @@ Images = UserImages | SplitImages
 
 
 def find_images(
-    source: str, split: str, data_dir: str, preprocess: Preprocess, is_dataset: bool = False
+    source: str,
+    split: str,
+    data_dir: str,
+    pretrained: Pretrained,
+    is_dataset: bool = False,
+    val_fraction: float = 0.1,
 ) -> Images:
     """The images that IMAGES refers to.
 
     Args:
-        source: a dataset's name, or a folder with train/; or files, folders and patterns such as
-            photos/*.jpg, separated by spaces. Names that contain spaces are quoted.
+        source: a dataset's name, or a folder with train/; or files, folders and patterns, see
+            `datasets.image_files`.
         split: which part of a dataset: "train", "val" or "test".
         data_dir: where downloaded datasets are stored.
-        preprocess: of the model.
+        pretrained: the model.
         is_dataset: the source is a dataset even if it is a folder without train/.
+        val_fraction: of the training, if the source has no validation split of its own.
 
     Raises: UserError, for images that do not exist.
     """
     if source not in datasets.DATASETS:
         folder = Path(source).expanduser()
-        if (folder / "train").is_dir() and (folder / split).is_dir():
-            return UserImages(str(folder / split), preprocess)
-        if not is_dataset and not (folder / "train").is_dir():
-            return UserImages(source, preprocess)
-    data = datasets.load_data(source, data_dir, preprocess.resized, skip_unreadable=True,
-                              interpolation=preprocess.interpolation)  # fmt: skip
+        has_train = (folder / "train").is_dir()
+        # Not train/, because validation or test images may have been taken from it.
+        if has_train and split != "train" and (folder / split).is_dir():
+            return UserImages(str(folder / split), pretrained)
+        if not is_dataset and not has_train:
+            return UserImages(source, pretrained)
+    preprocess = pretrained.preprocess
+    data = datasets.load_data(
+        source, data_dir, preprocess.resized, val_fraction, skip_unreadable=True,
+        interpolation=preprocess.interpolation,
+    )  # fmt: skip
     return SplitImages(data, split)
-
-
-def _paths(source: str) -> list[Path]:
-    """The files that a list of files, folders and patterns names, in order and without repeats."""
-    try:
-        places = [source] if _matches(source) else shlex.split(source)
-    except ValueError as error:  # an odd number of quotes
-        raise UserError(f"IMAGES={source!r}: {error}; quote names that contain spaces") from error
-    if not places:
-        raise UserError("IMAGES is empty: name files, folders or patterns such as photos/*.jpg")
-    found: dict[Path, None] = {}
-    for place in places:
-        matches = _matches(place)
-        if not matches and not glob.has_magic(place):
-            raise UserError(
-                f"IMAGES: {place!r} is not a file, a folder or a dataset "
-                f"({', '.join(datasets.DATASETS)}); quote names that contain spaces"
-            )
-        files = [file for match in matches for file in _files(match)]
-        if not files:
-            kinds = " ".join(sorted(images.EXTENSIONS))
-            raise UserError(f"IMAGES: there are no images ({kinds}) in {place!r}")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def _matches(place: str) -> list[Path]:
-    """The file or folder of this name if there is one, or else all that match the pattern."""
-    path = Path(place).expanduser()
-    if path.exists():
-        return [path]
-    return [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-
-
-def _files(path: Path) -> list[Path]:
-    """The file itself, or all images in a folder and its subfolders that are not hidden."""
-    if not path.is_dir():
-        return [path]
-    return [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in images.EXTENSIONS
-        and images.CACHE_FOLDER not in file.parts
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
 
 
 # --- Predicting ---
@@ -209,7 +184,7 @@ class Example:
     name: str
     label: str  # "": not a class of the model
     top: list[tuple[str, float]]  # the k most probable classes and their probabilities
-    pixels: Tensor  # (1 or 3, S, S) in [0, 1], as the model sees it
+    pixels: Tensor  # (1 or 3, S, S) in [0, 1], cropped as for the model
     map: np.ndarray | None  # (rows, columns)
 
 
@@ -270,7 +245,8 @@ def predict(
             writer.writerow(["image", "label", *columns])
             for batch in source.batches(batch_size):
                 inputs = preprocess.normalize(batch.pixels.to(device))
-                found = pretrained.model(inputs).double().softmax(1).cpu().topk(top_k)
+                logits = pretrained.model(inputs).cpu().double()  # MPS has no float64
+                found = logits.softmax(1).topk(top_k)
                 for i, (name, label) in enumerate(zip(batch.names, batch.labels, strict=True)):
                     label = label if label in classes else ""
                     indices, values = found.indices[i].tolist(), found.values[i].tolist()
@@ -307,7 +283,7 @@ def table(summary: Summary, most: int = 8) -> str:
     rows = []
     for x in summary.examples[:most]:
         guesses = ", ".join(f"{name} ({100 * p:.1f} %)" for name, p in x.top[:3])
-        rows.append((images.printable(Path(x.name).name), guesses))
+        rows.append((images.printable(Path(x.name).name), images.printable(guesses)))
     width = min(40, max(len(name) for name, _ in rows))
     lines = [f"{name:<{width}}  {guesses}" for name, guesses in rows]
     more = summary.images - len(rows)

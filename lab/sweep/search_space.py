@@ -1,6 +1,6 @@
 """What a sweep varies: constants of a training script, with choices or a range for each.
 
-SPACE reads `LEARNING_RATE=log:3e-4..1e-2 EMBED_DIM=32..128 BATCH_SIZE=16,32,64`.
+SPACE reads `LEARNING_RATE=log:3e-4..1e-2 DEPTH=2..8 BATCH_SIZE=16,32,64`.
 """
 
 import argparse

@@ -59,9 +59,11 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
     if len(done) < _MIN_TRIALS or len(space) < 2 or np.ptp(values) == 0:
         return {"importance": {}, "interactions": None, "predicted": None}
     points = [[space[name].to_internal_repr(t.params[name]) for name in space] for t in done]
-    forest = RandomForestRegressor(200, oob_score=True, random_state=seed).fit(points, values)
+    forest = RandomForestRegressor(200, oob_score=True, random_state=seed % 2**32).fit(
+        points, values
+    )
     r2 = round(float(forest.oob_score_), 4)
-    evaluator = FanovaImportanceEvaluator(seed=seed)
+    evaluator = FanovaImportanceEvaluator(seed=seed % 2**32)
     shares = evaluator.evaluate(study, target=lambda trial: 100 * trial.value)
     total = sum(shares.values())
     is_noise = r2 < _MIN_R2 or total == 0
@@ -237,8 +239,10 @@ def _accuracies(folder: Path) -> dict[str, Any]:
     """Validation and test accuracy of the best run, with 95 % intervals."""
     try:
         metrics, images = Run(folder).metrics(), Run(folder).config()["dataset"]["val"]
-    except OSError as error:
-        raise UserError(f"the records of the best trial are missing: {error}") from error
+    except UserError as error:
+        raise UserError(
+            f"the records of the best trial are missing or damaged: restore {folder}"
+        ) from error
     low, high = stats.wilson_interval(round(metrics["val_accuracy"] * images), images)
     known = ("val_accuracy", "test_images", "test_accuracy", "test_accuracy_95")
     return {**{key: metrics[key] for key in known}, "val_images": images,

@@ -160,7 +160,8 @@ class Sweep:
         """Raises: UserError if the first trials all failed."""
         failed = [trial for trial in self._trials() if trial.state == TrialState.FAIL]
         others = [trial for trial in self._trials() if trial.state != TrialState.FAIL]
-        if len(failed) >= _MAX_FAILURES and not any(t.intermediate_values for t in others):
+        hopeful = any(t.intermediate_values or t.state == TrialState.RUNNING for t in others)
+        if len(failed) >= _MAX_FAILURES and not hopeful:
             raise UserError(
                 f"the first {len(failed)} trials all failed. Trial {failed[-1].number}: "
                 f"{failed[-1].user_attrs['result']['error']}\nSee {self._log(failed[-1].number)}, "

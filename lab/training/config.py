@@ -45,6 +45,10 @@ class FitConfig:
                 "TENSORBOARD=True needs TensorBoard, which is not installed: pip install "
                 "tensorboard"
             )
+        if self.compile and not runtime.has_compiler():
+            raise UserError(
+                "COMPILE=True needs a C++ compiler, such as g++: install one, or set COMPILE=False"
+            )
         mixed_precision(self.precision)  # raises for one that the hardware does not support
         for name in ("epochs", "accumulation_steps"):
             if getattr(self, name) < 1:
@@ -67,6 +71,11 @@ class FitConfig:
     def mixed_precision(self) -> str:
         """The precision as Accelerate names it."""
         return mixed_precision(self.precision)
+
+
+def precision_name(mixed_precision: str) -> str:
+    """The PRECISION constant for Accelerate's name of a precision."""
+    return "fp32" if mixed_precision == "no" else mixed_precision
 
 
 def mixed_precision(precision: str) -> str:

@@ -29,7 +29,7 @@ def predict(
     if size < accelerator.num_processes:
         raise UserError(
             f"the {split} split has only {size} images for {accelerator.num_processes} processes: "
-            f"start at most {size}"
+            f"start at most {size} processes"
         )
     for index, images, _ in loaders.evaluation(split, view):
         with accelerator.autocast(), runtime.allow_tf32(accelerator.device):

@@ -91,7 +91,8 @@ def train_one_epoch(trainer: Trainer) -> None:
             progress.add(loss, logits, y)
 
         if config.clip_grad:
-            accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+            accelerator.unscale_gradients()  # of fp16
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
         optimizer.step()
         if trainer.ema:
             trainer.ema.update(trainer.model, trainer.global_step)

@@ -20,7 +20,7 @@ class Progress:
         state, accelerator = trainer.state, trainer.accelerator
         self._single = accelerator.num_processes == 1
         self._check_every = _check_interval(accelerator)
-        # A resumed epoch has totals of all processes already; one process continues them.
+        # A resumed epoch has totals of all processes already; only the main one counts them.
         before = state.totals if accelerator.is_main_process else [0.0, 0.0, 0.0]
         self._totals = torch.tensor(before, device=accelerator.device)
         self._unchecked: list[Tensor] = []  # losses of the steps since the last check
@@ -76,8 +76,8 @@ class Progress:
         state, optimizer = self._trainer.state, self._trainer.optimizer
         return (
             f"in epoch {state.epoch}, step {state.step - steps_ago}, at learning rate "
-            f"{optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE, or raise "
-            "WARMUP_FRACTION, or set CLIP_GRAD to 1."
+            f"{optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE or raise WARMUP_FRACTION"
+            + ("." if self._trainer.config.clip_grad else ", or set CLIP_GRAD to 1.")
         )
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The results of a run: metrics, predictions, figures and TensorBoard files; series of seeds."""
 
+import shlex
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.core import Run, UserError, checkpoints, runtime
+from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.data import Dataset
 from lab.models import profile_model
 
@@ -157,16 +158,21 @@ def explain_more_epochs(run: Run) -> str | None:
             theirs = Run(path.parent).config()
             epochs = theirs["constants"]["EPOCHS"]
             same = {**ours["constants"], "EPOCHS": epochs} == theirs["constants"]
-            same = same and ours["data"] == theirs["data"]
+            same = same and all(ours[key] == theirs[key] for key in ("data", "code"))
         except (UserError, KeyError, TypeError):
             continue  # a damaged record
-        if same and path.parent != run.folder:
-            return (
-                f"{path.parent} is a finished run that differs only in EPOCHS={epochs}. This run "
-                "starts from random weights, because the number of epochs changes the learning "
-                "rate of every step. To train the finished model further instead: "
-                f"python finetune.py --pretrained {path.parent}"
-            )
+        if not same or path.parent == run.folder:
+            continue
+        text = (
+            f"{path.parent} is a finished run that differs only in EPOCHS={epochs}. This run "
+            "starts from random weights, because the number of epochs changes the learning rate of "
+            "every step."
+        )
+        if ours["model"]["class"] == "ResidualCNN":  # finetune.py cannot train it
+            return text
+        flags = {key: ours["constants"][key] for key in ("DATASET", "TRAIN_FRACTION")}
+        words = ["finetune.py", "--pretrained", str(path.parent), *constants.as_flags(flags)]
+        return f"{text} To train the finished model further instead: python {shlex.join(words)}"
     return None
 
 

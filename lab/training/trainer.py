@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lab.core import Run, UserError, checkpoints, runtime
 from lab.data import Loaders
 from lab.models import lora, save_model
-from lab.training.config import FitConfig
+from lab.training.config import FitConfig, precision_name
 from lab.training.mixing import Mixing
 from lab.training.optimizers import Schedule
 from lab.training.results import Predictions, TensorBoardLogger
@@ -61,9 +61,9 @@ class Trainer:
     ):
         _refuse_sharding()
         self.model, self.loaders, self.config, self.run = model, loaders, config, run
-        runtime.process_state()  # sets the timeout, which Accelerator() would not
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = runtime.make_accelerator(config.mixed_precision)
         device, world = self.accelerator.device, self.accelerator.num_processes
+        runtime.reset_peak_memory(device)
         loaders.to(device, self.accelerator.process_index, world)
         self.mixing = Mixing(config, len(loaders.data.classes), self.accelerator)
         steps = config.epochs * loaders.steps
@@ -208,8 +208,21 @@ class Trainer:
         path = self.run.folder / "last.pt"
         if path.exists():
             saved = checkpoints.load_state(path)
+            precision = self.config.mixed_precision
+            if saved.get("precision", precision) != precision:
+                raise UserError(
+                    f"this run was started in {precision_name(saved['precision'])}, and this "
+                    f"machine would continue in {precision_name(precision)}: resume it where it "
+                    "was started, or start over with --overwrite"
+                )
             checkpoints.load_strict(self.model, saved["model"], path)
-            self.optimizer.load_state_dict(saved["optimizer"])
+            try:
+                self.optimizer.load_state_dict(saved["optimizer"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path} does not fit the optimizer ({runtime.first_line(error)}): undo the "
+                    "change of the code, or start over with --overwrite"
+                ) from error
             if self.ema:
                 checkpoints.load_strict(self.ema.model, saved["ema"], path)
             if self.accelerator.scaler:
@@ -246,6 +259,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
             "scaler": scaler.state_dict() if scaler else None,
+            "precision": self.config.mixed_precision,
             "state": asdict(self.state),
         }
         checkpoints.save_state(self.run.folder / "last.pt", state)
@@ -269,13 +283,14 @@ class Trainer:
     def memory_advice(self) -> str:
         """What to change if memory runs out."""
         return (
-            f"Raise ACCUMULATION_STEPS (now {self.config.accumulation_steps}), which does not "
-            f"change results, or lower BATCH_SIZE (now {self.loaders.batch_size}), IMG_SIZE (now "
-            f"{self.loaders.preprocess.img_size}) or the size of the model."
+            f"Raise ACCUMULATION_STEPS (now {self.config.accumulation_steps}), which changes "
+            "results only with batch norm, or lower BATCH_SIZE (now "
+            f"{self.loaders.batch_size}), IMG_SIZE (now {self.loaders.preprocess.img_size}) or the "
+            "size of the model."
         )
 
     def _log_header(self) -> None:
-        kind = {"no": "fp32"}.get(precision := self.config.mixed_precision, precision)
+        kind = precision_name(self.config.mixed_precision)
         count = sum(p.numel() for p in self.model.parameters())
         where = f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {kind}"
         self.log(f"{self.loaders.data.describe()}\n{count:,} parameters on {where}")

@@ -17,6 +17,7 @@ from lab.data.datasets import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
 from lab.models.registry import TimmConfig, build_timm_model, save_model
+from model import VisionTransformer, ViTConfig
 from tests.in_process import Ended, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,9 +130,9 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
     [
         (("--layer", 7), "LAYER=7: this model has blocks 1 to 6"),
         (("--head", 5), "HEAD=5: block 6 has heads 1 to 4"),
-        (("--images", "nowhere"), "'nowhere' is not a file, a folder or one of mnist-5k, digits"),
+        (("--images", "nowhere"), "'nowhere' is not a file, a folder or a dataset (mnist-5k"),
         (("--method", "grad-cam"), "Use METHOD=gradient-rollout"),
-        (("--target-class", "frgo"), "is not one of the model's 10 classes, such as frog"),
+        (("--target-class", "frgo"), "is not one of the model's 10 classes. Similar names: frog"),
         (("--score",), "mnist-5k has no segmentation masks"),
         (("--num-images", 0), "NUM_IMAGES=0 must be at least 1"),
     ],
@@ -158,14 +159,14 @@ def test_out_of_memory_recommends_a_smaller_batch(place, monkeypatch):
 def test_unreadable_image_is_named(tmp_path):
     preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
     (tmp_path / "broken.jpg").write_text("hello")
-    with pytest.raises(UserError, match=r"broken\.jpg is not an image"):
+    with pytest.raises(UserError, match=r"broken\.jpg cannot be read: not an image"):
         load_images(str(tmp_path / "broken.jpg"), "data", preprocess)
     Image.new("RGB", (9, 9)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"cut\.png"):
         load_images(f"'{tmp_path}/cut.png'", "data", preprocess)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="contains no images"):
+    with pytest.raises(UserError, match="there are no images"):
         load_images(str(tmp_path / "empty"), "data", preprocess)
 
 
@@ -178,6 +179,10 @@ def test_class_names_come_from_the_model_imagenet_or_numbers():
     assert names("test_vit", 2, ["a", "b"]) == ["a", "b"]
     info = ImageNetInfo("imagenet-1k")
     assert names("test_vit", 1000, None)[281] == info.index_to_description(281)
+    plain = VisionTransformer(ViTConfig(32, 16, embed_dim=8, depth=1, num_heads=1))
+    preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
+    ours = Pretrained(plain, preprocess, None, "x", []).class_names
+    assert ours[281] == info.index_to_description(281)
     assert names("test_vit", 3, None) == ["class 0", "class 1", "class 2"]
     assert names("test_vit", 0, None) == []
     assert class_index("b", ["a", "b"]) == 1

@@ -246,6 +246,34 @@ def test_unavailable_methods_have_a_reason():
     }
 
 
+def test_blocks_that_see_other_tokens_than_the_patches_have_no_maps():
+    """The blocks of CaiT see only the patches; the patches of a hybrid ViT are those of a CNN."""
+    cait = timm.create_model("cait_xxs24_224", img_size=32, depth=2, num_classes=3)
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, depth=1, num_classes=3)
+    for model, side in ((cait, 32), (hybrid, 64)):
+        reasons = unavailable_methods(model, torch.randn(1, 3, side, side))
+        assert "attends to" in reasons["raw"], reasons
+
+
+def test_patches_without_a_convolution_are_placed_by_their_size():
+    config = ViTConfig(16, 4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
+    model = shaken(VisionTransformer(config)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    expected = raw_attention(model, images)
+    conv, linear = model.patch_embed.proj, torch.nn.Linear(48, 8)
+    linear.weight.data, linear.bias.data = conv.weight.data.flatten(1), conv.bias.data
+
+    class Unfold(torch.nn.Module):
+        patch_size, dynamic_img_size = 4, False
+        proj = linear
+
+        def forward(self, x):
+            return self.proj(torch.nn.functional.unfold(x, 4, stride=4).mT)
+
+    model.patch_embed = Unfold()
+    torch.testing.assert_close(raw_attention(model, images), expected, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("layer", "head", "message"),
     [

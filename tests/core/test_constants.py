@@ -108,7 +108,7 @@ def test_the_header_names_the_recipe_and_what_it_gave(script):
     (["--width", "9" * 30], f"argument --width: {'9' * 30} is too large; the maximum is "
                             f"{sys.maxsize}"),
     (["--rate", "x"], "argument --rate: 'x' is not a number or None"),
-    (["--name=--"], "argument --name: -- is not a value"),
+    (["--name=--"], "argument --name: the value is missing"),
     (["--rate", "nan"], "argument --rate: nan is not a finite number"),
     (["--rate=-inf"], "argument --rate: -inf is not a finite number"),
     (["--seed", "-3"], "argument --seed: -3 is negative; it must be 0 or more"),

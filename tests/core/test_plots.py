@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from colorspacious import cspace_convert, deltaE
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_rgb
 
 from lab.core import plots
@@ -28,6 +29,20 @@ def test_markers_are_a_second_cue_and_the_page_has_the_same_colors():
         assert len({style.marker for style in styles.values()}) == len(styles)
         for name, style in styles.items():
             assert f"--{concept}-{name}: {style.color};".lower() in plots.css_palette()
+
+
+def test_a_class_called_dollar_is_no_formula(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: shown.append(figure))
+    matrix = np.array([[1, 2], [0, 3]])
+    plots.plot_confusion(tmp_path / "x.png", matrix, ["$5", "$10"], "prices $1 and $2")
+    figure = shown[0]
+    texts = [figure.get_suptitle(), figure.get_supxlabel()]
+    texts += [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    for text in texts:
+        assert "$" in text
+        assert not is_math_text(text)
+    plots.plt.close(figure)
 
 
 @pytest.mark.parametrize(("smoothing", "classes"), [(0.1, 10), (0.3, 3), (0.0, 5)])

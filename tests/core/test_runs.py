@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from lab.core import Run, UserError, run_folders, runs
+from lab.core import Run, UserError, constants, run_folders, runs, runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTANTS = {"LEARNING_RATE": 0.002, "BATCH_SIZE": 64, "DATASET": "digits", "NAME": None, "SEED": 0}
@@ -319,6 +320,49 @@ def test_a_shared_folder_is_open_to_several_processes(place):
         assert Run.open(place, "digits-vit-s0", CONSTANTS, FACTS, False, shared=True).folder == (
             place / "digits-vit-s0"
         )
+
+
+def test_a_sweep_that_is_running_is_not_overwritten(place):
+    def shared(overwrite):
+        name = "digits-vit-s0"
+        return Run.open(place, name, CONSTANTS, FACTS, overwrite, shared=True).folder
+
+    (shared(False) / ".locks").mkdir()
+    with (
+        FileLock(shared(False) / ".locks" / "trial-0"),
+        pytest.raises(UserError, match="in use by another process"),
+    ):
+        shared(True)
+    assert not (shared(True) / ".locks").exists()
+
+
+@pytest.mark.parametrize(("edited", "line"), [
+    ({}, "resume with: python train.py --seed 1"),
+    ({"OVERWRITE": True}, "resume with: python train.py --seed 1 --no-overwrite"),
+])  # fmt: skip
+def test_the_command_that_resumes_never_starts_over(edited, line, monkeypatch):
+    words = ["python", "train.py", "--overwrite", "--seed", "1"]
+    monkeypatch.setattr(runtime, "_original_command", lambda: words)
+    monkeypatch.setattr(constants, "running", constants.RunningScript(edited=edited))
+    assert runtime._resume_line() == f"\n{line}"
+
+
+def test_a_folder_of_windows_is_locked_after_it_is_renamed(place, monkeypatch):
+    """Windows neither renames a folder that has an open file nor deletes that file."""
+    rename, unlink = os.rename, Path.unlink
+
+    def strict(call, *places):
+        opened = {Path(f"/proc/self/fd/{d}").resolve().parent for d in run_folders._locks.values()}
+        assert not opened & {Path(places[0]).resolve(), Path(places[0]).resolve().parent}
+        return call(*places)
+
+    monkeypatch.setattr(run_folders, "_WINDOWS", True)
+    monkeypatch.setattr(run_folders.os, "rename", lambda *places: strict(rename, *places))
+    assert opened(place) == "digits-vit-s0"
+    monkeypatch.setattr(Path, "unlink", lambda path, **kw: strict(unlink, path) if kw else None)
+    assert (place / "digits-vit-s0").resolve() in run_folders._locks
+    run_folders.unlock_all()
+    assert not run_folders._locks
 
 
 def test_a_kill_while_the_folder_is_created_leaves_its_name_free(place, monkeypatch):

@@ -176,6 +176,26 @@ def test_full_disk_is_reported_before_decoding(tmp_path, monkeypatch):
     assert list((root / "vit-lab-cache").iterdir()) == []
 
 
+def test_a_file_system_without_locks_can_hold_the_cache(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(cache, "flock", no_locks)
+    root = two_classes(tmp_path)
+    assert len(load_data(str(root)).train) > 0
+    assert not list((root / "vit-lab-cache").glob("*.part"))
+
+
+def test_whole_images_of_two_interpolations_have_two_caches(tmp_path):
+    for i in range(6):
+        (tmp_path / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        noise_image(90, 90, seed=i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
+    for interpolation in ("bicubic", "bilinear", "bicubic"):
+        load_data(str(tmp_path), interpolation=interpolation, crop_size=40)
+    names = {path.stem for path in (tmp_path / "vit-lab-cache").glob("train-40-*.npy")}
+    assert names == {"train-40-whole-bicubic", "train-40-whole-bilinear"}
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["old cache", "no cache"])
 def test_interrupted_decoding_stops_immediately_and_leaves_no_usable_cache(
     tmp_path, monkeypatch, before

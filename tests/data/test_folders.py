@@ -66,7 +66,7 @@ def test_class_too_small_to_split_is_refused_by_name(tmp_path, count, given):
         make_folder(root, {f"{given}/{name}": 1 for name in ("cat", "dog", "emu")})
     with pytest.raises(UserError) as error:
         load_data(str(root))
-    says(error, "emu", "only one training image", "Add some")
+    says(error, "emu", "only one image left for training", "Add some")
 
 
 def test_class_with_one_image_is_accepted_if_all_splits_exist(tmp_path):

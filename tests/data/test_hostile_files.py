@@ -50,7 +50,7 @@ def test_postscript_named_jpg_is_refused_without_calling_ghostscript(tmp_path, g
     with pytest.raises(UserError) as error:
         load_data(str(root))
     says(error, "1 of 9", "x.jpg: not an image")
-    with pytest.raises(UserError, match=r"x\.jpg is not an image"):
+    with pytest.raises(UserError, match=r"x\.jpg cannot be read: not an image"):
         datasets.load_images(str(path), "data", Preprocess(8, [0.5], [0.5]))
     assert datasets.native_size(str(root)) == 12
     assert not ghostscript.exists()

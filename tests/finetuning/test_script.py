@@ -19,7 +19,7 @@ from lab.core import Run, UserError
 from lab.core.checkpoints import save_weights
 from lab.data import Preprocess
 from lab.finetuning import comparison
-from lab.models import load_model, load_pretrained, registry
+from lab.models import Pretrained, load_model, load_pretrained, registry
 from lab.models.registry import TimmConfig, build_timm_model, model_header
 from tests.finetuning.small import CONFIG, vit
 
@@ -126,6 +126,29 @@ def test_run_is_fine_tuned_further_and_keeps_its_head(weights, tmp_path):
     assert status == 0, err
     assert "is kept: it was trained for these 10 classes" in out
     assert "warning: LEARNING_RATE=0.5 is unusual for full" in out
+
+
+def test_layer_decay_changes_only_full_fine_tuning(weights, tmp_path):
+    words = ("--pretrained", str(weights), "--mode", "top-k", "--top-k", "1")
+    assert run_script("finetune.py", tmp_path, *words)[0] == 0
+    _, out, _ = run_script("finetune.py", tmp_path, *words, "--layer-decay", "0.7")
+    assert "LAYER_DECAY has an effect only on MODE=full" in out
+    assert "this run is finished" in out
+
+
+def test_all_modes_leave_out_lora_where_it_does_not_fit(tmp_path, monkeypatch, capsys):
+    modes = []
+    monkeypatch.setattr(finetune, "compare_modes", lambda named, *_: modes.extend(named))
+    values = {"PRETRAINED": "convnext_atto", "IMG_SIZE": 32, "MODE": "all", "TOP_K": 2,
+              "LORA_RANK": 8, "LAYER_DECAY": 1.0, "NAME": None, "RESULTS_DIR": "x"}  # fmt: skip
+    model = build_timm_model(TimmConfig("convnext_atto", {"num_classes": 3}))
+    found = Pretrained(model, Preprocess(32, [0.5] * 3, [0.5] * 3), None, "x", [])
+    monkeypatch.setattr(finetune, "load_pretrained", lambda *_, **__: found)
+    finetune.run_modes(values, plain_only=False)
+    assert "skipping lora: " in capsys.readouterr().out
+    assert modes[:2] == ["scratch", "head"]
+    assert "full" in modes
+    assert not any(name.startswith("lora") for name in modes)
 
 
 @pytest.mark.parametrize(("words", "said"), [

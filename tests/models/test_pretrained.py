@@ -68,7 +68,7 @@ def test_run_keeps_its_head_and_preprocessing(kind, tmp_path):
 
 def test_file_with_only_a_head_is_refused(tmp_path):
     run = save_run(tmp_path / "head", nn.Linear(3, 2), ["a", "b"], Preprocess(8, [0.5], [0.5]))
-    with pytest.raises(UserError, match="contains a Linear, which cannot be loaded as a model"):
+    with pytest.raises(UserError, match="contains a Linear, which this project cannot load"):
         load_pretrained(run)
 
 

@@ -79,6 +79,23 @@ def test_seeds_are_grouped_without_official_runs(place, tmp_path):
     assert [run["reference"] for run in content["runs"]].count(True) == 1
 
 
+def test_runs_of_two_models_are_not_averaged_and_the_newest_of_a_seed_counts(place):
+    folder = place / "train" / "digits-vit_16x2-s0"
+    for name, code, started in (("edited", "another", "2030"), ("again", None, "2031")):
+        copy = folder.with_name(name)
+        shutil.copytree(folder, copy)
+
+        def change(config, code=code, started=started):
+            config["code"]["model.py"] = code or config["code"]["model.py"]
+            config["started"] = started
+
+        change_json(copy / "config.json", change)
+    vits = [c for c in configurations(read_runs(place).runs)
+            if c.first.folder.parent == folder.parent and c.first.share == 1]  # fmt: skip
+    names = [[run.folder.name for run in config.runs] for config in vits]
+    assert sorted(names, key=len) == [["edited"], ["again", "digits-vit_16x2-s1"]]
+
+
 def test_pairs_equal_statsmodels(place):
     runs = selected(place)
     assert len(runs) == 5  # ViT, CNN twin and three modes, but not the run on 10 % of the images

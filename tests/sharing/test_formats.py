@@ -181,6 +181,66 @@ def test_missing_packages_and_other_models_are_named(script, vit_run, tmp_path, 
     assert "is not the name of a folder" in done.err
 
 
+def records_of(tmp_path, **pretrained):
+    """Records of a run that was fine-tuned on a tenth of a folder called `pets`."""
+    data = {"name": "pets", "train": 3600, "train_images": 360, "val": 2, "test": 3, "classes": []}
+    config = {"constants": {"DATASET": "photos/pets", "MODE": "full"}, "pretrained": pretrained,
+              "dataset": data, "command": "python finetune.py", "versions": {},
+              "hardware": {"cpu": "y", "cores": 2, "threads": 1}}  # fmt: skip
+    metrics = {"test_accuracy": 0.75, "test_accuracy_95": [0.7, 0.8], "test_images": 4,
+               "best_epoch": 1, "epochs": 1, "training_seconds": 1.0}  # fmt: skip
+    return card.Records(tmp_path, config, metrics)
+
+
+def test_the_card_counts_each_training_image_once(tmp_path):
+    assert "pets: 360 training, 2 validation" in card.training_table(records_of(tmp_path))
+    assert "trained on 360 images" in card._limitations(records_of(tmp_path), ["a"])
+
+
+def test_metadata_names_no_data_and_no_model_that_the_hub_does_not_have(vit_run, tmp_path):
+    """A folder that has the name of a dataset is not that dataset; a revision is no repository."""
+
+    def metadata(**pretrained):
+        release = card.Release("x", None, load_pretrained(str(vit_run)),
+                               records_of(tmp_path, **pretrained), "mit", "images")  # fmt: skip
+        return card._metadata(tmp_path, release)
+
+    assert metadata(origin="owner/name@v1").base_model == "owner/name"
+    assert metadata(origin="gone/run/best.safetensors").base_model is None
+    assert metadata(origin=None).datasets is None
+    assert metadata(origin=None).eval_results[0].dataset_type == "pets"
+
+
+def test_an_unfinished_run_is_not_shared(script, vit_run):
+    (vit_run / "metrics.json").unlink()
+    done = script("share.py", "--model", vit_run)
+    assert done.code == 2
+    assert "is not a finished run" in done.err
+
+
+def test_the_page_with_test_images_can_be_left_out(script, vit_run, tmp_path, monkeypatch):
+    for name in ("write_transformers", "write_onnx"):
+        monkeypatch.setattr(formats, name, not_possible)
+    done = script("share.py", "--model", vit_run)
+    (count,) = re.findall(r"index.html contains (\d+) of the test images of digits", done.out)
+    page = (tmp_path / "out" / "vit" / "index.html").read_text(encoding="utf-8")
+    assert page.count('"pixels":') == int(count) > 0
+    assert script("share.py", "--model", vit_run, "--no-page").code == 0
+    assert not (tmp_path / "out" / "vit" / "index.html").exists()
+
+
+def test_a_format_that_fails_leaves_no_files(script, vit_run, tmp_path, monkeypatch):
+    def wrong(self, model, name):
+        raise formats.NotPossible("other logits")
+
+    monkeypatch.setattr(formats.Expected, "compare", wrong)
+    assert script("share.py", "--model", vit_run).code == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "vit").iterdir()) == [
+        "README.md", "config.json", "confusion.png", "index.html", "metrics.json",
+        "model.safetensors",
+    ]  # fmt: skip
+
+
 def test_license_is_inherited_and_asked_for_if_unknown(vit_run, tmp_path):
     def license_of(given=None, **pretrained):
         config = {"constants": {"MODE": "full"}, "pretrained": pretrained, "dataset": {}}

@@ -175,6 +175,18 @@ def test_sweep_whose_first_trials_fail_ends_with_the_reason(fake, run_sweep, cap
     assert [trial["state"] for trial in record["trials"]] == ["failed"] * 3
 
 
+def test_trials_of_an_edited_model_file_belong_to_another_sweep(fake, run_sweep):
+    code = Path("fake.py").read_text()
+    flag = 'parser.add_argument("--model-file", dest="MODEL_FILE")'
+    Path("fake.py").write_text(code.replace("    parser.add", f"    {flag}\n    parser.add", 1))
+    words = ["--space", "RATE=1e-3,1e-2", "--trials", "1", "--fixed", "--model-file mine.py"]
+    for content in ("a = 1", "a = 1  # a comment", "a = 2"):
+        Path("mine.py").write_text(content)
+        run_sweep(*words)
+    assert num_starts(fake) == num_starts(fake.with_name("s-2")) == [1]
+    assert not fake.with_name("s-3").exists()
+
+
 def test_finished_sweep_is_kept_until_it_is_overwritten(fake, run_sweep, capsys):
     space = ["--space", "RATE=1e-3,1e-2,1e-1 POOL=avg,token", "--sampler", "grid"]
     status, record = run_sweep(*space, "--processes", "2")

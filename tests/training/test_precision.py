@@ -2,9 +2,11 @@
 
 import dataclasses
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from lab.core import Run, UserError, runtime
 from lab.training import FitConfig, loop, progress, results, trainer
@@ -51,7 +53,7 @@ def test_emulated_bf16_and_fp16_on_a_cpu_are_refused(cuda):
         FitConfig(1, precision="bf16")
 
 
-class ScalingAccelerator(trainer.Accelerator):
+class ScalingAccelerator(Accelerator):
     """Scales the loss as Accelerate does for fp16, which it allows only on a GPU."""
 
     def __init__(self, **kwargs):
@@ -65,7 +67,7 @@ class ScalingAccelerator(trainer.Accelerator):
 
 def test_a_scaled_loss_gives_the_same_weights_and_resumes(train, monkeypatch):
     plain = train("plain")
-    monkeypatch.setattr(trainer, "Accelerator", ScalingAccelerator)
+    monkeypatch.setattr(runtime, "Accelerator", ScalingAccelerator)
     scaled = train("scaled")
     for name, value in plain["model"].items():
         if not name.endswith("qkv.bias"):  # the keys' bias has no gradient: Adam scales noise
@@ -86,6 +88,46 @@ def test_a_scaled_loss_gives_the_same_weights_and_resumes(train, monkeypatch):
     resumed = train("stopped")
     assert resumed["scaler"] == scaled["scaler"]
     assert all(resumed["model"][name].equal(value) for name, value in scaled["model"].items())
+
+
+@pytest.mark.parametrize("damage", ["precision", "optimizer"])
+def test_a_state_that_does_not_fit_is_explained(damage, train, data, tmp_path):
+    """As after a move to other hardware, or a change of the parameter groups."""
+    state = train("run")
+    (folder,) = (tmp_path / "run").iterdir()
+    (folder / "metrics.json").unlink()
+    if damage == "precision":
+        state["precision"] = "fp16"
+    else:
+        state["optimizer"]["param_groups"].pop()
+    torch.save(state, folder / "last.pt")
+    says = {
+        "precision": "started in fp16, and this machine would continue in fp32",
+        "optimizer": "does not fit the optimizer",
+    }
+    with pytest.raises(UserError, match=says[damage]):
+        train("run")
+
+
+def test_runs_of_one_process_can_have_two_precisions():
+    for precision in ("no", "bf16", "no"):
+        assert runtime.make_accelerator(precision).mixed_precision == precision
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"COMPILE=True needs a C\+\+ compiler"):
+        FitConfig(1, compile=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel cannot reset it")
+def test_each_run_of_a_process_measures_its_own_peak_memory():
+    cpu = torch.device("cpu")
+    big = torch.ones(300 * 10**6 // 4)
+    del big
+    high = runtime.peak_memory_mb(cpu)
+    runtime.reset_peak_memory(cpu)
+    assert runtime.peak_memory_mb(cpu) < high - 250
 
 
 @pytest.mark.parametrize("bad", ["loss", "weights"])

@@ -25,6 +25,7 @@ SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--epochs",
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
           "--auto-augment", "trivial", "--random-erasing", "0.3", "--ema-decay", "0.9",
           "--epochs", "6", "--progressive-resize", "0.5"]  # fmt: skip
+NO_SIZES = ["--embed-dim", "none", "--depth", "none"]  # of SMALL
 STEPS = 1295 // 32  # of an epoch
 
 
@@ -154,7 +155,8 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
     assert status == 0, err
     first, second = tmp_path / "digits-vit_32x2-s0", tmp_path / "digits-vit_32x2-e2-s0"
     assert f"{first} is a finished run that differs only in EPOCHS=1. This run starts from" in out
-    assert f"python finetune.py --pretrained {first}\n" in out
+    advice = f"python finetune.py --pretrained {first} --dataset=digits --train-fraction=1.0\n"
+    assert advice in out
     assert len(history(second)) == 2
     assert "is the same run with" not in run(tmp_path, "--epochs", "2")[1]
 
@@ -176,15 +178,17 @@ def test_more_epochs_are_a_new_run_that_says_so(tmp_path):
         (["--progressive-resize", "1"], r"PROGRESSIVE_RESIZE=1.0 must lie in \[0, 1\)"),
         (["--progressive-resize", "0.5", "--patch-size", "8"],
          "PROGRESSIVE_RESIZE needs at least two patches per side: lower PATCH_SIZE"),
-        (["--progressive-resize", "0.5", "--model", "vit_tiny_patch16_224", "--model-args",
-          "img_size=8 patch_size=4"], 'accepts them with MODEL_ARGS="dynamic_img_size=True"'),
+        (["--progressive-resize", "0.5", "--model", "vit_tiny_patch16_224", *NO_SIZES,
+          "--model-args", "img_size=8 patch_size=4"],
+         'accepts them with MODEL_ARGS="dynamic_img_size=True"'),
         (["--learning-rate", "0.9", "--clip-grad", "0", "--warmup-fraction", "0",
           "--weight-decay", "1e9"],
          r"the loss became (nan|inf) in epoch \d+, step \d+, at learning rate"),
         (["--weight-decay", "-1"], "WEIGHT_DECAY=-1.0 must be 0 or larger"),
         (["--seed", "-3"], "-3 is negative"),
         (["--model-args", "depth=3"], "MODEL_ARGS='depth=3' has no effect on MODEL=vit"),
-        (["--model", "vgg11"], "vgg11 cannot process images of 8 x 8 pixels"),
+        (["--model", "vgg11"], "EMBED_DIM, DEPTH would have no effect on MODEL=vgg11"),
+        (["--model", "vgg11", *NO_SIZES], "vgg11 cannot process images of 8 x 8 pixels"),
         (["--precision", "fp16"], "PRECISION=fp16 needs a CUDA GPU"),
         (["--embed-dim", "10000000", "--num-heads", "1"], "not enough memory. Lower the size"),
         (["--lerning-rate", "1"], "did you mean --learning-rate"),
