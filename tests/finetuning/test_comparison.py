@@ -96,10 +96,8 @@ def test_modes_have_names_and_commands_of_their_own(start, tmp_path):
     assert "--mode=b --top-k=1 --name=mine-b1" in command
 
 
-@pytest.mark.parametrize(("hold", "number"), [
-    ("import", signal.SIGINT), ("training", signal.SIGINT), ("training", signal.SIGTERM),
-])  # fmt: skip
-def test_interrupted_comparison_ends_without_traceback_and_resumes(hold, number, start, tmp_path):
+def interrupt(start, tmp_path, hold, number):
+    """Interrupts the second of three modes; returns the metrics of the first."""
     process = start(f"--hold={hold}")
     assert "held\n" in iter(process.stdout.readline, "")
     process.send_signal(number)
@@ -109,9 +107,17 @@ def test_interrupted_comparison_ends_without_traceback_and_resumes(hold, number,
     *_, stopped, advice = err.splitlines()
     assert stopped == "stopped and saved at mode b1, 2 of 3"
     assert advice.endswith(f": python script.py --hold={hold}")
-    first = tmp_path / "results" / "data-a-s0" / "metrics.json"
-    assert first.exists()
     assert not (tmp_path / "results" / "data-c-s0").exists()
+    return tmp_path / "results" / "data-a-s0" / "metrics.json"
+
+
+@pytest.mark.parametrize("hold", ["import", "training"])
+def test_ctrl_c_ends_a_comparison_without_traceback(hold, start, tmp_path):
+    assert interrupt(start, tmp_path, hold, signal.SIGINT).exists()
+
+
+def test_a_terminated_comparison_resumes_at_the_mode_that_it_had_reached(start, tmp_path):
+    first = interrupt(start, tmp_path, "training", signal.SIGTERM)
     before = first.stat().st_mtime_ns
     out, err = start("--hold=no").communicate()
     assert err == ""

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from filelock import FileLock
 
 import cnn_baseline
 import finetune
@@ -14,10 +15,20 @@ TINY = ("--dataset", "digits", "--embed-dim", "16", "--depth", "2", "--num-heads
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """ViT and CNN twin with two seeds each, a ViT on 10 % of the images, and three modes of it."""
-    place = tmp_path_factory.mktemp("report") / "results"
+def trained(tmp_path_factory, worker_id):
+    """ViT and CNN twin with two seeds each, a ViT on 10 % of the images, and three modes of it.
 
+    The processes that share the tests share these runs.
+    """
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "report" / "results"
+    with FileLock(place.parent.with_suffix(".lock")):
+        if not place.parent.exists():
+            train_all(place)
+    return place
+
+
+def train_all(place):
     def run(script, folder, *flags):
         constants = {module: dict(vars(module)) for module in (train, cnn_baseline, finetune)}
         with pytest.MonkeyPatch.context() as patch:
@@ -37,7 +48,6 @@ def trained(tmp_path_factory):
     for mode in ("head", "full", "scratch"):
         run(finetune, "finetune", *vit_flags, "--mode", mode, "--dataset", "digits", "--epochs",
             "1", "--train-fraction", "0.5", "--precision", "fp32")  # fmt: skip
-    return place
 
 
 @pytest.fixture

@@ -75,7 +75,8 @@ def test_no_seed_is_refused(tmp_path):
 
 
 def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
-    head = ["--mode", "head", "--precision", "fp32", "--epochs", "1",
+    head = ["--pretrained", "weights/vit_64x4_mnist5k.safetensors", "--dataset", "digits",
+            "--mode", "head", "--precision", "fp32", "--epochs", "1",
             "--learning-rate", "0.01", "--weight-decay", "0"]  # fmt: skip
     runs = run(tmp_path, *head, "--num-seeds", "2", script=finetune)
     accuracies = [100 * made.metrics()["test_accuracy"] for made in runs.values()]

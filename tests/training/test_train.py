@@ -21,12 +21,12 @@ from tests.in_process import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--epochs", "4",
-         "--batch-size", "32"]  # fmt: skip
+         "--batch-size", "64"]  # fmt: skip
 RANDOM = ["--drop-rate", "0.1", "--mixup", "0.5", "--cutmix", "1", "--mix-probability", "0.7",
           "--auto-augment", "trivial", "--random-erasing", "0.3", "--ema-decay", "0.9",
           "--epochs", "6", "--progressive-resize", "0.5"]  # fmt: skip
 NO_SIZES = ["--embed-dim", "none", "--depth", "none"]  # of SMALL
-STEPS = 1295 // 32  # of an epoch
+STEPS = 1295 // 64  # of an epoch
 
 
 def command(place, *words):
