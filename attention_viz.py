@@ -77,8 +77,12 @@ def main() -> None:
         if c.SCORE:
             job = scoring.Scoring(pretrained, loaders, c.DATA_DIR, c.DELETION_IMAGES, c.SEED)
         else:
-            is_run = (Path(c.MODEL) / "config.json").is_file()
-            trained_by = Run(Path(c.MODEL)) if is_run else None
+            path = registry.find_path(c.MODEL)
+            folder = path.parent if path and path.is_file() else path
+            is_run = (
+                registry.recorded_constants(c.MODEL) and (folder / "best.safetensors").is_file()
+            )
+            trained_by = Run(folder) if is_run else None
             job = views.Views(pretrained, loaders, config, trained_by)
             if not job.methods:
                 raise UserError(f"no map can be drawn: {'; '.join(set(job.skipped.values()))}")

@@ -69,7 +69,7 @@ DROP_PATH_RATE: float = 0.0  # stochastic depth; 0.1 to 0.2 for large models on 
 LABEL_SMOOTHING: float = 0.0  # fraction of the target spread over all classes
 
 # --- Run ---
-SEED: int = 0  # for the new head, the order and the augmentation; not for the validation split
+SEED: int = 0  # of the order and the augmentation, and of random weights; not of the splits
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: the fastest available
 COMPILE: bool = False  # torch.compile: slow start, faster steps; worthwhile on a GPU

@@ -3,7 +3,7 @@
     images -> patches -> tokens (+ class token, + pos_embed) -> blocks -> norm -> pool -> head
 
 Axis letters in the shape comments: B images, C channels, H x W pixels, P patch size, N tokens
-(one per patch, plus one for the class token), D embed_dim, h heads, d = D / h.
+(one per patch, and usually one for the class token), D embed_dim, h heads, d = D / h.
 
 Released ViT weights load strictly, and tests/test_model.py checks that logits and gradients then
 equal those of timm and transformers.
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         (B, h, N, N). Row i holds how much token i attends to each token and sums to one.
         """
         B, N, D = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)  # (B, N, 3, h, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, h, N, d)
 
         if self.fused_attn and not return_weights and not _is_cpu_bf16():
@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.global_pool = config.global_pool
         self.no_embed_class = config.no_embed_class
-        self.bf16_residual = False  # True: on a CPU, bf16 includes the residual stream (faster)
+        self.bf16_residual = False  # True: on a CPU, bf16 includes the residual stream
         self.num_prefix_tokens = 1 if config.class_token else 0
         dim = config.embed_dim
         num_positions = (config.img_size // config.patch_size) ** 2
@@ -208,7 +208,7 @@ class VisionTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initializes as timm does: truncated normal with std 0.02, and zero biases."""
+        """Initializes as timm does: linear layers and position embeddings with std 0.02."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)

@@ -1,7 +1,7 @@
 r"""Search for good hyperparameters of a training script, and find out which ones matter.
 
-    python sweep.py                          # train.py on mnist-5k: 20 trials, a minute each
-    python sweep.py --sampler grid --space "PATCH_SIZE=1,2,4,8 EMBED_DIM=32,64"
+    python sweep.py                          # train.py on mnist-5k: 20 trials, minutes each
+    python sweep.py --sampler grid --space "PATCH_SIZE=4,7,14,28 EMBED_DIM=32,64"
     python sweep.py --script finetune.py --fixed="--dataset pets --mode full" \
         --space "LEARNING_RATE=log:1e-5..1e-3 LAYER_DECAY=0.6..1" --trials 40 --processes 2
 

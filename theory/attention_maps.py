@@ -27,7 +27,7 @@ SOURCES = {  # the examples, and results of others
     "CC BY-SA 4.0": "the license of the photographs",
     "ranks four pixels; the first and the third belong to the animal":
         "the example, computed by examples()",
-    "saw this in models from ViT-L on": "Darcet et al. 2024, section 2",
+    "saw this in ViT-L and above": "Darcet et al. 2024, section 2",
     "In four of the six photographs, the brightest patches lie on the animal": "overview.jpg",
     "with patches of 2, 4 and 8 pixels": "checked by swin_said()",
 }  # fmt: skip

@@ -132,7 +132,7 @@ def records_said() -> dict[str, str]:
     images = bare.config["dataset"]["train"]
     assert pretrained > scratch
     return {
-        "pretrained": "the last block of a DINOv2 ViT-S/14, before it saw a label, ranks the "
+        "pretrained": "The last block of these weights, before fine-tuning, ranks the "
                       "pixels of the animal with an average precision of "
                       f"{sentences.percent(pretrained)}; the best map of the same architecture "
                       f"trained from scratch on {images} images reaches "

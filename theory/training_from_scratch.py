@@ -100,7 +100,7 @@ def digits_said(lines: Lines) -> dict[str, str]:
                              sentences.images(vit[0.5]) == "649"),
         "seeds": claim("Most runs have one seed",
                        sum(run.std is None for line in (vit, cnn) for run in line.values()) > 6),
-        "interval": f"with {images} images the interval is about ±{100 * half:.0f} points wide",
+        "interval": f"with {images} images the interval is about ±{100 * half:.0f} points",
         "more images": claim(
             f"**More images** help most at the start: from {images} to "
             f"{sentences.images(vit[0.05])} images the ViT gains "
@@ -169,8 +169,10 @@ def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
                 f"{muon.metrics['epochs']} epochs bring the ViT to {result(muon)}, which cannot be "
                 f"distinguished from the CNN with AdamW (McNemar, p = {p:.2f})",
         "mnist-5k": claim(
-            f"With {both[0].config['dataset']['train']:,} images of mnist-5k and Muon for both, "
-            f"the CNN reaches {result(both[1])} and the ViT {result(both[0])}",
+            f"After {both[0].metrics['epochs']} epochs on the "
+            f"{both[0].config['dataset']['train']:,} images of mnist-5k, with patches of "
+            f"{both[0].constants['PATCH_SIZE']} pixels and Muon for both, the CNN "
+            f"reaches {result(both[1])} and the ViT {result(both[0])}",
             both[0].metrics["test_accuracy_95"][1] < both[1].metrics["test_accuracy_95"][0]),
         "multiply-adds": f"the CNN needs {macs[1] / macs[0]:.1f} times as many multiply-adds",
         "equal time": claim(

@@ -31,8 +31,8 @@ SOURCES = {  # the example, definitions, and results of others
     "the gradients of the last blocks are large at the start, at any depth, so training diverges "
     "without a careful warm-up; with pre-norm they shrink as the model gets deeper":
         "Xiong et al. 2020",
-    "We did not run patch 2 (197 tokens). We chose a batch size of 16 instead of the recipe's 64 "
-    "after a trial run with patch 4 did worse at 64": "how the runs were chosen",
+    "We did not run patch 2 (197 tokens). We chose a batch size of 16 instead of 64, the recipe's "
+    "at that time, after a trial run with patch 4 did worse at 64": "how the runs were chosen",
 }  # fmt: skip
 COLOR = "#c2571a"
 DEPTH, DEPTHS = 12, (3, 6, 12, 24, 48)  # blocks
@@ -193,7 +193,8 @@ def patches_said() -> dict[str, str]:
         assert c["DATASET"] == "mnist-5k"
         commands.add(
             f"`python train.py --dataset {c['DATASET']} --patch-size P --epochs {c['EPOCHS']} "
-            f"--batch-size {c['BATCH_SIZE']} --seed {c['SEED']}`"
+            f"--batch-size {c['BATCH_SIZE']} --learning-rate {c['LEARNING_RATE']:g} "
+            f"--seed {c['SEED']}`"
         )
         patch, macs = c["PATCH_SIZE"], run.config["model"]["macs"]
         tokens = (28 // patch) ** 2 + 1

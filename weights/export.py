@@ -45,7 +45,7 @@ Classes: {", ".join(records.config["dataset"]["classes"])}.
 
 {card.training_table(records)}
 
-The command works at this commit; some flags have been renamed since.
+The command gives these weights at this commit; flags and defaults have changed since.
 
 Records: [{folder}](../{folder}/)
 """

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lab.attention.plots import COLORMAP, AttentionExample
 from lab.core import Run, UserError, checkpoints, plots, web_page
-from lab.data import Preprocess
+from lab.data import Preprocess, datasets
 from model import VisionTransformer
 
 _WEB = Path(__file__).parent / "web"
@@ -33,7 +33,7 @@ _PARAMETER = re.compile(  # the parameters that web/vit.js supports
     r"|(patch_embed\.proj|norm|fc_norm|head)\.(weight|bias)"
 )
 # How a drawing becomes an image like those of the dataset: it is scaled to fit a box of this many
-# pixels and centered by its center of mass (LeCun et al. 1998) or by its bounding box.
+# of its pixels and centered by its center of mass (LeCun et al. 1998) or by its bounding box.
 _DRAWING = {
     "mnist-5k": {"box": 20, "center": "mass"},
     "mnist": {"box": 20, "center": "mass"},
@@ -147,7 +147,7 @@ def write_live_page(path: Path, content: LiveContent) -> None:
         "preprocess": {**asdict(content.preprocess), "resized": content.preprocess.resized},
         "classes": content.classes,
         "dataset": content.dataset,
-        "drawing": _DRAWING.get(content.dataset or ""),
+        "drawing": _drawing(content),
         "ink_is_bright": content.preprocess.mean[0] < 0.5,
         "layout": [[name, list(value.shape)] for name, value in state.items()],
         "states": states,
@@ -156,6 +156,15 @@ def write_live_page(path: Path, content: LiveContent) -> None:
         "examples": _live_examples(content),
     }
     web_page.write_page(path, _WEB / "live.html", title, parts, data)
+
+
+def _drawing(content: LiveContent) -> dict[str, Any] | None:
+    """How drawings become images like those that the model was trained on; None: they do not."""
+    if content.dataset not in _DRAWING:
+        return None
+    found = _DRAWING[content.dataset]
+    scale = content.preprocess.img_size / datasets.native_size(content.dataset)
+    return {**found, "box": round(found["box"] * scale)}
 
 
 def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[str, Any]], int]:
@@ -174,8 +183,12 @@ def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[s
         header = checkpoints.load_weights(best)[1]
         for path in sorted((content.run.folder / "snapshots").glob("epoch-*.safetensors")):
             weights, its_header = checkpoints.load_weights(path)
-            shapes = {name: value.shape for name, value in weights.items()}
-            if shapes != {name: value.shape for name, value in state.items()}:
+            different = {name for name in weights.keys() | state.keys()
+                         if name not in weights or name not in state
+                         or weights[name].shape != state[name].shape}  # fmt: skip
+            if different == {"pos_embed"}:  # the page shows the model at another image size
+                continue
+            if different:
                 raise UserError(f"{path} has a different architecture from {best}")
             if its_header["epoch"] != header["epoch"]:
                 states.append(packed(weights, its_header))
@@ -235,9 +248,11 @@ def _facts(content: LiveContent) -> list[str]:
     facts = []
     if content.run:
         config = content.run.config()
+        command = str(config.get("command", "an unknown command"))
+        home = str(Path.home())
+        command = command.replace(home, "~") if len(home) > 1 else command
         facts.append(
-            f"Trained with: {config.get('command', 'an unknown command')} (started "
-            f"{config.get('started', 'at an unknown time')})."
+            f"Trained with: {command} (started {config.get('started', 'at an unknown time')})."
         )
         metrics = content.run.metrics() if content.run.finished else {}
         if interval := metrics.get("test_accuracy_95"):

@@ -203,10 +203,16 @@ class Views:
             preprocess=self.loaders.preprocess,
             classes=self.class_names,
             examples=examples,
-            dataset=data.name if known else None,
+            dataset=self._trained_on(known),
             run=self.trained_by,
             for_others=for_others,
         )
+
+    def _trained_on(self, shows_it: bool) -> str | None:
+        """The dataset of the run; without a run, the one that is shown if its classes fit."""
+        if self.trained_by:
+            return self.trained_by.config().get("dataset", {}).get("name")
+        return self.loaders.data.name if shows_it else None
 
     def _example_of_each_class(self) -> Tensor:
         """Rows of test images: for each of at most 12 classes, the first predicted correctly.

@@ -223,7 +223,8 @@ def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, i
     ]  # fmt: skip
     made = []
     for title, c, sentence, command in cards:
-        its = [one for one in attention if c and one["model"] == c.first.folder.name]
+        its = [one for one in attention
+               if c and one["model"] == c.first.folder.name and not one["reference"]]  # fmt: skip
         pages = [{key: one[key] for key in ("page", "live")} for one in its if one["page"]]
         examples = [one["example"] for one in its if one["example"]]
         low, high = c.around if c else (None, None)

@@ -5,6 +5,8 @@ validates, and finally tests the weights of the best epoch. The other parts are 
 
     optimizers.py  AdamW, Muon and the learning-rate schedule
     trainer.py     setup, the batches of an epoch, saving and resuming
+    mixing.py      mixup and cutmix
+    state.py       how far a run is, and the moving average of its weights
     progress.py    running averages, progress bar, check for a non-finite loss
     snapshots.py   copies of the weights, to replay training in attention.html
     evaluation.py  predictions on the validation and test splits
@@ -69,7 +71,8 @@ def train_one_epoch(trainer: Trainer) -> None:
     """Trains on each image of the training split once; after a resume, on the remaining ones.
 
     Args:
-        trainer: the model, the optimizer, the data and the state.
+        trainer: the optimizer, the data, the state and the model. Its `train_model` is `model`,
+            wrapped if several processes train together.
 
     Raises: UserError, if the loss is not finite; Stopped after Ctrl-C or SIGTERM.
     """
@@ -86,7 +89,7 @@ def train_one_epoch(trainer: Trainer) -> None:
             with accelerator.autocast():  # bf16 or fp16 where the hardware is faster with it
                 logits = model(x)  # (B, classes)
                 loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-                loss = loss * fraction  # of the batch, so that the parts add up to its mean loss
+                loss = loss * fraction  # the part's share, so that the sum is the batch's mean
             accelerator.backward(loss)
             progress.add(loss, logits, y)
 
@@ -102,7 +105,7 @@ def train_one_epoch(trainer: Trainer) -> None:
             break
     progress.close()
     if state.step < trainer.loaders.steps:
-        trainer.save_and_exit()
+        trainer.save_and_exit()  # after Ctrl-C
 
 
 def train_mode(model: nn.Module) -> None:

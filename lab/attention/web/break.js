@@ -187,7 +187,7 @@ function showBreakMaps() {
   byId("proof-text").textContent =
     `Removing the patch with the most attention (${patchName(bright)}; ` +
     `${percent(attention[bright])}) ${effect(values[bright], ` the probability of “${name}”`)}. ` +
-    (bright === costly ? "No other patch matters more. "
+    (bright === costly ? "It is also the patch whose removal costs most. "
       : `Removing the patch that matters most (${patchName(costly)}), which received ` +
         `${percent(attention[costly])} of the attention, ${effect(values[costly], " it")}. `) +
     `Rank correlation between attention and drop over all ${PATCHES} patches: ${number(rho)}.`;

@@ -11,6 +11,7 @@ function startDraw() {
   pad.width = pad.height = canDraw ? PAD : STAGE;
   byId("pad-frame").classList.toggle("bright", !data.ink_is_bright);
   byId("tools").hidden = !canDraw;
+  pad.classList.toggle("drawable", canDraw);
   byId("file-label").hidden = canDraw;
   byId("fit").hidden = !canDraw;
   const first = data.examples.find((example) => example.correct) ?? data.examples[0];
@@ -148,7 +149,12 @@ function onPadKey(event) {
     const before = [pen.x, pen.y];
     [pen.x, pen.y] = steps[event.key].map((step, i) =>
       Math.min(PAD, Math.max(0, before[i] + (step * PAD) / 28)));
-    if (pen.isDown) { pen.last = before; stroke([[pen.x, pen.y]]); pen.last = null; }
+    if (pen.isDown) {
+      pen.last = before;
+      stroke([[pen.x, pen.y]]);
+      pen.last = null;
+      if (state.milliseconds >= SLOW) readDrawing();  // no pointer will be lifted
+    }
   } else return;
   event.preventDefault();
   const cursor = byId("cursor");

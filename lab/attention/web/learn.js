@@ -10,9 +10,9 @@ function startLearn() {
   byId("history-figure").hidden = !history.length;
   byId("learn-text").textContent = hasStates
     ? `The run stored its weights ${states.length - 1} times. The slider loads them into the ` +
-      "whole page: maps and answers for your image are those of the model at that time. A map in " +
-      "one color is uniform attention."
-    : "There are no snapshots of these weights. train.py stores about ten if you set SNAPSHOTS " +
+      "whole page: maps and answers for your image are those of the model at that time. If a " +
+      "map has one color everywhere, attention is uniform."
+    : "This page has no snapshots from training. train.py stores about ten if you set SNAPSHOTS " +
       "to 10; that is the default for models below 0.5M parameters.";
   const slider = byId("epoch");
   slider.max = states.length - 1;
@@ -42,8 +42,8 @@ function play() {
     goTo(next);
     if (next++ >= Math.min(FINAL, last)) stop();
   };
-  step();
   timer = setInterval(step, reducedMotion.matches ? 2000 : 700);
+  step();  // may already be the last one, and then stops the timer
 }
 
 function stop() {

@@ -282,10 +282,14 @@ class PatchPicker {
     Object.assign(this, { canvas, pick, point, cursor: null });
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", label);
-    let last = null;
+    let last = null, kind = "";
     canvas.addEventListener("pointerdown", (event) => {
+      kind = event.pointerType;
       last = this.patchAt(event);
-      this.pick(last, true);
+      if (kind === "mouse") this.pick(last, true);
+    });
+    canvas.addEventListener("click", (event) => {  // not after a finger has scrolled the page
+      if (kind !== "mouse") this.pick(this.patchAt(event), true);
     });
     canvas.addEventListener("pointermove", (event) => {
       const patch = this.patchAt(event);

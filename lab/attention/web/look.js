@@ -144,8 +144,8 @@ function showLens() {
     const cells = shown.map((i) => {
       const cell = element("td", { title: `${classes[i]}: ${percent(probabilities[i])}` });
       const weight = probabilities[i];
-      cell.style.setProperty("--share", `${(100 * weight).toFixed(1)}%`);
-      cell.classList.toggle("strong", weight > 0.55);
+      cell.style.setProperty("--share", `${(50 * weight).toFixed(1)}%`);
+      cell.classList.toggle("strong", weight > 0.2);
       cell.classList.toggle("best", i === best);
       cell.textContent = weight >= 0.005 ? Math.round(100 * weight) : "·";
       return cell;

@@ -84,11 +84,13 @@ function confusionPicture(run) {
     element("figcaption", {}, "Confusion matrix"));
 }
 
+let learnedText = remembered("learned") ?? "";  // also if the browser cannot save it
+
 /* A text that the browser keeps and prints. */
 function learned() {
   const area = element("textarea", { rows: 7, maxLength: LEARNED,
     placeholder: "Your name, and three things that you learned" });
-  area.value = remembered("learned") ?? "";
+  area.value = learnedText;
   const printed = box("printed");
   const status = element("output", { className: "quiet screen" });
   const show = (saved) => {
@@ -97,6 +99,7 @@ function learned() {
     status.textContent = area.value === "" ? "" : `${saved} ${length}`;
   };
   area.addEventListener("input", () => {
+    learnedText = area.value;
     const saved = remember("learned", area.value);
     show(saved ? "Saved in this browser." : "This browser cannot save your text: print the page to keep it.");
   });

@@ -233,7 +233,9 @@ function chart(spec) {
   };
   drawing.addEventListener("pointermove", point);
   drawing.addEventListener("pointerdown", point);
-  drawing.addEventListener("pointerleave", () => choose(-1));
+  drawing.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") choose(-1);  // a finger leaves when it is lifted
+  });
   drawing.addEventListener("blur", () => choose(-1));
   charts.push(draw);
   const show = (changed) => {

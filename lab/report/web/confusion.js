@@ -36,8 +36,8 @@ function confusionSection() {
   show(groups[0][1][0]);  // the first option of the field
   return [
     note("Rows are true classes, columns are predicted classes, and cells count test images. ",
-      "Correct predictions are blue, errors are orange; a darker cell holds a larger fraction of ",
-      "the true class."),
+      "Correct predictions are blue, errors are orange; the stronger the color, the larger the ",
+      "fraction of the true class."),
     box("choices", select("Run", options, (id) => show(data.runs[id]))),
     box("abreast", box("", matrix, reading),
       box("", element("h3", {}, "Most frequent errors"), errors)),
