@@ -81,7 +81,7 @@ def main() -> None:
         workload = f"attention maps, {ours}"
         rows += table.compare(workload, times, ours, OTHERS, BATCH_SIZE, memory)
     title = f"Attention of {MODEL}, {IMG_SIZE} pixels, {BATCH_SIZE} images, fp32; {REPEATS} repeats"
-    notes.append("Class token: only its attention is kept, for every block and head; the others keep all.")
+    notes.append("Class token: of every head, only its attention is kept; the others keep all.")
     table.save(OUT, title, rows, notes=notes)
 
 

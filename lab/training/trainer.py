@@ -283,8 +283,8 @@ class Trainer:
     def memory_advice(self) -> str:
         """What to change if memory runs out."""
         return (
-            f"Raise ACCUMULATION_STEPS (now {self.config.accumulation_steps}), which keeps the batch "
-            f"size, or lower BATCH_SIZE (now {self.loaders.batch_size}), IMG_SIZE (now "
+            f"Raise ACCUMULATION_STEPS (now {self.config.accumulation_steps}), which keeps the "
+            f"batch size, or lower BATCH_SIZE (now {self.loaders.batch_size}), IMG_SIZE (now "
             f"{self.loaders.preprocess.img_size}) or the size of the model."
         )
 

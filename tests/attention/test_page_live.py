@@ -1,19 +1,21 @@
 """The page that runs a small ViT in the browser: its numbers are PyTorch's, and it reacts."""
 
 import io
+import json
 import re
 from base64 import b64decode
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lab.attention import attention_maps, saliency
+from lab.attention import attention_maps, pages, saliency
 from lab.attention.pages import LiveContent, runs_in_browser, write_live_page
 from lab.attention.plots import AttentionExample
-from lab.core import Run, checkpoints
+from lab.core import Run, UserError, checkpoints
 from lab.data import Preprocess, load_data
 from lab.data.images import square
 from lab.training.snapshots import save_snapshot
@@ -391,6 +393,43 @@ def test_slider_moves_the_page_through_the_snapshots(show, trained):
     page.get_by_role("button", name="Back to the final model").click()
     assert settled(page) == final
     assert page.locator("#history .line").count() == 2
+
+
+def test_playback_from_the_last_step_ends_at_the_final_model(show, trained):
+    run, model = trained
+    page = show(content(model, run=run))
+    page.locator("#epoch").press("ArrowLeft")
+    page.locator("#play").click()
+    assert "epoch 3" in page.locator("#epoch-value").text_content()
+    assert page.evaluate("timer") == 0
+    assert page.locator("#play").text_content() == "Play"
+
+
+def test_snapshots_are_left_out_at_another_image_size(trained, tmp_path):
+    run, _ = trained
+    path = tmp_path / "page.html"
+    write_live_page(path, content(random_model(replace(TINY, img_size=35)), run=run))
+    assert path.read_text(encoding="utf-8").count('"weights":') == 1
+    other = random_model(replace(TINY, depth=1))
+    with pytest.raises(UserError, match="has a different architecture"):
+        write_live_page(path, content(other, run=run))
+
+
+@pytest.mark.parametrize(("dataset", "size", "box"), [
+    ("mnist-5k", 28, 20), ("mnist", 56, 40), ("digits", 16, 16), ("cifar10", 32, None),
+])  # fmt: skip
+def test_drawings_are_scaled_with_the_images_of_the_dataset(dataset, size, box):
+    shown = content(random_model(replace(TINY, img_size=size, patch_size=4)), dataset=dataset)
+    found = pages._drawing(shown)
+    assert (found and found["box"]) == box
+
+
+def test_the_page_does_not_name_the_home_folder(trained):
+    run, model = trained
+    config = {"command": f"python train.py --data-dir {Path.home()}/data", "dataset": {}}
+    (run.folder / "config.json").write_text(json.dumps(config))
+    (fact, *_) = pages._facts(content(model, run=run))
+    assert "--data-dir ~/data" in fact
 
 
 def test_page_without_snapshots_says_how_to_store_them(show):

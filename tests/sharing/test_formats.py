@@ -211,6 +211,15 @@ def test_metadata_names_no_data_and_no_model_that_the_hub_does_not_have(vit_run,
     assert metadata(origin=None).eval_results[0].dataset_type == "pets"
 
 
+def test_a_shared_folder_can_be_visualized(script, vit_run, monkeypatch):
+    for name in ("write_transformers", "write_onnx"):
+        monkeypatch.setattr(formats, name, not_possible)
+    assert script("share.py", "--model", vit_run).code == 0
+    done = script("attention_viz.py", "--model", "out/vit", "--images", "digits")
+    assert done.code == 0, done.err
+    assert "attention.html" in done.out
+
+
 def test_an_unfinished_run_is_not_shared(script, vit_run):
     (vit_run / "metrics.json").unlink()
     done = script("share.py", "--model", vit_run)
