@@ -83,7 +83,7 @@ def attention(run: Run, found: Found, budget: list[int]) -> dict[str, Any]:
         summary = ATTRIBUTIONS["pets"]
     photos = {
         "overview.jpg": f"{title}: the map of each method over the images",
-        "heads.jpg": f"{title}: attention of the class token, by block and head",
+        "heads.jpg": f"{title}: attention in every block and head",
     }
     captions = {
         "distance.png": f"{title}: mean attention distance of each head, by block",

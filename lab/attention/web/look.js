@@ -178,18 +178,19 @@ function showTrace() {
   const after = rest ? `After ${rest} more block${rest > 1 ? "s" : ""}` : "After this block";
   const steps = [
     ["Pixel", number((fraction - mean) / std),
-      `The brightest of the ${V} values in the patch in ${patchName(patch)} is ` +
+      `The brightest of the ${V / C} ${C > 1 ? "red " : ""}values in the patch in ${patchName(patch)} is ` +
       `${Math.round(pixel)} of 255. Normalized: ` +
       `(${number(fraction)} − ${number(mean)}) / ${number(std)}.`],
     ["Token", number(token[channel]),
       `A weighted sum of all ${V} values gives ${number(token[channel] - added)} in channel ` +
-      `${channel + 1} of ${D}, the largest. The position embedding adds ${number(added)}.`],
+      `${channel + 1} of ${D}. The position embedding adds ${number(added)}, which makes it the ` +
+      "largest channel."],
     ["q · k", number(score),
       `In block ${block + 1}, head ${head + 1}, ${asker} compares its query with this token's ` +
       `key: ${D / HEADS} products add up to ${number(score)}.`],
     ["Softmax", percent(weight),
-      `× 1/√${D / HEADS} = ${number(score * scale)}. Its exponential, divided by the sum over ` +
-      `all ${N} tokens: the weight of this patch.`],
+      `× 1/√${D / HEADS} = ${number(score * scale)}. Its exponential, divided by the sum of the ` +
+      `exponentials of all ${N} tokens, is the weight of this patch.`],
     ["Logit", number(result.logits[best]),
       `${after}, norm and head give this logit for “${classes[best]}”. Softmax over ` +
       `${classes.length} classes: ${percent(result.probabilities[best])}.`],
