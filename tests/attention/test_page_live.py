@@ -399,8 +399,9 @@ def test_playback_from_the_last_step_ends_at_the_final_model(show, trained):
     run, model = trained
     page = show(content(model, run=run))
     page.locator("#epoch").press("ArrowLeft")
+    page.locator("#epoch-value", has_text="epoch 1").wait_for()
     page.locator("#play").click()
-    assert "epoch 3" in page.locator("#epoch-value").text_content()
+    page.locator("#epoch-value", has_text="epoch 3").wait_for()
     assert page.evaluate("timer") == 0
     assert page.locator("#play").text_content() == "Play"
 
