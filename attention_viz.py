@@ -56,7 +56,8 @@ def main() -> None:
     config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
-    dataset = registry.recorded_constants(c.MODEL).get("DATASET")
+    recorded = registry.recorded_constants(c.MODEL)
+    dataset = recorded.get("DATASET")
     c.IMAGES = c.IMAGES or dataset
     if c.IMAGES is None:
         c.IMAGES = "mnist-5k"
@@ -77,11 +78,8 @@ def main() -> None:
         if c.SCORE:
             job = scoring.Scoring(pretrained, loaders, c.DATA_DIR, c.DELETION_IMAGES, c.SEED)
         else:
-            path = registry.find_path(c.MODEL)
-            folder = path.parent if path and path.is_file() else path
-            is_run = (
-                registry.recorded_constants(c.MODEL) and (folder / "best.safetensors").is_file()
-            )
+            folder = registry.folder_of(c.MODEL)
+            is_run = recorded and (folder / "best.safetensors").is_file()
             trained_by = Run(folder) if is_run else None
             job = views.Views(pretrained, loaders, config, trained_by)
             if not job.methods:

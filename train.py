@@ -161,8 +161,6 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     )
     recipe = {"IMG_SIZE": native, "COMPILE": compile_it, **RECIPES[kind]}
     c = constants.resolve(values, recipe)
-    if c.PATCH_SIZE < 1:
-        raise UserError(f"patch_size={c.PATCH_SIZE} must be at least 1, such as 4")
     print(constants.header(values, c, kind))
 
     augmentation = Augmentation(
@@ -189,6 +187,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
             f"{model_name} cannot process images of {c.IMG_SIZE} x {c.IMG_SIZE} pixels: {error}. "
             "Try another IMG_SIZE"
         ) from error
+    if c.PATCH_SIZE < 1:  # models of timm do not check it, but PROGRESSIVE_RESIZE divides by it
+        raise UserError(f"PATCH_SIZE={c.PATCH_SIZE} must be at least 1, such as 4")
     config = FitConfig(
         epochs=c.EPOCHS, progressive_resize=c.PROGRESSIVE_RESIZE,
         small_size=c.IMG_SIZE // 2 // c.PATCH_SIZE * c.PATCH_SIZE,  # a multiple of PATCH_SIZE

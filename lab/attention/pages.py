@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lab.attention.plots import COLORMAP, AttentionExample
-from lab.core import Run, UserError, checkpoints, plots, web_page
+from lab.core import Run, UserError, checkpoints, plots, runtime, web_page
 from lab.data import Preprocess, datasets
 from model import VisionTransformer
 
@@ -248,9 +248,7 @@ def _facts(content: LiveContent) -> list[str]:
     facts = []
     if content.run:
         config = content.run.config()
-        command = str(config.get("command", "an unknown command"))
-        home = str(Path.home())
-        command = command.replace(home, "~") if len(home) > 1 else command
+        command = runtime.hide_home(str(config.get("command", "an unknown command")))
         facts.append(
             f"Trained with: {command} (started {config.get('started', 'at an unknown time')})."
         )

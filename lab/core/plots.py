@@ -83,16 +83,20 @@ def save_figure(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
         plt.close(figure)
 
 
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign starts no formula."""
+    return text.replace("$", r"\$")
+
+
 def set_title(figure: plt.Figure, finding: str, note: str = "") -> None:
     """Writes a finding above a figure and a note below it, both wrapped to the figure's width.
 
     The figure needs a constrained layout.
     """
     inches = figure.get_figwidth()
-    finding, note = (text.replace("$", r"\$") for text in (finding, note))  # names, not formulas
-    figure.suptitle(wrap(finding, int(9.5 * inches)), fontsize=12, fontweight="bold")
+    figure.suptitle(wrap(literal(finding), int(9.5 * inches)), fontsize=12, fontweight="bold")
     if note:
-        figure.supxlabel(wrap(note, int(14 * inches)), fontsize=8, color="dimgray")
+        figure.supxlabel(wrap(literal(note), int(14 * inches)), fontsize=8, color="dimgray")
 
 
 def legend_above(axis: plt.Axes, columns: int, **handles: Any) -> None:
@@ -180,7 +184,7 @@ def plot_confusion(path: Path, matrix: np.ndarray, classes: list[str], subject: 
         tint = LinearSegmentedColormap.from_list(name, ["#f4f4f2", ANSWERS[name].color])
         axis.imshow(np.ma.array(share**0.5, mask=~shown), cmap=tint, vmin=0, vmax=1)
     size = 10 if n <= 20 else 8 if n <= 40 else 5
-    names = [name.replace("$", r"\$") for name in classes]
+    names = list(map(literal, classes))
     axis.set_xticks(range(n), names, rotation=90 if max(map(len, classes)) > 2 else 0)
     axis.set_yticks(range(n), names)
     axis.tick_params(labelsize=size, length=0)

@@ -208,11 +208,11 @@ def _adopt_code(folder: Path, config: dict[str, Any], ours: identity.Identity) -
 
 def _discard(folder: Path, lock: bool) -> None:
     """Deletes a run that starts over. Raises: UserError, if another process is working in it."""
+    from filelock import FileLock, Timeout
+
     if lock:
         _claim(folder)
     for path in folder.glob(".locks/*"):  # of the trials of a sweep
-        from filelock import FileLock, Timeout
-
         try:
             with FileLock(path, blocking=False):
                 pass

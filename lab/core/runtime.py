@@ -28,30 +28,12 @@ from lab.core.code import code_hashes, import_model, source_hash, uses_model
 from lab.core.errors import UserError, first_line
 
 __all__ = [
-    "SCHEMA",
-    "Stopped",
-    "allow_tf32",
-    "avoid_dynamo_import",
-    "can_compile",
-    "code_hashes",
-    "explain_out_of_memory",
-    "first_line",
-    "handle_signals",
-    "hardware",
-    "has_bf16",
-    "has_compiler",
-    "import_model",
-    "is_main_process",
-    "load_average",
-    "make_accelerator",
-    "peak_memory_mb",
-    "process_state",
-    "provenance",
-    "reset_peak_memory",
-    "run_script",
-    "source_hash",
-    "uses_model",
-]  # fmt: skip
+    "SCHEMA", "Stopped", "allow_tf32", "avoid_dynamo_import", "can_compile", "code_hashes",
+    "explain_out_of_memory", "first_line", "handle_signals", "hardware", "has_bf16",
+    "has_compiler", "hide_home", "import_model", "is_main_process", "load_average",
+    "make_accelerator", "peak_memory_mb", "process_state", "provenance", "reset_peak_memory",
+    "run_script", "source_hash", "uses_model",
+]  # fmt: skip  # fmt: skip
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
 _TIMEOUT = timedelta(hours=2)
@@ -276,6 +258,12 @@ def provenance() -> dict[str, Any]:
         "hardware": hardware(),
         "load": load_average(),
     }
+
+
+def hide_home(text: str) -> str:
+    """A text for others to read, in which the user's home folder is `~`."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 def load_average() -> float | None:

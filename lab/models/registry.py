@@ -248,12 +248,18 @@ def short_name(source: str) -> str:
     return Path(source).stem if path or "/" in source else source.split(".")[0]
 
 
+def folder_of(source: str) -> Path | None:
+    """The folder that `source` refers to, or that contains its file; None if there is none."""
+    path = find_path(source)
+    return path.parent if path and path.is_file() else path
+
+
 def recorded_constants(source: str) -> dict[str, Any]:
     """The constants of a run, given its folder or a file in it; {} for other weights."""
-    path = find_path(source)
+    folder = folder_of(source)
     try:
-        constants = Run(path.parent if path.is_file() else path).config()["constants"]
-    except (UserError, AttributeError, KeyError, TypeError):
+        constants = Run(folder).config()["constants"] if folder else {}
+    except (UserError, KeyError, TypeError):
         return {}
     return constants if isinstance(constants, dict) else {}
 

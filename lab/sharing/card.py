@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.core import Run, UserError, checkpoints
+from lab.core import Run, UserError, checkpoints, runtime
 from lab.models import Pretrained, registry
 
 _PROJECT_LICENSE = "mit"  # of models that are trained from scratch
@@ -32,8 +32,7 @@ class Records:
     @classmethod
     def find(cls, source: str) -> "Records | None":
         """The records of a run's folder or of a file in one; None for a model without them."""
-        path = registry.find_path(source)
-        folder = path.parent if path and path.is_file() else path
+        folder = registry.folder_of(source)
         if folder is None or not (folder / "metrics.json").is_file():
             return None
         run = Run(folder)
@@ -50,8 +49,7 @@ class Records:
     @property
     def command(self) -> str:
         """The command of the run; the user's home folder is not named."""
-        command, home = self.config["command"], str(Path.home())
-        return command.replace(home, "~") if len(home) > 1 else command
+        return runtime.hide_home(self.config["command"])
 
 
 @dataclass
@@ -219,8 +217,7 @@ def _body(folder: Path, release: Release) -> str:
         f"crop the central {size} x {size} pixels, scale to [0, 1], subtract the mean "
         f"{_rounded(preprocess.mean)} and divide by the standard deviation "
         f"{_rounded(preprocess.std)}, per channel. For ONNX, do this yourself; the other formats "
-        f"need only {'an' if color == 'color' else 'a'} {'RGB' if color == 'color' else color} "
-        "image.",
+        f"need only {'an RGB' if color == 'color' else 'a grayscale'} image.",
         "## Limitations",
         _limitations(records, names),
         "## License",

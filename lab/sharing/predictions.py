@@ -334,7 +334,7 @@ def _caption(axis: Any, example: Example) -> None:
     """The label, or else the name, above an image; predictions below it."""
     from lab.core import plots
 
-    name = images.printable(example.label or Path(example.name).name).replace("$", r"\$")
+    name = plots.literal(images.printable(example.label or Path(example.name).name))
     color = "black"
     if example.label:
         is_correct = example.label == example.top[0][0]
@@ -342,7 +342,7 @@ def _caption(axis: Any, example: Example) -> None:
     axis.set_title(_fit(name, 26), fontsize=8, color="dimgray")
     for line, (guess, p) in enumerate(example.top[:3]):
         text = f"{_fit(guess, 20)} ({100 * p:.0f} %)"
-        axis.text(0.5, -0.03 - 0.11 * line, text.replace("$", r"\$"), transform=axis.transAxes,
+        axis.text(0.5, -0.03 - 0.11 * line, plots.literal(text), transform=axis.transAxes,
                   ha="center", va="top", fontsize=9 if line == 0 else 7.5,
                   color=color if line == 0 else "dimgray",
                   weight="bold" if line == 0 else "normal")  # fmt: skip

@@ -59,11 +59,10 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
     if len(done) < _MIN_TRIALS or len(space) < 2 or np.ptp(values) == 0:
         return {"importance": {}, "interactions": None, "predicted": None}
     points = [[space[name].to_internal_repr(t.params[name]) for name in space] for t in done]
-    forest = RandomForestRegressor(200, oob_score=True, random_state=seed % 2**32).fit(
-        points, values
-    )
+    seed %= 2**32  # the largest that scikit-learn accepts, plus one
+    forest = RandomForestRegressor(200, oob_score=True, random_state=seed).fit(points, values)
     r2 = round(float(forest.oob_score_), 4)
-    evaluator = FanovaImportanceEvaluator(seed=seed % 2**32)
+    evaluator = FanovaImportanceEvaluator(seed=seed)
     shares = evaluator.evaluate(study, target=lambda trial: 100 * trial.value)
     total = sum(shares.values())
     is_noise = r2 < _MIN_R2 or total == 0

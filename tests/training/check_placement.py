@@ -27,16 +27,8 @@ from lab.training import FitConfig, fit, optimizers, progress, state, trainer
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 SIZES = ["--embed-dim", "16", "--depth", "1", "--num-heads", "2"]
-SHORT = [
-    "--dataset",
-    "digits",
-    "--epochs",
-    "1",
-    "--train-fraction",
-    "0.1",
-    "--batch-size",
-    "400",
-]  # three steps
+SHORT = ["--dataset", "digits", "--epochs", "1", "--train-fraction", "0.1",  # three steps
+         "--batch-size", "400"]  # fmt: skip
 HEAD = [*SHORT, "--learning-rate", "0.01", "--weight-decay", "0"]
 RICH = ["--auto-augment", "trivial", "--random-erasing", "0.3", "--mixup", "0.5", "--cutmix", "1",
         "--mix-probability", "0.7", "--ema-decay", "0.9", "--accumulation-steps", "2",

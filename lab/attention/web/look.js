@@ -178,7 +178,8 @@ function showTrace() {
   const after = rest ? `After ${rest} more block${rest > 1 ? "s" : ""}` : "After this block";
   const steps = [
     ["Pixel", number((fraction - mean) / std),
-      `The brightest of the ${V / C} ${C > 1 ? "red " : ""}values in the patch in ${patchName(patch)} is ` +
+      `The brightest of the ${V / C} ${C > 1 ? "red " : ""}values in the patch in ` +
+      `${patchName(patch)} is ` +
       `${Math.round(pixel)} of 255. Normalized: ` +
       `(${number(fraction)} − ${number(mean)}) / ${number(std)}.`],
     ["Token", number(token[channel]),

@@ -7,7 +7,8 @@ function hardestSection() {
   const sets = visible(data.comparisons).filter((set) => set.hardest.length > 0);
   if (sets.length === 0) return null;
   return [
-    note("These are the test images that the largest number of models misclassify. Guess the class of each image; ",
+    note("These are the test images that the largest number of models misclassify. Guess the ",
+      "class of each image; ",
       "then you see the label and what every model answered. Some images are ambiguous, and some ",
       "labels may be wrong. ", SELECTION),
     ...sets.flatMap((set) => [setHead(set), gameOf(set)]),
