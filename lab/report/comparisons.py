@@ -19,7 +19,7 @@ from lab.report.records import Record
 # Constants that decide which weights are trained, and those that are chosen to match.
 _MODE_CONSTANTS = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK", "AUGMENT_VIEWS", "LEARNING_RATE",
                    "RATES", "WEIGHT_DECAY", "WEIGHT_DECAYS")  # fmt: skip
-_NOT_SHARED_BY_TWINS = ("SEED", "VIT", "MATCH", "EPOCHS")
+_NOT_SHARED_BY_TWINS = ("SEED", "VIT", "MATCH", "EPOCHS", "MODEL_FILE")
 _EQUAL_TIME = 0.15  # relative difference of training times that count as equal
 _MAX_MODELS = 6  # per test set: 15 pairs, few enough for Holm's correction
 _MAX_HARDEST = 24  # images per test set
@@ -67,6 +67,11 @@ class Configuration:
         return statistics.mean(run.metrics["training_seconds"] for run in self.runs)
 
     @property
+    def timing_is_valid(self) -> bool:
+        """Whether all runs had the machine to themselves."""
+        return all(run.timing_is_valid for run in self.runs)
+
+    @property
     def validation_score(self) -> tuple[float, float]:
         """Validation accuracy; ties are broken by the lower validation loss."""
         best = [row for run in self.runs for row in run.history
@@ -111,7 +116,11 @@ def twins(configs: list[Configuration]) -> list[tuple[str, Configuration, Config
                 continue
             if constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
                 pairs.append(("epochs", vit, cnn))
-            elif abs(cnn.seconds - vit.seconds) <= _EQUAL_TIME * vit.seconds:
+            elif (
+                vit.timing_is_valid
+                and cnn.timing_is_valid
+                and abs(cnn.seconds - vit.seconds) <= _EQUAL_TIME * vit.seconds
+            ):
                 pairs.append(("seconds", vit, cnn))
     return pairs
 
@@ -148,7 +157,7 @@ def efficiencies(configs: list[Configuration]) -> list[list[list[Configuration]]
     Returns: a list per test set, of a list per model, of configurations sorted by fraction.
     """
     groups = group_by(configs, lambda c: (
-        c.first.comparable_key, c.first.key("SEED", "TRAIN_FRACTION"),
+        c.first.comparable_key, c.first.key("SEED", "TRAIN_FRACTION"), c.first.model_code,
     ))  # fmt: skip
     series = [sorted(group, key=lambda c: c.first.share) for group in groups if len(group) > 1]
     return group_by(series, lambda line: line[0].first.comparable_key)

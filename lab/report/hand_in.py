@@ -91,11 +91,15 @@ TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
         _run(f"fine-tuning, mode {mode}", f"python finetune.py --mode {mode}", MODE=mode)
         for mode in ("full", "head", "top-k", "scratch")
     )),
-    "1.V": ("Swin", (_run("a fine-tuned Swin", "python finetune_swin.py"),)),
+    "1.V": ("Swin", (
+        Item("a fine-tuned Swin", "python finetune_swin.py", lambda work: [
+            run.folder.name for run in work.runs
+            if run.kind == "Swin" and run.pretrained and run.constants.get("MODE") != "scratch"]),
+    )),
     "1.VI": ("Experiments", (
         Item("a sweep", "python sweep.py", lambda work: [path.name for path in work.sweeps]),
     )),
-    "2.1": ("Concepts", (_run("a CNN of the same size", "python cnn_baseline.py"),)),
+    "2.1": ("Concepts", (_run("a CNN of the same size", "python cnn_baseline.py --match macs"),)),
     "2.2a, 2.2b": ("Data and normalization", (
         _run("a ViT trained on Oxford Pets", "python train.py --dataset pets", DATASET="pets"),
     )),
@@ -286,11 +290,15 @@ def edited_files(root: Path) -> list[Path]:
 def _changed_since_commit(root: Path) -> set[str] | None:
     """Paths that git calls modified or untracked; None without git."""
     command = ("git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".")
+    prefix_command = ("git", "rev-parse", "--show-prefix")  # where root is in its repository
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        prefix, status = (
+            subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
+            for words in (prefix_command, command)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {entry[3:] for entry in done.stdout.split("\0") if entry}
+    return {entry[3:].removeprefix(prefix.rstrip("\n")) for entry in status.split("\0") if entry}
 
 
 def _page(content: dict[str, Any]) -> str:

@@ -160,7 +160,8 @@ def _twins_table(configs: list[Configuration]) -> str:
     """ViTs and their CNN twins, with an equal number of epochs or equal training time."""
 
     def cost(c: Configuration) -> str:
-        return f"{sentences.plural(c.first.constants['EPOCHS'], 'epoch')}, {c.seconds:,.0f} s"
+        epochs = sentences.plural(c.first.constants["EPOCHS"], "epoch")
+        return f"{epochs}, {c.seconds:,.0f} s" if c.timing_is_valid else epochs
 
     budgets = {"epochs": "same epochs", "seconds": "same training time"}
     rows = [
@@ -237,6 +238,7 @@ def _headline_table(runs: list[Record], root: Path) -> str:
             rows.append([
                 _linked(description, run.folder, root),
                 f"**{100 * metrics['test_accuracy']:.1f} %** ({low:.1f} to {high:.1f})",
-                f"{metrics['training_seconds'] / 60:.0f} minutes on {cores}",
+                f"{metrics['training_seconds'] / 60:.0f} minutes on {cores}"
+                if run.timing_is_valid else "",
             ])  # fmt: skip
     return table(["model", "test accuracy (95 % interval)", "training"], rows)

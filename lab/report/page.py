@@ -35,7 +35,9 @@ _CURVE_POINTS = 100  # longer curves are subsampled
 _CURVE_DIGITS = 5  # significant digits; curves make up most of a large page
 _RUN_FILES = ("curves.png", "confusion.png", "metrics.json", "config.json", "history.csv",
               "predictions.csv")  # fmt: skip
-_UNITS = {"cpu": "", "cores": " cores", "threads": " threads", "gpu": ""}  # of hardware
+_UNITS = {  # of hardware
+    "cpu": "", "cores": " cores", "threads": " threads", "gpu": "", "processes": " processes",
+}  # fmt: skip
 
 
 def build_content(found: Found, data_dir: Path, title: str = "My runs") -> dict[str, Any]:

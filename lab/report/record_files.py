@@ -158,7 +158,7 @@ CONFIG = {
     "model": {"parameters": _COUNT, "trainable_parameters": _COUNT, "macs": _NUMBER},
     "pretrained?": {"notes?": [TEXT]},
     "twin_of?": {"model": TEXT},
-    "hardware?": {},
+    "hardware?": {"threads?": _optional(_COUNT)},
     "versions?": {},
     "commit?": _optional(TEXT),
     "started?": TEXT,
@@ -174,7 +174,8 @@ METRICS = {
 SWEEP = {
     "says": TEXT,
     "trials": [{"number": _COUNT, "state": TEXT, "params": {},
-                "val_accuracy?": _optional(_FRACTION), "epochs?": _optional(_COUNT)}],
+                "val_accuracy?": _optional(_FRACTION), "epochs?": _optional(_COUNT),
+                "folder?": _optional(TEXT)}],
 }  # fmt: skip
 SCORES = {"title": TEXT, "methods": {}}
 

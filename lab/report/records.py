@@ -45,6 +45,7 @@ TASKS = {  # by script, in the order of the lab
 _OLD_DEFAULTS = {
     "TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0, "MODEL_FILE": None,
 }  # fmt: skip
+_VITS = "VisionTransformer|ViT|Vit|Deit|Beit|Eva|Cait"  # in the names of classes
 _RUN_FILES = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".npz"}
 
@@ -87,9 +88,11 @@ class Record:
 
     @cached_property
     def kind(self) -> str:
-        """The family of the model: "ViT", "CNN" or "Swin"."""
-        name = str(self.config["model"].get("class", ""))
-        return "Swin" if "Swin" in name else "CNN" if "CNN" in name or "Net" in name else "ViT"
+        """The family of the model: "ViT", "Swin" or "CNN"; records without a class are of ViTs."""
+        name = str(self.config["model"].get("class", "ViT"))
+        if "Swin" in name:
+            return "Swin"
+        return "ViT" if re.search(_VITS, name) else "CNN"
 
     @cached_property
     def model(self) -> str:

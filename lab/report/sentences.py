@@ -122,8 +122,10 @@ def cnn_sentence(results: MainResults) -> str:
 
 
 def _twin_test(vit: Configuration, cnn: Configuration) -> tuple[float | None, str]:
-    """Welch's t-test over seeds; McNemar's test on the images for a single seed."""
-    if vit.std is None or cnn.std is None:
+    """Welch's t-test over seeds, or McNemar's test on the images if both have a single seed."""
+    if (vit.std is None) != (cnn.std is None):
+        return None, ""  # a mean and a single run: neither test applies
+    if vit.std is None:
         a, b = vit.first.predictions, cnn.first.predictions
         return stats.mcnemar(a.correct, b.correct)[-1], "McNemar's test"
     if vit.std + cnn.std == 0:

@@ -24,7 +24,10 @@ def trained(tmp_path_factory, worker_id):
     place = (base if worker_id == "master" else base.parent) / "report" / "results"
     with FileLock(place.parent.with_suffix(".lock")):
         if not place.parent.exists():
-            train_all(place)
+            part = place.parent.with_suffix(".part")  # of a worker whose training failed
+            shutil.rmtree(part, ignore_errors=True)
+            train_all(part / "results")
+            part.rename(place.parent)
     return place
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import zipfile
 
 from lab.core import runtime
@@ -63,3 +64,36 @@ def test_edited_files_differ_from_what_was_handed_out(tmp_path):
     given = {"same.py": hashlib.sha256(b"1").hexdigest()}
     (tmp_path / hand_in.HANDED_OUT).write_text(json.dumps(given))
     assert hand_in.edited_files(tmp_path) == [tmp_path / "new.py"]
+
+
+def test_edited_files_are_found_in_a_subfolder_of_a_repository(tmp_path):
+    lab = tmp_path / "week 3" / "lab"
+    lab.mkdir(parents=True)
+    (lab / "same.py").write_text("1")
+    (lab / "edited.py").write_text("2")
+    name = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*name, "commit", "-q", "-m", "handed out")):
+        subprocess.run(("git", *words), cwd=tmp_path, check=True)
+    (lab / "edited.py").write_text("3")
+    (lab / "new.py").write_text("4")
+    assert hand_in.edited_files(lab) == [lab / "edited.py", lab / "new.py"]
+
+
+def test_only_a_pretrained_swin_counts_as_a_fine_tuned_swin(place):
+    swin = place / "finetune_swin" / "swin"
+    swin.parent.mkdir()
+    (full,) = (place / "finetune").glob("*-full-*")
+    full.rename(swin)
+
+    def found(mode, name):
+        def change(record):
+            record["command"] = "python finetune_swin.py"
+            record["constants"]["MODE"] = mode
+            record["model"]["class"] = name
+
+        change_json(swin / "config.json", change)
+        return items(hand_in._content(read_runs(place), {}), "1.V")["a fine-tuned Swin"]
+
+    assert found("full", "SwinTransformerV2") == ["swin"]
+    assert found("scratch", "SwinTransformerV2") == []
+    assert found("full", "ConvNeXt") == []

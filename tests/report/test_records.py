@@ -77,6 +77,8 @@ DAMAGE = {  # what happens to a run's folder, and the reason that the report giv
     "epoch -1": (replace("history.csv", "\n1,", "\n-1,"), "history.csv: epoch is -1.0"),
     "no history": (remove("history.csv"), "history.csv lacks the best epoch of metrics.json"),
     "stopped": (remove("metrics.json"), "stopped after epoch 2 of 2; resume it with: python"),
+    "threads": (update("config.json", hardware={"threads": "2"}),
+                "config.json: hardware.threads is '2', which is not a count or null"),
     "pipe": (pipe("metrics.json"), "metrics.json is not a regular file"),
     "config pipe": (pipe("config.json"), "config.json is not a regular file"),
 }  # fmt: skip
@@ -140,6 +142,16 @@ def test_damaged_attention_scores_are_listed(place, tmp_path):
     found, *_ = report_on(place, tmp_path)
     ((_, reason),) = found.left_out
     assert reason == "metrics.json does not contain scores (KeyError('trained'))"
+
+
+def test_damaged_sweeps_are_listed(place, tmp_path):
+    sweep = place / "sweep" / "a"
+    sweep.mkdir(parents=True)
+    trial = {"number": 0, "state": "complete", "params": {}, "folder": 5}
+    (sweep / "sweep.json").write_text(json.dumps({"says": "", "best": 0, "trials": [trial]}))
+    found, *_ = report_on(place, tmp_path)
+    ((_, reason),) = found.left_out
+    assert reason == "sweep.json: trials[0].folder is 5, which is not text or null"
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -20,6 +20,7 @@ from lab.report import build_content, markdown, read_runs
 from lab.report.comparisons import (
     compare_pairs,
     configurations,
+    efficiencies,
     hardest_images,
     select_models,
     twins,
@@ -146,6 +147,58 @@ def test_twins_share_every_constant(place):
     for path in (place / "train").rglob("config.json"):
         change_json(path, lambda record: record["constants"].update(OPTIMIZER="muon"))
     assert pairs() == 0
+
+
+def test_a_twin_of_an_edited_model_file_is_still_a_twin(place):
+    """cnn_baseline.py has no MODEL_FILE, so that constant cannot distinguish twins."""
+    before = len(twins(configurations(read_runs(place).runs)))
+    for path in (place / "train").rglob("config.json"):
+        change_json(path, lambda record: record["constants"].update(MODEL_FILE="mine.py"))
+    assert len(twins(configurations(read_runs(place).runs))) == before > 0
+
+
+def test_twins_of_equal_time_had_the_machine_to_themselves(place):
+    for path in (place / "cnn_baseline").rglob("config.json"):
+        change_json(path, lambda record: record["constants"].update(EPOCHS=1))
+    for path in place.rglob("metrics.json"):
+        change_json(path, lambda record: record.update(training_seconds=10.0))
+    kinds = {equal for equal, *_ in twins(configurations(read_runs(place).runs))}
+    assert kinds == {"seconds"}
+    for path in (place / "train").rglob("metrics.json"):
+        change_json(path, lambda record: record.update(load=64.0))
+    assert twins(configurations(read_runs(place).runs)) == []
+
+
+def test_runs_of_an_edited_model_are_no_data_efficiency_series(place):
+    """Not even if they used the same fraction of the images, or different ones."""
+
+    def lines():
+        found = efficiencies(configurations(read_runs(place).runs))
+        return [[config.first.share for config in line] for series in found for line in series]
+
+    assert lines() == [[0.1, 1.0]]
+    edited = place / "train" / "edited"
+    shutil.copytree(place / "train" / "digits-vit_16x2-s0", edited)
+    change_json(edited / "config.json", lambda record: record["code"].update({"model.py": "0"}))
+    assert lines() == [[0.1, 1.0]]
+
+
+def test_a_mean_over_seeds_is_not_tested_against_a_single_run(place, tmp_path):
+    _, both, *_ = build_content(read_runs(place), tmp_path)["summary"]
+    assert "Welch's t-test" in both
+    (second,) = (place / "cnn_baseline").glob("*-s1")
+    shutil.rmtree(second)
+    _, single, *_ = build_content(read_runs(place), tmp_path)["summary"]
+    assert "percentage points" in single
+    assert "significant" not in single
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("VisionTransformer", "ViT"), ("VisionTransformerDistilled", "ViT"), ("Eva", "ViT"),
+    ("SwinTransformerV2", "Swin"), ("ResidualCNN", "CNN"), ("ConvNeXt", "CNN"), ("VGG", "CNN"),
+])  # fmt: skip
+def test_a_model_belongs_to_the_family_of_its_class(name, kind):
+    assert Record(Path("run"), {"model": {"class": name}}, [], None, None, None).kind == kind
 
 
 def test_summary_has_a_sentence_for_each_main_result(place, tmp_path):
