@@ -107,7 +107,7 @@ def steps() -> dict[str, str]:
         "keys": claim("The second number of every key is 0, so each score is the product of two "
                       "first numbers", not k[:, 1].any()),
         "scores": f"S = {written(scores)}",
-        "most": f"Query 1 takes most from patch {weights[0].argmax() + 1}",
+        "most": f"Query 1 attends most to patch {weights[0].argmax() + 1}",
         "a weight": rf"w_{{12}} = \frac{{e^{scores[0, 1]:.0f}}}{{{powers}}} = "
                     rf"\frac{{e^2}}{{(1 + e)^2}} = {weights[0, 1]:.4f}",
         "row 2": "In row 2 the denominator is $e^2 + e^4 + 1 + e^2 = (1 + e^2)^2$",

@@ -73,8 +73,8 @@ def examples() -> dict[str, str]:
         "signs": f"{gradients[0]:+d} and {gradients[1]:+d}. The products are "
                  f"{kept[0]:+.1f} and {kept[1]:+.1f}; the negative one becomes "
                  f"{max(kept[1], 0):.0f}",
-        "near": "weight {} to itself, {} to its neighbor and {} to the next patch but "
-                "one".format(*near),
+        "near": "weight {} to itself, {} to its neighbor and {} to the patch after "
+                "that".format(*near),
         "distance": f"${path} = {distance:.1f}$ pixels",
         "ranking": f"1/1 at the first and 2/3 at the third; their mean is $(1/1 + 2/3) / 2 = "
                    f"{precision[animal].mean():.2f}$",
@@ -172,7 +172,7 @@ def precision_said(tuned: Scores, scratch: Scores) -> dict[str, str]:
              "rollout": "fine-tuned, rollout"}  # fmt: skip
     said = {name: row(name, precision(tuned, method)) for method, name in named.items()}
     best = max(scratch["methods"], key=lambda method: precision(scratch, method)["mean"][0])
-    said["bare"] = row(f"from scratch, best map: {best}", precision(scratch, best))
+    said["bare"] = row(f"from scratch, {best} (the best on these images)", precision(scratch, best))
     gaussian = tuned["baselines"]["center Gaussian"]["average_precision"]["mean"]
     mass = {name: tuned["methods"][name]["trained"]["mass"]["mean"] for name in named}
     pointing = {name: tuned["methods"][name]["trained"]["pointing"]["mean"] for name in named}
@@ -229,7 +229,7 @@ def faithfulness_said(tuned: Scores, scratch: Scores) -> dict[str, str]:
             gradient[2] < 0, rollout[2] > 0, gaussian[2] > 0),
         "insertion": claim(
             f"Its area changes by {points(both[0])} points with gradient rollout and by "
-            f"{points(both[1])} with the Gaussian: the intervals overlap almost completely",
+            f"{points(both[1])} with the Gaussian, which does not even look at the image",
             both[0][1] < both[1][0] < both[0][2], both[1][1] < both[0][0] < both[1][2]),
         "faithful": claim(
             f"Gradient rollout of the ViT from scratch has a low average precision, "

@@ -83,7 +83,7 @@ def training_said() -> dict[str, str]:
             f"| {spread(values(name, 'test_accuracy'))} |"
         )
     said["recipe"] = (
-        f"{found['epochs']} epochs, batches of {found['batch_size']}, AdamW at "
+        f"{found['epochs']} epochs, with batches of {found['batch_size']}, AdamW at "
         f"{found['learning_rate']:g}, label smoothing {found['label_smoothing']:g}"
     )
     flat = [abs(run["test_loss"][-1] - run["test_loss"][-10]) for run in runs["healthy"]]
@@ -96,8 +96,11 @@ def training_said() -> dict[str, str]:
     names = ("as in training", "without dropout", "without augmentation", "without label smoothing")
     steps = [mean([part[name] for part in parts]) for name in names]
     said["parts"] = ", ".join(
-        f"{name} {value:.2f}" for name, value in zip(names, steps, strict=True)
+        f"{'then ' * (number > 1)}{name} {value:.2f}"
+        for number, (name, value) in enumerate(zip(names, steps, strict=True))
     )
+    said["falls"] = claim("the loss of the final weights on the training images falls",
+                          steps == sorted(steps, reverse=True))  # fmt: skip
     losses = [last("healthy", key) for key in ("train_loss", "test_loss")]
     said["healthy losses"] = f"is {losses[0]:.2f} and the test loss {losses[1]:.2f}"
     said["which is higher"] = claim(

@@ -206,7 +206,8 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
 
     # Digits
     said["digits"] = claim(
-        "head < full is clear; the intervals do not overlap. Top 2 and full *do* overlap",
+        "full is clearly better than head; the intervals do not overlap. Top 2 and full *do* "
+        "overlap",
         full[DIGITS].metrics["test_accuracy_95"][0] > head[DIGITS].metrics["test_accuracy_95"][1],
         overlap(top[DIGITS], full[DIGITS]),
     )
@@ -220,6 +221,11 @@ def modes_said(runs: dict[str, Record]) -> dict[str, str]:
         f"only full is correct on {only_full} of them, only head on {only_head} (McNemar's test, "
         f"p = {value:.3f}), so full is probably better"
     )
+    only_full, only_decay, value = p(full[PETS], decay[PETS])
+    said["Pets sample, layer decay"] = claim(
+        f"Layer decay made full fine-tuning worse (p = {value:.3f})",
+        value < 0.05, only_decay < only_full,
+    )  # fmt: skip
     value = p(head[PETS], top[PETS])[2]
     assert value > 0.05
     said["Pets sample, top 2"] = f"Head and top 2 cannot be told apart (p = {value:.2f})"

@@ -30,10 +30,12 @@ WEIGHTS = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
 SOURCES = {  # phrases that are definitions
     "integer from 0 to 255. Take a red of 200": "8-bit images",
     "**Scale to [0, 1]** by dividing by 255": "8-bit images",
-    "The largest direction limits the learning rate for all others (LeCun et al. 1998, section "
-    "4.3)": "LeCun et al. 1998, section 4.3",
+    "The direction of largest variance limits the learning rate for all others (LeCun et al. 1998, "
+    "section 4.3)": "LeCun et al. 1998, section 4.3",
     "by $n$ (the *biased* variance). BatchNorm's running variance uses $n - 1$": "definition",
-    "For digits in [0, 1], one direction": "the scale of the measurement",
+    "For digits in [0, 1], the first principal direction": "the measurement",
+    '"Features move by" 1.0 means': "definition",
+    "only one value per channel (B = H = W = 1)": "definition",
 }
 TRAIN, TEST = 200, 100  # digits that a head is fitted on, and judged by
 
@@ -102,7 +104,7 @@ def per_image_said() -> dict[str, str]:
     assert gap > 0.1
     return {
         "per-image": "become identical (difference below 1e-12), while",
-        "per dataset": f"differ by {gap:.2f} on average",
+        "per dataset": f"differ by {gap:.2f} (root mean square)",
     }
 
 
@@ -128,7 +130,7 @@ def training_said() -> dict[str, str]:
         steps.append(steps_to(0.95, x, y, rate=1 / values[-1].item()))
         shares.append(100 * (values[-1] / values.sum()).item())
     return {
-        "one direction": f"holds {shares[0]:.0f} % of the sum of squares; after "
+        "one direction": f"carries {shares[0]:.0f} % of their sum of squares; after "
         f"normalization it is {shares[1]:.0f} %",
         "steps": claim(
             f"95 % of the training digits correctly after {steps[0]} steps without normalization "

@@ -99,7 +99,7 @@ def sizes_said() -> dict[str, str]:
     counts = [tokens(224, p)[0] for p in (8, 16, 32)]
     return {
         "larger image": claim(
-            "**A larger image** keeps all weights except the position embeddings",
+            "With **a larger image**, all weights can be kept except the position embeddings",
             other[0] == {"pos_embed"},
         ),
         "larger patch": claim(
@@ -144,12 +144,12 @@ def numbers() -> dict[str, str]:
         "ViT-B/16": f"For ViT-B/{usual.patch_size} at {size} x {size} pixels with three channels",
         "coincidence": claim(
             f"The projection maps these {flat} numbers to `embed_dim` = {base.out_channels} "
-            "numbers. That the two are equal",
+            "numbers. It is a coincidence that the two numbers are equal",
             flat == base.out_channels,
         ),
         "one line": f"`nn.Conv2d({base.in_channels}, {base.out_channels}, kernel_size={side}, "
                     f"stride={base.stride[0]})`",
-        "parameters": f"It has {weights:,} learned parameters",
+        "parameters": f"The projection has {weights:,} learned parameters",
         "shape": f"a matrix of {tokens(224, 16)[0]} rows and {base.out_channels} columns",
         "three ways": "(difference below 1e-12)",
     }  # fmt: skip

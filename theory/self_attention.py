@@ -17,7 +17,7 @@ from lab.models import load_pretrained
 from model import Attention, Block, VisionTransformer, ViTConfig
 
 SOURCES = {  # the example, definitions, and results of others
-    "How much does patch 1 take": "the example",
+    "How much does patch 1 attend": "the example",
     "so the path between any two patches has length 1. A stack of 3 x 3 convolutions": "definition",
     "trained on mnist-5k (`weights/vit_64x4_mnist5k.md`)": "the name of the data",
     "5-shot linear accuracy is 61.4 % without and 64.2 % with learned positions":
@@ -46,7 +46,7 @@ def example() -> dict[str, str]:
     return {
         "tokens": claim(f"$x_1 = x_4 = {ears}$ and $x_2 = x_3 = {other}$",
                         tokens[0].equal(tokens[3]), tokens[1].equal(tokens[2])),
-        "equal": claim("Patch 1 takes as much from the opposite corner as from itself",
+        "equal": claim("Patch 1 attends as much to the opposite corner as to itself",
                        weights[0] == weights[3]),
         "scores": f"$q_1 \\cdot k_j / \\sqrt 2$: {scores[0]:.2f} for both ears, 0 for both",
         "softmax": ", ".join(f"{w:.3f} for patch {i}" for i, w in enumerate(weights, 1)),
@@ -174,13 +174,13 @@ def measured() -> dict[str, str]:
     heads = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["distance"][1]
     return {
         "other weights": f"In head {HEAD + 1} of block {BLOCK + 1}, {100 * moved:.0f} % of the "
-                         "weight goes to other patches in one image than in the other",
+                         "attention weight moves to different patches from one image to the other",
         "selection": "We picked the head and the two digits with the largest difference in this "
                      f"block; the mean over its {gaps.shape[1]} heads and all {len(gaps)} pairs of "
                      f"ten digits is {100 * gaps.mean():.0f} %",
         "a convolution": "For a convolution this number is 0",
-        "shuffled": f"patches of all {len(trained.labels):,} test images of mnist-5k in one fixed "
-                    f"way. The accuracy of the trained ViT falls from {100 * healthy:.1f} % to "
+        "shuffled": f"to the patches of all {len(trained.labels):,} test images of mnist-5k. "
+                    f"The accuracy of the trained ViT falls from {100 * healthy:.1f} % to "
                     f"{100 * mixed:.1f} %",
         "heads of block 2": f"look on average between {min(heads):.0f} and {max(heads):.0f} pixels "
                             "away",

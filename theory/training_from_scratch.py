@@ -165,7 +165,7 @@ def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
             f"After {longer.metrics['epochs']} epochs (with other settings, too) the ViT reaches "
             f"{result(longer)}",
             longer.metrics["test_accuracy"] > vit.metrics["test_accuracy"]),
-        "Muon": f"With the optimizer Muon instead of AdamW and nothing else changed, the same "
+        "Muon": f"With Muon instead of AdamW and nothing else changed, the same "
                 f"{muon.metrics['epochs']} epochs bring the ViT to {result(muon)}, which cannot be "
                 f"distinguished from the CNN with AdamW (McNemar, p = {p:.2f})",
         "mnist-5k": claim(
@@ -192,6 +192,7 @@ def pretrained_said(runs: dict[str, Record], lines: Lines) -> dict[str, str]:
     breeds = {name: runs[f"pets-3breeds-224-{name}-s0"] for name in ("scratch", "full-decay0.7")}
     small, resnet = runs["pets-vit_192x12-s0"], runs["pets-3breeds-resnet18-s0"]
     data = [run.config["dataset"] for run in (sample["head"], breeds["scratch"])]
+    sides = [run.constants["IMG_SIZE"] for run in (sample["head"], breeds["scratch"])]
     assert len(data[0]["classes"]) * 6 == data[0]["train"]
     low = sample["head"].metrics["test_accuracy_95"][0]
     assert low > sample["scratch"].metrics["test_accuracy_95"][1]
@@ -202,8 +203,9 @@ def pretrained_said(runs: dict[str, Record], lines: Lines) -> dict[str, str]:
     p = p_value(tuned, scratch)
     assert p > 0.05
     return {
-        "data": f"| training | {data[0]['train']} images of {len(data[0]['classes'])} breeds "
-                f"| {data[1]['train']} images of three breeds |",
+        "data": f"| training | {data[0]['train']} images of {len(data[0]['classes'])} breeds, "
+                f"{sides[0]} pixels | {data[1]['train']} images of three breeds, "
+                f"{sides[1]} pixels |",
         "chance": f"| chance | {sentences.percent(1 / len(data[0]['classes']))} "
                   f"| {sentences.percent(1 / len(data[1]['classes']))} |",
         "scratch": f"| ViT-S/14 from scratch | {result(sample['scratch'])} "
@@ -211,7 +213,7 @@ def pretrained_said(runs: dict[str, Record], lines: Lines) -> dict[str, str]:
         "small": f"| ViT-Ti/16 from scratch, recipe of `train.py` | {result(small)} | not run |",
         "ResNet": f"| ResNet-18 from scratch | not run | {result(resnet)} |",
         "head": f"| ViT-S/14 pretrained, only the head trained | {result(sample['head'])} "
-                "| not run |",
+                "| not run at this size |",
         "full": f"| ViT-S/14 pretrained, fully fine-tuned | {result(sample['full'])} "
                 f"| {result(breeds['full-decay0.7'])} |",
         "features": f"Training only the head gains {gain:.0f} points over training from scratch, "

@@ -31,8 +31,9 @@ SOURCES = {  # the example, definitions, and results of others
     "the gradients of the last blocks are large at the start, at any depth, so training diverges "
     "without a careful warm-up; with pre-norm they shrink as the model gets deeper":
         "Xiong et al. 2020",
-    "We did not run patch 2 (197 tokens). We chose a batch size of 16 instead of 64, the recipe's "
-    "at that time, after a trial run with patch 4 did worse at 64": "how the runs were chosen",
+    "We did not run patch 2 (197 tokens). We chose a batch size of 16 instead of 64, which the "
+    "recipe used at that time, after a trial run with patch 4 did worse at 64":
+        "how the runs were chosen",
 }  # fmt: skip
 COLOR = "#c2571a"
 DEPTH, DEPTHS = 12, (3, 6, 12, 24, 48)  # blocks
@@ -229,8 +230,8 @@ def patches_said() -> dict[str, str]:
             best.metrics["test_accuracy_95"][0] <= middle[1],
         ),
         "one patch": claim(
-            "Patch 28, for which attention has nothing to do, is not better than patch 4 (the "
-            "intervals overlap)",
+            "Patch 28, for which attention only has to copy one patch into the class token, is "
+            "not better than patch 4 (the intervals overlap)",
             small[0] <= single[1], single[0] <= small[1],
             named[28].metrics["test_accuracy"] < named[4].metrics["test_accuracy"],
         ),

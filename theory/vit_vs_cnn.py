@@ -21,13 +21,13 @@ from lab.report import Record, comparisons, read_runs, sentences
 from model import VisionTransformer, ViTConfig
 
 WEIGHTS = {name: ROOT / "weights" / f"{name}_64x4_mnist5k.safetensors" for name in ("vit", "cnn")}
-CELL, GRID = 4, 7  # pixels of a patch of the ViT and of a place of the CNN's last map; grid of both
+CELL, GRID = 4, 7  # pixels of the ViT's patches and the CNN's last positions; grid of both
 IMAGES = 40  # test images for the measurements of features, four of each digit
 SOURCES = {  # definitions, and results of others
     "a 3 x 3 filter": "lab/models/cnn.py",
     "trained on mnist-5k by the same recipe": "the name of the data",
     "(0: nothing; 1: as much as images differ among themselves)": "definition",
-    "If the image moves by 4 pixels, an equivariant map moves by 1 place": "definition",
+    "If the image moves by 4 pixels, an equivariant map moves by 1 position": "definition",
     "| | map, 4 pixels | head, 1 pixel | head, 4 pixels |": "shift_errors()",
     "Single runs have a 95 % interval": "lab/core/stats.py",
     "On CIFAR-10 (JPEG copy": "the name of the data",
@@ -81,13 +81,13 @@ class Compared:
 
 
 def maps(model: nn.Module, images: Tensor) -> Tensor:
-    """The last features by place, (B, D, 7, 7)."""
+    """The last features by position, (B, D, 7, 7)."""
     found = model.forward_features(images)
     return found if found.ndim == 4 else found[:, 1:].mT.unflatten(2, (GRID, GRID))
 
 
 def head_input(model: nn.Module, images: Tensor) -> Tensor:
-    """What the output layer reads: the class token, or the mean over places, (B, D)."""
+    """What the output layer reads: the class token, or the mean over positions, (B, D)."""
     cnn = isinstance(model, cnn_models.ResidualCNN)
     return (
         model.forward_features(images).mean((2, 3))
@@ -144,7 +144,7 @@ def shifts_said(both: Compared) -> dict[str, str]:
 
 
 def seen(features: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Size of the gradient of the map's middle place by pixel, (H, W)."""
+    """Size of the gradient of the map's middle position by pixel, (H, W)."""
     x = image.clone().requires_grad_()
     found = features(x)  # (1, D, rows, columns)
     middle = found.shape[2] // 2
@@ -153,7 +153,7 @@ def seen(features: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def fields(both: Compared) -> dict[str, Tensor]:
-    """What a place in the middle sees, after how much of each model."""
+    """What a position in the middle sees, after how much of each model."""
     cnn, vit, image = both.cnn, both.vit, both.images[:1]
     found = {"CNN, first convolution": seen(cnn.stem, image)}
     for stage in (1, 2, 3):
@@ -265,10 +265,10 @@ def costs_said() -> dict[str, str]:
 
 
 def sharing_said(both: Compared) -> dict[str, str]:
-    """Weights that every place has in common, and what was trained."""
+    """Weights that all positions have in common, and what was trained."""
     stage = both.cnn.layers[0][0].conv1
-    place = GRID * CELL
-    dense = place**4 * stage.in_channels * stage.out_channels
+    side = GRID * CELL
+    dense = side**4 * stage.in_channels * stage.out_channels
     runs = {r.folder.name: r for r in read_runs(ROOT / "theory" / "patch_size").runs}
     vit, cnn = (runs[f"mnist-5k-{name}-s0"] for name in ("patch4", "cnn"))
     shared = ("EPOCHS", "BATCH_SIZE", "OPTIMIZER", "LEARNING_RATE", "SEED", "ROTATE", "TRANSLATE")
@@ -281,7 +281,7 @@ def sharing_said(both: Compared) -> dict[str, str]:
         "ViT": f"with {size(both.vit):,} parameters and patches of "
                f"{both.vit.patch_embed.proj.kernel_size[0]} pixels",
         "maps": claim(
-            f"Both end in a map of {GRID} x {GRID} places",
+            f"Both end in a map of {GRID} x {GRID} positions",
             *(maps(m, both.images[:1]).shape[2:] == (GRID, GRID) for m in (both.vit, both.cnn)),
         ),
         "CNN": f"[a residual CNN](../weights/{WEIGHTS['cnn'].stem}.md) with {size(both.cnn):,}",
@@ -291,7 +291,7 @@ def sharing_said(both: Compared) -> dict[str, str]:
         "a convolution": f"A convolution of the CNN's first stage has {stage.weight.numel():,} "
                          "weights; a dense layer between the same maps would have "
                          f"{dense / 1e6:.0f} million",
-        "tied to places": f"only the {both.vit.pos_embed.numel():,} numbers of the position",
+        "tied to positions": f"only the {both.vit.pos_embed.numel():,} numbers of the position",
     }  # fmt: skip
 
 

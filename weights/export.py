@@ -22,11 +22,10 @@ def main() -> None:
     if records is None:
         raise UserError(f"{folder} is not a finished run: it has no metrics.json")
     state, header = checkpoints.load_weights(folder / "best.safetensors")
-    checkpoints.save_weights(target, {name: value.half() for name, value in state.items()}, header)
-    if target.stat().st_size > LIMIT_MB * 1e6:
-        size = target.stat().st_size / 1e6
-        target.unlink()
+    halves = {name: value.half() for name, value in state.items()}
+    if (size := sum(value.nbytes for value in halves.values()) / 1e6) > LIMIT_MB:
         raise UserError(f"{target} would have {size:.1f} MB; the limit is {LIMIT_MB} MB")
+    checkpoints.save_weights(target, halves, header)
     text = describe(target, records)
     checkpoints.write_atomically(
         target.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8")
@@ -37,6 +36,10 @@ def main() -> None:
 def describe(target: Path, records: card.Records) -> str:
     """The model card: what somebody needs to trust the weights, or to train them again."""
     model, folder = records.config["model"], records.folder.as_posix()
+    if records.config.get("uncommitted_changes"):
+        note = "The code had uncommitted changes, so this commit may not reproduce the weights"
+    else:
+        note = "The command gives these weights at this commit; flags and defaults have changed"
     return f"""# {target.stem}
 
 {model["class"]}, {model["parameters"]:,} parameters, {target.stat().st_size / 1e6:.1f} MB in fp16.
@@ -45,7 +48,7 @@ Classes: {", ".join(records.config["dataset"]["classes"])}.
 
 {card.training_table(records)}
 
-The command gives these weights at this commit; flags and defaults have changed since.
+{note}.
 
 Records: [{folder}](../{folder}/)
 """
