@@ -30,10 +30,10 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import predictions
 
 # --- Model and images ---
-MODEL: str | None = None  # run, shared folder, file, timm name, owner/name; none: the newest run
-REVISION: str | None = None  # version of a repository, such as v1; none: the latest
+MODEL: str | None = None  # run, shared folder, file, timm name, owner/name; None: the newest run
+REVISION: str | None = None  # version of a repository, such as v1; None: the latest
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
-IMAGES: str | None = None  # files, folders, glob patterns or a dataset; none: the run's dataset
+IMAGES: str | None = None  # files, folders, glob patterns or a dataset; None: the run's dataset
 SPLIT: Literal["train", "val", "test"] = "test"  # part of a dataset
 DATA_DIR: str = "data"  # folder of downloaded datasets
 
@@ -44,7 +44,7 @@ ATTENTION: bool = False  # show attention next to each image; Grad-CAM for a CNN
 # --- Run ---
 BATCH_SIZE: int = 64  # images per forward pass; a smaller value needs less memory
 RESULTS_DIR: str = "results/predict"  # one folder per model and images
-NAME: str | None = None  # name of that folder; none: made from model and images
+NAME: str | None = None  # name of that folder; None: made from model and images
 OVERWRITE: bool = False  # predict again and replace existing results
 
 
@@ -93,9 +93,9 @@ def predict(
 ) -> None:
     """Predicts all images, prints what was found, and writes the files of the run."""
     device = runtime.process_state().device
-    pretrained.model.to(device)
     smaller = max(1, c.BATCH_SIZE // 2)
     with runtime.explain_out_of_memory(f"Use a smaller batch, such as --batch-size {smaller}."):
+        pretrained.model.to(device)
         maps = AttentionMaps(pretrained) if c.ATTENTION else None
         top_k = min(c.TOP_K, pretrained.num_classes)
         path = run.folder / "predictions.csv"

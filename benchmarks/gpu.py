@@ -5,10 +5,11 @@
     python -m benchmarks.gpu --quick          # toy sizes on a CPU, to check that all parts run
 
 The parts run in order, each in its own process. The same command resumes: a finished part is not
-repeated, and a stopped training run continues. If a dataset or weights cannot be downloaded, a part
-uses the embedded ones, and its records say so. On cards below SMALL_CARD TFLOP/s, some parts run a
-documented subset (`small`). Records go to results/official/ and benchmarks/results/; afterwards,
-`python report.py --official` updates the tables. No part has been run on a GPU yet.
+repeated unless its code has changed, and a stopped training run continues. If a dataset or weights
+cannot be downloaded, a part uses the embedded ones, and its records say so. On cards below
+SMALL_CARD TFLOP/s or SMALL_MEMORY GB, some parts run a documented subset (`small`). Records go to
+results/official/ and benchmarks/results/; afterwards, `python report.py --official` updates the
+tables. No part has been run on a GPU yet.
 """
 
 import shlex
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import matrix_product, seconds
-from lab.core import UserError, checkpoints, constants, runtime
+from lab.core import UserError, checkpoints, child, constants, runtime
 from lab.data import load_data
 from lab.models import load_pretrained
 
@@ -34,6 +35,7 @@ BENCHMARKS: str | None = None  # folder for speed; none: benchmarks/results, or 
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_CARD = 100.0  # TFLOP/s of matrix products: a T4 reaches about 25, an A100 250, an H100 650
+SMALL_MEMORY = 40  # GB: three libraries hold a ViT-B/16 at a batch size of 128 at the same time
 UTILIZATION = 0.3  # assumed fraction of the matrix-product rate that training reaches
 SECONDS_PER_STEP = 4e-3  # assumed time in which Python launches the kernels of a step
 TOY_VIT = "--embed-dim 32 --depth 1 --num-heads 2 --batch-size 64 --epochs 1 --precision fp32"
@@ -105,7 +107,7 @@ ALL = {
     ),
     "attention": Part(
         "attention_viz.py --model {finetuned} --images {scored} --data-dir {data} "
-        "--results-dir {results}/attention_viz", "", minutes=2,
+        "--results-dir {results}/attention_viz", "", minutes=3,
     ),
 }  # fmt: skip
 INPUTS = {  # names in the commands: what is wanted, and what is embedded instead
@@ -139,9 +141,9 @@ def find_inputs(names: set[str]) -> dict[str, str]:
     return found
 
 
-def estimate(part: Part, tflops: float) -> float:
+def estimate(part: Part, tflops: float, is_small: bool) -> float:
     """Minutes that a part takes on a card with this rate of matrix products, in TFLOP/s."""
-    fraction = part.small_fraction if part.small and tflops < SMALL_CARD else 1.0
+    fraction = part.small_fraction if part.small and is_small else 1.0
     computing = 1e3 * part.pflop / (UTILIZATION * tflops)
     launching = part.steps * SECONDS_PER_STEP
     return part.minutes + fraction * max(computing, launching) / 60
@@ -158,9 +160,23 @@ def matrix_product_rate(device: torch.device) -> float:
     return flop / seconds(workload, device.type) / 1e12
 
 
-def command_of(part: Part, values: dict[str, str], tflops: float) -> list[str]:
+def is_small_card(device: torch.device, tflops: float) -> bool:
+    """Whether parts run their subset: the card is slow, or has little memory."""
+    if tflops < SMALL_CARD:
+        return True
+    return device.type == "cuda" and torch.cuda.mem_get_info(device)[1] < SMALL_MEMORY * 1e9
+
+
+def code_of(words: list[str]) -> dict[str, str]:
+    """The hashes of the code that a part's command runs: a script, or all of them for pytest."""
+    script = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+    path = ROOT / script
+    return runtime.code_hashes(*([path] if path.is_file() else sorted(ROOT.glob("*.py"))))
+
+
+def command_of(part: Part, values: dict[str, str], is_small: bool) -> list[str]:
     """A part's command, without the interpreter; the last of two equal flags counts."""
-    extra = part.quick if QUICK else part.small if tflops < SMALL_CARD else ""
+    extra = part.quick if QUICK else part.small if is_small else ""
     return shlex.split(f"{part.command} {extra}".format(**values))
 
 
@@ -187,51 +203,60 @@ def main() -> None:
         raise UserError(f"PARTS: {unknown[0]!r} is none of {', '.join(ALL)}")
     tflops = matrix_product_rate(device)
     print(f"{device.type}: matrix products at {tflops:,.1f} TFLOP/s")
+    local = "benchmarks/local/gpu-quick"
+    results = RESULTS or (local if QUICK else "results/official")
+    benchmarks = BENCHMARKS or (local if QUICK else "benchmarks/results")
+    state_file, log_file = Path(results, "gpu.json"), Path(results, "gpu.log")
+    state = checkpoints.read_json(state_file) if state_file.exists() else {}
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if state.get("card") != card:  # the decision is kept, because the measured rate varies
+        state = {"card": card, "is_small": is_small_card(device, tflops), "finished": {}}
+    is_small = state["is_small"]
     if not QUICK:
-        minutes = {name: estimate(ALL[name], tflops) for name in names}
+        minutes = {name: estimate(ALL[name], tflops, is_small) for name in names}
         for name, value in minutes.items():
-            subset = f"  subset: {ALL[name].small}" * bool(ALL[name].small and tflops < SMALL_CARD)
+            subset = f"  subset: {ALL[name].small}" * bool(ALL[name].small and is_small)
             print(f"  {name:<14} {value:6.0f} minutes{subset}")
         print(f"  {'total':<14} {sum(minutes.values()):6.0f} minutes (estimated)")
     if ESTIMATE:
         return
 
-    local = "benchmarks/local/gpu-quick"
-    results = RESULTS or (local if QUICK else "results/official")
-    benchmarks = BENCHMARKS or (local if QUICK else "benchmarks/results")
-    inputs = find_inputs({key for key in INPUTS for n in names if f"{{{key}}}" in ALL[n].command})
+    needed = {key for key in INPUTS for n in names if f"{{{key}}}" in ALL[n].command}
+    inputs = find_inputs(needed | ({"pets"} if "attention" in names else set()))
     values = {**inputs, "results": results, "benchmarks": benchmarks, "data": DATA_DIR,
               "device": device.type}  # fmt: skip
-    state_file, log_file = Path(results, "gpu.json"), Path(results, "gpu.log")
     state_file.parent.mkdir(parents=True, exist_ok=True)
-    done = checkpoints.read_json(state_file) if state_file.exists() else {}
     failed = []
     for number, name in enumerate(names, 1):
         if name == "attention":
-            is_pets = values.get("pets", "digits") == "pets"
+            is_pets = values["pets"] == "pets"
             values["scored"] = "pets --score" if is_pets else "digits"
             values["finetuned"] = finetuned_run(results, "pets" if is_pets else "digits")
-        words = command_of(ALL[name], values, tflops)
+        words = command_of(ALL[name], values, is_small)
         print(f"{number}/{len(names)}  {name:<14} python {shlex.join(words)}", flush=True)
-        if done.get(name) == words:
+        finished = {"command": words, "code": code_of(words)}
+        if state["finished"].get(name) == finished:
             print("  already finished")
             continue
         started = time.monotonic()
         with open(log_file, "a", encoding="utf-8") as log:
             log.write(f"\n=== {name}: python {shlex.join(words)}\n")
             log.flush()
-            status = subprocess.call(
-                [sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
-            )
-        if status in (130, 143):  # Ctrl-C or SIGTERM: the part saved its state
-            raise SystemExit(status)
+            try:
+                status = child.run_child(
+                    [sys.executable, *words], name, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+                )
+            except runtime.Stopped as stopped:
+                print(f"  {stopped}; the same command resumes")
+                raise SystemExit(128 + stopped.number) from None
         minutes_taken = (time.monotonic() - started) / 60
         if status:
             failed.append(name)
             last = [s for s in log_file.read_text(encoding="utf-8").splitlines() if s.strip()][-3:]
             print("\n".join(f"    {line}" for line in last))
         else:
-            checkpoints.write_json(state_file, done := {**done, name: words})
+            state["finished"][name] = finished
+            checkpoints.write_json(state_file, state)
         print(f"  {'failed' if status else 'done'}, {minutes_taken:.1f} minutes")
     print(f"failed: {', '.join(failed)}; see {log_file}" if failed else str(log_file))
     if failed:

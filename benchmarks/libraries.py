@@ -169,6 +169,8 @@ def transformers_trainer(
         dataloader_drop_last=True, save_strategy="no", logging_strategy="no", report_to="none",
         disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
+    _ = arguments.device  # which counts the GPUs
+    arguments._n_gpu = min(arguments._n_gpu, 1)  # without a launcher, the others use one as well
     trainer = Trainer(model, arguments, _collate, images, callbacks=list(callbacks))
     trainer.remove_callback(PrinterCallback)
     return trainer

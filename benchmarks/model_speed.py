@@ -98,6 +98,9 @@ def our_steps(
 def measure_library(name: str, settings: dict[str, Any], worker: Worker) -> None:
     """What one library's process does for one workload."""
     globals().update(settings)
+    # What our training loop switches on, for all libraries and for the matrix product.
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU; no effect on a CPU
+    torch.backends.cudnn.benchmark = True
     device, (kind, precision, *compiled) = worker.device, settings["WORKLOAD"].split(", ")
     if name == MATRIX_PRODUCT:
         worker.serve(matrix_product(device.type, libraries.DTYPES[precision])[0])

@@ -92,17 +92,17 @@ TARGETS = (0.90, 0.93, 0.95)  # validation accuracies, and the time to each
 Records = list[dict[str, Any]]
 
 
-def is_finished(path: Path, requested: dict[str, Any]) -> bool:
-    """Whether a run has a record. Raises UserError if the record has other constants."""
+def is_finished(path: Path, requested: dict[str, Any], code: dict[str, str]) -> bool:
+    """Whether a run has a record. Raises UserError if its constants or its code differ."""
     if OVERWRITE or not path.exists():
         return False
-    recorded = checkpoints.read_json(path)["constants"]
+    record = checkpoints.read_json(path)
+    recorded, advice = record["constants"], "Replace it with --overwrite, or choose another --out"
     if recorded != requested:
         names = sorted(n for n, v in requested.items() if recorded.get(n) != v) or ["removed ones"]
-        raise UserError(
-            f"{path} is a run with different constants ({', '.join(names)}). Replace it with "
-            "--overwrite, or choose another --out"
-        )
+        raise UserError(f"{path} is a run with different constants ({', '.join(names)}). {advice}")
+    if record.get("code") != code:
+        raise UserError(f"{path} is a run of different code. {advice}")
     return True
 
 
@@ -188,6 +188,9 @@ def main() -> None:
     values = constants.override(sys.modules[__name__])
     device = runtime.process_state().device
     c = constants.resolve(values, RECIPES[device.type])
+    if values["COMPILE"] is None and c.COMPILE and not runtime.can_compile(device):
+        c.COMPILE = False
+        print("torch.compile needs Triton, a C compiler and Python.h: running without it")
     names = list(VARIANT_CHANGES) if VARIANTS == "all" else VARIANTS.split(",")
     if unknown := [name for name in names if name not in VARIANT_CHANGES]:
         raise UserError(f"VARIANTS: {unknown[0]!r} is none of all, {', '.join(VARIANT_CHANGES)}")
@@ -199,11 +202,12 @@ def main() -> None:
     preprocess = Preprocess(data.train.store.shape[-1], data.mean, data.std, 1.0)
     folder = Path(OUT.format(device=device.type))
     folder.mkdir(parents=True, exist_ok=True)
+    code = runtime.code_hashes()
     for budget, seed, name in itertools.product(budgets, range(NUM_SEEDS), names):
         own = SimpleNamespace(**{**vars(c), **VARIANT_CHANGES[name]})
         requested = {key: value for key, value in vars(own).items() if key not in NOT_OF_THE_RUN}
         path = folder / f"{name.replace(' ', '-')}-{budget:g}s-{seed}.json"
-        if not PROFILE and is_finished(path, requested):
+        if not PROFILE and is_finished(path, requested, code):
             continue
         augmentation = Augmentation(crop_padding=own.CROP_PADDING, flip=True)
         loaders = Loaders(data, preprocess, own.BATCH_SIZE, augmentation)
@@ -214,7 +218,7 @@ def main() -> None:
             return
         found = runner.run(budget)
         record = {"variant": name, "budget": budget, "seed": seed, **found, "data": data.name,
-                  "constants": requested, **table.provenance()}  # fmt: skip
+                  "constants": requested, "code": code, **table.provenance()}  # fmt: skip
         checkpoints.write_json(path, record)
         print(f"{name}, {budget:g} s, seed {seed}: test accuracy {found['test_accuracy']:.2%} "
               f"after {found['images']:,} images", flush=True)  # fmt: skip

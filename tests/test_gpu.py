@@ -15,6 +15,8 @@ def command(monkeypatch, tmp_path):
     """A function that runs the command in this process with some flags."""
     names = [name for name in gpu.__annotations__ if name.isupper()]
 
+    monkeypatch.setattr(gpu, "matrix_product_rate", lambda device: 0.1)
+
     def run(*flags):
         for name in names:
             monkeypatch.setattr(gpu, name, getattr(gpu, name))
@@ -61,7 +63,7 @@ def test_unknown_part_is_named(command):
 
 @pytest.mark.parametrize(("tflops", "limit"), [(650, 60), (25, 360)])  # an H100, a T4
 def test_estimates_keep_the_promised_time(tflops, limit):
-    total = sum(gpu.estimate(part, tflops) for part in gpu.ALL.values())
+    total = sum(gpu.estimate(part, tflops, tflops < 100) for part in gpu.ALL.values())
     assert limit / 10 < total <= limit
 
 
@@ -84,7 +86,7 @@ def test_files_and_fields_of_the_commands_exist():
     values = {name: name for name in (*gpu.INPUTS, "results", "benchmarks", "data", "device")}
     values |= {"finetuned": "run", "scored": "digits"}
     for part in gpu.ALL.values():
-        words = gpu.command_of(part, values, tflops=25)
+        words = gpu.command_of(part, values, is_small=True)
         paths = [word for word in words if word.endswith(".py") or word.startswith("tests")]
         if words[1].startswith("benchmarks."):
             paths.append(words[1].replace(".", "/") + ".py")
@@ -94,7 +96,43 @@ def test_files_and_fields_of_the_commands_exist():
 
 def test_small_cards_run_the_subset():
     values = {name: name for name in ("cifar10", "vit_b", "data", "results")}
-    for tflops, epochs in ((25, ["3", "1"]), (650, ["3"])):
-        words = gpu.command_of(gpu.ALL["vit-b-cifar10"], values, tflops)
+    for is_small, epochs in ((True, ["3", "1"]), (False, ["3"])):
+        words = gpu.command_of(gpu.ALL["vit-b-cifar10"], values, is_small)
         assert [words[i + 1] for i, w in enumerate(words) if w == "--epochs"] == epochs
         assert shlex.join(words).startswith("finetune.py --mode all --dataset cifar10 ")
+
+
+def test_cards_with_little_memory_run_the_subset(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 24 * 10**9))
+    assert gpu.is_small_card(cuda, tflops=150)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 80 * 10**9))
+    assert not gpu.is_small_card(cuda, tflops=150)
+    assert gpu.is_small_card(cuda, tflops=50)
+
+
+def test_parts_are_repeated_on_another_card_or_with_other_code(command, capsys, monkeypatch):
+    monkeypatch.setitem(gpu.ALL, "speed", gpu.Part("-c pass", ""))
+    words = ("--quick", "--parts", "speed")
+
+    def repeated():
+        command(*words)
+        return "already finished" not in capsys.readouterr().out
+
+    assert repeated()
+    assert not repeated()
+    monkeypatch.setattr(gpu, "code_of", lambda words: {"train.py": "changed"})
+    assert repeated()
+    assert not repeated()
+    read = gpu.checkpoints.read_json
+    monkeypatch.setattr(gpu.checkpoints, "read_json", lambda path: {**read(path), "card": "T4"})
+    assert repeated()
+
+
+def test_attention_alone_is_scored_on_pets(command, monkeypatch):
+    started = []
+    monkeypatch.setattr(gpu, "load_data", lambda *_: None)
+    monkeypatch.setattr(gpu, "find_inputs", lambda names: {name: name for name in names})
+    monkeypatch.setattr(gpu.child, "run_child", lambda words, *_, **__: started.append(words) or 0)
+    command("--quick", "--parts", "attention")
+    assert "--images pets --score" in shlex.join(started[0])

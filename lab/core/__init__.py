@@ -2,7 +2,7 @@
 
 Open `constants.py` first to see how a constant becomes a flag; `script_source.py` reads the script.
 Then open `runs.py` to see what a run's folder contains and how a run finds its folder again, by
-`identity.py`; `run_folders.py` creates and locks folders.
+`identity.py`; `run_folders.py` creates and locks folders. `child.py` starts other programs.
 """
 
 from lab.core.errors import UserError
@@ -12,6 +12,7 @@ __all__ = [
     "Run",
     "UserError",
     "checkpoints",
+    "child",
     "constants",
     "plots",  # loads matplotlib: import it only where a figure is drawn
     "runtime",

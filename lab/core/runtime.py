@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -53,7 +54,15 @@ def process_state() -> PartialState:
     """Accelerate's state of all processes: `process_index`, `num_processes`, `device`, ...
 
     On a machine without a GPU, Accelerate connects the processes only with `cpu=True`.
+
+    Raises: UserError, if a launcher started more processes than this machine has GPUs.
     """
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if processes > gpus > 0:
+        raise UserError(
+            f"{processes} processes were started, but this machine has {gpus} GPU(s), and each "
+            f"process needs its own. Use --nproc-per-node {gpus}"
+        )
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
 
 
@@ -64,6 +73,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     """
     process_state()
     AcceleratorState._reset_state()
+    # Some containers allow TF32 everywhere; `allow_tf32` allows it for the model only.
+    torch.set_float32_matmul_precision("highest")
     return Accelerator(mixed_precision=mixed_precision)
 
 
@@ -283,7 +294,8 @@ def hardware() -> dict[str, Any]:
     found = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-        found["gpus"] = torch.cuda.device_count()
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        found["processes"] = processes  # each with its own GPU, if there is one
     return found
 
 
@@ -331,8 +343,18 @@ def has_compiler() -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile can generate code for this GPU: it needs Triton and a compiler."""
-    return device.type == "cuda" and has_compiler() and find_spec("triton") is not None
+    """Whether torch.compile can generate code for this GPU.
+
+    It needs Triton, a C compiler, and Python's header files, which Linux distributions package
+    separately. Triton needs compute capability 7.0.
+    """
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and find_spec("triton") is not None
+        and has_compiler()
+        and Path(sysconfig.get_path("include"), "Python.h").is_file()
+    )
 
 
 def reset_peak_memory(device: torch.device) -> None:

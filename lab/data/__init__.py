@@ -6,7 +6,7 @@ downloads the images, and `splits.py` divides them. `loaders.py` turns splits in
 `images.py` reads single images, and `cache.py` keeps decoded photographs on disk.
 """
 
-from lab.data.augment import Augmentation
+from lab.data.augment import Augmentation, to_device
 from lab.data.datasets import Dataset, load_data
 from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
@@ -19,4 +19,5 @@ __all__ = [
     "datasets",
     "images",
     "load_data",
+    "to_device",
 ]

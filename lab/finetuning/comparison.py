@@ -1,15 +1,13 @@
 """Runs every mode of fine-tuning in its own process, and compares them in a figure and a table."""
 
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab.core import Run, UserError, checkpoints, constants, runtime
+from lab.core import Run, UserError, checkpoints, child, constants, runtime
 from lab.finetuning.modes import mode_label
 
 
@@ -46,38 +44,14 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_di
 
 
 def _run_mode(flags: list[str], where: str) -> list[Run]:
-    """Runs this script with more flags in another process; returns its runs, one per seed.
-
-    Ctrl-C and SIGTERM are passed on to that process, which saves its state and ends.
-    """
-    process: subprocess.Popen | None = None
-    stopped: list[int] = []
-
-    def forward(number: int, _: Any) -> None:
-        stopped.append(number)
-        if process:
-            process.terminate()
-
-    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folders = Path(scratch, "folders")
-            # In its own session, it receives signals only from this process, not from the terminal.
-            process = subprocess.Popen(
-                [sys.executable, *sys.argv, *flags], start_new_session=True,
-                env={**os.environ, Run.FOLDERS_VARIABLE: str(folders)},
-            )  # fmt: skip
-            if stopped:  # the signal arrived before the process was started
-                process.terminate()
-            status = process.wait()
-            if stopped:
-                raise runtime.Stopped(stopped[0], where)
-            if status:
-                raise SystemExit(status)
-            return [Run(Path(line)) for line in folders.read_text(encoding="utf-8").splitlines()]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Runs this script with more flags in another process; returns its runs, one per seed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = Path(scratch, "folders")
+        environment = {**os.environ, Run.FOLDERS_VARIABLE: str(folders)}
+        words = [sys.executable, *sys.argv, *flags]
+        if status := child.run_child(words, where, env=environment):
+            raise SystemExit(status)
+        return [Run(Path(line)) for line in folders.read_text(encoding="utf-8").splitlines()]
 
 
 def row_of(runs: list[Run]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lab.core import UserError, runtime
-from lab.data import Loaders
+from lab.data import Loaders, to_device
 from lab.training.results import Predictions
 
 
@@ -36,7 +36,7 @@ def predict(
             values = model(images).float()
         if outputs is None:
             outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)
-        outputs[index.to(outputs.device)] = values
+        outputs[to_device(index, outputs.device)] = values
     return accelerator.reduce(outputs).cpu()  # a sum: each row is zero in all processes but one
 
 

@@ -23,7 +23,7 @@ from lab.training.evaluation import evaluate
 from lab.training.progress import Progress
 from lab.training.results import write_results
 from lab.training.state import History
-from lab.training.trainer import Trainer
+from lab.training.trainer import Trainer, memory_advice
 
 
 def fit(
@@ -48,22 +48,22 @@ def fit(
     if run.finished:
         run.say_finished()
         return run.history()
-    trainer = Trainer(model, optimizer, loaders, config, run)
-    out_of_memory = runtime.explain_out_of_memory(trainer.memory_advice)
-    with out_of_memory, runtime.handle_signals() as trainer.signals:
-        trainer.resume()
-        while trainer.state.epoch <= config.epochs:
-            train_one_epoch(trainer)
-            trainer.sync_buffers()
-            val = evaluate(trainer.eval_model, loaders, "val", trainer.accelerator)
-            trainer.finish_epoch(val)  # writes history.csv and, once a minute, the weights
-        if not config.trial:
-            trainer.load_best_weights()
-            test = evaluate(trainer.model, loaders, "test", trainer.accelerator)
-            if trainer.accelerator.is_main_process:
-                state = trainer.state
-                write_results(run, test, loaders.data, state.history, state.best_epoch)
-                trainer.log(run.summary())
+    with runtime.explain_out_of_memory(memory_advice(config, loaders)):
+        trainer = Trainer(model, optimizer, loaders, config, run)
+        with runtime.handle_signals() as trainer.signals:
+            trainer.resume()
+            while trainer.state.epoch <= config.epochs:
+                train_one_epoch(trainer)
+                trainer.sync_buffers()
+                val = evaluate(trainer.eval_model, loaders, "val", trainer.accelerator)
+                trainer.finish_epoch(val)  # writes history.csv and, once a minute, the weights
+            if not config.trial:
+                trainer.load_best_weights()
+                test = evaluate(trainer.model, loaders, "test", trainer.accelerator)
+                if trainer.accelerator.is_main_process:
+                    state = trainer.state
+                    write_results(run, test, loaders.data, state.history, state.best_epoch)
+                    trainer.log(run.summary())
     return trainer.state.history
 
 

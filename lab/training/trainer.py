@@ -84,6 +84,8 @@ class Trainer:
         self.ema = EMA(model, config.ema_decay) if config.ema_decay else None
         self.eval_model = self.ema.model if self.ema else model
         if config.compile:
+            # Each run of this process would add programs, up to a limit of torch.compile.
+            torch.compiler.reset()
             # Compile once per image size: a single program for both sizes slows the large one.
             model.compile(dynamic=False if config.small_epochs else None)
         # The model is on its device. To decide that, the default imports torch.distributed.tensor.
@@ -178,10 +180,10 @@ class Trainer:
         is_last = state.epoch > self.config.epochs
         # Trials are short: an interrupted one starts over.
         is_due = not self.config.trial and time.monotonic() - self._saved_at >= SAVE_INTERVAL
-        if is_best:
+        if is_best and self.accelerator.is_main_process:
             keeps_changing = not (is_last or is_due)
             self._unsaved_best = (
-                copy.deepcopy(self.eval_model) if keeps_changing else self.eval_model,
+                _copy_on_cpu(self.eval_model) if keeps_changing else self.eval_model,
                 row,
             )
         if is_last or is_due:
@@ -223,6 +225,7 @@ class Trainer:
                     f"{path} does not fit the optimizer ({runtime.first_line(error)}): undo the "
                     "change of the code, or start over with --overwrite"
                 ) from error
+            _match_layouts(self.optimizer)
             if self.ema:
                 checkpoints.load_strict(self.ema.model, saved["ema"], path)
             if self.accelerator.scaler:
@@ -279,15 +282,6 @@ class Trainer:
 
     # --- Messages ---
 
-    @property
-    def memory_advice(self) -> str:
-        """What to change if memory runs out."""
-        return (
-            f"Raise ACCUMULATION_STEPS (now {self.config.accumulation_steps}), which keeps the "
-            f"batch size, or lower BATCH_SIZE (now {self.loaders.batch_size}), IMG_SIZE (now "
-            f"{self.loaders.preprocess.img_size}) or the size of the model."
-        )
-
     def _log_header(self) -> None:
         kind = precision_name(self.config.mixed_precision)
         count = sum(p.numel() for p in self.model.parameters())
@@ -303,6 +297,38 @@ class Trainer:
         """Prints text once, above the progress bar; trials of a sweep print nothing."""
         if self.accelerator.is_main_process and not self.config.trial:
             tqdm.write(text)
+
+
+def memory_advice(config: FitConfig, loaders: Loaders) -> str:
+    """What to change if memory runs out."""
+    return (
+        f"Raise ACCUMULATION_STEPS (now {config.accumulation_steps}), which keeps the batch size, "
+        f"or lower BATCH_SIZE (now {loaders.batch_size}), IMG_SIZE (now "
+        f"{loaders.preprocess.img_size}) or the size of the model."
+    )
+
+
+def _copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A copy of a model that takes no memory of the GPU, not even for a moment."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(x): _like(x) for x in tensors})
+
+
+def _like(x: Tensor) -> Tensor:
+    """A copy on the CPU, of the same class."""
+    value = x.detach().to("cpu", copy=True)
+    return nn.Parameter(value, x.requires_grad) if isinstance(x, nn.Parameter) else value
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the state of each parameter the parameter's memory layout, which fused steps require.
+
+    They differ after a move between a CPU and a GPU, where filters are stored channels-last.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _epoch_line(row: dict[str, Any], epochs: int) -> str:

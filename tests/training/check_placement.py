@@ -23,6 +23,7 @@ from lab.core import Run, runtime
 from lab.data import Augmentation, Loaders, Preprocess, augment, load_data, loaders
 from lab.models import profile_model
 from lab.training import FitConfig, fit, optimizers, progress, state, trainer
+from tests.figures import blank_figures
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -191,4 +192,5 @@ def main(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with blank_figures():
+        main(Path(sys.argv[1]))

@@ -30,4 +30,4 @@ def train(data, folder, config=FP32, augmentation=None, model_config=CONFIG):
 
 def last_state(folder):
     """The state of a run in last.pt."""
-    return torch.load(folder / "last.pt", weights_only=True)
+    return torch.load(folder / "last.pt", map_location="cpu", weights_only=True)

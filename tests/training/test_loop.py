@@ -20,7 +20,7 @@ from lab.data.preprocess import Preprocess
 from lab.models import load_model, profile_model
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import model_header
-from lab.training import loop, results, trainer
+from lab.training import loop, optimizers, results, trainer
 from lab.training.config import FitConfig
 from lab.training.optimizers import Schedule, adamw, layers, muon
 from lab.training.progress import Progress
@@ -97,6 +97,23 @@ def test_accumulation_changes_nothing(data, tmp_path):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
 
 
+def test_accumulated_gradients_have_the_size_of_the_whole_batch(data, tmp_path, monkeypatch):
+    """AdamW alone would hide a wrong factor, but clipping does not."""
+    seen: list[dict[str, torch.Tensor]] = []
+    step = optimizers.AdamW.step
+
+    def recorded(optimizer, *_):
+        seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
+        return step(optimizer)
+
+    monkeypatch.setattr(optimizers.AdamW, "step", recorded)
+    train(data, tmp_path / "1", dataclasses.replace(FP32, epochs=1))
+    count = len(seen)
+    train(data, tmp_path / "3", dataclasses.replace(FP32, epochs=1, accumulation_steps=3))
+    for whole, parts in zip(seen[0], seen[count], strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+
+
 def test_validation_is_plain_and_counts_every_image(data, tmp_path):
     """Neither the augmentation nor the dropout of training applies."""
     history, _, folder = train(
@@ -115,6 +132,39 @@ def test_validation_is_plain_and_counts_every_image(data, tmp_path):
     assert best["val_accuracy"] == pytest.approx(right.item(), abs=1e-6)
     expected = log_loss(data.val.labels, probabilities / probabilities.sum(1, keepdim=True))
     assert best["val_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_state_from_another_device_gets_the_layout_of_the_parameters():
+    """On a GPU, filters are stored channels-last; fused steps read the state in memory order."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 4, 2) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    steppers = [optimizers.AdamW(layer.parameters(), lr=0.1, fused=True) for layer in layers]
+    images = torch.randn(5, 3, 4, 4)
+    for moved in (False, True):
+        for layer, stepper in zip(layers, steppers, strict=True):
+            layer.zero_grad()
+            layer(images).square().sum().backward()
+            if moved and stepper is steppers[1]:
+                saved = stepper.state_dict()
+                for state in saved["state"].values():
+                    for name, value in state.items():
+                        if value.ndim == 4:
+                            state[name] = value.contiguous(memory_format=torch.channels_last)
+                stepper.load_state_dict(saved)
+                trainer._match_layouts(stepper)
+            stepper.step()
+    assert layers[0].weight.equal(layers[1].weight)
+
+
+def test_a_copy_of_the_best_weights_shares_nothing_with_the_model():
+    model = ResidualCNN(CNNConfig(in_chans=1, num_classes=3, dims=(4, 8, 16)))
+    kept = trainer._copy_on_cpu(model)
+    state, copied = model.state_dict(), kept.state_dict()
+    assert all(copied[name].equal(value) for name, value in state.items())
+    assert not {v.data_ptr() for v in state.values()} & {v.data_ptr() for v in copied.values()}
+    assert type(kept) is ResidualCNN
+    assert {type(p) for p in kept.parameters()} == {torch.nn.Parameter}
 
 
 def test_the_last_of_equally_good_epochs_is_the_best():

@@ -27,10 +27,10 @@ def train(data, tmp_path):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """A function that makes the device look like a GPU with or without bf16."""
+    """A function that makes the device look like a GPU with or without bf16, or like a CPU."""
 
-    def pretend(has_bf16):
-        state = type("State", (), {"device": torch.device("cuda")})
+    def pretend(has_bf16, device="cuda"):
+        state = type("State", (), {"device": torch.device(device)})
         monkeypatch.setattr(runtime, "process_state", lambda: state)
         monkeypatch.setattr(runtime, "has_bf16", lambda device: has_bf16)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
@@ -47,6 +47,7 @@ def test_auto_selects_what_the_gpu_supports(cuda):
 
 
 def test_emulated_bf16_and_fp16_on_a_cpu_are_refused(cuda):
+    cuda(has_bf16=True, device="cpu")
     with pytest.raises(UserError, match="PRECISION=fp16 needs a CUDA GPU"):
         FitConfig(1, precision="fp16")
     cuda(has_bf16=False)
@@ -165,6 +166,38 @@ def test_tf32_is_for_the_model_only(monkeypatch):
     assert torch.get_float32_matmul_precision() == "highest"
     with runtime.allow_tf32(torch.device("cpu")):
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_tf32_that_a_container_allows_everywhere_is_switched_off():
+    torch.set_float32_matmul_precision("high")
+    runtime.make_accelerator("no")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    runtime.process_state()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match=r"2 processes were started, but this machine has 1 GPU\(s\)"
+    ):
+        runtime.process_state()
+
+
+@pytest.mark.parametrize(("capability", "header", "works"), [
+    ((7, 5), True, True), ((6, 0), True, False), ((9, 0), False, False),
+])  # fmt: skip
+def test_compiling_needs_a_recent_gpu_and_pythons_header(
+    capability, header, works, monkeypatch, tmp_path
+):
+    if header:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(runtime, "has_compiler", lambda: True)
+    monkeypatch.setattr(runtime, "find_spec", lambda name: name)
+    monkeypatch.setattr(runtime.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert runtime.can_compile(torch.device("cuda")) == works
+    assert not runtime.can_compile(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

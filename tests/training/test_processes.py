@@ -4,8 +4,8 @@ import contextlib
 import csv
 import os
 import re
+import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +21,9 @@ from lab.models import load_model
 from tests.events import HANG_SECONDS
 from tests.in_process import run_script
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.device_count() == 1, reason="each of two processes needs its own GPU"
+)
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LAUNCH = ["-m", "accelerate.commands.launch"]
@@ -140,20 +143,14 @@ def test_accelerate_launch_trains_like_one_process_seed_after_seed(one, tmp_path
     assert_said_once(out, one[1])
 
 
-def free_port():
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
-
-
 def test_two_machines_train_like_one_process_if_they_share_a_folder(one, tmp_path):
-    """Two launchers, each with its own process, on this machine."""
-    port = free_port()
+    """Two launchers, each with its own process, on this machine. They meet in a file."""
 
     def node(rank):
         launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                     "--node-rank", str(rank), "--rdzv-backend", "c10d", "--rdzv-id", "lab",
-                    "--rdzv-endpoint", f"127.0.0.1:{port}"]  # fmt: skip
+                    "--rdzv-endpoint", str(tmp_path / "meeting"),
+                    "--rdzv-conf", "store_type=file"]  # fmt: skip
         shared = [*TRAIN, "--results-dir", str(tmp_path / "shared")]
         apart = [*TRAIN, "--results-dir", str(tmp_path / "machine-{rank}")]
         return start(launcher, ["tests/training/launched.py", *shared, "+", *apart])
@@ -208,7 +205,7 @@ def stopped(launcher, words, send, pipe, **environment):
 def test_one_process_resumes_a_run_of_two(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
     again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "pipe")
-    assert again == " ".join(["python", *TORCHRUN, "tests/training/launched.py", *words])
+    assert again == shlex.join(["python", *TORCHRUN, "tests/training/launched.py", *words])
     assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
@@ -221,14 +218,11 @@ def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["--batch-size", "33"], "BATCH_SIZE=33 cannot be divided by the 2 processes"),
-    (["--dataset", "cats"], "DATASET='cats' is neither a folder nor one of mnist-5k, digits"),
-])  # fmt: skip
-def test_a_mistake_is_told_once(tmp_path, words, sentence):
-    status, _, err = finished(start(TORCHRUN, [*TRAIN, "--results-dir", str(tmp_path), *words]))
+def test_a_mistake_is_told_once(tmp_path):
+    words = [*TRAIN, "--results-dir", str(tmp_path), "--batch-size", "33"]
+    status, _, err = finished(start(TORCHRUN, words))
     assert status != 0
-    assert err.count(sentence) == 1, err
+    assert err.count("BATCH_SIZE=33 cannot be divided by the 2 processes") == 1, err
     assert err.count("Traceback") == 1, err  # the launcher's own
     assert not list(tmp_path.glob("*/history.csv"))
 
@@ -257,7 +251,7 @@ def two(one, tmp_path_factory):
     expected = "".join(alone(words) for words in commands("one"))
     words = [*TRAIN, "--results-dir", str(place / "two" / "train")]
     again = stopped([], words, to_the_launcher, place / "pipe")
-    assert again == " ".join(["python", *words])
+    assert again == shlex.join(["python", *words])
     together = [word for line in [words, *commands("two")] for word in [*line, "+"]]
     out = launched([*TORCHRUN, "tests/training/launched.py"], together)
     return place, out, expected

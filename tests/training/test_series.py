@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,10 +76,11 @@ def test_no_seed_is_refused(tmp_path):
 
 
 def test_modes_are_compared_by_mean_and_deviation_over_seeds(tmp_path):
-    head = ["--pretrained", "weights/vit_64x4_mnist5k.safetensors", "--dataset", "digits",
-            "--mode", "head", "--precision", "fp32", "--epochs", "1",
-            "--learning-rate", "0.01", "--weight-decay", "0"]  # fmt: skip
-    runs = run(tmp_path, *head, "--num-seeds", "2", script=finetune)
+    weights = Path(__file__).resolve().parents[2] / "weights" / "vit_64x4_mnist5k.safetensors"
+    head = ["--pretrained", str(weights), "--dataset", "digits",
+            "--data-dir", str(tmp_path / "data"), "--mode", "head", "--precision", "fp32",
+            "--epochs", "1", "--learning-rate", "0.01", "--weight-decay", "0"]  # fmt: skip
+    runs = run(tmp_path / "runs", *head, "--num-seeds", "2", script=finetune)
     accuracies = [100 * made.metrics()["test_accuracy"] for made in runs.values()]
     row = row_of(list(runs.values()))
     assert row["accuracy"] == pytest.approx(statistics.mean(accuracies))

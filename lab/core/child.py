@@ -1,0 +1,41 @@
+"""Another program that this one starts, and that saves its state when it is stopped."""
+
+import signal
+import subprocess
+from typing import Any
+
+from lab.core.runtime import Stopped
+
+
+def run_child(words: list[str], where: str, **options: Any) -> int:
+    """Runs a program and waits until it ends. Ctrl-C and SIGTERM are passed on to it.
+
+    Args:
+        words: the program and its arguments.
+        where: how far this program has got, for the message of Stopped.
+        options: of `subprocess.Popen`.
+
+    Returns: its exit status.
+    Raises: Stopped, after a signal, once the program has saved its state and ended.
+    """
+    process: subprocess.Popen | None = None
+    stopped: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        stopped.append(number)
+        if process:
+            process.terminate()
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # In its own session, it receives signals only from this process, not from the terminal.
+        process = subprocess.Popen(words, start_new_session=True, **options)
+        if stopped:  # the signal arrived before the process was started
+            process.terminate()
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise Stopped(stopped[0], where)
+    return status
