@@ -15,7 +15,7 @@ lab: $(VENV)/lab.ready
 	@$(RUN) -m lab
 
 test: $(VENV)/dev.ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.ready
 	$(RUN) -m ruff check .

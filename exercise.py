@@ -9,7 +9,7 @@
 
 Every constant is also a flag. Submissions are compared with timm's modules on random inputs, and
 run in processes with limits on time and memory, which are not a sandbox. The README of a
-handout, or exercise/README.md, says more.
+hand-out, or exercise/README.md, says more.
 """
 
 import difflib
@@ -31,7 +31,7 @@ from lab.exercise import LOADING, PARTS, Job, Result, checks_hash, grade, hand_o
 # --- What is checked ---
 MODEL_FILE: str = "model.py"  # the student's model
 STEPS_FILE: str = "exercise/steps.py"  # the student's steps; if missing, MODEL_FILE is used
-PART: str | None = None  # the part to check, such as attention; none: all parts
+PART: str | None = None  # the part to check, such as attention; None: all parts
 HINT: bool = False  # show the next hint for the first part that fails
 WATCH: bool = False  # check again whenever a file is saved
 SOLUTION: str | None = None  # show the solution of a part that passes
@@ -44,7 +44,7 @@ GRADE: str | None = None  # grade the submissions in a folder: a file, folder or
 # --- Limits ---
 SECONDS: float = 10.0  # CPU time limit per part, in seconds
 MEMORY_MB: int = 2000  # memory limit per submission in MB, not counting PyTorch itself
-SEED: int | None = None  # seed of the random inputs; none: a new one on every run
+SEED: int | None = None  # seed of the random inputs; None: a new one on every run
 RESULTS_DIR: str = "results/exercise"  # folder of the report, which also records the hints shown
 
 POINTS = {  # Task II of the lab sheet, one point in all: part, check, points

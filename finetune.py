@@ -44,7 +44,7 @@ MODEL_FILE: str | None = None  # your own model.py, used everywhere instead of t
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
 DATA_DIR: str = "data"  # folder for downloads and cached features
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float | None = None  # training images used; None: a tenth of mnist-5k, else all
+TRAIN_FRACTION: float | None = None  # training images to use; None: 0.1 for mnist-5k, else all
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 AUGMENT: bool = True  # augment training images (see AUGMENTATIONS below)
 
@@ -65,7 +65,7 @@ WARMUP_FRACTION: float = 0.1  # fraction of the steps used to warm up the learni
 LR_SCHEDULE: Literal["cosine", "linear", "none"] = "cosine"  # decay after the warm-up
 WEIGHT_DECAY: float | None = None  # for weight matrices; None: 0.05; head tries several
 CLIP_GRAD: float = 1.0  # maximum gradient norm (gradient clipping); 0: no clipping
-DROP_PATH_RATE: float = 0.0  # stochastic depth; 0.1 to 0.2 for large models on few images
+DROP_PATH_RATE: float = 0.0  # drop path; 0.1 to 0.2 for large models on few images
 LABEL_SMOOTHING: float = 0.0  # fraction of the target spread over all classes
 
 # --- Run ---
@@ -124,7 +124,7 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
     if values["MODE"] != "full" and values["LAYER_DECAY"] != 1:
         values = {**values, "LAYER_DECAY": 1.0}
-        print("LAYER_DECAY has an effect only on MODE=full")
+        print("LAYER_DECAY affects only MODE=full; it is ignored here")
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess

@@ -28,20 +28,20 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import card, formats, hub
 
 # --- Model ---
-MODEL: str | None = None  # a run, weight file, timm name or owner/name; none: the newest run
+MODEL: str | None = None  # a run, weight file, timm name or owner/name; None: the newest run
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
-LICENSE: str | None = None  # none: MIT if trained from scratch, else that of the base weights
+LICENSE: str | None = None  # None: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy
 PAGE: bool = True  # index.html, which runs a small ViT in a browser and shows some test images
 DATA_DIR: str = "data"  # folder of downloaded datasets
 
 # --- Upload ---
-REPOSITORY: str | None = None  # owner/name on the Hugging Face hub; none: only write the folder
+REPOSITORY: str | None = None  # owner/name on the Hugging Face hub; None: only write the folder
 PRIVATE: bool = False  # only you can see the repository
 
 # --- Run ---
 RESULTS_DIR: str = "results/share"  # one folder per model
-NAME: str | None = None  # name of that folder; none: the name of the run
+NAME: str | None = None  # name of that folder; None: the name of the run
 OVERWRITE: bool = False  # replace another model, in the folder and in the repository
 
 DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py",

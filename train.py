@@ -34,7 +34,7 @@ from model import VisionTransformer, ViTConfig
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets, or a folder
 DATA_DIR: str = "data"  # folder for downloads
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float = 1.0  # training images used; they are repeated, so steps stay the same
+TRAIN_FRACTION: float = 1.0  # fraction of the training images to use; the steps stay the same
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 IMG_SIZE: int | None = None  # side of the input in pixels, a multiple of PATCH_SIZE
 
@@ -49,7 +49,7 @@ NUM_HEADS: int | None = None  # attention heads per block
 MLP_RATIO: float = 4.0  # hidden width of the MLP, divided by EMBED_DIM
 GLOBAL_POOL: Literal["token", "avg"] = "token"  # input of the head: class token, or mean of patches
 DROP_RATE: float = 0.0  # dropout before the head
-DROP_PATH_RATE: float | None = None  # stochastic-depth rate of the last block; raise it with depth
+DROP_PATH_RATE: float | None = None  # drop path (stochastic depth), last block; raise it with depth
 
 # --- Training ---
 EPOCHS: int | None = None  # passes over the training images
@@ -81,9 +81,9 @@ LABEL_SMOOTHING: float | None = None  # fraction of the target spread evenly ove
 # --- Run ---
 SEED: int = 0  # seed of weights, image order and augmentation; validation images never change
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
-PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: bf16, else fp16 on a GPU
+PRECISION: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # auto: the fastest in hardware
 COMPILE: bool | None = None  # torch.compile; None: on a GPU, except for digits and mnist-5k
-SNAPSHOTS: int | None = None  # copies of the weights, to replay training in attention.html; 0: none
+SNAPSHOTS: int | None = None  # copies of the weights, for attention.html; None: 10 for small ViTs
 TENSORBOARD: bool = False  # also write TensorBoard files: tensorboard --logdir results
 RESULTS_DIR: str = "results/train"  # each run gets a folder in it
 NAME: str | None = None  # name of the run's folder; by default from dataset, model and seed
@@ -126,7 +126,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-# These describe the ViT of model.py, and their values if they are not set.
+# Constants that describe the ViT in model.py, and the value that each has if it is not set.
 VIT_ONLY = {"EMBED_DIM": None, "DEPTH": None, "NUM_HEADS": None, "MLP_RATIO": 4.0,
             "GLOBAL_POOL": "token", "DROP_RATE": 0.0}  # fmt: skip
 
@@ -240,7 +240,7 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
         if not arguments.pop("drop_path_rate", 0):
             raise
         model = build_timm()
-        print(f"{c.MODEL} has no stochastic depth: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
+        print(f"{c.MODEL} has no drop path: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
         c.DROP_PATH_RATE = 0.0
     return model, c.MODEL, {}
 

@@ -1,6 +1,6 @@
 """All benchmarks of speed, and one table of their results.
 
-    python -m benchmarks                     # about 15 minutes on two CPU cores
+    python -m benchmarks                     # about 40 minutes on two CPU cores
     python -m benchmarks --quick             # tiny sizes, to check that everything runs here
     python -m benchmarks --parts startup     # one part
 

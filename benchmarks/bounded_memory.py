@@ -141,7 +141,6 @@ def measure(scratch: Path) -> tuple[str, dict]:
     runs = {
         "train.py: decode, train, validate, test": trained,
         "the decoded images held in memory": run_limited(hold, limit),
-        "train.py under a quarter of the limit": run_limited(command, limit // 4),
     }
     if sum(run.status == 0 for run in runs.values()) > 1:
         raise UserError("a run that should not fit into memory finished (is TIMES below 1?)")

@@ -51,7 +51,10 @@ def ours(width: int, depth: int, heads: int, batch_size: int, workers: int) -> N
 
 
 def setup(width: int, depth: int, heads: int, batch_size: int, workers: int) -> tuple:
-    """What the other libraries share: the ViT's sizes, the images, how to train, and the device."""
+    """What the other libraries share: the ViT's sizes, the images, how to train, and the device.
+
+    It reports the end of the imports, which is before the images are read, as in `ours`.
+    """
     from importlib.util import find_spec
     from pathlib import Path
 
@@ -61,6 +64,7 @@ def setup(width: int, depth: int, heads: int, batch_size: int, workers: int) -> 
     from benchmarks.libraries import Images, Recipe
     from model import ViTConfig
 
+    print(IMPORTED, flush=True)
     # As in lab.data.datasets, which avoids the time that importing scikit-learn takes.
     path = Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
     table = torch.tensor(np.loadtxt(path, delimiter=","))
@@ -98,7 +102,6 @@ def timm(*sizes: int) -> None:
     from benchmarks.libraries import timm_epoch, timm_model
 
     config, images, recipe, device = setup(*sizes)
-    print(IMPORTED, flush=True)
     batches = create_loader(
         images, (3, IMG_SIZE, IMG_SIZE), recipe.batch_size, is_training=True, no_aug=True,
         mean=[0.5] * 3, std=[0.5] * 3, num_workers=recipe.workers,
@@ -120,9 +123,9 @@ def transformers(*sizes: int) -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             finish()
 
+    transform = augmentation_to_tensor()
     config, images, recipe, _ = setup(*sizes)
-    images.transform = augmentation_to_tensor()
-    print(IMPORTED, flush=True)
+    images.transform = transform
     with tempfile.TemporaryDirectory() as folder:
         model = transformers_model(config)
         transformers_trainer(model, images, recipe, folder, (Stop(),)).train()
@@ -135,9 +138,9 @@ def torchvision(*sizes: int) -> None:
 
     from benchmarks.libraries import torchvision_model
 
+    transform = augmentation_to_tensor()
     config, images, recipe, device = setup(*sizes)
-    images.transform = augmentation_to_tensor()
-    print(IMPORTED, flush=True)
+    images.transform = transform
     model = torchvision_model(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, fused=True)
     loader = DataLoader(images, recipe.batch_size, shuffle=True, num_workers=recipe.workers)

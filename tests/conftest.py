@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from lab.core import constants
+from tests.figures import blank_figures
 
 FLAGS = [
     "--no-sandbox",
@@ -18,6 +19,20 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+LONG = ("test_processes.py", "test_comparison.py", "test_hand_in.py", "test_trials.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files come first, so that at the end no worker waits for the other one."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def figures_of_runs_are_blank():
+    with blank_figures():
+        yield
 
 
 @pytest.fixture(autouse=True)

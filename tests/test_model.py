@@ -15,14 +15,20 @@ from model import interpolate_pos_embed as interpolate
 
 TINY = {"embed_dim": 192, "num_heads": 3}
 SMALL = {"embed_dim": 384, "num_heads": 6}
-DINO = {**SMALL, "patch_size": 14, "init_values": 1e-5, "num_classes": 7}
+DINO = {**SMALL, "depth": 2, "patch_size": 14, "init_values": 1e-5, "num_classes": 7}
 AVG = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 4}
 AVG = {**AVG, "num_heads": 3, "global_pool": "avg"}
 REFERENCES = {
     "vit_tiny_patch16_224": (ViTConfig(**TINY), {}),
     "vit_small_patch32_224": (ViTConfig(**SMALL, patch_size=32), {}),
-    "deit3_small_patch16_224": (ViTConfig(**SMALL, init_values=1e-6, no_embed_class=True), {}),
-    "vit_small_patch14_dinov2": (ViTConfig(**DINO, img_size=518), {"num_classes": 7}),
+    "deit3_small_patch16_224": (
+        ViTConfig(**SMALL, depth=3, init_values=1e-6, no_embed_class=True),
+        {"depth": 3},
+    ),
+    "vit_small_patch14_dinov2": (
+        ViTConfig(**DINO, img_size=518),
+        {"depth": 2, "num_classes": 7},
+    ),
     "patch4_32_avg": (ViTConfig(**AVG), AVG),
     "patch4_32_avg_no_class_token": (
         ViTConfig(**AVG, class_token=False),
@@ -68,8 +74,9 @@ def test_logits_and_gradients_match_timm(name):
 
 def test_resampled_positions_match_timm():
     """timm resamples the 37 x 37 positions of DINOv2 while it loads the weights for 224 pixels."""
-    state = timm_model("vit_small_patch14_dinov2", {"num_classes": 7}).state_dict()
-    reference = timm.create_model("vit_small_patch14_dinov2", num_classes=7, img_size=224).eval()
+    options = {"depth": 2, "num_classes": 7}
+    state = timm_model("vit_small_patch14_dinov2", options).state_dict()
+    reference = timm.create_model("vit_small_patch14_dinov2", **options, img_size=224).eval()
     resampled = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), reference)
     reference.load_state_dict(resampled)
     ours = VisionTransformer(ViTConfig(**DINO, img_size=224)).eval()

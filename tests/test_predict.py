@@ -111,7 +111,7 @@ def test_labels_come_from_the_nearest_folder_that_is_a_class(run_folder, photos)
         (batch,) = predictions.find_images(source, "test", "", pretrained).batches(20)
         return batch.labels
 
-    assert labels(f"{photos}") == ["cat"] * 6 + ["dog"] * 6
+    assert labels(f"'{photos}'") == ["cat"] * 6 + ["dog"] * 6
     assert labels(f"'{photos}/cat/session 1'") == [""]
     assert labels(f"'{photos}/cat/03.jpg'") == ["cat"]
 

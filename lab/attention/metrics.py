@@ -8,6 +8,8 @@ Faithfulness removes or adds pixels in the order of the map and watches the pred
 deletion and insertion (Petsiuk et al. 2018, RISE).
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,12 +109,15 @@ def localization_scores(maps: Tensor, outlines: Tensor) -> LocalizationScores:
     average_precision: of the pixels, as scikit-learn computes it.
     ious: intersection over union of {map >= t} and the animal, for t = 0, 1/LEVELS, ..., 1.
     """
-    rows = []
-    for i in range(len(maps)):  # one by one, because all maps at the image size need much memory
+
+    def score(i: int) -> tuple[float, float, float, np.ndarray]:
         values = resize_maps(maps[i : i + 1], outlines.shape[-1])[0]
         counted = outlines[i] != BORDER
         is_animal = (outlines[i][counted] == ANIMAL).numpy()
-        rows.append(_score_image(values[counted].numpy(), is_animal))
+        return _score_image(values[counted].numpy(), is_animal)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts and counts in parallel
+        rows = list(pool.map(score, range(len(maps))))
     return LocalizationScores(*map(np.array, zip(*rows, strict=True)))
 
 
@@ -120,11 +125,9 @@ def _score_image(
     values: np.ndarray, is_animal: np.ndarray
 ) -> tuple[float, float, float, np.ndarray]:
     """The four measures of one image from the values and labels of its n pixels, (n,) each."""
-    from sklearn.metrics import average_precision_score
-
     if values.max() <= 0:  # an all-zero map counts as a uniform one
         values = np.ones_like(values)
-    precision = float(average_precision_score(is_animal, values))  # before scaling creates ties
+    precision = average_precision(values, is_animal)  # before scaling creates ties
     values = values / values.max()
     # The highest threshold that each pixel reaches; 1e-4 tolerates rounding errors.
     level = np.floor(values * LEVELS + 1e-4).astype(int)
@@ -136,6 +139,19 @@ def _score_image(
         precision,
         reached[0] / (is_animal.sum() + reached[1]),
     )
+
+
+def average_precision(values: np.ndarray, is_animal: np.ndarray) -> float:
+    """The mean precision down to each hit, (n,) each; pixels with equal values count together.
+
+    It equals scikit-learn's `average_precision_score`, which takes longer to check its arguments
+    than to sort. There are 14 maps of two models for each of 4,000 images of Pets.
+    """
+    order = np.argsort(-values)
+    hits, ranked = is_animal[order].cumsum(), values[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # of each group of equals
+    found = hits[last]
+    return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / max(1, found[-1]))
 
 
 def baseline_maps(grid_size: tuple[int, int]) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def select_map(maps: list[Tensor], layer: int, head: int | None) -> Tensor:
         return heads.mean(1)
     if not 1 <= head <= heads.shape[1]:
         raise UserError(
-            f"HEAD={head}: block {number} has heads 1 to {heads.shape[1]} (none: their mean)"
+            f"HEAD={head}: block {number} has heads 1 to {heads.shape[1]} (None: their mean)"
         )
     return heads[:, head - 1]
 

@@ -275,7 +275,7 @@ ATTENTION = {
         {_PROJ: "x = x"},
     ),
     "causal mask": Mistake(
-        "Each token only sees the tokens before it.",
+        "Each token sees only itself and the tokens before it.",
         "Language models mask the future; in an image every patch attends to every other",
         {"attn = attn.softmax": "attn = attn + torch.full((N, N), -torch.inf).triu(1)\n"
                               "        attn = attn.softmax"},

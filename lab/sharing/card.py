@@ -83,8 +83,8 @@ def license_of(source: str, records: Records | None, given: str | None) -> str:
     known = _PROJECT_LICENSE if base is None else _license_of_weights(base)
     if known is None and not given:
         raise UserError(
-            f"the license of {base} is unknown, and the model inherits it: find out which it is "
-            "and name it, such as --license apache-2.0"
+            f"the license of {base} is unknown, and the model inherits it: look it up and "
+            "pass it, for example with --license apache-2.0"
         )
     if given and known and base and given != known:
         raise UserError(
@@ -328,6 +328,8 @@ def training_table(records: Records) -> str:
     changed = ", with uncommitted changes" if config.get("uncommitted_changes") else ""
     start = f"fine-tuned from {_public(records.base)}" if records.base else "trained from scratch"
     machine = hardware.get("gpu") or "{threads} of {cores} cores of {cpu}".format(**hardware)
+    if processes := hardware.get("processes"):
+        machine += f", {processes} processes"
     rows = {
         "data": f"{data['name']}: {_train_images(records):,} training, {data['val']:,} validation "
                 f"and {data['test']:,} test images",

@@ -144,7 +144,7 @@ def _explain(repository: str, endpoint: str) -> Iterator[None]:
             )
         elif status == 403:
             message = (
-                f"the token may not write to {repository}: it needs write permission, and "
+                f"the token has no permission to write to {repository}: it needs write access, and "
                 f"{owner} must be your user name or your organization"
             )
         elif status == 409:

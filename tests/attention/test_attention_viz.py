@@ -1,5 +1,6 @@
 """attention_viz.py from the command line: its files, its choice of images, its error messages."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def test_default_is_the_newest_run_of_train_py(place):
     assert len(record["images"]) == 6
     assert record["methods"] == ["raw", "rollout", "gradient-rollout"]
     wrong = [x for x in record["images"] if x["label"] != x["prediction"]]
-    assert len(wrong) == 3  # two epochs leave enough mistakes
+    with open(place / "results/train/digits-vit_64x4-s0/predictions.csv", newline="") as file:
+        mistakes = sum(row["label"] != row["prediction"] for row in csv.DictReader(file))
+    assert len(wrong) == min(3, mistakes)
     distance = np.array(record["distance"])
     assert distance.shape == (4, 4)
     assert (distance > 0).all()

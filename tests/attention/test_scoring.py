@@ -22,6 +22,7 @@ from lab.attention.metrics import (
     BORDER,
     LEVELS,
     area_under,
+    average_precision,
     baseline_maps,
     deletion_insertion,
     load_outlines,
@@ -48,17 +49,27 @@ from lab.data.loaders import Loaders
 from lab.data.preprocess import Preprocess
 from model import VisionTransformer, ViTConfig
 
-RNG = np.random.default_rng(0)
-
 
 def outlines(count: int = 4, size: int = 24) -> torch.Tensor:
     """Random outlines with animal, background and border."""
-    out = torch.from_numpy(RNG.integers(0, 3, (count, size, size), dtype=np.uint8))
+    rng = np.random.default_rng(0)
+    out = torch.from_numpy(rng.integers(0, 3, (count, size, size), dtype=np.uint8))
     out[:, 0, 0], out[:, 0, 1] = ANIMAL, BACKGROUND
     return out
 
 
-def test_average_precision_equals_scikit_learn():
+@pytest.mark.parametrize("levels", [2, 7, 10**6])
+def test_average_precision_equals_scikit_learn_with_and_without_ties(levels):
+    rng = np.random.default_rng(levels)
+    for share in (0.05, 0.5, 1.0):
+        values = (rng.integers(levels, size=500) / levels).astype(np.float32)
+        is_animal = rng.random(500) < share
+        expected = average_precision_score(is_animal, values)
+        assert average_precision(values, is_animal) == pytest.approx(expected, abs=1e-9)
+    assert average_precision(values, np.zeros(500, bool)) == 0
+
+
+def test_average_precision_of_maps_equals_scikit_learn():
     maps, masks = torch.rand(4, 6, 6), outlines()
     found = localization_scores(maps, masks).average_precision
     large = F.interpolate(maps[:, None], (24, 24), mode="bilinear")[:, 0]
@@ -129,7 +140,7 @@ def test_center_gaussian_has_the_documented_width_and_center():
 
 
 def test_bootstrap_agrees_with_scipy():
-    rng = np.random.default_rng(0)  # not RNG, so that other tests do not change the values
+    rng = np.random.default_rng(0)
     for values in (rng.random(60), rng.integers(0, 2, 111).astype(float), rng.normal(size=300)):
         reference = scipy_bootstrap((values,), np.mean, method="percentile", random_state=0)
         theirs = reference.confidence_interval
@@ -192,7 +203,7 @@ def test_deletion_follows_the_order_of_the_map():
 
 
 def test_area_equals_the_trapezoidal_rule():
-    curve = RNG.random((3, 11))
+    curve = np.random.default_rng(0).random((3, 11))
     assert area_under(curve) == pytest.approx(np.trapezoid(curve, np.linspace(0, 1, 11), axis=1))
 
 
@@ -233,10 +244,11 @@ def test_outline_that_is_not_an_image_is_named(pets, tmp_path):
 
 def toy() -> tuple[Loaders, dict[str, torch.Tensor]]:
     """Images of bright squares on a dark background, and the outlines of the squares."""
+    rng = np.random.default_rng(0)
     store = torch.randint(0, 60, (30, 3, 16, 16), dtype=torch.uint8)
     masks = torch.full((30, 16, 16), BACKGROUND, dtype=torch.uint8)
     for i in range(30):
-        y, x = RNG.integers(0, 9, 2)
+        y, x = rng.integers(0, 9, 2)
         store[i, :, y : y + 7, x : x + 7] = 220
         masks[i, y : y + 7, x : x + 7] = ANIMAL
     masks[29] = ANIMAL  # no background, so this image is left out

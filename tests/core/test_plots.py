@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 
 from lab.core import plots
 from lab.training.results import label_smoothing_floor
+from tests.figures import real_figures
 
 
 @pytest.mark.parametrize("vision", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
@@ -35,7 +36,8 @@ def test_a_class_called_dollar_is_no_formula(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: shown.append(figure))
     matrix = np.array([[1, 2], [0, 3]])
-    plots.plot_confusion(tmp_path / "x.png", matrix, ["$5", "$10"], "prices $1 and $2")
+    with real_figures():
+        plots.plot_confusion(tmp_path / "x.png", matrix, ["$5", "$10"], "prices $1 and $2")
     figure = shown[0]
     texts = [figure.get_suptitle(), figure.get_supxlabel()]
     texts += [label.get_text() for label in figure.axes[0].get_xticklabels()]

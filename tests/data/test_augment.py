@@ -132,7 +132,8 @@ def test_crop_boxes_stay_inside_and_have_the_requested_area():
 
 def test_crops_of_whole_photographs_match_torchvisions_crops_of_the_originals(monkeypatch):
     """The stored image is squeezed into a square; the crops have the original's proportions."""
-    photograph = F.interpolate(torch.rand(1, 3, 9, 12), (360, 480), mode="bicubic").clamp(0, 1)
+    pixels = torch.rand(1, 3, 9, 12, generator=torch.Generator().manual_seed(0))
+    photograph = F.interpolate(pixels, (360, 480), mode="bicubic").clamp(0, 1)
     size, how = 112, Augmentation(rrc_min_area=0.3)
     assert how.crop_size(size) == 205  # sqrt(0.3) of it are 112
     whole = V.resize((photograph * 255).byte(), [205, 205], antialias=True)
@@ -146,7 +147,7 @@ def test_crops_of_whole_photographs_match_torchvisions_crops_of_the_originals(mo
         top = (theta[1, 2] + 1) / 2 * 360 - height / 2
         box = [round(v.item()) for v in (top, left, height, width)]
         theirs = V.resized_crop(photograph, *box, [size, size], antialias=True)[0]
-        assert (crop - theirs).abs().mean() < 0.01
+        assert (crop - theirs).abs().mean() < 0.006
         if theta[0, 0] < 1 and theta[1, 1] < 1:  # else a side was cut to fit
             assert 3 / 4 - 1e-5 <= width / height <= 4 / 3 + 1e-5
     left, right = (boxes[:, 0, 2] - boxes[:, 0, 0]).min(), (boxes[:, 0, 2] + boxes[:, 0, 0]).max()

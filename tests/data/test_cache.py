@@ -205,20 +205,22 @@ def test_interrupted_decoding_stops_immediately_and_leaves_no_usable_cache(
         load_data(str(root))
         touch(root / "train" / "cat" / "000.png")
     read, calls = images.read_image, []
+    permits = threading.Semaphore(6)
 
-    def slow(path, size):
+    def held(path, size):
         calls.append(path)
-        threading.Event().wait(0.002)
+        permits.acquire()
         return read(path, size)
 
     def interrupted(iterable, **_):
         for number, item in enumerate(iterable):
             if number == 5:
+                permits.release(10**6)  # the threads may end what they have begun
                 raise KeyboardInterrupt
             yield item
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "read_image", slow)
+        patch.setattr(cache, "read_image", held)
         patch.setattr(cache, "tqdm", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_data(str(root))

@@ -56,7 +56,7 @@ def test_class_missing_from_val_or_test_is_noted(tmp_path, split):
     root = two_classes(tmp_path)
     shutil.rmtree(root / split / "dog")
     loaded = load_data(str(root))
-    assert loaded.remarks == [f"no {split} images of dog: not evaluated there"]
+    assert loaded.remarks == [f"no {split} images of dog: not evaluated on them"]
 
 
 @pytest.mark.parametrize(("count", "given"), [(1, "none"), (2, "none"), (1, "test"), (1, "val")])

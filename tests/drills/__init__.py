@@ -1,9 +1,5 @@
 """Stress tests: `python -m tests.drills` runs them, test_drills.py runs a few attempts of each."""
 
-import os
-
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # nothing is downloaded
-
 from tests.drills import files, training
 
 DRILLS = {

@@ -3,17 +3,22 @@
     python -m tests.drills                         # every drill 20 times, half an hour on one core
     python -m tests.drills --seed 1 --attempts 100 kill hostile_images
 
-An attempt is survived if the project finishes, or ends with a sentence and the same command then
-gives the result of an undisturbed run, bit by bit. The same seed repeats the same attempts.
+An attempt is survived if the project finishes, or ends with a sentence. After a disturbed run, the
+same command must then give the result of an undisturbed run, bit by bit (with --overwrite if the
+run was damaged). The same seed repeats the same attempts.
 """
 
 import argparse
+import os
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
+import torch
+from huggingface_hub import constants as hub
 from tqdm import tqdm
 
 from tests.drills import DRILLS
@@ -22,7 +27,11 @@ from tests.drills.harness import Attempt, Lost
 
 def attempt(name: str, seed: int, number: int) -> str | None:
     """Makes one attempt. Returns: None if it was survived, else what happened."""
-    with tempfile.TemporaryDirectory(prefix="drill-", ignore_cleanup_errors=True) as folder:
+    with (
+        mock.patch.dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1"),
+        mock.patch.object(hub, "HF_HUB_OFFLINE", True),  # it was read from there at import
+        tempfile.TemporaryDirectory(prefix="drill-", ignore_cleanup_errors=True) as folder,
+    ):
         try:
             draw = random.Random(f"{name} {seed} {number}")
             return DRILLS[name](Attempt(draw, Path(folder)))
@@ -39,6 +48,7 @@ def main() -> None:
     c = parser.parse_args()
     if unknown := set(c.drills) - DRILLS.keys():
         parser.error(f"there are no drills {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)  # forked processes must not wait for threads that they lack
     rows, losses, started = [], [], time.monotonic()
     for name in c.drills or DRILLS:
         numbers = tqdm(range(c.attempts), desc=name, leave=False, disable=None)

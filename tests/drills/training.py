@@ -17,9 +17,10 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401  the profiler imports it; processes forked later share it
 from safetensors.torch import load_file
 
-from lab.core import checkpoints, plots, runtime
+from lab.core import checkpoints, runtime
 from lab.data import Loaders
 from tests.drills.harness import Attempt, Ended, Lost, Process, event
+from tests.figures import blank_figures
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["--dataset", "digits", "--embed-dim", "8", "--depth", "1", "--num-heads", "1",
@@ -42,15 +43,12 @@ def _train(folder: Path, words: tuple[str, ...]) -> None:
             event()
             yield batch
 
-    def draw_nothing(path, *_):
-        checkpoints.write_atomically(path, lambda scratch: scratch.write_bytes(b"figure"))
-
     Loaders.train = report_steps
-    plots.plot_curves = plots.plot_confusion = draw_nothing
     for name in ("replace", "rename"):
         setattr(os, name, _reported(getattr(os, name)))
     sys.argv = [str(ROOT / "train.py"), *WORDS, str(folder / "runs"), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    with blank_figures():
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _reported(function: Callable) -> Callable:

@@ -12,7 +12,7 @@ from lab.exercise.processes import Job, run_checks
 from tests.exercise.conftest import STUDENT, WEIGHTS, definitions, edited, pasted
 
 
-def run(folder: Path, source: str, parts=("MLP",), seconds=2.0, steps_file=None):
+def run(folder: Path, source: str, parts=("MLP",), seconds=10.0, steps_file=None):
     path = folder / "model.py"
     path.write_text(source, encoding="utf-8")
     job = Job(path, steps_file, tuple(parts), 1, WEIGHTS, seconds, memory_mb=1000)
@@ -49,7 +49,7 @@ SENTENCES = {
 @pytest.mark.parametrize("statement", SENTENCES)
 def test_failure_in_forward_is_one_sentence_with_its_line(tmp_path, statement):
     source = mlp_with(statement)
-    (result,), _ = run(tmp_path, source, seconds=0.5 if "while" in statement else 2.0)
+    (result,), _ = run(tmp_path, source, seconds=0.5 if "while" in statement else 10.0)
     assert re.search(SENTENCES[statement], result.says), result.says
     assert "\n" not in result.says
     if "line" in SENTENCES[statement] and "returns" not in SENTENCES[statement]:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from lab.core import UserError, code, constants
+from tests.events import HANG_SECONDS
 from tests.exercise.conftest import ROOT, STUDENT, pasted
 
 
@@ -26,7 +27,8 @@ def test_spawned_processes_use_the_file(tmp_path, monkeypatch):
     write = importlib.import_module("writes_class").write
     process = multiprocessing.get_context("spawn").Process(target=write, args=(used,))
     process.start()
-    process.join(300)
+    process.join(HANG_SECONDS)
+    assert process.exitcode == 0
     assert used.read_text() == str(file)
 
 

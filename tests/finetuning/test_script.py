@@ -132,7 +132,7 @@ def test_layer_decay_changes_only_full_fine_tuning(weights, tmp_path):
     words = ("--pretrained", str(weights), "--mode", "top-k", "--top-k", "1")
     assert run_script("finetune.py", tmp_path, *words)[0] == 0
     _, out, _ = run_script("finetune.py", tmp_path, *words, "--layer-decay", "0.7")
-    assert "LAYER_DECAY has an effect only on MODE=full" in out
+    assert "LAYER_DECAY affects only MODE=full" in out
     assert "this run is finished" in out
 
 

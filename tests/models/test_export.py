@@ -59,10 +59,21 @@ def test_exported_weights_are_the_run_in_half_precision(export, run, tmp_path, m
     assert text.startswith("# mine\n\nVisionTransformer, 7 parameters")
     assert "| start | trained from scratch |" in text
     assert '`{"EPOCHS": 2}`' in text
+    content = target.read_bytes()
     monkeypatch.setattr(export, "LIMIT_MB", 0.01)
     with pytest.raises(UserError, match=r"the limit is 0\.01 MB"):
         export.main()
-    assert not target.exists()
+    assert target.read_bytes() == content
+
+
+def test_a_card_does_not_promise_to_reproduce_uncommitted_code(export, run):
+    weights, config = run.folder / "best.safetensors", run.config()
+    committed = export.describe(weights, card.Records.find(str(run.folder)))
+    (run.folder / "config.json").write_text(json.dumps({**config, "uncommitted_changes": True}))
+    changed = export.describe(weights, card.Records.find(str(run.folder)))
+    assert "gives these weights at this commit" in committed
+    assert "gives these weights at this commit" not in changed
+    assert "had uncommitted changes" in changed
 
 
 @pytest.mark.parametrize("mode", ["full", "head", "lora"])

@@ -39,7 +39,7 @@ REAL = ROOT.parent / "shared" / "weights" / "vit_small_patch14_dinov2_saliency.s
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit_base_patch16_224", {}),
+        ("vit_base_patch16_224", {"depth": 2}),
         ("vit_tiny_patch16_224.augreg_in21k", {}),
         ("vit_small_patch32_224", {"num_classes": 5}),
         ("deit_tiny_patch16_224", {"num_classes": 0}),

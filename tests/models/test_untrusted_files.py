@@ -279,6 +279,7 @@ def test_mistyped_processors_are_refused(processor, tmp_path):
 ])  # fmt: skip
 def test_strange_names_are_refused(source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     refused(source)
 
 

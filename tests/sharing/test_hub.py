@@ -140,9 +140,9 @@ def test_refusals_are_one_sentence_each(hub, tmp_path, monkeypatch):
         assert "hf_read" not in message
         assert "hf_wrong" not in message
 
-    refused("may not write to other/x", "other must be your user name", repository="other/x")
+    refused("permission to write to other/x", "other must be your user name", repository="other/x")
     monkeypatch.setenv("HF_TOKEN", READ_ONLY)
-    refused("may not write to me/x", "write permission")
+    refused("permission to write to me/x", "write access")
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
     refused("does not accept the token", "hf auth login")
     monkeypatch.delenv("HF_TOKEN")

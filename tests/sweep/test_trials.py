@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from lab.report.records import read_runs
 from lab.sweep.search_space import next_point
 from lab.sweep.trials import TRIAL_PROCESS, read_history
 from tests.events import Events
+from tests.in_process import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,7 +243,7 @@ def test_trial_equals_the_run_made_by_hand(tmp_path, run_sweep, monkeypatch):
     rate, flip = trial["params"].values()
     flags = [*fixed.split(), "--learning-rate", str(rate), "--flip" if flip else "--no-flip"]
     place = ["--results-dir", str(tmp_path / "hand"), "--name", "h"]
-    subprocess.run([sys.executable, "train.py", *flags, *place], check=True)
+    assert run_script(["train.py", *flags, *place]).status == 0
     swept, made = Run(tmp_path / "s" / trial["folder"]), Run(tmp_path / "hand" / "h")
     clock = {"seconds", "images_per_second", "peak_memory_mb", "training_seconds", "load"}
     for ours, theirs in zip(
@@ -263,7 +265,8 @@ def test_linear_probe_can_be_swept(tmp_path, run_sweep, monkeypatch, capsys):
     status, record = run_sweep(
         "--script", "finetune.py", "--trials", "1", "--space", "LEARNING_RATE=1e-2,1e-3",
         "--fixed",
-        f"--dataset digits --mode head --epochs 1 --weight-decay 0 --data-dir {tmp_path}",
+        "--dataset digits --mode head --epochs 1 --weight-decay 0 "
+        f"--data-dir {shlex.quote(str(tmp_path))}",
         "--results-dir", str(tmp_path), place=tmp_path,
     )  # fmt: skip
     assert status == 0, capsys.readouterr()

@@ -42,7 +42,7 @@ function buildSilence() {
     for (let head = -1; head < HEADS; head++) {
       const part = head < 0 ? `${block}` : `${block}.${head}`;
       const words = head < 0 ? `block ${block + 1}` : `block ${block + 1}, head ${head + 1}`;
-      const aria = { pressed: "false", label: `Silence ${words}` };
+      const aria = { pressed: "false", label: `Turn off ${words}` };
       const button = element("button", { type: "button", aria }, head < 0 ? words : `${head + 1}`);
       button.dataset.part = part;
       button.addEventListener("click", () => {
