@@ -56,6 +56,8 @@ def main() -> None:
     config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
     c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
+    for remark in pretrained.remarks:
+        print(f"note: {remark}")
     recorded = registry.recorded_constants(c.MODEL)
     dataset = recorded.get("DATASET")
     c.IMAGES = c.IMAGES or dataset

@@ -86,6 +86,8 @@ AUGMENTATIONS = {  # by kind of dataset: see lab/data/augment.py
     "small": Augmentation(crop_padding=4, flip=True),
     "photographs": Augmentation(rrc_min_area=0.4, flip=True),
 }
+ONLY_IN = {"TOP_K": "top-k", "LORA_RANK": "lora", "AUGMENT_VIEWS": "head", "LAYER_DECAY": "full"}
+DEFAULTS = {name: globals()[name] for name in ONLY_IN}  # before flags change them
 ALL_MODES = [
     {"MODE": "scratch"}, {"MODE": "head"},
     *({"MODE": "top-k", "TOP_K": blocks} for blocks in (1, 2, 4, 8)),
@@ -122,9 +124,12 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     """Performs one run: loads weights and data, trains the chosen layers, writes the records."""
     if values["TRAIN_FRACTION"] is None:  # with few labels, the benefit of pretraining is visible
         values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
-    if values["MODE"] != "full" and values["LAYER_DECAY"] != 1:
+    for name, mode in ONLY_IN.items():
+        is_set = values[name] != DEFAULTS[name] or name in constants.running.edited
+        if values["MODE"] != mode and is_set:
+            print(f"{name} affects only MODE={mode}; it is ignored here")
+    if values["MODE"] != "full":
         values = {**values, "LAYER_DECAY": 1.0}
-        print("LAYER_DECAY affects only MODE=full; it is ignored here")
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess

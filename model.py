@@ -25,6 +25,8 @@ from torch import Tensor, nn
 class ViTConfig:
     """The architecture of a ViT. Names and meanings are timm's; sizes are in pixels.
 
+    train.py sets most of these from its constants, such as EMBED_DIM: change them there.
+
     Raises ConfigError for an invalid value.
     """
 

@@ -30,7 +30,7 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import predictions
 
 # --- Model and images ---
-MODEL: str | None = None  # run, shared folder, file, timm name, owner/name; None: the newest run
+MODEL: str | None = None  # run, file, timm name, owner/name or shared folder; None: newest train.py
 REVISION: str | None = None  # version of a repository, such as v1; None: the latest
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 IMAGES: str | None = None  # files, folders, glob patterns or a dataset; None: the run's dataset
@@ -53,7 +53,9 @@ def main() -> None:
     for name in ("TOP_K", "BATCH_SIZE"):
         if getattr(c, name) < 1:
             raise UserError(f"{name}={getattr(c, name)} must be at least 1, such as 5")
-    c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
+    if c.MODEL is None:
+        c.MODEL = str(Run.newest(Path("results/train"), "python train.py"))
+        print(f"model: {c.MODEL}, the newest run of train.py (another one: --model)")
     pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
     if not pretrained.num_classes:
         raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")

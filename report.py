@@ -55,7 +55,8 @@ def main() -> None:
     print(place / "README.md", place / "report.html", sep="\n")
     if c.HAND_IN:
         path, content = hand_in.write_hand_in(found)
-        print(*map(_printable, hand_in.missing(content)), path, sep="\n")
+        lines = [*hand_in.missing(content), *hand_in.mismatched(content)]
+        print(*map(_printable, lines), path, sep="\n")
 
 
 def official_pages() -> dict[Path, str]:

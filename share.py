@@ -28,7 +28,7 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import card, formats, hub
 
 # --- Model ---
-MODEL: str | None = None  # a run, weight file, timm name or owner/name; None: the newest run
+MODEL: str | None = None  # a run, weight file, timm name or owner/name; None: newest train.py run
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 LICENSE: str | None = None  # None: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy
@@ -52,8 +52,12 @@ def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.REPOSITORY:
         hub.check_name(c.REPOSITORY)
-    c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
+    if c.MODEL is None:
+        c.MODEL = str(Run.newest(Path("results/train"), "python train.py"))
+        print(f"model: {c.MODEL}, the newest run of train.py (another one: --model)")
     pretrained = load_pretrained(c.MODEL)
+    for remark in pretrained.remarks:
+        print(f"note: {remark}")
     if not pretrained.num_classes:
         raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")
     records = card.Records.find(c.MODEL)
@@ -133,7 +137,10 @@ def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
     shown = views.Views(release.pretrained, loaders, views.ViewConfig(), run)
     count = shown.write_live_page(folder / "index.html", release.name)
     if count is None:
-        print("skipping index.html: the live page shows ViTs of model.py with up to 4M parameters")
+        print(
+            "skipping index.html: the live page shows only ViTs with the layers of the original "
+            "model.py and up to 4M parameters"
+        )
     else:
         print(f"index.html contains {count} of the {release.images} (--no-page leaves it out)")
 

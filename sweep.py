@@ -22,7 +22,7 @@ from lab.sweep import Script, Sweep, SweepConfig, parse_space
 
 # --- Search space ---
 SCRIPT: str = "train.py"  # train.py, finetune.py, finetune_swin.py, cnn_baseline.py or your own
-SPACE: str = "LEARNING_RATE=log:3e-4..1e-2 BATCH_SIZE=16,32,64,128"  # a,b,c low..high log:low..high
+SPACE: str = "LEARNING_RATE=log:3e-4..1e-2 BATCH_SIZE=16,32,64,128"  # a,b,c; lo..hi; log:lo..hi
 FIXED: str = ""  # flags of every trial, as in --fixed="--dataset cifar10 --epochs 30"
 
 # --- Search ---

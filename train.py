@@ -23,7 +23,7 @@ import torch
 
 from lab.core import Run, UserError, constants, runtime
 from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets, load_data
-from lab.models import profile_model, registry
+from lab.models import own_model, profile_model, registry
 from lab.training import FitConfig, fit, optimizers, results
 from model import VisionTransformer, ViTConfig
 
@@ -134,7 +134,8 @@ VIT_ONLY = {"EMBED_DIM": None, "DEPTH": None, "NUM_HEADS": None, "MLP_RATIO": 4.
 def main() -> None:
     values = constants.override(sys.modules[__name__], recipes=RECIPES)
     if values["MODEL"] != "vit":
-        refuse(values, VIT_ONLY, f"MODEL={values['MODEL']}: set its sizes with MODEL_ARGS")
+        unset = VIT_ONLY if values["PROGRESSIVE_RESIZE"] else {**VIT_ONLY, "PATCH_SIZE": None}
+        refuse(values, unset, f"MODEL={values['MODEL']}: set its sizes with MODEL_ARGS")
     results.summarize_seeds(
         [train(seed_values, build) for seed_values in results.each_seed(values)]
     )
@@ -180,8 +181,11 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     torch.manual_seed(c.SEED)
     with runtime.explain_out_of_memory("Lower the size of the model, such as EMBED_DIM or DEPTH."):
         model, model_name, model_metadata = build(c, data)
+    image_shape = (data.channels, c.IMG_SIZE, c.IMG_SIZE)
+    if isinstance(model, VisionTransformer):
+        own_model.check_model(model, image_shape, len(data.classes))
     try:
-        profile = profile_model(model, (data.channels, c.IMG_SIZE, c.IMG_SIZE))
+        profile = profile_model(model, image_shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{model_name} cannot process images of {c.IMG_SIZE} x {c.IMG_SIZE} pixels: {error}. "
@@ -200,6 +204,11 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     )  # fmt: skip
     optimizer = optimizers.by_name(c.OPTIMIZER)(model, c.LEARNING_RATE, c.WEIGHT_DECAY)
     loaders = Loaders(data, preprocess, c.BATCH_SIZE, augmentation, c.SEED)
+    if loaders.batch_size < c.BATCH_SIZE:
+        print(
+            f"note: BATCH_SIZE={c.BATCH_SIZE} is more than the {len(data.train)} training images, "
+            f"so an epoch is one step; try --batch-size {max(1, len(data.train) // 8)}"
+        )
 
     small_shape = (data.channels, config.small_size, config.small_size)
     profile |= results.profile_small_images(model, small_shape, config.small_epochs)
@@ -242,6 +251,12 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
         model = build_timm()
         print(f"{c.MODEL} has no drop path: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
         c.DROP_PATH_RATE = 0.0
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if type(model).__name__ == "VisionTransformer" and patch and c.IMG_SIZE % patch[0]:
+        raise UserError(
+            f"{c.MODEL} has patches of {patch[0]} pixels, which do not fit into {c.IMG_SIZE} "
+            f"pixels: choose a size that does, such as MODEL_ARGS='patch_size={c.PATCH_SIZE}'"
+        )
     return model, c.MODEL, {}
 
 

@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks import table
 from lab.core import UserError, checkpoints, constants, runtime
 
-PARTS: str | None = None  # names separated by commas; none: all
+PARTS: str | None = None  # names separated by commas; None: all
 QUICK: bool = False  # tiny sizes, whose results mean nothing
-REPEATS: int | None = None  # of every part; none: each part's own number
+REPEATS: int | None = None  # of every part; None: each part's own number
 OUT: str = "benchmarks/local"  # the folder of the tables
 
 CPU_FLAGS = {  # in this order; on a GPU, the parts' own constants
@@ -34,9 +34,10 @@ CPU_FLAGS = {  # in this order; on a GPU, the parts' own constants
     "startup": "",
 }
 QUICK_FLAGS = {
-    "limits": "--repeats 2 --copy-mb 8",
+    "limits": "--repeats 2 --copy-mb 8 --product-side 256",
     "model_speed": "--rounds 1 --repeats 2 --steps 1 --embed-dim 128 --depth 1 --batch-size 4 "
-    "--workers 1 --workloads 'training, fp32;training with data, fp32;inference, fp32'",
+    "--workers 1 --product-side 256 "
+    "--workloads 'training, fp32;training with data, fp32;inference, fp32'",
     "attention_maps": "--repeats 2 --model vit_tiny_patch16_224 --img-size 32 --batch-size 2",
     "data_feeding": "--repeats 2 --batches 3 --workers 1",
     "finetune_head": "--repeats 1 --epochs 1 --workers 1",

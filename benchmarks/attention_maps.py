@@ -76,11 +76,10 @@ def main() -> None:
     settings = constants.override(sys.modules[__name__])
     names, notes = table.installed_libraries([*OURS, *OTHERS], (*OURS, *OTHERS))
     times, memory = alternate_processes(measure_method, names, settings, REPEATS)
-    rows = []
+    rows, rivals = [], [name for name in OTHERS if name != "forward"]
     for ours in OURS:
         workload = f"attention maps, {ours}"
-        libraries = [name for name in OTHERS if name != "forward"]
-        rows += table.compare(workload, times, ours, libraries, BATCH_SIZE, memory)
+        rows += table.compare(workload, times, ours, rivals, BATCH_SIZE, memory)
         plain = f"{workload}, against a plain forward pass"
         rows += table.compare(plain, times, ours, ["forward"], BATCH_SIZE, memory)
     title = f"Attention of {MODEL}, {IMG_SIZE} pixels, {BATCH_SIZE} images, fp32; {REPEATS} repeats"

@@ -3,9 +3,8 @@
     python -m benchmarks.bounded_memory    # Linux, as root; 8 GB of disk, 7 minutes on two cores
 
 Creates a folder of JPEG photographs (links to a few files) and runs `python train.py` on it in
-a memory cgroup: decoding, an epoch in random order, validation and test. Two control runs show that
-the limit is real, because they have to fail: the same command under a quarter of the limit, and a
-process that holds all decoded images in memory.
+a memory cgroup: decoding, an epoch in random order, validation and test. A control run shows that
+the limit is real, because it has to fail: a process that holds all decoded images in memory.
 
 A cgroup counts all memory that its processes use, including cached pages of files. When memory runs
 short, the kernel reclaims those pages, and if that is not enough, it kills.

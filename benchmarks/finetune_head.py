@@ -45,7 +45,7 @@ from model import VisionTransformer
 
 # --- What is measured ---
 PRETRAINED: str = "weights/vit_128x6_cifar10.safetensors"  # as in finetune.py, but a plain ViT
-IMG_SIZE: int | None = None  # pixels; none: the size that the weights were trained at
+IMG_SIZE: int | None = None  # pixels; None: the size that the weights were trained at
 DATASET: str = "digits"  # as in finetune.py
 DATA_DIR: str = "data"  # folder for downloads
 LIBRARIES: str = "ours,timm,transformers"  # in the order of the table
@@ -57,7 +57,7 @@ WEIGHT_DECAY: float = 0.0  # of the head's weights
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 or fp16 in hardware
 # --- How it is measured ---
 REPEATS: int = 5  # measurements with different seeds, after one that does not count
-WORKERS: int | None = None  # processes of the others' DataLoaders; none: one per core, at most 16
+WORKERS: int | None = None  # processes of the others' DataLoaders; None: one per core, at most 16
 OUT: str = "benchmarks/local/finetune_head-{device}.md"  # where the table goes; empty: nowhere
 
 # A library's preparation, which is not timed. It returns what is timed, which returns the head.

@@ -5,7 +5,8 @@
     python -m benchmarks.gpu --quick          # toy sizes on a CPU, to check that all parts run
 
 The parts run in order, each in its own process. The same command resumes: a finished part is not
-repeated unless its code has changed, and a stopped training run continues. If a dataset or weights
+repeated unless its code or the card has changed, and a stopped training run continues. Finished
+training runs are kept. If a dataset or weights
 cannot be downloaded, a part uses the embedded ones, and its records say so. On cards below
 SMALL_CARD TFLOP/s or SMALL_MEMORY GB, some parts run a documented subset (`small`). Records go to
 results/official/ and benchmarks/results/; afterwards, `python report.py --official` updates the
@@ -26,12 +27,12 @@ from lab.core import UserError, checkpoints, child, constants, runtime
 from lab.data import load_data
 from lab.models import load_pretrained
 
-PARTS: str | None = None  # names of parts, separated by commas; none: all
+PARTS: str | None = None  # names of parts, separated by commas; None: all
 ESTIMATE: bool = False  # print the estimate and stop
 QUICK: bool = False  # toy sizes, bundled data and weights, any device
 DATA_DIR: str = "data"  # folder for downloads
-RESULTS: str | None = None  # folder for runs; none: results/official, or with QUICK a local one
-BENCHMARKS: str | None = None  # folder for speed; none: benchmarks/results, or with QUICK local
+RESULTS: str | None = None  # folder for runs; None: results/official, or with QUICK a local one
+BENCHMARKS: str | None = None  # folder for speed; None: benchmarks/results, or with QUICK local
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_CARD = 100.0  # TFLOP/s of matrix products: a T4 reaches about 25, an A100 250, an H100 650
@@ -168,10 +169,11 @@ def is_small_card(device: torch.device, tflops: float) -> bool:
 
 
 def code_of(words: list[str]) -> dict[str, str]:
-    """The hashes of the code that a part's command runs: a script, or all of them for pytest."""
+    """The hashes of the code that a part's command runs: a script, or all files for pytest."""
     script = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
     path = ROOT / script
-    return runtime.code_hashes(*([path] if path.is_file() else sorted(ROOT.glob("*.py"))))
+    files = [*ROOT.glob("*.py"), *ROOT.glob("tests/**/*.py")]
+    return runtime.code_hashes(*([path] if path.is_file() else sorted(files)))
 
 
 def command_of(part: Part, values: dict[str, str], is_small: bool) -> list[str]:
@@ -226,6 +228,7 @@ def main() -> None:
     values = {**inputs, "results": results, "benchmarks": benchmarks, "data": DATA_DIR,
               "device": device.type}  # fmt: skip
     state_file.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_json(state_file, state)
     failed = []
     for number, name in enumerate(names, 1):
         if name == "attention":
@@ -247,7 +250,7 @@ def main() -> None:
                     [sys.executable, *words], name, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
                 )
             except runtime.Stopped as stopped:
-                print(f"  {stopped}; the same command resumes")
+                print(f"  stopped in {name}; the same command resumes")
                 raise SystemExit(128 + stopped.number) from None
         minutes_taken = (time.monotonic() - started) / 60
         if status:

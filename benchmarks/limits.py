@@ -17,20 +17,21 @@ from benchmarks.timing import PRODUCT_SIZES, matrix_product, seconds
 from lab.core import constants, runtime
 
 REPEATS: int = 10  # measurements, after one that does not count
-COPY_MB: int | None = None  # size of the tensor that is copied; none: 512 on a CPU, 4096 on a GPU
+COPY_MB: int | None = None  # size of the tensor that is copied; None: 512 on a CPU, 4096 on a GPU
+PRODUCT_SIDE: int | None = None  # of the matrices; None: 2048 on a CPU, 8192 on a GPU
 OUT: str = "benchmarks/local/limits-{device}.md"  # where the table goes; empty: nowhere
 
 
 def main() -> None:
     constants.override(sys.modules[__name__])
     device = runtime.process_state().device
-    n, _ = PRODUCT_SIZES.get(device.type, PRODUCT_SIZES["cpu"])
+    n = PRODUCT_SIDE or PRODUCT_SIZES.get(device.type, PRODUCT_SIZES["cpu"])[0]
     dtypes = {"fp32": torch.float32}
     if runtime.has_bf16(device):  # emulated products would take minutes
         dtypes["bf16"] = torch.bfloat16
     notes = []
     for name, dtype in dtypes.items():
-        workload, flop = matrix_product(device.type, dtype)
+        workload, flop = matrix_product(device.type, dtype, n)
         workload()
         rate = flop / median(seconds(workload, device.type) for _ in range(REPEATS)) / 1e12
         notes.append(f"Products of {n} x {n} matrices in {name}: {rate:,.3g} TFLOP/s.")

@@ -49,8 +49,9 @@ BATCH_SIZE: int = 128  # images per step
 # --- How it is measured ---
 ROUNDS: int = 3  # each with new processes, whose memory placement changes speed by up to a fifth
 REPEATS: int = 3  # measurements per round, after two that do not count
-STEPS: int | None = None  # per measurement; none: 1 on a CPU, 20 on a GPU
-WORKERS: int | None = None  # processes of the others' DataLoaders; none: one per core, at most 16
+STEPS: int | None = None  # per measurement; None: 1 on a CPU, 20 on a GPU
+PRODUCT_SIDE: int | None = None  # of the matrix product; None: 2048 on a CPU, 8192 on a GPU
+WORKERS: int | None = None  # processes of the others' DataLoaders; None: one per core, at most 16
 OUT: str = "benchmarks/local/model_speed-{device}.md"  # where the table goes; empty: nowhere
 
 KNOWN_WORKLOADS = (
@@ -103,7 +104,7 @@ def measure_library(name: str, settings: dict[str, Any], worker: Worker) -> None
     torch.backends.cudnn.benchmark = True
     device, (kind, precision, *compiled) = worker.device, settings["WORKLOAD"].split(", ")
     if name == MATRIX_PRODUCT:
-        worker.serve(matrix_product(device.type, libraries.DTYPES[precision])[0])
+        worker.serve(matrix_product(device.type, libraries.DTYPES[precision], PRODUCT_SIDE)[0])
     torch.manual_seed(0)
     model = build(name)
     if kind == "training with data":
@@ -219,7 +220,7 @@ def main() -> None:
     installed, notes = table.installed_libraries(LIBRARIES.split(","))
     cost = profile_model(VisionTransformer(vit_config()), (3, IMG_SIZE, IMG_SIZE))
     images, failed = BATCH_SIZE * STEPS, []
-    _, product_flop = matrix_product(device, torch.float32)
+    _, product_flop = matrix_product(device, torch.float32, PRODUCT_SIDE)
     rows, fractions = [], []
     for workload in parse_workloads():
         is_training = workload.startswith("training")

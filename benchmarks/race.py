@@ -81,6 +81,7 @@ class Runner:
         if c.WARM_START:
             warm_start(self.model, F.avg_pool2d(images, self.shrink))
         if c.COMPILE:  # before the clock starts, and no weight changes
+            torch.compiler.reset()  # forget the programs of earlier runs: their number is limited
             self.model.compile(mode="reduce-overhead", dynamic=False)
         for shrink in sorted({1, self.shrink}):
             self.shrink = shrink

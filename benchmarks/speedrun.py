@@ -93,17 +93,22 @@ Records = list[dict[str, Any]]
 
 
 def is_finished(path: Path, requested: dict[str, Any], code: dict[str, str]) -> bool:
-    """Whether a run has a record. Raises UserError if its constants or its code differ."""
+    """Whether this code has a record of a run on this card.
+
+    Raises: UserError, if the record has other constants.
+    """
     if OVERWRITE or not path.exists():
         return False
     record = checkpoints.read_json(path)
-    recorded, advice = record["constants"], "Replace it with --overwrite, or choose another --out"
+    recorded = record["constants"]
     if recorded != requested:
         names = sorted(n for n, v in requested.items() if recorded.get(n) != v) or ["removed ones"]
-        raise UserError(f"{path} is a run with different constants ({', '.join(names)}). {advice}")
-    if record.get("code") != code:
-        raise UserError(f"{path} is a run of different code. {advice}")
-    return True
+        raise UserError(
+            f"{path} is a run with different constants ({', '.join(names)}). Replace it with "
+            "--overwrite, or choose another --out"
+        )
+    card = record["hardware"].get("gpu")
+    return record.get("code") == code and card == runtime.hardware().get("gpu")
 
 
 def read(folder: Path) -> dict[tuple[float, str], dict[str, Records]]:
@@ -190,7 +195,10 @@ def main() -> None:
     c = constants.resolve(values, RECIPES[device.type])
     if values["COMPILE"] is None and c.COMPILE and not runtime.can_compile(device):
         c.COMPILE = False
-        print("torch.compile needs Triton, a C compiler and Python.h: running without it")
+        print(
+            "torch.compile needs Triton, a C compiler, Python.h and compute capability 7.0: "
+            "running without it"
+        )
     names = list(VARIANT_CHANGES) if VARIANTS == "all" else VARIANTS.split(",")
     if unknown := [name for name in names if name not in VARIANT_CHANGES]:
         raise UserError(f"VARIANTS: {unknown[0]!r} is none of all, {', '.join(VARIANT_CHANGES)}")

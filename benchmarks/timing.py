@@ -35,9 +35,15 @@ def seconds(workload: Callable[[], object], device: str, times: int = 1) -> floa
     return (time.perf_counter() - start) / times
 
 
-def matrix_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
-    """A workload of products of large square matrices, and its floating-point operations."""
+def matrix_product(
+    device: str, dtype: torch.dtype, side: int | None = None
+) -> tuple[Callable[[], None], int]:
+    """A workload of products of square matrices, and its floating-point operations.
+
+    side: of the matrices; None: large enough to reach the device's highest rate.
+    """
     n, times = PRODUCT_SIZES.get(device, PRODUCT_SIZES["cpu"])
+    n = side or n
     a, b, out = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(3))
 
     def workload() -> None:

@@ -131,7 +131,6 @@ def test_parts_are_repeated_on_another_card_or_with_other_code(command, capsys, 
 
 def test_attention_alone_is_scored_on_pets(command, monkeypatch):
     started = []
-    monkeypatch.setattr(gpu, "load_data", lambda *_: None)
     monkeypatch.setattr(gpu, "find_inputs", lambda names: {name: name for name in names})
     monkeypatch.setattr(gpu.child, "run_child", lambda words, *_, **__: started.append(words) or 0)
     command("--quick", "--parts", "attention")

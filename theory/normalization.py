@@ -30,8 +30,8 @@ WEIGHTS = ROOT / "weights" / "vit_128x6_cifar10.safetensors"
 SOURCES = {  # phrases that are definitions
     "integer from 0 to 255. Take a red of 200": "8-bit images",
     "**Scale to [0, 1]** by dividing by 255": "8-bit images",
-    "The direction of largest variance limits the learning rate for all others (LeCun et al. 1998, "
-    "section 4.3)": "LeCun et al. 1998, section 4.3",
+    "The direction with the largest sum of squares limits the learning rate for all others (LeCun "
+    "et al. 1998, section 4.3)": "LeCun et al. 1998, section 4.3",
     "by $n$ (the *biased* variance). BatchNorm's running variance uses $n - 1$": "definition",
     "For digits in [0, 1], the first principal direction": "the measurement",
     '"Features move by" 1.0 means': "definition",

@@ -134,7 +134,7 @@ def records_said() -> dict[str, str]:
     return {
         "pretrained": "The last block of these weights, before fine-tuning, ranks the "
                       "pixels of the animal with an average precision of "
-                      f"{sentences.percent(pretrained)}; of the same architecture trained from "
+                      f"{sentences.percent(pretrained)}; with the same architecture trained from "
                       f"scratch on {images} images, even the map that scores best on the test "
                       f"images reaches only {sentences.percent(scratch)}",
         "fine-tuned": f"on three breeds of Pets at {bare.constants['IMG_SIZE']} pixels we measured "

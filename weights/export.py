@@ -39,7 +39,7 @@ def describe(target: Path, records: card.Records) -> str:
     if records.config.get("uncommitted_changes"):
         note = "The code had uncommitted changes, so this commit may not reproduce the weights"
     else:
-        note = "The command gives these weights at this commit; flags and defaults have changed"
+        note = "The command gives these weights at this commit; flags may have changed since"
     return f"""# {target.stem}
 
 {model["class"]}, {model["parameters"]:,} parameters, {target.stat().st_size / 1e6:.1f} MB in fp16.

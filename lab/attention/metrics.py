@@ -109,22 +109,19 @@ def localization_scores(maps: Tensor, outlines: Tensor) -> LocalizationScores:
     average_precision: of the pixels, as scikit-learn computes it.
     ious: intersection over union of {map >= t} and the animal, for t = 0, 1/LEVELS, ..., 1.
     """
-
-    def score(i: int) -> tuple[float, float, float, np.ndarray]:
-        values = resize_maps(maps[i : i + 1], outlines.shape[-1])[0]
-        counted = outlines[i] != BORDER
-        is_animal = (outlines[i][counted] == ANIMAL).numpy()
-        return _score_image(values[counted].numpy(), is_animal)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts and counts in parallel
-        rows = list(pool.map(score, range(len(maps))))
+    rows = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # numpy sorts in parallel
+        # All maps at the image size at once would need much memory.
+        for some, labels in zip(maps.split(64), outlines.split(64), strict=True):
+            values = resize_maps(some, outlines.shape[-1]).numpy()
+            rows += pool.map(_score_image, values, labels.numpy())
     return LocalizationScores(*map(np.array, zip(*rows, strict=True)))
 
 
-def _score_image(
-    values: np.ndarray, is_animal: np.ndarray
-) -> tuple[float, float, float, np.ndarray]:
-    """The four measures of one image from the values and labels of its n pixels, (n,) each."""
+def _score_image(values: np.ndarray, outline: np.ndarray) -> tuple[float, float, float, np.ndarray]:
+    """The four measures of one image from its map and its outline, (S, S) each."""
+    counted = outline != BORDER
+    values, is_animal = values[counted], outline[counted] == ANIMAL
     if values.max() <= 0:  # an all-zero map counts as a uniform one
         values = np.ones_like(values)
     precision = average_precision(values, is_animal)  # before scaling creates ties

@@ -123,7 +123,12 @@ def runs_in_browser(model: nn.Module) -> bool:
         return False
     state = model.state_dict()
     size = sum(value.numel() for value in state.values())
-    return size <= _MAX_PARAMETERS and all(_PARAMETER.fullmatch(name) for name in state)
+    with_bias = (name for name in state if name.endswith(".weight") and ".qkv." not in name)
+    return (
+        size <= _MAX_PARAMETERS
+        and all(_PARAMETER.fullmatch(name) for name in state)
+        and all(name.removesuffix("weight") + "bias" in state for name in with_bias)
+    )
 
 
 def write_live_page(path: Path, content: LiveContent) -> None:

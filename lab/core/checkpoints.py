@@ -133,9 +133,13 @@ def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -
     """
     if not is_main_process():
         return
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    copies: dict[str, Tensor] = {}
+    for name, value in state.items():
+        value = value.detach().cpu().contiguous()
+        is_shared = value.data_ptr() in {other.data_ptr() for other in copies.values()}
+        copies[name] = value.clone() if is_shared else value  # safetensors refuses shared memory
     metadata = {"vit-lab": json.dumps(header)}
-    write_atomically(path, lambda scratch: save_file(state, scratch, metadata=metadata))
+    write_atomically(path, lambda scratch: save_file(copies, scratch, metadata=metadata))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

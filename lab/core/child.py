@@ -8,7 +8,7 @@ from lab.core.runtime import Stopped
 
 
 def run_child(words: list[str], where: str, **options: Any) -> int:
-    """Runs a program and waits until it ends. Ctrl-C and SIGTERM are passed on to it.
+    """Runs a program and waits until it ends. Ctrl-C, SIGTERM and SIGHUP are passed on to it.
 
     Args:
         words: the program and its arguments.
@@ -24,14 +24,16 @@ def run_child(words: list[str], where: str, **options: Any) -> int:
     def forward(number: int, _: Any) -> None:
         stopped.append(number)
         if process:
-            process.terminate()
+            process.send_signal(number)
 
-    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP, which a lost terminal sends
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         # In its own session, it receives signals only from this process, not from the terminal.
         process = subprocess.Popen(words, start_new_session=True, **options)
         if stopped:  # the signal arrived before the process was started
-            process.terminate()
+            process.send_signal(stopped[0])
         status = process.wait()
     finally:
         for number, handler in before.items():

@@ -8,6 +8,7 @@ edited in the file and a value given as a flag pass the same checks.
 import argparse
 import ast
 import math
+import os
 import shlex
 import sys
 import textwrap
@@ -89,6 +90,8 @@ def override(
     for constant in constants:
         name = constant.name
         values[name] = check(given[name], constant.annotation, name)
+        if name.endswith("_DIR"):
+            values[name] = os.path.expanduser(values[name])
         original = committed(constant.file).get(name, (None, MISSING))[1]
         if given[name] is constant.value and original not in (MISSING, values[name]):
             edited[name] = values[name]
@@ -253,18 +256,33 @@ class _Parser(argparse.ArgumentParser):
             words = [word.partition("=")[0] for word in unknown]
             flag = next((word for word in words if word.startswith("-")), None)
             if flag is None:
-                self.error(f"{shlex.join(unknown)} is not preceded by a flag{_after(argv, words)}")
-            self.error(f"unknown flag {flag}{suggest(flag, self._option_string_actions, 0.7)}")
+                shown = shlex.join(unknown[:3]) + (" ..." if unknown[3:] else "")
+                self.error(f"{shown} is not preceded by a flag{self._after(argv, words)}")
+            hint = _OTHER_NAMES.get(flag) or suggest(flag, self._option_string_actions, 0.7)
+            self.error(f"unknown flag {flag}{hint}")
         return found
 
+    def _after(self, argv: list[str], words: list[str]) -> str:
+        """A hint for a value too many, as in `--flip False` and `--images a.jpg b.jpg`."""
+        at = argv.index(words[0]) if words[0] in argv else 0
+        before = [word for word in argv[:at] if word.startswith("--")]
+        flag = before[-1].partition("=")[0] if before else ""
+        action = self._option_string_actions.get(flag)
+        if action is None:
+            return ""
+        if action.nargs == 0:
+            return f"; {flag} takes no value: write {flag} or --no-{flag[2:].removeprefix('no-')}"
+        return f'; {flag} takes one value: put several in quotes, as in {flag} "a b"'
 
-def _after(argv: list[str], words: list[str]) -> str:
-    """A hint for a value after a flag that takes none, as in `--flip False`."""
-    at = argv.index(words[0]) if words[0] in argv else 0
-    flag = argv[at - 1] if at else ""
-    if not flag.startswith("--") or "=" in flag:
-        return ""
-    return f"; {flag} takes no value: write {flag} or --no-{flag[2:].removeprefix('no-')}"
+
+_OTHER_NAMES = {  # flags of other programs
+    "--lr": "; here it is --learning-rate",
+    "--bs": "; here it is --batch-size",
+    "--wd": "; here it is --weight-decay",
+    "--resume": "; the same command resumes a stopped run",
+    "--device": "; a GPU is used if there is one",
+    "--gpu": "; a GPU is used if there is one",
+}
 
 
 def _add_flags(

@@ -61,7 +61,8 @@ def process_state() -> PartialState:
     if processes > gpus > 0:
         raise UserError(
             f"{processes} processes were started, but this machine has {gpus} GPU(s), and each "
-            f"process needs its own. Use --nproc-per-node {gpus}"
+            f"process needs its own: start {gpus} (torchrun: --nproc-per-node {gpus}; accelerate: "
+            f"--num_processes {gpus})"
         )
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
 
@@ -353,8 +354,14 @@ def can_compile(device: torch.device) -> bool:
         and torch.cuda.get_device_capability(device) >= (7, 0)
         and find_spec("triton") is not None
         and has_compiler()
-        and Path(sysconfig.get_path("include"), "Python.h").is_file()
+        and _python_header().is_file()
     )
+
+
+def _python_header() -> Path:
+    """Where Triton looks for Python.h."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    return Path(sysconfig.get_path("include", scheme), "Python.h")
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Where the images come from: this repository, scikit-learn, torchvision, the user's folders."""
 
 import difflib
+import re
 import socket
 import warnings
 from collections.abc import Callable
@@ -295,7 +296,15 @@ def _misnamed(root: Path, split: str) -> str | None:
     """The name of a folder that is probably meant to be `split`, such as `valid` for `val`."""
     names = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "dev"},
              "test": {"test", "testing"}}[split]  # fmt: skip
-    found = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in names)
+
+    def is_meant(path: Path) -> bool:
+        """Also `seg_train` or `test_set`, but then it must contain folders, as a split does."""
+        if not path.is_dir() or path.name.lower() in names:
+            return path.is_dir()
+        words = set(re.split(r"[\W_]+", path.name.lower()))
+        return bool(words & names) and any(child.is_dir() for child in path.iterdir())
+
+    found = sorted(path.name for path in root.iterdir() if is_meant(path))
     return found[0] if found and split not in found else None
 
 

@@ -1,7 +1,8 @@
 """Models by name: our ViT, a CNN of the same size, timm's models, and their pretrained weights.
 
 Open `registry.py` first: it builds a model and rebuilds it from the header of its weights.
-`pretrained.py` loads weights from a run, a file, a folder, the Hugging Face hub or timm:
+`own_model.py` checks an edited model.py before training. `pretrained.py` loads weights from a run,
+a file, a folder, the Hugging Face hub or timm:
 
     model, preprocess, classes = load_model("results/train/<run>")
 """
@@ -19,6 +20,7 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "lora",
+    "own_model",
     "profile_model",
     "registry",
     "save_model",

@@ -332,11 +332,13 @@ def build_and_load(
     Raises: UserError, for weights that do not match, or are not finite.
     """
     state = {name: value.float() for name, value in state.items()}
-    check_finite(state, origin)
+    meta = meta_model(config)
+    buffers = {name for name, _ in meta.named_buffers()}  # a mask may be infinite
+    check_finite({name: value for name, value in state.items() if name not in buffers}, origin)
     try:
         with warnings.catch_warnings():  # loading weights into a meta model does nothing
             warnings.simplefilter("ignore")
-            checkpoints.load_strict(meta_model(config), state, origin)
+            checkpoints.load_strict(meta, state, origin)
     except UserError as error:
         if isinstance(config, TimmConfig):
             raise

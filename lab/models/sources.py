@@ -8,6 +8,7 @@ import difflib
 import json
 import pickle
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,19 +191,24 @@ def _from_file(path: Path, origin: str) -> Found:
 
 def _from_run(path: Path, origin: str, content: Any) -> Found:
     """Weights that a script of this project has written, with the content of their header."""
-    _check_model_file(path.parent, origin)
+    remarks = _check_model_file(path.parent, origin)
     config = config_from_header(content, origin)
-    return Found(origin, _read_state(path), config, content["preprocess"], content["classes"])
+    state = _read_state(path)
+    remarks = remarks if isinstance(config, ViTConfig) else []
+    return Found(origin, state, config, content["preprocess"], content["classes"], remarks)
 
 
-def _check_model_file(folder: Path, origin: str) -> None:
-    """Raises UserError for a run of a student's MODEL_FILE whose classes are not in use now.
+def _check_model_file(folder: Path, origin: str) -> list[str]:
+    """Compares the model.py of a run with the one in use.
 
     Another file may have parameters of the same names and shapes, and still compute something else.
+
+    Returns: remarks.
+    Raises: UserError, for a run of a student's MODEL_FILE whose classes are not in use now.
     """
     record = folder / "config.json"
     if not record.is_file():  # weights without a run
-        return
+        return []
     config = _read_json(record)
     constants, code = config.get("constants"), config.get("code")
     file = constants.get("MODEL_FILE") if isinstance(constants, dict) else None
@@ -212,6 +218,13 @@ def _check_model_file(folder: Path, origin: str) -> None:
             f"{origin} was trained with MODEL_FILE={file} and needs the classes of that file: add "
             f"--model-file {file}"
         )
+    used = Path(sys.modules["model"].__file__)
+    if isinstance(recorded, str) and runtime.source_hash(used.read_bytes()) != recorded:
+        return [
+            f"{used.name} has changed since {origin} was trained, so its weights may now compute "
+            "something else"
+        ]
+    return []
 
 
 def _from_google(path: Path, origin: str) -> Found:
@@ -251,7 +264,13 @@ def _architecture_in(stem: str) -> str | None:
 def _from_folder(folder: Path, origin: str) -> Found:
     if (folder / "best.safetensors").is_file():
         return _from_file(folder / "best.safetensors", origin)
-    if not (folder / "config.json").is_file():
+    is_described = (folder / "config.json").is_file()
+    if is_described and isinstance(_read_json(folder / "config.json").get("constants"), dict):
+        raise UserError(
+            f"{origin} has no weights yet: it was stopped before its first weights were saved. "
+            "Resume it, or choose a finished run"
+        )
+    if not is_described:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
         raise UserError(
             f"{origin} contains no weights (it contains {there}). It must be a finished run, with "

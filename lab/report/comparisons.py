@@ -178,12 +178,15 @@ class Pair:
 def select_models(configs: list[Configuration]) -> list[list[Record]]:
     """The runs to compare, at least two per test set; the user's own runs apart from references.
 
-    For each model, the configuration with the best validation score is represented by its first
-    seed. Test accuracy plays no role in the selection.
+    For each model, patch size and version of model.py, the configuration with the best validation
+    score is represented by its first seed. Test accuracy plays no role in the selection.
     """
     selected = []
     for same in group_by(on_most_images(configs), lambda c: c.first.comparable_key):
-        by_model = group_by(same, lambda c: (c.first.task, c.first.model))
+        by_model = group_by(same, lambda c: (
+            c.first.task, c.first.model, str(c.first.constants.get("PATCH_SIZE")),
+            c.first.model_code,
+        ))  # fmt: skip
         best = [max(some, key=lambda c: c.validation_score) for some in by_model]
         best.sort(key=lambda c: c.validation_score, reverse=True)
         if len(best) > 1:

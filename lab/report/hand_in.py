@@ -99,7 +99,9 @@ TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
     "1.VI": ("Experiments", (
         Item("a sweep", "python sweep.py", lambda work: [path.name for path in work.sweeps]),
     )),
-    "2.1": ("Concepts", (_run("a CNN of the same size", "python cnn_baseline.py --match macs"),)),
+    "2.1": ("Concepts", (
+        _run("a CNN to compare with the ViT", "python cnn_baseline.py --match macs"),
+    )),
     "2.2a, 2.2b": ("Data and normalization", (
         _run("a ViT trained on Oxford Pets", "python train.py --dataset pets", DATASET="pets"),
     )),
@@ -158,6 +160,21 @@ def missing(content: dict[str, Any]) -> list[str]:
         for task in content["tasks"]
         for item in task["items"]
         if not item["found"]
+    ]
+
+
+def mismatched(content: dict[str, Any]) -> list[str]:
+    """A line if runs were trained with another model.py than the files in the zip."""
+    files = [path for path in map(Path, content["model_files"]) if path.is_file()]
+    given = {runtime.source_hash(path.read_bytes()) for path in files}
+    runs = [run for run in content["runs"] if run["model_code"]]
+    others = [run["folder"] for run in runs if run["model_code"] not in given]
+    if not others:
+        return []
+    names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+    return [
+        f"Note: {len(others)} of {len(runs)} runs were trained with a different model.py than the "
+        f"one in this zip, which grading checks: {names}. Restore that model.py, or train again"
     ]
 
 

@@ -45,7 +45,7 @@ TASKS = {  # by script, in the order of the lab
 _OLD_DEFAULTS = {
     "TRAIN_FRACTION": 1.0, "OPTIMIZER": "adamw", "PROGRESSIVE_RESIZE": 0.0, "MODEL_FILE": None,
 }  # fmt: skip
-_VITS = "VisionTransformer|ViT|Vit|Deit|Beit|Eva|Cait"  # in the names of classes
+_VITS = "VisionTransformer|ViT|Vit|Deit|Beit|Eva|Cait|Levit|Xcit|VOLO|TNT|Hiera|Nest|Twins|CoaT"
 _RUN_FILES = {"metrics.json", "history.csv", "predictions.csv", "best.safetensors", "last.pt"}
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".npz"}
 
@@ -123,6 +123,8 @@ class Record:
             parts.append(str(c["OPTIMIZER"]).capitalize())
         if c["PROGRESSIVE_RESIZE"]:
             parts.append("progressive resizing")
+        if self.script == "train.py" and c.get("MODEL", "vit") == "vit" and "PATCH_SIZE" in c:
+            parts.append(f"patches of {c['PATCH_SIZE']} pixels")
         return ", ".join(parts)
 
     @property
@@ -256,7 +258,8 @@ def _read_run(folder: Path, found: Found) -> None:
         raise InvalidRecord(f"config.json: MODEL is {reprlib.repr(model)}, which is not text")
     if not finished and not sweep:
         epochs = f"{len(history)} of {config['constants']['EPOCHS']}"
-        reason = f"stopped after epoch {epochs}; resume it with: {config['command']}"
+        command = config["command"].replace(" --overwrite", "")  # which would start over
+        reason = f"stopped after epoch {epochs}; resume it with: {command}"
         found.left_out.append((folder, reason))
     if finished or history:
         found.runs.append(record)

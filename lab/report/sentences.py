@@ -64,9 +64,10 @@ def pair_sentence(pair: Pair) -> str:
     undecided = f"exactly one of them is correct on {plural(count, 'image')}"
     if pair.p_holm < 0.05:
         better = pair.b if pair.only_b > pair.only_a else pair.a
+        name = better.model if pair.a.model != pair.b.model else better.folder.name
         return (
-            f"{better.model} is significantly better: {undecided}, and in "
-            f"{max(pair.only_a, pair.only_b):,} of these cases it is {better.model}."
+            f"{name} is significantly better: {undecided}, and in "
+            f"{max(pair.only_a, pair.only_b):,} of these cases it is {name}."
         )
     if pair.p < 0.05:
         return "The difference is significant only without correction for the number of pairs."

@@ -70,6 +70,7 @@ class Sweep:
         if config.prune_after:
             epochs, trials = config.prune_after
             pruner = optuna.pruners.MedianPruner(trials, epochs)
+        self._code = runtime.code_hashes(Path(script.path))  # each trial reads the files again
         (folder / ".locks").mkdir(exist_ok=True)
         self.lock = self._file_lock("sweep")  # held while claiming a trial or writing the summary
         journal_lock = self._file_lock("journal")  # Optuna's own lock would outlive a kill
@@ -88,7 +89,7 @@ class Sweep:
         """Runs the remaining trials, `config.processes` at a time. Returns: sweep.json.
 
         Raises: Stopped after Ctrl-C or SIGTERM, when the runs have saved; UserError if the first
-            trials all fail.
+            trials all fail, or if the code changes meanwhile.
         """
         running: list[Iterator[None]] = []
         self._summarize()
@@ -137,6 +138,12 @@ class Sweep:
         """An interrupted trial or a new one, for `_run_trial`; None if there are no more."""
         with self.lock:
             self._check_failures()
+            if runtime.code_hashes(Path(self.script.path)) != self._code:
+                raise UserError(
+                    f"{Path(self.script.path).name} or code that it uses has changed since this "
+                    "sweep started: undo the change and repeat the command, which resumes, or "
+                    "start a new sweep"
+                )
             for trial in self._trials():
                 if trial.state == TrialState.RUNNING:
                     lock = self._file_lock(f"trial-{trial.number}")

@@ -74,6 +74,11 @@ class Progress:
 
     def _where(self, steps_ago: int) -> str:
         state, optimizer = self._trainer.state, self._trainer.optimizer
+        if (state.epoch, state.step - steps_ago) == (1, 1):
+            return (
+                "in epoch 1, step 1, before any weight was updated, so the learning rate is not "
+                "the cause: look for a division by zero, a logarithm or a square root in the model"
+            )
         return (
             f"in epoch {state.epoch}, step {state.step - steps_ago}, at learning rate "
             f"{optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE or raise WARMUP_FRACTION"

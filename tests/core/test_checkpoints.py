@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from lab.core import UserError, checkpoints
 
@@ -118,6 +119,15 @@ def test_weights_come_back_with_their_header(tmp_path):
     assert found == header
     assert loaded.keys() == state.keys()
     assert all(loaded[k].equal(state[k]) for k in state)
+
+
+def test_weights_that_two_layers_share_can_be_saved(tmp_path):
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, layer)
+    checkpoints.save_weights(tmp_path / "w.safetensors", model.state_dict(), {})
+    state, _ = checkpoints.load_weights(tmp_path / "w.safetensors")
+    assert state.keys() == model.state_dict().keys()
+    assert state["0.weight"].equal(state["1.weight"])
 
 
 def test_wrong_weight_files_are_explained(tmp_path):

@@ -56,7 +56,7 @@ def test_class_missing_from_val_or_test_is_noted(tmp_path, split):
     root = two_classes(tmp_path)
     shutil.rmtree(root / split / "dog")
     loaded = load_data(str(root))
-    assert loaded.remarks == [f"no {split} images of dog: not evaluated on them"]
+    assert loaded.remarks == [f"no {split} images of dog, so not evaluated"]
 
 
 @pytest.mark.parametrize(("count", "given"), [(1, "none"), (2, "none"), (1, "test"), (1, "val")])
@@ -110,7 +110,7 @@ def test_an_empty_folder_says_where_images_go(tmp_path):
     says(error, "contains no images (no folders)", tmp_path / "<class>")
 
 
-@pytest.mark.parametrize("name", ["Train", "TRAIN", "training"])
+@pytest.mark.parametrize("name", ["Train", "TRAIN", "training", "seg_train", "training_set"])
 def test_a_misnamed_training_folder_is_to_be_renamed(tmp_path, name):
     make_folder(tmp_path, {f"{name}/cat": 3, f"{name}/dog": 3})
     if (tmp_path / "train").is_dir():
@@ -119,8 +119,14 @@ def test_a_misnamed_training_folder_is_to_be_renamed(tmp_path, name):
         load_data(str(tmp_path))
 
 
+def test_a_class_whose_name_contains_train_is_a_class(tmp_path):
+    make_folder(tmp_path, {"steam train": 3, "dog": 3})
+    assert load_data(str(tmp_path)).classes == ["dog", "steam train"]
+
+
 @pytest.mark.parametrize(("name", "split"), [("valid", "val"), ("Validation", "val"),
-                                             ("testing", "test")])  # fmt: skip
+                                             ("testing", "test"),
+                                             ("seg_test", "test")])  # fmt: skip
 def test_a_misnamed_split_folder_is_named_in_a_remark(tmp_path, name, split):
     root = two_classes(tmp_path, train=10)
     (root / split).rename(root / name)

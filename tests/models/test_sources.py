@@ -1,7 +1,9 @@
 """Weights are found by name, file or folder; what cannot be used is refused with one sentence."""
 
 import argparse
+import json
 import random
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from lab.core import UserError
-from lab.models import load_pretrained
+from lab.core import UserError, runtime
+from lab.data import Preprocess
+from lab.models import load_pretrained, registry
 from lab.models.sources import _architecture_in
+from model import VisionTransformer, ViTConfig
 from tests.models.reference import (
     SMALL,
     SMALL_SWIN,
@@ -22,6 +26,7 @@ from tests.models.reference import (
     assert_same_logits,
     exported,
     google,
+    save_run,
     saved,
     timms,
 )
@@ -210,6 +215,41 @@ def test_folders_without_weights_are_refused(tmp_path):
     config.write_text('{"architecture": "test_vit", "model_args": {"num_heads": 7}}')
     with pytest.raises(UserError, match="cannot build test_vit"):
         load_pretrained(str(tmp_path))
+
+
+def test_a_run_that_has_saved_no_weights_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"constants": {"EPOCHS": 3}}')
+    with pytest.raises(UserError, match="has no weights yet: it was stopped before"):
+        load_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(("code", "remarks"), [("0123", 1), (None, 0)])
+def test_a_run_of_another_model_py_gets_a_remark(code, remarks, tmp_path):
+    """It may have the same parameters and compute something else."""
+    used = runtime.source_hash(Path(sys.modules["model"].__file__).read_bytes())
+    model = VisionTransformer(ViTConfig(**SMALL, num_classes=2))
+    folder = save_run(tmp_path / "run", model, ["a", "b"], Preprocess(32, [0.5] * 3, [0.5] * 3))
+    record = {"constants": {"MODEL_FILE": None}, "code": {"model.py": code or used}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    found = load_pretrained(folder).remarks
+    assert len(found) == remarks
+    assert all("model.py has changed since" in remark for remark in found)
+
+
+def test_an_infinite_mask_is_no_sign_of_divergence(tmp_path):
+    class Masked(VisionTransformer):
+        def __init__(self, config):
+            super().__init__(config)
+            self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+    model = Masked(ViTConfig(**SMALL, num_classes=2))
+    config, state = model.config, model.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.OURS, "VisionTransformer", (Masked, ViTConfig))
+        registry.build_and_load(config, state, "run")
+        state["head.bias"][0] = torch.inf
+        with pytest.raises(UserError, match="NaN or infinite values in 1 tensors"):
+            registry.build_and_load(config, state, "run")
 
 
 def test_positions_that_form_no_square_are_refused(tmp_path):

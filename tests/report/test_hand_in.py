@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import zipfile
 
@@ -38,7 +39,7 @@ def test_tasks_are_done_by_finished_runs_of_the_user(place):
     content = hand_in._content(read_runs(place), {})
     assert items(content, "1.IV")["fine-tuning, mode head"]
     assert items(content, "1.IV")["fine-tuning, mode top-k"] == []
-    assert len(items(content, "2.1")["a CNN of the same size"]) == 2
+    assert len(items(content, "2.1")["a CNN to compare with the ViT"]) == 2
     assert items(content, "1.III")["a ViT trained on CIFAR-10"] == []
     for path in (place / "train").glob("*/config.json"):
         change_json(path, lambda record: record["constants"].update(MODEL_FILE="mine.py"))
@@ -72,8 +73,9 @@ def test_edited_files_are_found_in_a_subfolder_of_a_repository(tmp_path):
     (lab / "same.py").write_text("1")
     (lab / "edited.py").write_text("2")
     name = ("-c", "user.name=a", "-c", "user.email=a@b")
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     for words in (("init", "-q"), ("add", "."), (*name, "commit", "-q", "-m", "handed out")):
-        subprocess.run(("git", *words), cwd=tmp_path, check=True)
+        subprocess.run(("git", *words), cwd=tmp_path, check=True, env=environment)
     (lab / "edited.py").write_text("3")
     (lab / "new.py").write_text("4")
     assert hand_in.edited_files(lab) == [lab / "edited.py", lab / "new.py"]
@@ -97,3 +99,13 @@ def test_only_a_pretrained_swin_counts_as_a_fine_tuned_swin(place):
     assert found("full", "SwinTransformerV2") == ["swin"]
     assert found("scratch", "SwinTransformerV2") == []
     assert found("full", "ConvNeXt") == []
+
+
+def test_runs_of_another_model_py_are_named(place):
+    content = hand_in._content(read_runs(place), {})
+    assert hand_in.mismatched(content) == []
+    (run, *_) = sorted((place / "train").glob("*-s0"))
+    change_json(run / "config.json", lambda record: record["code"].update({"model.py": "0"}))
+    (line,) = hand_in.mismatched(hand_in._content(read_runs(place), {}))
+    assert line.startswith("Note: 1 of ")
+    assert run.name in line

@@ -144,6 +144,15 @@ def test_damaged_attention_scores_are_listed(place, tmp_path):
     assert reason == "metrics.json does not contain scores (KeyError('trained'))"
 
 
+def test_the_command_that_resumes_does_not_start_over(place):
+    remove("metrics.json")(place / "train" / RUN)
+    path = place / "train" / RUN / "config.json"
+    change_json(path, lambda record: record.update(command=record["command"] + " --overwrite"))
+    ((_, reason),) = read_runs(place).left_out
+    assert "resume it with: python" in reason
+    assert "--overwrite" not in reason
+
+
 def test_damaged_sweeps_are_listed(place, tmp_path):
     sweep = place / "sweep" / "a"
     sweep.mkdir(parents=True)

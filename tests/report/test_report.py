@@ -114,6 +114,19 @@ def test_pairs_equal_statsmodels(place):
     assert [pair.p_holm for pair in pairs] == pytest.approx(expected.tolist())
 
 
+def test_patch_sizes_and_versions_of_model_py_are_compared(place):
+    shutil.rmtree(place / "finetune")  # the number of compared models is limited
+    before = len(selected(place))
+    for name, change in {
+        "patch2": lambda record: record["constants"].update(PATCH_SIZE=2),
+        "edited": lambda record: record["code"].update({"model.py": "0"}),
+    }.items():
+        shutil.copytree(place / "train" / "digits-vit_16x2-s0", place / "train" / name)
+        change_json(place / "train" / name / "config.json", change)
+        before += 1
+        assert len(selected(place)) == before
+
+
 def test_hardest_images_are_misclassified_by_most_runs(place):
     runs = selected(place)
     wrong = sum((r.predictions.labels != r.predictions.predicted).astype(int) for r in runs)
@@ -165,12 +178,12 @@ def test_twins_of_equal_time_had_the_machine_to_themselves(place):
     kinds = {equal for equal, *_ in twins(configurations(read_runs(place).runs))}
     assert kinds == {"seconds"}
     for path in (place / "train").rglob("metrics.json"):
-        change_json(path, lambda record: record.update(load=64.0))
+        change_json(path, lambda record: record.update(load=1e6))
     assert twins(configurations(read_runs(place).runs)) == []
 
 
 def test_runs_of_an_edited_model_are_no_data_efficiency_series(place):
-    """Not even if they used the same fraction of the images, or different ones."""
+    """They form no series with the runs of the original model."""
 
     def lines():
         found = efficiencies(configurations(read_runs(place).runs))
@@ -194,7 +207,7 @@ def test_a_mean_over_seeds_is_not_tested_against_a_single_run(place, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("VisionTransformer", "ViT"), ("VisionTransformerDistilled", "ViT"), ("Eva", "ViT"),
+    ("VisionTransformer", "ViT"), ("VisionTransformerDistilled", "ViT"), ("Levit", "ViT"),
     ("SwinTransformerV2", "Swin"), ("ResidualCNN", "CNN"), ("ConvNeXt", "CNN"), ("VGG", "CNN"),
 ])  # fmt: skip
 def test_a_model_belongs_to_the_family_of_its_class(name, kind):
@@ -204,7 +217,7 @@ def test_a_model_belongs_to_the_family_of_its_class(name, kind):
 def test_summary_has_a_sentence_for_each_main_result(place, tmp_path):
     content = build_content(read_runs(place), tmp_path)
     vit, cnn, tuned, pairs = content["summary"]
-    assert "2 epochs) reaches" in vit
+    assert "2 epochs, patches of 4 pixels) reaches" in vit
     assert "after the same 2 epochs" in cnn
     assert "digits (10 classes, 359 test images)" in vit
     assert tuned.startswith("Fine-tuning digits-vit_16x2-s0 (")

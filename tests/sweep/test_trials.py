@@ -16,7 +16,7 @@ from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from lab.core import Run
+from lab.core import Run, runtime
 from lab.report.records import read_runs
 from lab.sweep.search_space import next_point
 from lab.sweep.trials import TRIAL_PROCESS, read_history
@@ -187,6 +187,15 @@ def test_trials_of_an_edited_model_file_belong_to_another_sweep(fake, run_sweep)
         run_sweep(*words)
     assert num_starts(fake) == num_starts(fake.with_name("s-2")) == [1]
     assert not fake.with_name("s-3").exists()
+
+
+def test_a_change_of_the_code_ends_the_sweep(fake, run_sweep, capsys, monkeypatch):
+    """Otherwise, trials before and after the change would be compared."""
+    same = iter([{"fake.py": "1"}] * 2)  # at the start, and before the first trial
+    monkeypatch.setattr(runtime, "code_hashes", lambda *_: next(same, {"fake.py": "2"}))
+    assert run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "2")[0] == 2
+    assert "fake.py or code that it uses has changed since" in capsys.readouterr().err
+    assert num_starts(fake) == [1]
 
 
 def test_finished_sweep_is_kept_until_it_is_overwritten(fake, run_sweep, capsys):

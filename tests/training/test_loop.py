@@ -99,7 +99,7 @@ def test_accumulation_changes_nothing(data, tmp_path):
 
 def test_accumulated_gradients_have_the_size_of_the_whole_batch(data, tmp_path, monkeypatch):
     """AdamW alone would hide a wrong factor, but clipping does not."""
-    seen: list[dict[str, torch.Tensor]] = []
+    seen: list[list[torch.Tensor]] = []
     step = optimizers.AdamW.step
 
     def recorded(optimizer, *_):

@@ -195,7 +195,7 @@ def test_compiling_needs_a_recent_gpu_and_pythons_header(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(runtime, "has_compiler", lambda: True)
     monkeypatch.setattr(runtime, "find_spec", lambda name: name)
-    monkeypatch.setattr(runtime.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(runtime.sysconfig, "get_path", lambda *_: str(tmp_path))
     assert runtime.can_compile(torch.device("cuda")) == works
     assert not runtime.can_compile(torch.device("cpu"))
 

@@ -342,6 +342,7 @@ function checkAgainstPyTorch() {
   const count = Math.min(data.examples.length, CHECKS);
   const isEqual = largest <= 0.02 * scale;
   byId("check").className = isEqual ? "" : "warning";
+  if (!isEqual) document.querySelector("header.top").append(byId("check"));
   byId("check").textContent = isEqual
     ? `Checked while loading: on ${count} images, this page and PyTorch agree; the largest ` +
       `difference of a logit is ${number(largest, 4)} (weights are stored as fp16). One forward ` +
