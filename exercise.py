@@ -75,9 +75,12 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.HAND_OUT:
-        print(f"students write: {', '.join(hand_out(Path(c.HAND_OUT)))}\n{c.HAND_OUT}")
+        target = Path(c.HAND_OUT).expanduser()
+        print(f"students write: {', '.join(hand_out(target))}\n{target}")
     elif c.GRADE:
-        print(grade(Path(c.GRADE), POINTS, job(c), print_student))
+        if c.PART:
+            raise UserError("--grade grades all parts: leave out --part")
+        print(grade(Path(c.GRADE).expanduser(), POINTS, job(c), print_student))
     elif c.SOLUTION:
         show_solution(c, part_named(c.SOLUTION))
     elif c.WATCH:
@@ -94,7 +97,7 @@ def check(c: SimpleNamespace) -> bool:
     if len(results) > 1:
         earned = sum(points_of(result) for result in results)
         total = sum(sum(POINTS[result.part].values()) for result in results)
-        print(f"  {'all parts':<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}")
+        print(f"  {'all parts':<18} {bar(earned, total)}  {earned:.2f} of {total:.2f}")
     failing = next((result for result in results if result.failed is not None), None)
     if failing and failing.failed == LOADING:
         say("", failing.says)
@@ -131,7 +134,9 @@ def job(c: SimpleNamespace) -> Job:
         raise UserError(f"SECONDS={c.SECONDS:g} leaves no time for a check: 10 is the default")
     if not WEIGHTS.is_file():
         raise UserError(f"{WEIGHTS} is missing; the checks need it, so get it from the repository")
-    parts = (part_named(c.PART),) if c.PART else tuple(PARTS)
+    if unknown := POINTS.keys() - PARTS.keys():
+        raise UserError(f"POINTS: there is no part {min(unknown)} (there are {', '.join(PARTS)})")
+    parts = (part_named(c.PART),) if c.PART else tuple(POINTS)
     seed = secrets.randbelow(2**31) if c.SEED is None else c.SEED
     steps_file = steps if steps.is_file() else None
     return Job(model, steps_file, parts, seed, WEIGHTS, c.SECONDS, c.MEMORY_MB)
@@ -149,18 +154,18 @@ def part_named(name: str) -> str:
 
 
 def points_of(result: Result) -> float:
-    return sum(POINTS[result.part][check] for check in result.passed)
+    return sum(POINTS[result.part].get(check, 0) for check in result.passed)
 
 
 def line(result: Result) -> str:
     earned, total = points_of(result), sum(POINTS[result.part].values())
     state = "passed" if result.failed is None else f"fails: {result.failed}"
     state = "not written yet" if result.unwritten else state
-    return f"  {result.part:<18} {bar(earned / total)}  {earned:.2f} of {total:.2f}  {state}"
+    return f"  {result.part:<18} {bar(earned, total)}  {earned:.2f} of {total:.2f}  {state}"
 
 
-def bar(fraction: float) -> str:
-    full = round(BAR * fraction)
+def bar(earned: float, total: float) -> str:
+    full = round(BAR * earned / total) if total else 0
     return "█" * full + "░" * (BAR - full)
 
 

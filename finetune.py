@@ -11,6 +11,7 @@ runs in model.py. Records and figures go to results/finetune/<run>/. After an in
 command resumes.
 """
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,8 +87,10 @@ AUGMENTATIONS = {  # by kind of dataset: see lab/data/augment.py
     "small": Augmentation(crop_padding=4, flip=True),
     "photographs": Augmentation(rrc_min_area=0.4, flip=True),
 }
-ONLY_IN = {"TOP_K": "top-k", "LORA_RANK": "lora", "AUGMENT_VIEWS": "head", "LAYER_DECAY": "full"}
-DEFAULTS = {name: globals()[name] for name in ONLY_IN}  # before flags change them
+ONLY_IN = {  # constants that affect one mode, and their values in the others
+    "TOP_K": ("top-k", 2), "LORA_RANK": ("lora", 8), "AUGMENT_VIEWS": ("head", 0),
+    "LAYER_DECAY": ("full", 1.0),
+}  # fmt: skip
 ALL_MODES = [
     {"MODE": "scratch"}, {"MODE": "head"},
     *({"MODE": "top-k", "TOP_K": blocks} for blocks in (1, 2, 4, 8)),
@@ -124,12 +127,11 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     """Performs one run: loads weights and data, trains the chosen layers, writes the records."""
     if values["TRAIN_FRACTION"] is None:  # with few labels, the benefit of pretraining is visible
         values = {**values, "TRAIN_FRACTION": 0.1 if values["DATASET"] == "mnist-5k" else 1.0}
-    for name, mode in ONLY_IN.items():
-        is_set = values[name] != DEFAULTS[name] or name in constants.running.edited
-        if values["MODE"] != mode and is_set:
-            print(f"{name} affects only MODE={mode}; it is ignored here")
-    if values["MODE"] != "full":
-        values = {**values, "LAYER_DECAY": 1.0}
+    for name, (mode, usual) in ONLY_IN.items():
+        if values["MODE"] != mode and values[name] != usual:
+            values = {**values, name: usual}
+            if Run.FOLDERS_VARIABLE not in os.environ:  # it sets the flags of another mode
+                print(f"{name} affects only MODE={mode}; it is ignored here")
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)
     preprocess = pretrained.preprocess

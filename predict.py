@@ -30,7 +30,7 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import predictions
 
 # --- Model and images ---
-MODEL: str | None = None  # run, file, timm name, owner/name or shared folder; None: newest train.py
+MODEL: str | None = None  # run, file, timm name, owner/name; None: newest run of train.py
 REVISION: str | None = None  # version of a repository, such as v1; None: the latest
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 IMAGES: str | None = None  # files, folders, glob patterns or a dataset; None: the run's dataset
@@ -73,6 +73,17 @@ def main() -> None:
     source = predictions.find_images(
         c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained, is_dataset, val_fraction
     )
+
+    if count := predictions.unsupported_images(c.IMAGES):
+        print(f"note: {count} images are left out, because formats such as HEIC cannot be read")
+    if is_dataset and c.SPLIT == "test":
+        folder = registry.folder_of(c.MODEL)
+        if count := predictions.new_test_images(source, folder):
+            print(
+                f"warning: the images in {c.IMAGES} have changed since this model was trained. It "
+                f"may have been trained on {count} of these {len(source)} test images, so its "
+                "accuracy would be too high. Keep test images in test/, and train again"
+            )
 
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     facts = {

@@ -28,7 +28,7 @@ from lab.models import Pretrained, load_pretrained, registry
 from lab.sharing import card, formats, hub
 
 # --- Model ---
-MODEL: str | None = None  # a run, weight file, timm name or owner/name; None: newest train.py run
+MODEL: str | None = None  # run, file, timm name, owner/name; None: newest run of train.py
 MODEL_FILE: str | None = None  # your own model.py, if the model was trained with it
 LICENSE: str | None = None  # None: MIT if trained from scratch, else that of the base weights
 INT8: bool = False  # also an ONNX model with int8 linear layers, and its test accuracy

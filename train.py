@@ -163,6 +163,12 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     recipe = {"IMG_SIZE": native, "COMPILE": compile_it, **RECIPES[kind]}
     c = constants.resolve(values, recipe)
     print(constants.header(values, c, kind))
+    for name in ("MIXUP", "CUTMIX"):
+        if values[name] and not c.MIX_PROBABILITY:
+            raise UserError(
+                f"{name}={values[name]} has no effect while MIX_PROBABILITY is 0: set "
+                "MIX_PROBABILITY, such as 0.5"
+            )
 
     augmentation = Augmentation(
         crop_padding=c.CROP_PADDING, rrc_min_area=c.RRC_MIN_AREA, flip=c.FLIP, rotate=c.ROTATE,
@@ -179,7 +185,8 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     preprocess = Preprocess(c.IMG_SIZE, data.mean, data.std, crop_pct)
 
     torch.manual_seed(c.SEED)
-    with runtime.explain_out_of_memory("Lower the size of the model, such as EMBED_DIM or DEPTH."):
+    too_large = "Lower the size of the model, such as EMBED_DIM or DEPTH."
+    with own_model.explain_errors(), runtime.explain_out_of_memory(too_large):
         model, model_name, model_metadata = build(c, data)
     image_shape = (data.channels, c.IMG_SIZE, c.IMG_SIZE)
     if isinstance(model, VisionTransformer):
@@ -251,11 +258,14 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
         model = build_timm()
         print(f"{c.MODEL} has no drop path: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
         c.DROP_PATH_RATE = 0.0
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if type(model).__name__ == "VisionTransformer" and patch and c.IMG_SIZE % patch[0]:
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", (1,))[0]
+    is_vit = type(model).__name__ == "VisionTransformer"
+    if is_vit and c.IMG_SIZE % patch and not embed.dynamic_img_pad:  # timm would ignore the rest
+        divisor = max(n for n in range(1, patch) if c.IMG_SIZE % n == 0)
         raise UserError(
-            f"{c.MODEL} has patches of {patch[0]} pixels, which do not fit into {c.IMG_SIZE} "
-            f"pixels: choose a size that does, such as MODEL_ARGS='patch_size={c.PATCH_SIZE}'"
+            f"{c.MODEL} has patches of {patch} pixels, which do not fit into {c.IMG_SIZE} pixels: "
+            f"choose a size that does, such as MODEL_ARGS='patch_size={divisor}'"
         )
     return model, c.MODEL, {}
 

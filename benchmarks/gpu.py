@@ -4,10 +4,10 @@
     python -m benchmarks.gpu                  # estimated: an hour on an H100, at most six on a T4
     python -m benchmarks.gpu --quick          # toy sizes on a CPU, to check that all parts run
 
-The parts run in order, each in its own process. The same command resumes: a finished part is not
-repeated unless its code or the card has changed, and a stopped training run continues. Finished
-training runs are kept. If a dataset or weights
-cannot be downloaded, a part uses the embedded ones, and its records say so. On cards below
+The parts run in order, each in its own process. The same command resumes: a finished part is
+repeated only if its code or the card has changed, and then it keeps finished training runs of the
+same code; a stopped training run continues. If a dataset or weights cannot be downloaded, a part
+uses the embedded ones, and its records say so. On cards below
 SMALL_CARD TFLOP/s or SMALL_MEMORY GB, some parts run a documented subset (`small`). Records go to
 results/official/ and benchmarks/results/; afterwards, `python report.py --official` updates the
 tables. No part has been run on a GPU yet.

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from lab.core import runtime
-from lab.data import Preprocess, datasets, images, load_data
+from lab.data import Dataset, Preprocess, datasets, images, load_data
+from lab.data.splits import full_split
 from lab.models import load_model, load_pretrained
 from lab.sharing import predictions
 from model import VisionTransformer, ViTConfig
@@ -99,6 +100,23 @@ def test_unreadable_files_are_named_and_the_rest_is_predicted(script, run_folder
     done = script("predict.py", "--model", run_folder, "--images", "photos/cat/broken.jpg")
     assert done.code == 2
     assert "none of the images could be read (1)" in done.err
+
+
+def test_test_images_that_the_run_did_not_test_are_counted(tmp_path):
+    """A new image moves others between the splits, so the model may know them."""
+    names = [f"cat/{i}.png" for i in range(3)]
+    split = full_split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3).long(), names)
+    data = Dataset("d", ["cat"], split, split, split, [0.5], [0.5], [])
+    source = predictions.SplitImages(data, "test")
+    assert predictions.new_test_images(source, tmp_path) == 0  # no record
+    (tmp_path / "predictions.csv").write_text("image,label\ncat/0.png,cat\ncat/1.png,cat\n")
+    assert predictions.new_test_images(source, tmp_path) == 1
+
+
+def test_images_in_formats_that_cannot_be_read_are_counted(script, run_folder, photos):  # noqa: F811
+    (photos / "cat" / "IMG_1.HEIC").touch()
+    done = script("predict.py", "--model", run_folder, "--images", "photos")
+    assert "note: 1 images are left out, because formats such as HEIC" in done.out
 
 
 def test_labels_come_from_the_nearest_folder_that_is_a_class(run_folder, photos):

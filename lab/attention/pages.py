@@ -118,7 +118,9 @@ class LiveContent:
 
 
 def runs_in_browser(model: nn.Module) -> bool:
-    """Whether `write_live_page` can show a model: a ViT of model.py with up to 4M parameters."""
+    """Whether `write_live_page` can show a model: a ViT with the layers of the original model.py,
+    with biases, and up to 4M parameters.
+    """
     if not isinstance(model, VisionTransformer) or not model.config.num_classes:
         return False
     state = model.state_dict()

@@ -6,6 +6,7 @@ safetensors files, and a training state is read with `weights_only=True`.
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -85,13 +86,18 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> None:
     """Writes a CSV file with the keys of the first row as its header; not atomic by itself."""
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(path, "w", newline="", encoding=encoding, errors="backslashreplace") as file:
         if rows:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
+
+
+def text_hash(path: Path) -> str:
+    """SHA-256 of a text file; line endings, which git changes on Windows, do not count."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
 @contextmanager
@@ -134,10 +140,13 @@ def save_weights(path: Path, state: dict[str, Tensor], header: dict[str, Any]) -
     if not is_main_process():
         return
     copies: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for name, value in state.items():
         value = value.detach().cpu().contiguous()
-        is_shared = value.data_ptr() in {other.data_ptr() for other in copies.values()}
-        copies[name] = value.clone() if is_shared else value  # safetensors refuses shared memory
+        if value.untyped_storage().data_ptr() in storages:  # safetensors refuses shared memory
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        copies[name] = value
     metadata = {"vit-lab": json.dumps(header)}
     write_atomically(path, lambda scratch: save_file(copies, scratch, metadata=metadata))
 

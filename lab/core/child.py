@@ -8,7 +8,7 @@ from lab.core.runtime import Stopped
 
 
 def run_child(words: list[str], where: str, **options: Any) -> int:
-    """Runs a program and waits until it ends. Ctrl-C, SIGTERM and SIGHUP are passed on to it.
+    """Runs a program and waits until it ends. It receives SIGTERM when this program is stopped.
 
     Args:
         words: the program and its arguments.
@@ -24,16 +24,20 @@ def run_child(words: list[str], where: str, **options: Any) -> int:
     def forward(number: int, _: Any) -> None:
         stopped.append(number)
         if process:
-            process.send_signal(number)
+            process.terminate()
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP, which a lost terminal sends
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, forward) for number in numbers}
+    before = {
+        number: signal.signal(number, forward)
+        for number in numbers
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup ignores SIGHUP
+    }
     try:
         # In its own session, it receives signals only from this process, not from the terminal.
         process = subprocess.Popen(words, start_new_session=True, **options)
         if stopped:  # the signal arrived before the process was started
-            process.send_signal(stopped[0])
+            process.terminate()
         status = process.wait()
     finally:
         for number, handler in before.items():

@@ -258,27 +258,27 @@ class _Parser(argparse.ArgumentParser):
             if flag is None:
                 shown = shlex.join(unknown[:3]) + (" ..." if unknown[3:] else "")
                 self.error(f"{shown} is not preceded by a flag{self._after(argv, words)}")
-            hint = _OTHER_NAMES.get(flag) or suggest(flag, self._option_string_actions, 0.7)
-            self.error(f"unknown flag {flag}{hint}")
+            known = self._option_string_actions
+            if (name := _OTHER_NAMES.get(flag)) in known:
+                self.error(f"unknown flag {flag}; here it is {name}")
+            self.error(f"unknown flag {flag}{_ABSENT.get(flag) or suggest(flag, known, 0.7)}")
         return found
 
     def _after(self, argv: list[str], words: list[str]) -> str:
         """A hint for a value too many, as in `--flip False` and `--images a.jpg b.jpg`."""
         at = argv.index(words[0]) if words[0] in argv else 0
-        before = [word for word in argv[:at] if word.startswith("--")]
-        flag = before[-1].partition("=")[0] if before else ""
+        before = [i for i, word in enumerate(argv[:at]) if word.startswith("--")]
+        flag = argv[before[-1]] if before else ""
         action = self._option_string_actions.get(flag)
-        if action is None:
-            return ""
-        if action.nargs == 0:
+        if action and action.nargs == 0 and at == before[-1] + 1:
             return f"; {flag} takes no value: write {flag} or --no-{flag[2:].removeprefix('no-')}"
-        return f'; {flag} takes one value: put several in quotes, as in {flag} "a b"'
+        if action and action.metavar and action.metavar.startswith("STR") and action.nargs is None:
+            return f'; {flag} takes one value: put names that belong together in quotes, "a b"'
+        return ""
 
 
-_OTHER_NAMES = {  # flags of other programs
-    "--lr": "; here it is --learning-rate",
-    "--bs": "; here it is --batch-size",
-    "--wd": "; here it is --weight-decay",
+_OTHER_NAMES = {"--lr": "--learning-rate", "--bs": "--batch-size", "--wd": "--weight-decay"}
+_ABSENT = {  # what other programs have a flag for
     "--resume": "; the same command resumes a stopped run",
     "--device": "; a GPU is used if there is one",
     "--gpu": "; a GPU is used if there is one",

@@ -157,7 +157,8 @@ def load_data(
         elif len(splits[split]) == 0:
             raise UserError(f"no {split} image of {dataset} could be read: repair the images")
         elif missing := missing_classes(splits[split], classes):
-            remarks.append(f"no {split} images of {abbreviate(missing)}, so not evaluated")
+            names = abbreviate(missing)
+            remarks.append(f"no {split} images of {names}, so these are not evaluated")
     mean, std = channel_statistics(splits["train"])
     name = dataset if dataset in DATASETS else printable(Path(dataset).resolve().name)
     return Dataset(name, classes, **splits, mean=mean, std=std, remarks=remarks)

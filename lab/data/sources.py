@@ -57,6 +57,13 @@ class Source:
         With `crop_size`, the training split gets its `whole` images, too.
         """
         if not labeled:
+            loose = find_images(root / split)[1] if (root / split).is_dir() else []
+            if loose := [path for path in loose if path.suffix.lower() in EXTENSIONS]:
+                raise UserError(
+                    f"{root / split} contains {len(loose):,} images, but no class folders, so "
+                    "their classes are unknown. Rename it, for example to unlabeled/, and use "
+                    "predict.py --images after training"
+                )
             raise UserError(f"{root / split} contains no images: add some, or remove the folder")
         paths = [path for path, _ in labeled]
         labels = torch.tensor([label for _, label in labeled])
@@ -302,7 +309,8 @@ def _misnamed(root: Path, split: str) -> str | None:
         if not path.is_dir() or path.name.lower() in names:
             return path.is_dir()
         words = set(re.split(r"[\W_]+", path.name.lower()))
-        return bool(words & names) and any(child.is_dir() for child in path.iterdir())
+        folders = (p for p in path.iterdir() if p.is_dir() and p.name[0] not in ".@_")
+        return bool(words & names) and any(folders)
 
     found = sorted(path.name for path in root.iterdir() if is_meant(path))
     return found[0] if found and split not in found else None

@@ -23,13 +23,18 @@ from lab.exercise.checks import Result
 from lab.exercise.processes import Job, run_checks
 
 Points = dict[str, dict[str, float]]  # part: check: points
-_WRITTEN = ("grades.csv", "summary.md")
-_UNREADABLE = (".7z", ".rar", ".tar", ".gz", ".tgz", ".ipynb")  # that students hand in by mistake
+_WRITTEN = (
+    "grades.csv", "grades.part.csv", "grades-previous.csv", "totals.csv", "summary.md",
+)  # fmt: skip
+_UNREADABLE = (  # that students hand in by mistake
+    ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".ipynb", ".txt", ".pdf", ".docx",
+)  # fmt: skip
 _RECORDS = ("config.json", "hand_in.json", "report.json")  # the JSON files that are read
 _MAX_FILE = 2_000_000  # bytes of a file that is read
 _MAX_TOTAL = 20_000_000  # bytes that are read of one submission
 _MAX_ZIP = 500_000_000  # bytes of a zip file, most of them images
 _MAX_ENTRIES = 20_000  # files in a zip file
+_EXCEL = "utf-8-sig"  # without the mark, Excel garbles umlauts
 _NOT_OWN_MODEL = ("cnn_baseline.py", "finetune_swin.py", "sweep.py")  # do not train model.py
 
 
@@ -41,6 +46,7 @@ class HandIn:
     files: dict[str, bytes] = field(default_factory=dict)  # path: content
     problem: str = ""  # why there is nothing to grade
     skipped: list[str] = field(default_factory=list)  # files that were not read, and why
+    zips: list[Path] = field(default_factory=list)  # zip files inside of the submission
 
     def add(self, name: str, read: Callable[[int], bytes]) -> None:
         """Reads a file that matters, unless it is too large.
@@ -108,11 +114,13 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
         job: seed and limits; its files are replaced by each student's.
         on_student: called with name and points when a student is done.
 
-    Returns: the path of the summary; grades.csv lies beside it.
-    Raises: UserError if there are no submissions.
+    Returns: the path of the summary. Beside it are grades.csv, with a row for each part, and
+        totals.csv. The grades of an earlier run are in grades-previous.csv.
+    Raises: UserError if there are no submissions, or if grades.csv cannot be replaced.
     """
-    hand_ins = _read_submissions(folder)
+    hand_ins, ignored = _read_submissions(folder)
     rows: list[_Row] = []
+    grades, part = folder / "grades.csv", folder / "grades.part.csv"
     for hand_in in hand_ins:
         before = _snapshot(folder)
         results = [] if hand_in.problem else _run_submission(hand_in, job)
@@ -120,24 +128,45 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
         changed = sorted(path for path in before if before[path] != after.get(path))
         graded = _rows_of(hand_in, results, points, changed)
         rows += graded
-        # After each submission, so that a crash loses little.
-        grades = folder / "grades.csv"
-        with checkpoints.explain_write_errors(grades):  # such as one that is open in Excel
-            checkpoints.write_rows(grades, [_cells(row) for row in rows])
+        # After each submission, so that an interruption loses little.
+        checkpoints.write_rows(part, [_cells(row) for row in rows], encoding=_EXCEL)
         on_student(hand_in.student, sum(row.points for row in graded))
     path = folder / "summary.md"
-    text = _summary(rows, hand_ins, points, job.seed)
+    text = _summary(rows, hand_ins, ignored, points, job.seed)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    totals = [
+        {"student": cells["student"], "points": round(sum(row.points for row in of_student), 4)}
+        for of_student in _by_student(rows)
+        for cells in [_cells(of_student[0])]
+    ]
+    try:
+        checkpoints.write_rows(folder / "totals.csv", totals, encoding=_EXCEL)
+        if grades.exists():
+            grades.replace(folder / "grades-previous.csv")
+        part.replace(grades)
+    except OSError as error:
+        raise UserError(
+            f"{grades} cannot be replaced ({error.strerror}): close it in your spreadsheet program "
+            f"and grade again. The new grades are in {part}"
+        ) from error
     return path
 
 
-def _read_submissions(folder: Path) -> list[HandIn]:
-    """Reads the files of all students into memory. Raises UserError if there are none."""
+def _by_student(rows: list[_Row]) -> list[list[_Row]]:
+    return [list(same) for _, same in groupby(rows, lambda row: row.student)]
+
+
+def _read_submissions(folder: Path) -> tuple[list[HandIn], list[str]]:
+    """Reads the files of all students into memory.
+
+    Returns: the submissions, and the names of files that are none.
+    Raises: UserError, if there are no submissions.
+    """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder; --grade needs one with a submission per student"
         )
-    found = []
+    found, ignored = [], []
     for path in sorted(folder.iterdir()):
         if path.name in _WRITTEN or path.name.startswith("."):
             continue
@@ -155,9 +184,11 @@ def _read_submissions(folder: Path) -> list[HandIn]:
         elif kind in _UNREADABLE:
             hand_in.problem = f"{kind} files are not read: hand in a .py file, a folder or a .zip"
         else:
+            ignored.append(path.name)
             continue
         if not hand_in.problem and hand_in.model is None:
-            hand_in.problem = "there is no model.py"
+            inside = f", but {hand_in.zips[0].name} is inside: unpack it" if hand_in.zips else ""
+            hand_in.problem = f"there is no model.py{inside}"
         found.append(hand_in)
     names = Counter(hand_in.student for hand_in in found)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -165,7 +196,7 @@ def _read_submissions(folder: Path) -> list[HandIn]:
     if not found:
         raise UserError(f"there are no submissions in {folder}: put one .py file, folder or .zip "
                         "there for each student")  # fmt: skip
-    return found
+    return found, ignored
 
 
 def _read_folder(folder: Path, hand_in: HandIn) -> None:
@@ -175,6 +206,10 @@ def _read_folder(folder: Path, hand_in: HandIn) -> None:
             hand_in.skipped.append(f"{name} is a symbolic link")
         elif file.is_file():
             _read_file(file, name, hand_in)
+        if file.suffix.lower() == ".zip":
+            hand_in.zips.append(file)
+    if hand_in.model is None and len(hand_in.zips) == 1:  # as learning platforms store them
+        _read_zip(hand_in.zips[0], hand_in)
 
 
 def _read_file(path: Path, name: str, hand_in: HandIn) -> None:
@@ -201,6 +236,8 @@ def _read_zip(path: Path, hand_in: HandIn) -> None:
                 elif not entry.is_dir():
                     with archive.open(entry) as file:
                         hand_in.add(name, file.read)
+                if name.lower().endswith(".zip"):
+                    hand_in.zips.append(Path(name))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError,
             ValueError) as error:  # fmt: skip
         hand_in.problem = f"the zip file cannot be read ({error})"
@@ -220,15 +257,19 @@ def _unsafe(entry: zipfile.ZipInfo, path: PurePosixPath) -> str:
 def _run_submission(hand_in: HandIn, job: Job) -> list[Result]:
     """Checks a copy of a student's files."""
     with tempfile.TemporaryDirectory(prefix="vit-grade-") as scratch:
+        steps = hand_in.steps
         for name, content in hand_in.files.items():
+            if not name.endswith(".py"):
+                continue
             copy = Path(scratch, name)
             try:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(content)
             except (OSError, ValueError) as error:  # such as a name that is too long
-                hand_in.problem = f"{name} cannot be copied ({error})"
-                return []
-        steps = hand_in.steps
+                hand_in.skipped.append(f"{name} cannot be copied ({error})")
+                if name in (hand_in.model, steps):
+                    hand_in.problem = hand_in.skipped[-1]
+                    return []
         own = replace(
             job,
             model_file=Path(scratch, hand_in.model),
@@ -253,13 +294,15 @@ def _rows_of(
     by_part = {result.part: result for result in results}
     for part in points:
         result = by_part.get(part, Result(part, says=hand_in.problem))
-        earned = sum(points[part][check] for check in result.passed)
-        says = result.says
-        if changed:
-            earned = 0.0
-            says = f"the submission changed files of other submissions: {', '.join(changed)}"
-        rows.append(_Row(hand_in.student, part, round(earned, 4), says, result.mistakes))
+        earned = sum(points[part].get(check, 0) for check in result.passed)
+        rows.append(_Row(hand_in.student, part, round(earned, 4), result.says, result.mistakes))
     remarks = [*check_runs(hand_in), *(("files", says) for says in hand_in.skipped[:20])]
+    if changed:  # all submissions were read before, so it cannot have changed their points
+        says = (
+            f"{', '.join(changed[:5])} changed while this submission was checked: if you did not "
+            "change it yourself, read the code of this submission"
+        )
+        remarks.append(("files", says))
     return rows + [_Row(hand_in.student, part, 0.0, says) for part, says in remarks]
 
 
@@ -282,7 +325,10 @@ def _runs_of_model(hand_in: HandIn) -> dict[str, dict[str, Any]]:
         if PurePosixPath(path).name == "config.json":
             config = _json(content)
             words = str(config.get("command")).split()
-            if not any(PurePosixPath(word).name in _NOT_OWN_MODEL for word in words):
+            is_own = not {"official", "theory"} & set(PurePosixPath(path).parts)
+            is_run = not config or "command" in config  # share.py writes config.json files, too
+            other_model = any(PurePosixPath(word).name in _NOT_OWN_MODEL for word in words)
+            if is_own and is_run and not other_model:
                 found[path] = config
     return found
 
@@ -318,7 +364,9 @@ def _cells(row: _Row) -> dict[str, str | float]:
     return cells
 
 
-def _summary(rows: list[_Row], hand_ins: list[HandIn], points: Points, seed: int) -> str:
+def _summary(
+    rows: list[_Row], hand_ins: list[HandIn], ignored: list[str], points: Points, seed: int
+) -> str:
     """A page with points by student and part, the mistakes by frequency, and the hand-ins."""
     students = list(dict.fromkeys(row.student for row in rows))
     total = sum(sum(checks.values()) for checks in points.values())
@@ -326,7 +374,9 @@ def _summary(rows: list[_Row], hand_ins: list[HandIn], points: Points, seed: int
     lines = [
         "# Grades",
         "",
-        f"{len(students)} submissions, {total:g} points each at most.",
+        f"{len(students)} submissions, {total:g} points each at most."
+        + f" Not graded, because they are no submissions: {_markdown(', '.join(ignored))}."
+        * bool(ignored),
         "",
         f"| student | {' | '.join(points)} | total |",
         f"|---|{'---|' * (len(points) + 1)}",
@@ -391,5 +441,6 @@ def checks_hash() -> str:
     """SHA-256 over the code of the checks, to tell whether they were changed."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        # git on Windows may have changed the line endings.
+        digest.update(path.name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]

@@ -5,13 +5,13 @@ the hand-out follows every change of model.py. Nothing else is edited: files are
 """
 
 import ast
-import hashlib
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
-from lab.core import UserError
+from lab.core import UserError, checkpoints
 from lab.exercise.parts import PARTS, Part
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
             "whose model.py is solved"
         )
     files = {path for pattern in _COPIED for path in root.glob(pattern) if path.is_file()}
+    files -= _untracked(root)
     for path in sorted(files):
         if "__pycache__" not in path.parts and target.resolve() not in path.resolve().parents:
             copy = target / path.relative_to(root)
@@ -65,11 +66,21 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
         + "\n", encoding="utf-8",
     )  # fmt: skip
     hashes = {
-        path.relative_to(target).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(target).as_posix(): checkpoints.text_hash(path)
         for path in sorted(target.rglob("*.py"))
     }
     (target / HANDED_OUT).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
     return left
+
+
+def _untracked(root: Path) -> set[Path]:
+    """Files that git does not track, such as a teacher's own solution; none without git."""
+    command = ("git", "ls-files", "--others", "-z", ".")
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+    return {root / name for name in done.stdout.split("\0") if name}
 
 
 def skeleton(source: str, name: str) -> tuple[str, list[str]]:

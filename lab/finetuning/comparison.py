@@ -23,8 +23,8 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_di
         name: the first part of the names of the runs; None: as the script names them.
         results_dir: the folder of the runs; the comparison is written there, too.
 
-    Raises: Stopped, after Ctrl-C or SIGTERM; SystemExit with the status of a mode that failed;
-        UserError, under a launcher.
+    Raises: Stopped, after a signal; SystemExit with the status of a mode that failed; UserError,
+        under a launcher.
     """
     if runtime.process_state().num_processes > 1:
         raise UserError("--mode all starts its own processes: run it with python, not a launcher")

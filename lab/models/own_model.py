@@ -1,9 +1,10 @@
 """Checks an edited model.py before training, and explains its errors by the line that is wrong.
 
-Some mistakes raise no error: layers in a Python list are not trained, and dropout that stays on in
-evaluation mode makes every prediction random.
+Some mistakes raise no error: layers in a Python list are not trained, and dropout that is not
+switched off in evaluation mode makes every prediction random.
 """
 
+import copy
 import json
 import sys
 import traceback
@@ -19,14 +20,16 @@ from torch import Tensor, nn
 from lab.core import UserError, runtime
 from model import ConfigError, VisionTransformer
 
-_NEEDED = ("forward_features", "forward_head", "group_matcher")  # methods that the lab calls
+_NEEDED = ("config", "group_matcher")  # for training
+_EXPECTED = ("forward_features", "forward_head")  # for attention maps and heads
+_OF_TORCH = {"_modules", "_parameters", "_buffers"}
 
 
 def check_model(model: VisionTransformer, image_shape: tuple[int, ...], num_classes: int) -> None:
     """Tries a model of model.py on two random images; prints what is probably a mistake.
 
     Args:
-        model: on the CPU; its state and PyTorch's random numbers do not change.
+        model: on the CPU; neither it nor PyTorch's random numbers change.
         image_shape: (C, H, W) of one image.
         num_classes: the number of logits.
 
@@ -35,30 +38,34 @@ def check_model(model: VisionTransformer, image_shape: tuple[int, ...], num_clas
     _check_parts(model)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *image_shape, generator=generator)
-    was_training, state = model.training, torch.get_rng_state()
-    model.eval()
+    wanted, state = (len(images), num_classes), torch.get_rng_state()
+    model = copy.deepcopy(model)
     with explain_errors(), runtime.explain_out_of_memory("Lower EMBED_DIM or DEPTH."):
-        with torch.no_grad():
-            logits, again = model(images), model(images)
-        _check_logits(logits, (len(images), num_classes))
-        if not torch.allclose(logits, again, atol=1e-4, equal_nan=True):
-            raise UserError(
-                "model.py gives different logits for the same image in evaluation mode: pass "
-                "training=self.training to F.dropout, and create layers in __init__, not in forward"
-            )
-        if not logits.isfinite().all():
-            raise UserError(
-                "model.py returns NaN or infinite logits before any training: look for a division "
-                "by zero, a logarithm or a square root"
-            )
-        F.cross_entropy(model(images), torch.zeros(len(images), dtype=torch.long)).backward()
-    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    model.zero_grad()
-    model.train(was_training)
+        _check_logits(model.train()(images), wanted)
+        logits, again = model.eval()(images), model(images)
+        _check_logits(logits, wanted)
+    try:
+        F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)).backward()
+    except RuntimeError as error:  # its traceback does not lead into model.py
+        raise UserError(
+            f"model.py: the gradient cannot be computed: {runtime.first_line(error)}"
+        ) from error
     torch.set_rng_state(state)
-    if unused:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = [p.grad for p in trained.values() if p.grad is not None]
+    if not all(value.isfinite().all() for value in (logits, *gradients)):
+        raise UserError(
+            "model.py gives NaN or infinite logits or gradients before any training: look for a "
+            "division by zero, a logarithm or a square root"
+        )
+    if not torch.allclose(logits, again, atol=1e-4):
+        print(
+            "note: model.py gives different logits for the same image in evaluation mode. Pass "
+            "training=self.training to F.dropout, and create layers in __init__, not in forward"
+        )
+    if unused := [name for name, p in trained.items() if p.grad is None]:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        print(f"note: {', '.join(unused[:3])}{more} have no effect on the logits of model.py")
+        print(f"note: no effect on the logits of model.py: {', '.join(unused[:3])}{more}")
 
 
 @contextmanager
@@ -86,14 +93,17 @@ def _check_parts(model: VisionTransformer) -> None:
             f"model.py: {kind} lacks {', '.join(missing)}, which the lab needs: copy it from the "
             "model.py that you were given"
         )
+    if missing := [name for name in _EXPECTED if not hasattr(model, name)]:
+        print(f"note: attention maps need the methods {', '.join(missing)} of model.py")
     registered = set(model.parameters())
     for module in model.modules():
         for name, value in vars(module).items():
             items = value.values() if isinstance(value, dict) else value
-            if name.startswith("_") or not isinstance(value, list | tuple | dict):
+            if name in _OF_TORCH or not isinstance(value, list | tuple | dict):
                 continue
             layers = [item for item in items if isinstance(item, nn.Module)]
-            if any(p not in registered for layer in layers for p in layer.parameters()):
+            parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+            if any(p not in registered for p in parameters):
                 where = f"{type(module).__name__}.{name}"
                 raise UserError(
                     f"model.py: {where} is a Python {type(value).__name__}, so its layers are not "

@@ -333,8 +333,9 @@ def build_and_load(
     """
     state = {name: value.float() for name, value in state.items()}
     meta = meta_model(config)
-    buffers = {name for name, _ in meta.named_buffers()}  # a mask may be infinite
-    check_finite({name: value for name, value in state.items() if name not in buffers}, origin)
+    buffers = {name for name, _ in meta.named_buffers()}
+    may_be_infinite = {name for name in buffers & state.keys() if not state[name].isnan().any()}
+    check_finite({n: value for n, value in state.items() if n not in may_be_infinite}, origin)
     try:
         with warnings.catch_warnings():  # loading weights into a meta model does nothing
             warnings.simplefilter("ignore")
@@ -360,9 +361,15 @@ def check_finite(state: dict[str, Tensor], origin: Path | str) -> None:
 
 
 def _architecture_changed(origin: Path | str, model: str, reason: str) -> str:
-    file = "lab/models/cnn.py" if "CNN" in model else "model.py"
+    file, hint = "lab/models/cnn.py", ""
+    if "CNN" not in model:
+        file = "model.py"
+        hint = (
+            "Weights from elsewhere need timm's parameter names: patch_embed.proj (a Conv2d), and "
+            "qkv and proj in each attention layer. "
+        )
     return (
         f"{origin} does not match the model in {file}: {reason}\nIf you have changed {file} since "
-        "these weights were saved, undo the change to load them, or train new weights. Otherwise "
-        "the file is damaged."
+        "these weights were saved, undo the change to load them, or train new weights. "
+        f"{hint}Otherwise the file is damaged."
     )

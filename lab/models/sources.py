@@ -266,6 +266,9 @@ def _from_folder(folder: Path, origin: str) -> Found:
         return _from_file(folder / "best.safetensors", origin)
     is_described = (folder / "config.json").is_file()
     if is_described and isinstance(_read_json(folder / "config.json").get("constants"), dict):
+        others = ("metrics.json", "sweep.json", "study.journal")
+        if any((folder / name).exists() for name in others):
+            raise UserError(f"{origin} contains records, but no weights (best.safetensors)")
         raise UserError(
             f"{origin} has no weights yet: it was stopped before its first weights were saved. "
             "Resume it, or choose a finished run"

@@ -173,8 +173,9 @@ def mismatched(content: dict[str, Any]) -> list[str]:
         return []
     names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
     return [
-        f"Note: {len(others)} of {len(runs)} runs were trained with a different model.py than the "
-        f"one in this zip, which grading checks: {names}. Restore that model.py, or train again"
+        f"Note: {len(others)} of {len(runs)} runs were trained with another version of the model "
+        f"than the zip contains, and grading checks that: {names}. Restore that version, or train "
+        "again"
     ]
 
 
@@ -295,9 +296,7 @@ def edited_files(root: Path) -> list[Path]:
     try:
         given = json.loads((root / HANDED_OUT).read_text(encoding="utf-8"))
         changed = {
-            name
-            for name, path in files.items()
-            if given.get(name) != hashlib.sha256(path.read_bytes()).hexdigest()
+            name for name, path in files.items() if given.get(name) != checkpoints.text_hash(path)
         }
     except (OSError, ValueError, AttributeError):
         changed = _changed_since_commit(root)

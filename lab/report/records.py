@@ -164,8 +164,13 @@ class Record:
 
     @property
     def model_code(self) -> str | None:
-        """The hash of the model.py that the run used; None if it was not recorded."""
-        code = self.config.get("code")
+        """The hash of the model.py whose model was trained; None if it was not recorded.
+
+        Records of CNNs and timm's models contain it as well, but it did not matter for them.
+        """
+        code, model = self.config.get("code"), self.config["model"].get("class")
+        if model != "VisionTransformer" or self.constants.get("MODEL", "vit") != "vit":
+            return None
         return code.get("model.py") if isinstance(code, dict) else None
 
     def key(self, *excluded: str) -> str:

@@ -174,6 +174,35 @@ def find_images(
     return SplitImages(data, split)
 
 
+def new_test_images(source: Images, folder: Path | None) -> int:
+    """How many images of a dataset's test split were not tested by the run that trained the model.
+
+    The run may have trained on them: a split that is drawn from train/ is drawn again when images
+    are added, removed or renamed.
+
+    Args:
+        source: the test split of the dataset that the model was trained on, or single files.
+        folder: of the run; without predictions.csv, the number is 0.
+    """
+    path = folder / "predictions.csv" if folder else None
+    if not isinstance(source, SplitImages) or path is None or not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8") as file:
+        tested = {row.get("image") for row in csv.DictReader(file)}
+    return sum(name not in tested for name in source.split.names)
+
+
+_UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".svg"}
+
+
+def unsupported_images(source: str) -> int:
+    """How many files of a folder are images in formats that cannot be read."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return 0
+    return sum(path.suffix.lower() in _UNSUPPORTED for path in folder.rglob("*"))
+
+
 # --- Predicting ---
 
 

@@ -70,7 +70,7 @@ class Sweep:
         if config.prune_after:
             epochs, trials = config.prune_after
             pruner = optuna.pruners.MedianPruner(trials, epochs)
-        self._code = runtime.code_hashes(Path(script.path))  # each trial reads the files again
+        self._code = self._read_code()
         (folder / ".locks").mkdir(exist_ok=True)
         self.lock = self._file_lock("sweep")  # held while claiming a trial or writing the summary
         journal_lock = self._file_lock("journal")  # Optuna's own lock would outlive a kill
@@ -121,6 +121,14 @@ class Sweep:
             raise runtime.Stopped(stop[0], f"{progress}: {self.folder}")
         return record
 
+    def _read_code(self) -> dict[str, str]:
+        """Hashes of the files that each trial reads again."""
+        code = runtime.code_hashes(Path(self.script.path))
+        model_file = Path(str(self.script.values.get("MODEL_FILE")))
+        if model_file.is_file():
+            code["model.py"] = runtime.source_hash(model_file.read_bytes())
+        return code
+
     def _file_lock(self, name: str) -> FileLock:
         return FileLock(self.folder / ".locks" / name)
 
@@ -138,7 +146,7 @@ class Sweep:
         """An interrupted trial or a new one, for `_run_trial`; None if there are no more."""
         with self.lock:
             self._check_failures()
-            if runtime.code_hashes(Path(self.script.path)) != self._code:
+            if self._read_code() != self._code:
                 raise UserError(
                     f"{Path(self.script.path).name} or code that it uses has changed since this "
                     "sweep started: undo the change and repeat the command, which resumes, or "

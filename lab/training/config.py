@@ -58,12 +58,6 @@ class FitConfig:
                 raise UserError(f"{name.upper()}={value} must lie in [0, 1)")
         if not 0 <= self.mix_probability <= 1:
             raise UserError(f"MIX_PROBABILITY={self.mix_probability} must lie in [0, 1]")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) and not self.mix_probability:
-                raise UserError(
-                    f"{name.upper()}={getattr(self, name)} has no effect while MIX_PROBABILITY is "
-                    "0: set MIX_PROBABILITY, such as 0.5"
-                )
         for name in ("clip_grad", "mixup", "cutmix", "snapshots"):
             if (value := getattr(self, name) or 0) < 0:
                 raise UserError(f"{name.upper()}={value} cannot be negative; 0 turns it off")

@@ -68,17 +68,19 @@ class Progress:
         *values, signaled = values.tolist()
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is not None:
-            raise UserError(f"the loss became {values[bad]} {self._where(len(losses) - bad - 1)}")
+            steps_ago = len(losses) - bad - 1
+            if (self._trainer.state.epoch, self._trainer.state.step - steps_ago) == (1, 1):
+                raise UserError(
+                    f"the loss is {values[bad]} in the first step, before any weight was updated, "
+                    "so the learning rate is not the cause: look for a division by zero, a "
+                    "logarithm or a square root in the model"
+                )
+            raise UserError(f"the loss became {values[bad]} {self._where(steps_ago)}")
         losses.clear()
         return signaled > 0
 
     def _where(self, steps_ago: int) -> str:
         state, optimizer = self._trainer.state, self._trainer.optimizer
-        if (state.epoch, state.step - steps_ago) == (1, 1):
-            return (
-                "in epoch 1, step 1, before any weight was updated, so the learning rate is not "
-                "the cause: look for a division by zero, a logarithm or a square root in the model"
-            )
         return (
             f"in epoch {state.epoch}, step {state.step - steps_ago}, at learning rate "
             f"{optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE or raise WARMUP_FRACTION"

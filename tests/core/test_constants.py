@@ -114,12 +114,13 @@ def test_the_header_names_the_recipe_and_what_it_gave(script):
     (["--seed", "-3"], "argument --seed: -3 is negative; it must be 0 or more"),
     (["--kind", "Bee"], "argument --kind: 'Bee' is not one of a, bee; did you mean bee?"),
     (["--kind", "c"], "argument --kind: 'c' is not one of a, bee"),
-    (["--lr", "3"], "unknown flag --lr; here it is --learning-rate"),
+    (["--lr", "3"], "unknown flag --lr"),
     (["--resume"], "unknown flag --resume; the same command resumes a stopped run"),
     (["--name", "a.jpg", "b.jpg"], "b.jpg is not preceded by a flag; --name takes one value: put "
-                                   'several in quotes, as in --name "a b"'),
+                                   'names that belong together in quotes, "a b"'),
     (["--name", *"abcde"], "b c d ... is not preceded by a flag; --name takes one value: put "
-                           'several in quotes, as in --name "a b"'),
+                           'names that belong together in quotes, "a b"'),
+    (["--width", "3", "4"], "4 is not preceded by a flag"),
     (["--on", "False"], "False is not preceded by a flag; --on takes no value: write --on or "
                         "--no-on"),
 ])  # fmt: skip

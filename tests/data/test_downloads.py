@@ -192,7 +192,7 @@ def test_breed_without_test_images_is_still_a_class(www, tmp_path, monkeypatch):
     listed.write_text("\n".join(listed.read_text().split("\n")[:12]))
     loaded = load_data("pets", str(tmp_path / "data"), size=64)
     assert loaded.classes == ["Abyssinian", "American Bulldog", "Bengal"]
-    assert "no test images of Bengal, so not evaluated" in loaded.remarks
+    assert "no test images of Bengal, so these are not evaluated" in loaded.remarks
 
 
 def test_tilde_in_data_dir_is_expanded(www, tmp_path, monkeypatch):

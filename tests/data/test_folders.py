@@ -56,7 +56,7 @@ def test_class_missing_from_val_or_test_is_noted(tmp_path, split):
     root = two_classes(tmp_path)
     shutil.rmtree(root / split / "dog")
     loaded = load_data(str(root))
-    assert loaded.remarks == [f"no {split} images of dog, so not evaluated"]
+    assert loaded.remarks == [f"no {split} images of dog, so these are not evaluated"]
 
 
 @pytest.mark.parametrize(("count", "given"), [(1, "none"), (2, "none"), (1, "test"), (1, "val")])
@@ -102,6 +102,16 @@ def test_loose_images_are_counted_and_the_message_says_how_to_arrange_them(tmp_p
         with pytest.raises(UserError) as error:
             load(str(tmp_path))
         says(error, "30 images", tmp_path / "<class>", tmp_path / "train" / "<class>", "--images")
+
+
+def test_unlabeled_test_images_are_not_called_missing(tmp_path):
+    root = two_classes(tmp_path, train=10)
+    shutil.rmtree(root / "test", ignore_errors=True)
+    (root / "test").mkdir()
+    noise_image().save(root / "test" / "1.jpg")
+    with pytest.raises(UserError) as error:
+        load_data(str(root))
+    says(error, "test contains 1 images, but no class folders", "predict.py --images")
 
 
 def test_an_empty_folder_says_where_images_go(tmp_path):

@@ -22,7 +22,7 @@ def run(folder):
     job = Job(ROOT, None, PARTS, 1, WEIGHTS, 2.0, 1000)
     totals = {}
     path = grade(folder, TABLE, job, lambda name, points: totals.update({name: points}))
-    with open(folder / "grades.csv", newline="", encoding="utf-8") as file:
+    with open(folder / "grades.csv", newline="", encoding="utf-8-sig") as file:
         rows = {(row["student"], row["part"]): row for row in csv.DictReader(file)}
     return totals, rows, path.read_text(encoding="utf-8")
 
@@ -47,6 +47,7 @@ def graded(tmp_path_factory):
     )
     (folder / "zoe.py").write_text(good, encoding="utf-8")
     (folder / "empty").mkdir()
+    (folder / "list.xlsx").write_text("no submission")
     (folder / "not a zip.zip").write_text("no")
     with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
         archive.writestr("hand-in/model.py", good)
@@ -87,10 +88,66 @@ def test_printing_garbage_changes_nothing(graded):
     assert graded[1]["prints"] == pytest.approx(sum(FULL.values()))
 
 
-def test_a_submission_that_writes_to_others_loses_its_points(graded):
+def test_a_submission_that_writes_to_others_is_named(graded):
+    """All submissions were read before, so it changes nothing; a teacher may have changed it."""
     _, totals, rows, _ = graded
-    assert totals["writes"] == 0
-    assert "zoe.py" in rows["writes", "MLP"]["diagnosis"]
+    assert totals["writes"] == totals["zoe"] == pytest.approx(sum(FULL.values()))
+    assert (
+        "zoe.py changed while this submission was checked" in rows["writes", "files"]["diagnosis"]
+    )
+
+
+def test_totals_have_a_row_per_student(graded):
+    folder, totals, _, _ = graded
+    with open(folder / "totals.csv", newline="", encoding="utf-8-sig") as file:
+        found = {row["student"]: float(row["points"]) for row in csv.DictReader(file)}
+    assert found == pytest.approx(totals)
+
+
+def test_files_that_are_no_submissions_are_listed(graded):
+    assert "because they are no submissions: list.xlsx." in graded[3]
+
+
+def test_a_zip_of_a_learning_platform_is_found_in_its_folder(tmp_path):
+    (tmp_path / "Anna Müller_123").mkdir()
+    with zipfile.ZipFile(tmp_path / "Anna Müller_123" / "anna.zip", "w") as archive:
+        archive.writestr("lab/model.py", pasted(STUDENT))
+    with zipfile.ZipFile(tmp_path / "bob.zip", "w") as archive:
+        archive.writestr("hand-in.zip", "")
+    totals, rows, _ = run(tmp_path)
+    assert totals["Anna Müller_123"] == pytest.approx(sum(FULL.values()))
+    assert "hand-in.zip is inside: unpack it" in rows["bob", "MLP"]["diagnosis"]
+
+
+def test_the_grades_before_are_kept_until_all_are_graded(tmp_path, monkeypatch):
+    (tmp_path / "ada.py").write_text(pasted(STUDENT), encoding="utf-8")
+    run(tmp_path)
+    first = (tmp_path / "grades.csv").read_text()
+    (tmp_path / "bob.py").write_text("x = ", encoding="utf-8")
+    check = grading._run_submission
+
+    def interrupted(hand_in, job):
+        if hand_in.student == "bob":
+            raise KeyboardInterrupt
+        return check(hand_in, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grading, "_run_submission", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert (tmp_path / "grades.csv").read_text() == first
+    assert "ada" in (tmp_path / "grades.part.csv").read_text()
+    run(tmp_path)
+    assert "bob" in (tmp_path / "grades.csv").read_text()
+    assert (tmp_path / "grades-previous.csv").read_text() == first
+    assert not (tmp_path / "grades.part.csv").exists()
+
+
+def test_shared_models_and_official_runs_are_no_runs_of_a_student():
+    files = {"model.py": b"", "results/share/a/config.json": b'{"architecture": "vit"}',
+             "results/official/train/b/config.json": b'{"command": "python train.py"}',
+             "theory/patch_size/c/config.json": b'{"command": "python train.py"}'}  # fmt: skip
+    assert check_runs(HandIn("ada", files)) == []
 
 
 def test_runs_are_compared_with_the_submitted_model(graded):
@@ -110,7 +167,7 @@ def test_summary_names_mistakes_and_what_the_limits_are_not(graded):
 def test_grading_again_ignores_its_own_files(graded):
     folder, totals, _, _ = graded
     for path in folder.iterdir():
-        if path.name not in ("good.py", "grades.csv", "summary.md"):
+        if path.name not in ("good.py", "grades.csv", "totals.csv", "summary.md"):
             path.rename(folder.parent / f"away {path.name}")
     again, _, _ = run(folder)
     assert again == {"good": totals["good"]}
@@ -124,7 +181,7 @@ def test_a_run_without_a_readable_config_is_reported():
 def test_a_diagnosis_is_no_formula(tmp_path):
     (tmp_path / "=cmd.py").write_text("x = ", encoding="utf-8")
     run(tmp_path)
-    with open(tmp_path / "grades.csv", newline="", encoding="utf-8") as file:
+    with open(tmp_path / "grades.csv", newline="", encoding="utf-8-sig") as file:
         assert all(not cell.startswith("=") for row in csv.reader(file) for cell in row)
 
 
@@ -142,7 +199,7 @@ def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
         for name in ("../up.py", "/root.py", "C:/drive.py", "..\\b.py"):
             archive.writestr(name, "raise SystemExit")
         archive.writestr("large.py", b" " * 10**8)
-    (hand_in,) = grading._read_submissions(tmp_path)
+    (hand_in,) = grading._read_submissions(tmp_path)[0]
     assert list(hand_in.files) == ["model.py"]
     assert len(hand_in.skipped) == 6
     assert any("symbolic link" in says for says in hand_in.skipped)
@@ -152,7 +209,7 @@ def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
 def test_a_zip_with_the_paths_of_windows_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "Ada.ZIP", "w") as archive:
         archive.writestr("exercise\\model.py", "a = 1")
-    (hand_in,) = grading._read_submissions(tmp_path)
+    (hand_in,) = grading._read_submissions(tmp_path)[0]
     assert hand_in.model == "exercise/model.py"
     assert not hand_in.skipped
 
@@ -164,7 +221,7 @@ def test_a_damaged_zip_does_not_stop_the_grading(tmp_path):
     content = bytearray((tmp_path / "ada.zip").read_bytes())
     content[200:300] = bytes(100)  # inside the compressed data
     (tmp_path / "ada.zip").write_bytes(content)
-    ada, eve = grading._read_submissions(tmp_path)
+    ada, eve = grading._read_submissions(tmp_path)[0]
     assert "cannot be read" in ada.problem
     assert not eve.problem
 
@@ -172,8 +229,9 @@ def test_a_damaged_zip_does_not_stop_the_grading(tmp_path):
 def test_files_of_other_kinds_are_named_and_two_of_one_student_refused(tmp_path):
     (tmp_path / "ada.7z").touch()
     (tmp_path / "list.xlsx").touch()
-    (hand_in,) = grading._read_submissions(tmp_path)
+    (hand_in,), ignored = grading._read_submissions(tmp_path)
     assert hand_in.problem == ".7z files are not read: hand in a .py file, a folder or a .zip"
+    assert ignored == ["list.xlsx"]
     for name in ("eve.py", "eve.zip"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="several submissions of eve"):
@@ -191,7 +249,7 @@ def test_only_changes_of_submissions_that_were_there_count(tmp_path, monkeypatch
         return check(*arguments)
 
     monkeypatch.setattr(grading, "_run_submission", check_while_others_write)
-    assert run(tmp_path)[0]["ada"] == pytest.approx(sum(FULL.values()))
+    assert ("ada", "files") not in run(tmp_path)[1]
 
 
 def test_symbolic_links_are_not_followed(tmp_path):
@@ -199,7 +257,7 @@ def test_symbolic_links_are_not_followed(tmp_path):
     (tmp_path / "in" / "ada").mkdir(parents=True)
     (tmp_path / "in" / "ada" / "model.py").symlink_to(tmp_path / "secret.py")
     (tmp_path / "in" / "bob.py").symlink_to(tmp_path / "secret.py")
-    ada, bob = grading._read_submissions(tmp_path / "in")
+    ada, bob = grading._read_submissions(tmp_path / "in")[0]
     assert ada.files == bob.files == {}
     assert ada.skipped == ["model.py is a symbolic link"]
     assert "symbolic link" in bob.problem

@@ -133,7 +133,7 @@ def test_the_hand_in_gets_full_points_and_an_edited_model_is_noticed(solved, tmp
     assert points["eve"] < 1
     runs = re.findall(r"^\| (ada|eve) \| (\d of \d) \|", summary.read_text("utf-8"), re.M)
     assert runs == [("ada", "3 of 3"), ("eve", "0 of 3")]  # one from each of three scripts
-    with open(tmp_path / "grades.csv", newline="", encoding="utf-8") as file:
+    with open(tmp_path / "grades.csv", newline="", encoding="utf-8-sig") as file:
         remarks = {(row["student"], row["part"]): row["diagnosis"] for row in csv.DictReader(file)}
     name = f"run results/train/{run.name}"
     assert ("ada", name) not in remarks

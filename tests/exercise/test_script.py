@@ -1,9 +1,13 @@
 """exercise.py as students run it: hints, solution, the report."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+import exercise
+from lab.core import UserError
+from lab.exercise.checks import Result
 from tests.exercise.conftest import ROOT, STUDENT, edited, pasted
 from tests.in_process import run_script
 
@@ -72,11 +76,23 @@ def test_random_inputs_differ_from_run_to_run(run):
     assert len(seeds) == 2
 
 
+def test_a_teacher_may_remove_parts_and_checks(monkeypatch):
+    monkeypatch.setattr(exercise, "POINTS", {"MLP": {"shapes": 0.0}, "Block": {"values": 0.1}})
+    assert "0.00 of 0.00" in exercise.line(Result("MLP", passed=["shapes", "options"]))
+    assert "0.10 of 0.10" in exercise.line(Result("Block", passed=["shapes", "values"]))
+    c = SimpleNamespace(**{name: getattr(exercise, name) for name in exercise.__annotations__})
+    assert exercise.job(c).parts == ("MLP", "Block")
+    exercise.POINTS["Blok"] = {}
+    with pytest.raises(UserError, match="POINTS: there is no part Blok"):
+        exercise.job(c)
+
+
 @pytest.mark.parametrize(("flags", "says"), [
     (["--part", "attentoin"], "did you mean Attention?"),
     (["--seconds", "0"], "leaves no time"),
     (["--model-file", "nothing.py"], "there is no file nothing.py"),
     (["--grade", "nothing"], "nothing is not a folder"),
+    (["--grade", ".", "--part", "mlp"], "--grade grades all parts: leave out --part"),
 ])  # fmt: skip
 def test_user_errors_are_sentences(run, flags, says):
     status, _, err, _ = run(RELU, *flags)

@@ -128,6 +128,20 @@ def test_run_is_fine_tuned_further_and_keeps_its_head(weights, tmp_path):
     assert "warning: LEARNING_RATE=0.5 is unusual for full" in out
 
 
+def test_usual_values_of_other_modes_are_those_of_the_script():
+    usual = {name: value for name, (_, value) in finetune.ONLY_IN.items()}
+    assert usual == {name: getattr(finetune, name) for name in usual}
+
+
+def test_options_of_other_modes_change_nothing_and_say_so(weights, tmp_path):
+    words = ("--pretrained", str(weights), "--mode", "full")
+    assert run_script("finetune.py", tmp_path, *words)[0] == 0
+    _, out, _ = run_script("finetune.py", tmp_path, *words, "--top-k", "1", "--lora-rank", "2")
+    assert "TOP_K affects only MODE=top-k; it is ignored here" in out
+    assert "LORA_RANK affects only MODE=lora; it is ignored here" in out
+    assert "this run is finished" in out
+
+
 def test_layer_decay_changes_only_full_fine_tuning(weights, tmp_path):
     words = ("--pretrained", str(weights), "--mode", "top-k", "--top-k", "1")
     assert run_script("finetune.py", tmp_path, *words)[0] == 0

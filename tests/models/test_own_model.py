@@ -47,6 +47,22 @@ class NotPooled(VisionTransformer):
         return self.head(self.forward_features(x))
 
 
+class TupleInTraining(VisionTransformer):
+    def forward(self, x):
+        return (super().forward(x),) if self.training else super().forward(x)
+
+
+class Detached(VisionTransformer):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class InfiniteGradient(VisionTransformer):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits + (0 * logits).sqrt()
+
+
 class NaN(VisionTransformer):
     def forward(self, x):
         return super().forward(x) / 0 * 0
@@ -54,6 +70,9 @@ class NaN(VisionTransformer):
 
 class Renamed(nn.Module):
     config = CONFIG
+
+    def forward_head(self, x):
+        return x
 
 
 @dataclass(frozen=True)
@@ -64,11 +83,12 @@ class ClassInConfig(ViTConfig):
 MISTAKES = {
     Unregistered: "Unregistered.more is a Python list, so its layers are not trained",
     Named: "Named.more is a Python dict, so its layers are not trained",
-    AlwaysDropout: "different logits for the same image in evaluation mode",
-    NewLayerInForward: "create layers in __init__, not in forward",
+    Detached: "the gradient cannot be computed: element 0 of tensors does not require grad",
+    InfiniteGradient: "NaN or infinite logits or gradients before any training",
+    TupleInTraining: r"must return logits of shape \(2, 5\) .* returned a value of type tuple",
     Tuple: r"must return logits of shape \(2, 5\) .* returned a value of type tuple",
     NotPooled: r"must return logits of shape \(2, 5\) .* returned shape \(2, 5, 5\)",
-    NaN: "NaN or infinite logits before any training",
+    NaN: "NaN or infinite logits or gradients before any training",
 }
 
 
@@ -79,7 +99,7 @@ def test_a_mistake_is_found_before_training(model):
 
 
 def test_a_missing_method_is_named():
-    with pytest.raises(UserError, match="Renamed lacks forward_features, forward_head, group_mat"):
+    with pytest.raises(UserError, match="Renamed lacks group_matcher, which the lab needs"):
         check_model(Renamed(), (1, 8, 8), 5)
 
 
@@ -89,12 +109,28 @@ def test_a_config_that_cannot_be_saved_is_named():
         check_model(VisionTransformer(ClassInConfig(**values)), (1, 8, 8), 5)
 
 
+@pytest.mark.parametrize("model", [AlwaysDropout, NewLayerInForward])
+def test_random_predictions_are_a_note(model, capsys):
+    check_model(model(CONFIG), (1, 8, 8), 5)
+    assert "different logits for the same image in evaluation mode" in capsys.readouterr().out
+
+
+def test_frozen_layers_may_be_hidden_from_the_parameters():
+    model = VisionTransformer(CONFIG)
+    model.teacher = [nn.Linear(8, 8).requires_grad_(False)]
+    check_model(model, (1, 8, 8), 5)
+    model._hidden = [nn.Linear(8, 8)]
+    with pytest.raises(UserError, match="_hidden is a Python list"):
+        check_model(model, (1, 8, 8), 5)
+
+
 def test_a_layer_without_effect_is_only_a_note(capsys):
     model = VisionTransformer(CONFIG)
     model.extra = nn.Linear(8, 8)
     model.list_of_registered_blocks = list(model.blocks)
     check_model(model, (1, 8, 8), 5)
-    assert "note: extra.weight, extra.bias have no effect" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed == "note: no effect on the logits of model.py: extra.weight, extra.bias\n"
 
 
 def test_a_correct_model_passes_and_is_left_as_it_was(capsys):

@@ -209,6 +209,27 @@ def test_a_mistake_ends_with_a_sentence(tmp_path, words, advice):
     assert re.search(advice, err), err
 
 
+@pytest.mark.parametrize(("old", "new", "says"), [
+    ("out = self.proj(out)", "out = self.proj(out / 0)", "NaN or infinite logits or gradients"),
+    ("out = self.proj(out)", "out = self.projj(out)", r"mine.py, line \d+: AttributeError"),
+    ("self.proj = nn.Linear(", "self.proj = nn.Linearr(", r"mine.py, line \d+: AttributeError"),
+    ("self.blocks = nn.Sequential(*", "self.more = [nn.Linear(2, 2)]\n        "
+     "self.blocks = nn.Sequential(*", "more is a Python list"),
+])  # fmt: skip
+def test_a_mistake_in_model_py_is_found_before_training(tmp_path, old, new, says):
+    code = (ROOT / "model.py").read_text(encoding="utf-8")
+    assert code.count(old) == 1
+    (tmp_path / "mine.py").write_text(code.replace(old, new), encoding="utf-8")
+    words = command(tmp_path / "runs", "--model-file", str(tmp_path / "mine.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.search(says, done.stderr), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_damaged_state_is_named(tmp_path):
     place = tmp_path / "runs"
     status, err = interrupt(place, signal.SIGINT, (2, 4), "--epochs", "99")
