@@ -134,8 +134,11 @@ def job(c: SimpleNamespace) -> Job:
         raise UserError(f"SECONDS={c.SECONDS:g} leaves no time for a check: 10 is the default")
     if not WEIGHTS.is_file():
         raise UserError(f"{WEIGHTS} is missing; the checks need it, so get it from the repository")
-    if unknown := POINTS.keys() - PARTS.keys():
-        raise UserError(f"POINTS: there is no part {min(unknown)} (there are {', '.join(PARTS)})")
+    for part, checks in POINTS.items():
+        if part not in PARTS:
+            raise UserError(f"POINTS: there is no part {part} (there are {', '.join(PARTS)})")
+        if unknown := checks.keys() - {*PARTS[part].checks}:
+            raise UserError(f"POINTS: {part} has no check {min(unknown)}")
     parts = (part_named(c.PART),) if c.PART else tuple(POINTS)
     seed = secrets.randbelow(2**31) if c.SEED is None else c.SEED
     steps_file = steps if steps.is_file() else None
@@ -144,12 +147,12 @@ def job(c: SimpleNamespace) -> Job:
 
 def part_named(name: str) -> str:
     """The part that a flag names, in any case, with or without underscores."""
-    names = {part.lower().replace("_", ""): part for part in PARTS}
+    names = {part.lower().replace("_", ""): part for part in POINTS}
     written = name.lower().replace("_", "")
     if written not in names:
         similar = difflib.get_close_matches(written, names, 1)
         guess = f": did you mean {names[similar[0]]}?" if similar else ""
-        raise UserError(f"there is no part {name!r}{guess} (the parts are {', '.join(PARTS)})")
+        raise UserError(f"there is no part {name!r}{guess} (the parts are {', '.join(POINTS)})")
     return names[written]
 
 

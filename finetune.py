@@ -130,7 +130,7 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
     for name, (mode, usual) in ONLY_IN.items():
         if values["MODE"] != mode and values[name] != usual:
             values = {**values, name: usual}
-            if Run.FOLDERS_VARIABLE not in os.environ:  # it sets the flags of another mode
+            if Run.FOLDERS_VARIABLE not in os.environ:  # MODE=all passes on the flags of all modes
                 print(f"{name} affects only MODE={mode}; it is ignored here")
     c = SimpleNamespace(**values)
     pretrained = load_pretrained(c.PRETRAINED, c.IMG_SIZE, c.DROP_PATH_RATE, plain_only)

@@ -74,7 +74,7 @@ def main() -> None:
         c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained, is_dataset, val_fraction
     )
 
-    if count := predictions.unsupported_images(c.IMAGES):
+    if not is_dataset and (count := predictions.unsupported_images(c.IMAGES)):
         print(f"note: {count} images are left out, because formats such as HEIC cannot be read")
     if is_dataset and c.SPLIT == "test":
         folder = registry.folder_of(c.MODEL)

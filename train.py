@@ -258,15 +258,14 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
         model = build_timm()
         print(f"{c.MODEL} has no drop path: DROP_PATH_RATE={c.DROP_PATH_RATE} is not used")
         c.DROP_PATH_RATE = 0.0
-    embed = getattr(model, "patch_embed", None)
-    patch = getattr(embed, "patch_size", (1,))[0]
-    is_vit = type(model).__name__ == "VisionTransformer"
-    if is_vit and c.IMG_SIZE % patch and not embed.dynamic_img_pad:  # timm would ignore the rest
-        divisor = max(n for n in range(1, patch) if c.IMG_SIZE % n == 0)
-        raise UserError(
-            f"{c.MODEL} has patches of {patch} pixels, which do not fit into {c.IMG_SIZE} pixels: "
-            f"choose a size that does, such as MODEL_ARGS='patch_size={divisor}'"
-        )
+    if type(model).__name__ == "VisionTransformer" and not model.patch_embed.dynamic_img_pad:
+        patch = model.patch_embed.patch_size[0]
+        if c.IMG_SIZE % patch:  # timm would ignore the remaining pixels
+            sizes = [n for n in range(1, c.IMG_SIZE // 4 + 1) if c.IMG_SIZE % n == 0]
+            raise UserError(
+                f"{c.MODEL} has patches of {patch} pixels, which do not fit into {c.IMG_SIZE} "
+                f"pixels: choose a size that does, such as MODEL_ARGS='patch_size={max(sizes)}'"
+            )
     return model, c.MODEL, {}
 
 

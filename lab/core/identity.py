@@ -54,8 +54,11 @@ def find_run(
 
 
 def _same_inputs(one: Identity, other: Identity) -> bool:
-    """Whether the data and all constants are equal."""
-    different = different_constants(one["constants"], other["constants"])
+    """Whether the data and all constants are equal; a folder of images may have moved."""
+    different = set(different_constants(one["constants"], other["constants"]))
+    names = {Path(str(each["constants"].get("DATASET"))).name for each in (one, other)}
+    if one["data"] and len(names) == 1:
+        different.discard("DATASET")
     return one["data"] == other["data"] and not different
 
 

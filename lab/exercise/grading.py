@@ -1,4 +1,4 @@
-"""Grades a folder of submissions: grades.csv and summary.md.
+"""Grades a folder of submissions: grades.csv, totals.csv and summary.md.
 
 Each student has a file (alice.py), a folder (bob/) or the zip file of report.py --hand-in. All
 files are read before the first submission runs, and each one runs on a copy, so a submission that
@@ -7,6 +7,7 @@ writes elsewhere cannot change what the others get.
 
 import hashlib
 import json
+import re
 import stat
 import tempfile
 import zipfile
@@ -23,11 +24,10 @@ from lab.exercise.checks import Result
 from lab.exercise.processes import Job, run_checks
 
 Points = dict[str, dict[str, float]]  # part: check: points
-_WRITTEN = (
-    "grades.csv", "grades.part.csv", "grades-previous.csv", "totals.csv", "summary.md",
-)  # fmt: skip
+_PART = "grades.part.csv"  # the grades so far
+_WRITTEN = ("grades.csv", _PART, "grades-previous.csv", "totals.csv", "summary.md")
 _UNREADABLE = (  # that students hand in by mistake
-    ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".ipynb", ".txt", ".pdf", ".docx",
+    ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".ipynb",
 )  # fmt: skip
 _RECORDS = ("config.json", "hand_in.json", "report.json")  # the JSON files that are read
 _MAX_FILE = 2_000_000  # bytes of a file that is read
@@ -120,7 +120,15 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
     """
     hand_ins, ignored = _read_submissions(folder)
     rows: list[_Row] = []
-    grades, part = folder / "grades.csv", folder / "grades.part.csv"
+    grades, part, totals = (folder / name for name in ("grades.csv", _PART, "totals.csv"))
+    for path in filter(Path.exists, (grades, part, totals)):
+        try:
+            with path.open("a"):  # Excel locks a file that it shows
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): close it in your spreadsheet program"
+            ) from error
     for hand_in in hand_ins:
         before = _snapshot(folder)
         results = [] if hand_in.problem else _run_submission(hand_in, job)
@@ -129,25 +137,26 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
         graded = _rows_of(hand_in, results, points, changed)
         rows += graded
         # After each submission, so that an interruption loses little.
-        checkpoints.write_rows(part, [_cells(row) for row in rows], encoding=_EXCEL)
+        with checkpoints.explain_write_errors(part):
+            checkpoints.write_rows(part, [_cells(row) for row in rows], encoding=_EXCEL)
         on_student(hand_in.student, sum(row.points for row in graded))
     path = folder / "summary.md"
     text = _summary(rows, hand_ins, ignored, points, job.seed)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    totals = [
+    sums = [
         {"student": cells["student"], "points": round(sum(row.points for row in of_student), 4)}
         for of_student in _by_student(rows)
         for cells in [_cells(of_student[0])]
     ]
     try:
-        checkpoints.write_rows(folder / "totals.csv", totals, encoding=_EXCEL)
+        checkpoints.write_rows(totals, sums, encoding=_EXCEL)
         if grades.exists():
             grades.replace(folder / "grades-previous.csv")
         part.replace(grades)
     except OSError as error:
         raise UserError(
-            f"{grades} cannot be replaced ({error.strerror}): close it in your spreadsheet program "
-            f"and grade again. The new grades are in {part}"
+            f"{error.filename} cannot be written ({error.strerror}). The grades are in {part}: "
+            f"rename it to {grades.name}"
         ) from error
     return path
 
@@ -159,7 +168,7 @@ def _by_student(rows: list[_Row]) -> list[list[_Row]]:
 def _read_submissions(folder: Path) -> tuple[list[HandIn], list[str]]:
     """Reads the files of all students into memory.
 
-    Returns: the submissions, and the names of files that are none.
+    Returns: the submissions, and the names of files that are not submissions.
     Raises: UserError, if there are no submissions.
     """
     if not folder.is_dir():
@@ -206,10 +215,17 @@ def _read_folder(folder: Path, hand_in: HandIn) -> None:
             hand_in.skipped.append(f"{name} is a symbolic link")
         elif file.is_file():
             _read_file(file, name, hand_in)
-        if file.suffix.lower() == ".zip":
-            hand_in.zips.append(file)
+            if _is_zip(name):
+                hand_in.zips.append(file)
     if hand_in.model is None and len(hand_in.zips) == 1:  # as learning platforms store them
         _read_zip(hand_in.zips[0], hand_in)
+
+
+def _is_zip(name: str) -> bool:
+    """Whether a file inside a submission may be the real one; macOS adds files of its own."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() == ".zip" and not hidden
 
 
 def _read_file(path: Path, name: str, hand_in: HandIn) -> None:
@@ -236,8 +252,8 @@ def _read_zip(path: Path, hand_in: HandIn) -> None:
                 elif not entry.is_dir():
                     with archive.open(entry) as file:
                         hand_in.add(name, file.read)
-                if name.lower().endswith(".zip"):
-                    hand_in.zips.append(Path(name))
+                    if _is_zip(name):
+                        hand_in.zips.append(Path(name))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError,
             ValueError) as error:  # fmt: skip
         hand_in.problem = f"the zip file cannot be read ({error})"
@@ -325,9 +341,12 @@ def _runs_of_model(hand_in: HandIn) -> dict[str, dict[str, Any]]:
         if PurePosixPath(path).name == "config.json":
             config = _json(content)
             words = str(config.get("command")).split()
-            is_own = not {"official", "theory"} & set(PurePosixPath(path).parts)
+            is_own = not re.search(r"(^|/)(results/official|theory)/", path)  # of this project
             is_run = not config or "command" in config  # share.py writes config.json files, too
-            other_model = any(PurePosixPath(word).name in _NOT_OWN_MODEL for word in words)
+            constants = config.get("constants")
+            timm = isinstance(constants, dict) and constants.get("MODEL", "vit") != "vit"
+            scripts = {PurePosixPath(word).name for word in words}
+            other_model = bool(scripts & {*_NOT_OWN_MODEL}) or (timm and "train.py" in scripts)
             if is_own and is_run and not other_model:
                 found[path] = config
     return found
@@ -375,7 +394,7 @@ def _summary(
         "# Grades",
         "",
         f"{len(students)} submissions, {total:g} points each at most."
-        + f" Not graded, because they are no submissions: {_markdown(', '.join(ignored))}."
+        + f" Not graded, because they are not submissions: {_markdown(', '.join(ignored))}."
         * bool(ignored),
         "",
         f"| student | {' | '.join(points)} | total |",

@@ -6,6 +6,7 @@ the hand-out follows every change of model.py. Nothing else is edited: files are
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -48,7 +49,11 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
             "whose model.py is solved"
         )
     files = {path for pattern in _COPIED for path in root.glob(pattern) if path.is_file()}
-    files -= _untracked(root)
+    left_out = files & _untracked(root)
+    if left_out:
+        names = ", ".join(sorted(path.relative_to(root).as_posix() for path in left_out))
+        print(f"left out, because git does not track them: {names}")
+    files -= left_out
     for path in sorted(files):
         if "__pycache__" not in path.parts and target.resolve() not in path.resolve().parents:
             copy = target / path.relative_to(root)
@@ -74,13 +79,17 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
 
 
 def _untracked(root: Path) -> set[Path]:
-    """Files that git does not track, such as a teacher's own solution; none without git."""
+    """Files that git does not track, such as a teacher's own solution.
+
+    There are none without git, or if git does not track this project at all.
+    """
     command = ("git", "ls-files", "--others", "-z", ".")
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=root, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return set()
-    return {root / name for name in done.stdout.split("\0") if name}
+    found = {root / os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
+    return set() if root / "model.py" in found else found
 
 
 def skeleton(source: str, name: str) -> tuple[str, list[str]]:

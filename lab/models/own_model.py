@@ -39,13 +39,21 @@ def check_model(model: VisionTransformer, image_shape: tuple[int, ...], num_clas
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *image_shape, generator=generator)
     wanted, state = (len(images), num_classes), torch.get_rng_state()
-    model = copy.deepcopy(model)
-    with explain_errors(), runtime.explain_out_of_memory("Lower EMBED_DIM or DEPTH."):
+    too_large = "Lower EMBED_DIM or DEPTH."
+    try:
+        model = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"model.py: the model cannot be copied ({runtime.first_line(error)}): keep tensors as "
+            "parameters or buffers, and no other objects of PyTorch"
+        ) from error
+    with explain_errors(), runtime.explain_out_of_memory(too_large):
         _check_logits(model.train()(images), wanted)
         logits, again = model.eval()(images), model(images)
         _check_logits(logits, wanted)
     try:
-        F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)).backward()
+        with runtime.explain_out_of_memory(too_large):
+            F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)).backward()
     except RuntimeError as error:  # its traceback does not lead into model.py
         raise UserError(
             f"model.py: the gradient cannot be computed: {runtime.first_line(error)}"
@@ -94,7 +102,8 @@ def _check_parts(model: VisionTransformer) -> None:
             "model.py that you were given"
         )
     if missing := [name for name in _EXPECTED if not hasattr(model, name)]:
-        print(f"note: attention maps need the methods {', '.join(missing)} of model.py")
+        names = " and ".join(missing)
+        print(f"note: model.py lacks {names}: attention_viz.py and finetune.py need them")
     registered = set(model.parameters())
     for module in model.modules():
         for name, value in vars(module).items():

@@ -224,14 +224,13 @@ def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_entry(run: Record, place: Path) -> dict[str, Any]:
-    code = run.config.get("code")
     return {
         "folder": _name_of(run.folder, place),
         "script": run.script,
         "dataset": run.config["dataset"]["name"],
         "model": run.model,
         "model_file": run.constants.get("MODEL_FILE"),
-        "model_code": code.get("model.py") if isinstance(code, dict) else None,
+        "model_code": run.model_code,
         "test_accuracy": run.metrics["test_accuracy"] if run.metrics else None,
     }
 
@@ -309,7 +308,7 @@ def _changed_since_commit(root: Path) -> set[str] | None:
     prefix_command = ("git", "rev-parse", "--show-prefix")  # where root is in its repository
     try:
         prefix, status = (
-            subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
+            os.fsdecode(subprocess.run(words, cwd=root, capture_output=True, check=True).stdout)
             for words in (prefix_command, command)
         )
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,7 @@
 """The model card of a shared model, built from the records of its run, and its license."""
 
 import json
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,10 @@ class Records:
 
     @property
     def command(self) -> str:
-        """The command of the run; the user's home folder is not named."""
-        return runtime.hide_home(self.config["command"])
+        """The command of the run; of absolute paths, only the last name is shown."""
+        words = shlex.split(self.config["command"])
+        shown = (re.sub(r"^(--[\w-]+=)?/.*/", r"\1", word) for word in words)
+        return shlex.join(runtime.hide_home(word) for word in shown)
 
 
 @dataclass

@@ -193,7 +193,7 @@ class Trainer:
         # The first epoch may include compilation.
         if row["epoch"] == 2 and left > 600 and not self.config.small_epochs:
             time_left = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.0f} minutes"
-            self.log(f"about {time_left} for the other epochs; --epochs changes their number")
+            self.log(f"about {time_left} for the remaining epochs; --epochs changes their number")
         if self.any_process(self.signals) and not is_last:
             self.save_and_exit()
 

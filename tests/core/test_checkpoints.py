@@ -121,6 +121,14 @@ def test_weights_come_back_with_their_header(tmp_path):
     assert all(loaded[k].equal(state[k]) for k in state)
 
 
+def test_line_endings_do_not_change_the_hash_of_a_text(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"x = 1\ny = 2\n")
+    (tmp_path / "b.py").write_bytes(b"x = 1\r\ny = 2\r\n")
+    (tmp_path / "c.py").write_bytes(b"x = 1\ny = 3\n")
+    a, b, c = (checkpoints.text_hash(tmp_path / f"{name}.py") for name in "abc")
+    assert a == b != c
+
+
 def test_weights_that_two_layers_share_can_be_saved(tmp_path):
     layer = nn.Linear(3, 3)
     model = nn.Sequential(layer, layer)

@@ -96,6 +96,11 @@ def test_the_header_names_the_recipe_and_what_it_gave(script):
     assert constants.header(values, resolved, "large") == "recipe large: RATE 2.0"
 
 
+def test_a_flag_of_other_programs_is_translated(script, capsys, monkeypatch):
+    monkeypatch.setitem(constants._OTHER_NAMES, "--lr", "--rate")
+    assert error_of(capsys, script(), ["--lr", "3"]) == "unknown flag --lr; here it is --rate"
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--widht", "3"], "unknown flag --widht; did you mean --width?"),
     (["--xyz"], "unknown flag --xyz"),

@@ -180,6 +180,8 @@ def test_one_folder_of_images_is_one_dataset_however_it_is_written(place, tmp_pa
     for same in ("my pets/", "./my pets", str(tmp_path / "my pets")):
         assert opened(place, DATASET=same) == first
     assert opened(place, DATASET="your pets") != first
+    assert opened(place, DATASET="/moved to/my pets") == first
+    assert opened(place, DATASET="/moved to/my pets", data="other") != first
 
 
 @pytest.mark.parametrize("name", ["/", "../out", "a/b", "a\\b", "..", ".", "", " ", ".hidden",

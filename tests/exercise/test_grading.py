@@ -105,7 +105,7 @@ def test_totals_have_a_row_per_student(graded):
 
 
 def test_files_that_are_no_submissions_are_listed(graded):
-    assert "because they are no submissions: list.xlsx." in graded[3]
+    assert "because they are not submissions: list.xlsx." in graded[3]
 
 
 def test_a_zip_of_a_learning_platform_is_found_in_its_folder(tmp_path):

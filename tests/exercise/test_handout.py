@@ -1,6 +1,7 @@
 """The hand-out: what is in it, what is not, and that it works."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,28 @@ def statements(path):
                 if isinstance(inner, ast.Assign | ast.AugAssign | ast.Return):
                     found[removed].add(ast.unparse(inner))
     return {s for s in found[True] if len(s) > 24}, found[False]
+
+
+def test_files_that_git_does_not_track_stay_out(tmp_path):
+    """Such as a teacher's solution, whose name may have umlauts."""
+    root = tmp_path / "course" / "lab"
+    (root / "exercise").mkdir(parents=True)
+    for name in ("model.py", "exercise/steps.py", "exercise/README.md"):
+        shutil.copy(ROOT / name, root / name)
+    (root / "train.py").touch()
+    git("init", "-q", cwd=root.parent)
+    (root / "Lösung.py").touch()
+    hand_out(tmp_path / "before", root)  # git does not track the lab yet
+    assert (tmp_path / "before" / "Lösung.py").exists()
+    git("add", "lab/model.py", "lab/train.py", "lab/exercise", cwd=root.parent)
+    hand_out(tmp_path / "after", root)
+    assert (tmp_path / "after" / "train.py").exists()
+    assert not (tmp_path / "after" / "Lösung.py").exists()
+
+
+def git(*words, cwd):
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    subprocess.run(("git", *words), cwd=cwd, check=True, env=environment)
 
 
 def docstrings(source):

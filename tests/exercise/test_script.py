@@ -82,9 +82,11 @@ def test_a_teacher_may_remove_parts_and_checks(monkeypatch):
     assert "0.10 of 0.10" in exercise.line(Result("Block", passed=["shapes", "values"]))
     c = SimpleNamespace(**{name: getattr(exercise, name) for name in exercise.__annotations__})
     assert exercise.job(c).parts == ("MLP", "Block")
-    exercise.POINTS["Blok"] = {}
-    with pytest.raises(UserError, match="POINTS: there is no part Blok"):
-        exercise.job(c)
+    for part, checks, says in (("Blok", {}, "there is no part Blok"),
+                               ("MLP", {"vaules": 0.1}, "MLP has no check vaules")):  # fmt: skip
+        monkeypatch.setattr(exercise, "POINTS", {part: checks})
+        with pytest.raises(UserError, match=f"POINTS: {says}"):
+            exercise.job(c)
 
 
 @pytest.mark.parametrize(("flags", "says"), [
