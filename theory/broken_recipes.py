@@ -56,12 +56,11 @@ def pretrained_said() -> dict[str, str]:
         all(max(kept[name]) < 0.4 for name in wrong),
     )
     said["refitted"] = claim(
-        "all four broken models are above 80 %", all(min(refitted[name]) > 0.8 for name in wrong)
+        "all four broken models are above 65 %", all(min(refitted[name]) > 0.65 for name in wrong)
     )
-    least = min(a - b for a, b in zip(refitted["intact"], refitted["wrong-axis"], strict=True))
     said["hidden"] = claim(
         "within 3 points of the intact model",
-        least >= 0, mean(refitted["intact"]) - mean(refitted["wrong-axis"]) < 0.03,
+        abs(mean(refitted["intact"]) - mean(refitted["wrong-axis"])) < 0.03,
     )  # fmt: skip
     return said
 

@@ -22,7 +22,7 @@ SOURCES = {  # definitions and results of others
         "Dosovitskiy et al. 2021, section 4.3 and figure 3",
     "trains for 300 epochs with strong augmentation": "Touvron et al. 2021",
     "pretrained by DINOv2 on 142 million images": "Oquab et al. 2023",
-    "for 75 minutes on one core": "weights/vit_128x6_cifar10.md",
+    "for 75 minutes on one core": "the record cifar10-jpeg-vit_128x6-pretraining",
 }  # fmt: skip
 VIT, CNN = "vit_64x4", "CNN twin of vit_64x4"
 TUNED, HEAD = "vit_128x6_cifar10, full", "vit_128x6_cifar10, head"
@@ -149,6 +149,7 @@ def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
     assert differing(*both) == set()
     assert {run.constants["OPTIMIZER"] for run in both} == {"muon"}
     longer = runs["cifar10-jpeg-vit_128x6-pretraining"]
+    longest = runs["cifar10-jpeg-vit_128x6-pretraining-muon"]
     assert {"EPOCHS", "BATCH_SIZE", "LABEL_SMOOTHING", "MIXUP"} <= differing(vit, longer)
     equal = [runs[f"cifar10-jpeg-{name}-equal-seconds-s0"]
              for name in ("vit_128x6", "cnn_42-85-168")]  # fmt: skip
@@ -165,6 +166,12 @@ def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
             f"After {longer.metrics['epochs']} epochs (with other settings, too) the ViT reaches "
             f"{result(longer)}",
             longer.metrics["test_accuracy"] > vit.metrics["test_accuracy"]),
+        "much longer": claim(
+            f"With Muon, cutmix and {longest.metrics['epochs']} epochs, the first "
+            f"{round(longest.constants['PROGRESSIVE_RESIZE'] * longest.metrics['epochs'])} at half "
+            f"the image size, it reaches {result(longest)}",
+            longest.constants["OPTIMIZER"] == "muon", longest.constants["CUTMIX"] > 0,
+            accuracy(longest) > accuracy(longer)),
         "Muon": f"With Muon instead of AdamW and nothing else changed, the same "
                 f"{muon.metrics['epochs']} epochs bring the ViT to {result(muon)}, which cannot be "
                 f"distinguished from the CNN with AdamW (McNemar, p = {p:.2f})",

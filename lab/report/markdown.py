@@ -26,7 +26,7 @@ _MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)",
 _HEADLINES = {  # the runs on the first screen of the project's README
     "pets-3breeds-224-full-decay0.7-s0": "pretrained ViT-S/14, fine-tuned (three Pets breeds)",
     "pets-3breeds-224-scratch-s0": "the same ViT, trained from scratch",
-    "cifar10-jpeg-vit_128x6-muon-small-first-s0": "small ViT, from scratch (CIFAR-10, JPEG copy)",
+    "cifar10-jpeg-vit_128x6-pretraining-muon": "small ViT, from scratch (CIFAR-10, JPEG copy)",
 }
 _TITLES = {
     **{script.removesuffix(".py"): task for script, task in TASKS.items()},
