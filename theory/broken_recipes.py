@@ -230,7 +230,7 @@ def draw() -> None:
                   lw=2, label=f"{factor} x usual rate")  # fmt: skip
     axis.axhline(10, color="gray", ls=":", lw=1.2, label="chance")
     axis.set(title="forgetting of CIFAR-10", xlabel="fine-tuning step (log scale)",
-             ylabel="CIFAR-10 accuracy (%)", xscale="symlog", ylim=(0, 80))  # fmt: skip
+             ylabel="CIFAR-10 accuracy (%)", xscale="symlog", ylim=(0, 100))  # fmt: skip
     axis.set_xticks(found["steps"], found["steps"])
     axis.minorticks_off()
     axis.grid(alpha=0.25)

@@ -142,10 +142,11 @@ def _draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     near = [row for row in rows if row["high"] >= best["low"]]
     cheap = min(near, key=lambda row: row["trainable"])
     finding = f"{best['mode']} has the highest test accuracy ({best['accuracy']:.1f} %)"
-    if cheap is not best:
+    if cheap["trainable"] < best["trainable"]:
         share = cheap["trainable"] / best["trainable"]
         finding += (f"; {cheap['mode']} reaches {cheap['accuracy']:.1f} % within overlapping error "
-                    f"bars, with {100 * share:.2g} % of the trainable parameters")  # fmt: skip
+                    f"bars, with {100 * share:.3g} % of the trainable parameters")  # fmt: skip
+    finding = finding[0].upper() + finding[1:]
     note = f"{title}, {rows[0]['images']:,} test images; error bars: {rows[0]['error_bar']}."
     plots.set_title(figure, finding, note)
     plots.save_figure(figure, path)

@@ -24,6 +24,7 @@ NAME: str | None = None
 SEED: int = 0
 HOLD: Literal["import", "training", "no"] = "no"
 
+import lab  # as all scripts do before their slow imports
 if "--mode=b" in sys.argv and "--hold=import" in sys.argv:
     print("held", flush=True)
     signal.pause()
