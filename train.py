@@ -261,10 +261,11 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[torch.nn.Module, str, dict
     if type(model).__name__ == "VisionTransformer" and not model.patch_embed.dynamic_img_pad:
         patch = model.patch_embed.patch_size[0]
         if c.IMG_SIZE % patch:  # timm would ignore the remaining pixels
-            sizes = [n for n in range(1, c.IMG_SIZE // 4 + 1) if c.IMG_SIZE % n == 0]
+            fitting = [n for n in range(1, max(1, c.IMG_SIZE // 4) + 1) if c.IMG_SIZE % n == 0]
+            closest = min(fitting, key=lambda n: abs(n - patch))
             raise UserError(
                 f"{c.MODEL} has patches of {patch} pixels, which do not fit into {c.IMG_SIZE} "
-                f"pixels: choose a size that does, such as MODEL_ARGS='patch_size={max(sizes)}'"
+                f"pixels: choose a size that does, such as MODEL_ARGS='patch_size={closest}'"
             )
     return model, c.MODEL, {}
 

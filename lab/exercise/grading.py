@@ -13,7 +13,8 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -121,14 +122,10 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
     hand_ins, ignored = _read_submissions(folder)
     rows: list[_Row] = []
     grades, part, totals = (folder / name for name in ("grades.csv", _PART, "totals.csv"))
-    for path in filter(Path.exists, (grades, part, totals)):
-        try:
-            with path.open("a"):  # Excel locks a file that it shows
-                pass
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror}): close it in your spreadsheet program"
-            ) from error
+    for path in (folder / name for name in _WRITTEN):
+        if path.exists():
+            with _explain_locks():
+                path.open("a").close()
     for hand_in in hand_ins:
         before = _snapshot(folder)
         results = [] if hand_in.problem else _run_submission(hand_in, job)
@@ -137,7 +134,7 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
         graded = _rows_of(hand_in, results, points, changed)
         rows += graded
         # After each submission, so that an interruption loses little.
-        with checkpoints.explain_write_errors(part):
+        with _explain_locks():
             checkpoints.write_rows(part, [_cells(row) for row in rows], encoding=_EXCEL)
         on_student(hand_in.student, sum(row.points for row in graded))
     path = folder / "summary.md"
@@ -148,17 +145,24 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
         for of_student in _by_student(rows)
         for cells in [_cells(of_student[0])]
     ]
-    try:
+    with _explain_locks(f". The new grades are in {part}"):
         checkpoints.write_rows(totals, sums, encoding=_EXCEL)
         if grades.exists():
             grades.replace(folder / "grades-previous.csv")
         part.replace(grades)
+    return path
+
+
+@contextmanager
+def _explain_locks(where: str = "") -> Iterator[None]:
+    """Turns a failure to write, such as a file that Excel shows and locks, into a UserError."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be written ({error.strerror}). The grades are in {part}: "
-            f"rename it to {grades.name}"
+            f"{error.filename2 or error.filename} cannot be written ({error.strerror}): close it "
+            f"in your spreadsheet program{where}"
         ) from error
-    return path
 
 
 def _by_student(rows: list[_Row]) -> list[list[_Row]]:

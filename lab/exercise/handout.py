@@ -48,14 +48,19 @@ def hand_out(target: Path, root: Path = ROOT) -> list[str]:
             f"{root} is a hand-out itself: use --hand-out in the complete repository, "
             "whose model.py is solved"
         )
-    files = {path for pattern in _COPIED for path in root.glob(pattern) if path.is_file()}
+    files = {
+        path
+        for pattern in _COPIED
+        for path in root.glob(pattern)
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     left_out = files & _untracked(root)
     if left_out:
         names = ", ".join(sorted(path.relative_to(root).as_posix() for path in left_out))
         print(f"left out, because git does not track them: {names}")
     files -= left_out
     for path in sorted(files):
-        if "__pycache__" not in path.parts and target.resolve() not in path.resolve().parents:
+        if target.resolve() not in path.resolve().parents:
             copy = target / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

@@ -41,11 +41,12 @@ def check_model(model: VisionTransformer, image_shape: tuple[int, ...], num_clas
     wanted, state = (len(images), num_classes), torch.get_rng_state()
     too_large = "Lower EMBED_DIM or DEPTH."
     try:
-        model = copy.deepcopy(model)
+        with runtime.explain_out_of_memory(too_large):
+            model = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise UserError(
             f"model.py: the model cannot be copied ({runtime.first_line(error)}): keep tensors as "
-            "parameters or buffers, and no other objects of PyTorch"
+            "parameters or buffers, and no generators, files or modules as attributes"
         ) from error
     with explain_errors(), runtime.explain_out_of_memory(too_large):
         _check_logits(model.train()(images), wanted)
@@ -103,7 +104,7 @@ def _check_parts(model: VisionTransformer) -> None:
         )
     if missing := [name for name in _EXPECTED if not hasattr(model, name)]:
         names = " and ".join(missing)
-        print(f"note: model.py lacks {names}: attention_viz.py and finetune.py need them")
+        print(f"note: attention_viz.py and finetune.py need {names} in model.py")
     registered = set(model.parameters())
     for module in model.modules():
         for name, value in vars(module).items():

@@ -51,7 +51,7 @@ class Records:
     def command(self) -> str:
         """The command of the run; of absolute paths, only the last name is shown."""
         words = shlex.split(self.config["command"])
-        shown = (re.sub(r"^(--[\w-]+=)?/.*/", r"\1", word) for word in words)
+        shown = (re.sub(r"^(--[\w-]+=)?/.*/(?=[^/])", r"\1", word) for word in words)
         return shlex.join(runtime.hide_home(word) for word in shown)
 
 

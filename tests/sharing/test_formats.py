@@ -267,7 +267,9 @@ def test_license_is_inherited_and_asked_for_if_unknown(vit_run, tmp_path):
 
 
 def test_a_card_names_no_folder_outside_of_the_project(tmp_path):
-    command = "python train.py --dataset=/mnt/acme/defects --data-dir /x/y --name 'a b' --space a/b"
+    command = (
+        "python train.py --dataset=/mnt/acme/defects/ --data-dir /x/y --name 'a b' --space a/b"
+    )
     records = card.Records(tmp_path, {"command": command}, {})
-    expected = "python train.py --dataset=defects --data-dir y --name 'a b' --space a/b"
+    expected = "python train.py --dataset=defects/ --data-dir y --name 'a b' --space a/b"
     assert records.command == expected
