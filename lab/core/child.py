@@ -1,6 +1,5 @@
 """Another program that this one starts, and that saves its state when it is stopped."""
 
-import os
 import signal
 import subprocess
 from typing import Any
@@ -8,16 +7,10 @@ from typing import Any
 from lab.core.runtime import Stopped
 
 
-def stop(process: subprocess.Popen, number: int) -> None:
-    """Passes Ctrl-C on as such, and any other signal, or any on Windows, as SIGTERM."""
-    if number == signal.SIGINT and os.name == "posix":
-        process.send_signal(number)
-    else:
-        process.terminate()
-
-
 def run_child(words: list[str], where: str, **options: Any) -> int:
-    """Runs a program and waits until it ends. Ctrl-C and SIGTERM are passed on to it.
+    """Runs a program and waits until it ends; it gets SIGTERM when this program is stopped.
+
+    It does not get the SIGINT of Ctrl-C, which programs in the background of a script ignore.
 
     Args:
         words: the program and its arguments.
@@ -33,20 +26,18 @@ def run_child(words: list[str], where: str, **options: Any) -> int:
     def forward(number: int, _: Any) -> None:
         stopped.append(number)
         if process:
-            stop(process, number)
+            process.terminate()
 
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP, which a lost terminal sends
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {
-        number: signal.signal(number, forward)
-        for number in numbers
-        if signal.getsignal(number) != signal.SIG_IGN  # nohup ignores SIGHUP
-    }
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A lost terminal sends SIGHUP, unless nohup started this program. Windows does not have it.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         # In its own session, it receives signals only from this process, not from the terminal.
         process = subprocess.Popen(words, start_new_session=True, **options)
         if stopped:  # the signal arrived before the process was started
-            stop(process, stopped[0])
+            process.terminate()
         status = process.wait()
     finally:
         for number, handler in before.items():
