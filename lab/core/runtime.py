@@ -34,7 +34,7 @@ __all__ = [
     "has_compiler", "hide_home", "import_model", "is_main_process", "load_average",
     "make_accelerator", "peak_memory_mb", "process_state", "provenance", "reset_peak_memory",
     "run_script", "source_hash", "uses_model",
-]  # fmt: skip  # fmt: skip
+]  # fmt: skip
 
 # How long processes wait for each other: one of them downloads and decodes the data for all.
 _TIMEOUT = timedelta(hours=2)

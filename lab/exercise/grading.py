@@ -140,13 +140,8 @@ def grade(folder: Path, points: Points, job: Job, on_student: Callable[[str, flo
     path = folder / "summary.md"
     text = _summary(rows, hand_ins, ignored, points, job.seed)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    sums = [
-        {"student": cells["student"], "points": round(sum(row.points for row in of_student), 4)}
-        for of_student in _by_student(rows)
-        for cells in [_cells(of_student[0])]
-    ]
     with _explain_locks(f". The new grades are in {part}"):
-        checkpoints.write_rows(totals, sums, encoding=_EXCEL)
+        checkpoints.write_rows(totals, _totals(rows), encoding=_EXCEL)
         if grades.exists():
             grades.replace(folder / "grades-previous.csv")
         part.replace(grades)
@@ -163,10 +158,6 @@ def _explain_locks(where: str = "") -> Iterator[None]:
             f"{error.filename2 or error.filename} cannot be written ({error.strerror}): close it "
             f"in your spreadsheet program{where}"
         ) from error
-
-
-def _by_student(rows: list[_Row]) -> list[list[_Row]]:
-    return [list(same) for _, same in groupby(rows, lambda row: row.student)]
 
 
 def _read_submissions(folder: Path) -> tuple[list[HandIn], list[str]]:
@@ -350,7 +341,7 @@ def _runs_of_model(hand_in: HandIn) -> dict[str, dict[str, Any]]:
             constants = config.get("constants")
             timm = isinstance(constants, dict) and constants.get("MODEL", "vit") != "vit"
             scripts = {PurePosixPath(word).name for word in words}
-            other_model = bool(scripts & {*_NOT_OWN_MODEL}) or (timm and "train.py" in scripts)
+            other_model = not scripts.isdisjoint(_NOT_OWN_MODEL) or (timm and "train.py" in scripts)
             if is_own and is_run and not other_model:
                 found[path] = config
     return found
@@ -385,6 +376,15 @@ def _cells(row: _Row) -> dict[str, str | float]:
         if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")):
             cells[name] = f"'{cell}"
     return cells
+
+
+def _totals(rows: list[_Row]) -> list[dict[str, str | float]]:
+    """The rows of totals.csv: each student's sum."""
+    of_students = [list(map(_cells, same)) for _, same in groupby(rows, lambda row: row.student)]
+    return [
+        {"student": cells[0]["student"], "points": round(sum(row["points"] for row in cells), 4)}
+        for cells in of_students
+    ]
 
 
 def _summary(
@@ -464,6 +464,5 @@ def checks_hash() -> str:
     """SHA-256 over the code of the checks, to tell whether they were changed."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        # git on Windows may have changed the line endings.
-        digest.update(path.name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
+        digest.update(f"{path.name} {checkpoints.text_hash(path)}\n".encode())
     return digest.hexdigest()[:16]
