@@ -14,6 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from lab.core import Run, UserError, checkpoints, runtime
 from lab.report import comparisons, read_runs, sentences
 
@@ -25,7 +27,7 @@ class Part(NamedTuple):
 
     title: str
     command: str
-    seconds: int  # on two idle cores with AVX-512 and bf16
+    seconds: int  # on two idle cores with AVX-512
 
 
 PARTS = [  # fewer epochs than the scripts' defaults where those take over ten minutes
@@ -39,7 +41,7 @@ PARTS = [  # fewer epochs than the scripts' defaults where those take over ten m
     Part("predictions of the ViT", "predict.py", 5),
     Part("sharing the ViT", "share.py", 8),
 ]
-SLOWDOWN = 4  # factor for cores without bf16; measured: 117 and 258 s for the first two parts
+SLOWDOWN = 4  # factor for cores without AVX-512; measured: 117 and 258 s for the first two parts
 LOG, DONE = ROOT / "results" / "lab.log", ROOT / "results" / "lab.json"
 _REPORT = "results/report.html"
 
@@ -52,7 +54,8 @@ def main() -> None:
     DONE.parent.mkdir(exist_ok=True)
     done = _finished_parts()
     device = runtime.process_state().device
-    slowdown = SLOWDOWN if device.type == "cpu" and not runtime.has_bf16(device) else 1
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    slowdown = SLOWDOWN if device.type == "cpu" and not has_avx512 else 1
     minutes = slowdown * sum(part.seconds for part in PARTS) / 60
     print(f"The lab has {len(PARTS)} parts and takes about {minutes:.0f} minutes on two "
           f"CPU cores. Their output goes to {LOG.relative_to(ROOT)}")  # fmt: skip

@@ -199,8 +199,8 @@ def deletion_insertion(
         targets: the class to explain for each image, (B,).
 
     Returns: "deletion" and "insertion", each (B, steps + 1): the probability after a fraction
-        k / steps of the pixels. Runs in bf16 where the hardware supports it, because it needs many
-        forward passes.
+        k / steps of the pixels. Runs in bf16 where that is faster, because it needs many forward
+        passes.
     """
     from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -213,7 +213,7 @@ def deletion_insertion(
     blurred = gaussian_blur(images, [kernel_size, 1], sigma)  # one axis at a time: the same result
     blurred = gaussian_blur(blurred, [1, kernel_size], sigma)  # in a hundredth of the time
     probabilities: dict[str, list[Tensor]] = {"deletion": [], "insertion": []}
-    use_bf16 = runtime.has_bf16(device)
+    use_bf16 = runtime.bf16_is_faster(device)
     with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
         for step in range(steps + 1):
             selected = (rank < round(step / steps * S * S)).reshape(B, 1, S, S)

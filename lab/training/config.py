@@ -81,15 +81,15 @@ def precision_name(mixed_precision: str) -> str:
 def mixed_precision(precision: str) -> str:
     """The PRECISION constant as Accelerate names it: "bf16", "fp16" or, for fp32, "no".
 
-    "auto" selects bf16 if the hardware supports it, else fp16 on a CUDA GPU, else fp32. Accelerate
-    scales the loss for fp16, because small gradients would round to zero.
+    "auto" selects bf16 where it is faster, else fp16 on a CUDA GPU, else fp32. Accelerate scales
+    the loss for fp16, because small gradients would round to zero.
 
     Raises: UserError, for a precision that this hardware does not support.
     """
     device = runtime.process_state().device
     is_cuda, has_bf16 = device.type == "cuda", runtime.has_bf16(device)
     if precision == "auto":
-        return "bf16" if has_bf16 else "fp16" if is_cuda else "no"
+        return "bf16" if runtime.bf16_is_faster(device) else "fp16" if is_cuda else "no"
     if precision == "bf16" and is_cuda and not has_bf16:
         raise UserError(
             f"PRECISION=bf16: {torch.cuda.get_device_name(device)} has no bf16 hardware and would "

@@ -90,7 +90,7 @@ class Muon(Optimizer):
         torch._foreach_lerp_(averages, grads, weight=1 - momentum)
         updates = torch.stack(torch._foreach_lerp(grads, averages, weight=momentum))  # Nesterov
         matrices = updates.flatten(2)  # (K, out, in)
-        dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float32
+        dtype = torch.bfloat16 if runtime.bf16_is_faster(device) else torch.float32
         orthogonal = orthogonalize(matrices.to(dtype)).to(updates.dtype).reshape(updates.shape)
         scale = 0.2 * max(matrices.shape[1:]) ** 0.5  # the size of AdamW's steps, Liu et al. 2025
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])

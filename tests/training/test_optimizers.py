@@ -125,7 +125,7 @@ def take_steps(ours, theirs, optimizers, steps=5):
 @pytest.fixture
 def fp32(monkeypatch):
     """Both Muons compute in fp32, timm's through the default of its `dtype`."""
-    monkeypatch.setattr(runtime, "has_bf16", lambda device: False)
+    monkeypatch.setattr(runtime, "bf16_is_faster", lambda device: False)
     defaults = list(zeropower_via_newtonschulz.__defaults__)
     defaults[defaults.index(torch.bfloat16)] = torch.float32
     monkeypatch.setattr(zeropower_via_newtonschulz, "__defaults__", tuple(defaults))

@@ -33,6 +33,7 @@ def cuda(monkeypatch):
         state = type("State", (), {"device": torch.device(device)})
         monkeypatch.setattr(runtime, "process_state", lambda: state)
         monkeypatch.setattr(runtime, "has_bf16", lambda device: has_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
 
     return pretend
@@ -44,6 +45,24 @@ def test_auto_selects_what_the_gpu_supports(cuda):
     assert chosen == ["bf16", "bf16", "fp16", "no"]
     cuda(has_bf16=False)
     assert mixed_precision("auto") == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "avx512_bf16", "amx", "precision"),
+    [
+        ("AMD EPYC 9B14", True, False, "bf16"),
+        ("AMD EPYC 7B12", False, False, "no"),
+        ("Intel(R) Xeon(R) Platinum 8481C", True, True, "bf16"),
+        ("Intel(R) Xeon(R) Processor", True, False, "no"),  # has bf16, at half the speed of fp32
+        ("arm64", False, False, "no"),
+    ],
+)
+def test_auto_selects_what_is_faster_on_a_cpu(cpu, avx512_bf16, amx, precision, monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_name", lambda: cpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert mixed_precision("auto") == precision
+    assert mixed_precision("bf16") == "bf16"
 
 
 def test_emulated_bf16_and_fp16_on_a_cpu_are_refused(cuda):
