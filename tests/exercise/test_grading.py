@@ -9,8 +9,9 @@ import pytest
 from exercise import POINTS
 from lab.core import UserError, runtime
 from lab.exercise import grading
-from lab.exercise.grading import HandIn, check_runs, grade
+from lab.exercise.grading import check_runs, grade
 from lab.exercise.processes import Job
+from lab.exercise.submissions import HandIn, read_submissions
 from tests.exercise.conftest import ROOT, STUDENT, WEIGHTS, edited, pasted
 
 PARTS = ("PatchEmbed", "MLP")  # fewer parts make the test faster
@@ -199,7 +200,7 @@ def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
         for name in ("../up.py", "/root.py", "C:/drive.py", "..\\b.py"):
             archive.writestr(name, "raise SystemExit")
         archive.writestr("large.py", b" " * 10**8)
-    (hand_in,) = grading._read_submissions(tmp_path)[0]
+    (hand_in,) = read_submissions(tmp_path, ())[0]
     assert list(hand_in.files) == ["model.py"]
     assert len(hand_in.skipped) == 6
     assert any("symbolic link" in says for says in hand_in.skipped)
@@ -209,7 +210,7 @@ def test_unsafe_files_of_a_zip_are_not_read(tmp_path):
 def test_a_zip_with_the_paths_of_windows_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "Ada.ZIP", "w") as archive:
         archive.writestr("exercise\\model.py", "a = 1")
-    (hand_in,) = grading._read_submissions(tmp_path)[0]
+    (hand_in,) = read_submissions(tmp_path, ())[0]
     assert hand_in.model == "exercise/model.py"
     assert not hand_in.skipped
 
@@ -221,7 +222,7 @@ def test_a_damaged_zip_does_not_stop_the_grading(tmp_path):
     content = bytearray((tmp_path / "ada.zip").read_bytes())
     content[200:300] = bytes(100)  # inside the compressed data
     (tmp_path / "ada.zip").write_bytes(content)
-    ada, eve = grading._read_submissions(tmp_path)[0]
+    ada, eve = read_submissions(tmp_path, ())[0]
     assert "cannot be read" in ada.problem
     assert not eve.problem
 
@@ -229,13 +230,13 @@ def test_a_damaged_zip_does_not_stop_the_grading(tmp_path):
 def test_files_of_other_kinds_are_named_and_two_of_one_student_refused(tmp_path):
     (tmp_path / "ada.7z").touch()
     (tmp_path / "list.xlsx").touch()
-    (hand_in,), ignored = grading._read_submissions(tmp_path)
+    (hand_in,), ignored = read_submissions(tmp_path, ())
     assert hand_in.problem == ".7z files are not read: hand in a .py file, a folder or a .zip"
     assert ignored == ["list.xlsx"]
     for name in ("eve.py", "eve.zip"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="several submissions of eve"):
-        grading._read_submissions(tmp_path)
+        read_submissions(tmp_path, ())
 
 
 def test_only_changes_of_submissions_that_were_there_count(tmp_path, monkeypatch):
@@ -257,7 +258,7 @@ def test_symbolic_links_are_not_followed(tmp_path):
     (tmp_path / "in" / "ada").mkdir(parents=True)
     (tmp_path / "in" / "ada" / "model.py").symlink_to(tmp_path / "secret.py")
     (tmp_path / "in" / "bob.py").symlink_to(tmp_path / "secret.py")
-    ada, bob = grading._read_submissions(tmp_path / "in")[0]
+    ada, bob = read_submissions(tmp_path / "in", ())[0]
     assert ada.files == bob.files == {}
     assert ada.skipped == ["model.py is a symbolic link"]
     assert "symbolic link" in bob.problem
