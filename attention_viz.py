@@ -54,7 +54,7 @@ def main() -> None:
     if c.BATCH_SIZE < 1:
         raise UserError(f"BATCH_SIZE={c.BATCH_SIZE} must be at least 1, such as 8")
     config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
-    c.MODEL = c.MODEL or str(Run.newest(Path("results/train"), "python train.py"))
+    c.MODEL = c.MODEL or Run.newest()
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)
     for remark in pretrained.remarks:
         print(f"note: {remark}")

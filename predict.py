@@ -53,9 +53,7 @@ def main() -> None:
     for name in ("TOP_K", "BATCH_SIZE"):
         if getattr(c, name) < 1:
             raise UserError(f"{name}={getattr(c, name)} must be at least 1, such as 5")
-    if c.MODEL is None:
-        c.MODEL = str(Run.newest(Path("results/train"), "python train.py"))
-        print(f"model: {c.MODEL}, the newest run of train.py (another one: --model)")
+    c.MODEL = c.MODEL or Run.newest()
     pretrained = load_pretrained(f"{c.MODEL}@{c.REVISION}" if c.REVISION else c.MODEL)
     if not pretrained.num_classes:
         raise UserError(f"{c.MODEL} has no classification head: fine-tune it first")

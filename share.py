@@ -52,9 +52,7 @@ def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.REPOSITORY:
         hub.check_name(c.REPOSITORY)
-    if c.MODEL is None:
-        c.MODEL = str(Run.newest(Path("results/train"), "python train.py"))
-        print(f"model: {c.MODEL}, the newest run of train.py (another one: --model)")
+    c.MODEL = c.MODEL or Run.newest()
     pretrained = load_pretrained(c.MODEL)
     for remark in pretrained.remarks:
         print(f"note: {remark}")

@@ -112,23 +112,21 @@ class Run:
             with explain_write_errors(Path(report)), open(report, "a", encoding="utf-8") as file:
                 file.write(f"{folder}\n")
 
-    @classmethod
-    def newest(cls, results_dir: Path, advice: str) -> Path:
-        """The folder below `results_dir` of the run that finished last.
+    @staticmethod
+    def newest() -> str:
+        """The folder of the run of train.py that finished last, which it prints.
 
-        Args:
-            results_dir: `results/<script>`.
-            advice: the command that makes such a run.
-
-        Raises: UserError, if no run has finished there.
+        Raises: UserError, if no run has finished.
         """
-        found = list(results_dir.glob("*/metrics.json"))
+        found = list(Path("results/train").glob("*/metrics.json"))
         if not found:
             raise UserError(
-                f"there is no finished run in {results_dir}: make one with {advice}, or name a "
-                "model, such as --model weights/vit_128x6_cifar10.safetensors"
+                "there is no finished run in results/train: make one with python train.py, or name "
+                "a model, such as --model weights/vit_128x6_cifar10.safetensors"
             )
-        return max(found, key=lambda path: path.stat().st_mtime).parent
+        folder = max(found, key=lambda path: path.stat().st_mtime).parent
+        print(f"model: {folder}, the newest run of train.py (another one: --model)")
+        return str(folder)
 
     @property
     def finished(self) -> bool:

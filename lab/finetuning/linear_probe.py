@@ -104,10 +104,14 @@ def cached_features(
     }
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8)
     path = cache_dir / f"features-{digest.hexdigest()}.safetensors"
+    if accelerator.is_main_process:
+        print(loaders.data.describe(), flush=True)  # before the minutes that the features take
     if is_cached := path.exists():
         features, header = checkpoints.load_weights(path)
         seconds = header["seconds"]
     else:
+        if accelerator.is_main_process:
+            print("computing the features of all images, which is done only once", flush=True)
         started = time.perf_counter()
         advice = f"Lower BATCH_SIZE (now {loaders.batch_size}) or use a smaller model."
         with runtime.explain_out_of_memory(advice):
@@ -126,7 +130,7 @@ def cached_features(
     if accelerator.is_main_process:
         width = features["val"].shape[1]
         how = f"read from the cache {path}" if is_cached else f"computed in {seconds:.1f} s"
-        print(f"{loaders.data.describe()}\n{width} features per image, {how}")
+        print(f"{width} features per image, {how}", flush=True)
     return FeatureLoaders(loaders, features), seconds
 
 

@@ -270,15 +270,18 @@ def test_damaged_records_are_named(place):
     assert run.history() == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
 
 
-def test_the_newest_run_is_the_one_that_finished_last(tmp_path):
-    with pytest.raises(UserError, match="make one with python x"):
-        Run.newest(tmp_path, "python x.py")
+def test_the_newest_run_is_the_one_that_finished_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"make one with python train\.py"):
+        Run.newest()
+    runs = Path("results", "train")
     for age, name in enumerate(("new", "old")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").touch()
-        os.utime(tmp_path / name / "metrics.json", (0, 1000 - age))
-    (tmp_path / "unfinished").mkdir()
-    assert Run.newest(tmp_path, "python x.py") == tmp_path / "new"
+        (runs / name).mkdir(parents=True)
+        (runs / name / "metrics.json").touch()
+        os.utime(runs / name / "metrics.json", (0, 1000 - age))
+    (runs / "unfinished").mkdir()
+    assert Run.newest() == str(runs / "new")
+    assert f"model: {runs / 'new'}, the newest run of train.py" in capsys.readouterr().out
 
 
 HOLDER = f"""
