@@ -93,8 +93,7 @@ def _run_once(job: Job, output: Path, trace: Path) -> Iterator[Result]:
                 if number == 0:
                     yield from _all_failed(job, sentence)
                 else:
-                    failed = next(c for c in PARTS[part].checks if c not in passed)
-                    yield Result(part, passed, failed, sentence)
+                    yield Result(part, passed, _next_check(part, passed), sentence)
                 return
             if "failure" in message:
                 yield from _all_failed(job, message["failure"])
@@ -138,6 +137,11 @@ def _explain_end(process: multiprocessing.Process, trace: Path, job: Job) -> str
     return f"{place}your code ended the process (exit status {process.exitcode})"
 
 
+def _next_check(part: str, passed: list[str]) -> str:
+    """The first check of a part that has not passed."""
+    return next(check for check in PARTS[part].checks if check not in passed)
+
+
 def _all_failed(job: Job, sentence: str) -> list[Result]:
     return [Result(part, failed=LOADING, says=sentence) for part in job.parts]
 
@@ -167,14 +171,17 @@ def _work(sender: Connection, job: Job, output: Path, trace: Path) -> None:
         _send(sender, {"loaded": True})
         for part in job.parts:
             _start_clock(job.seconds, file)
+            passed: list[str] = []
+
+            def on_passed(check: str, passed: list[str] = passed) -> None:
+                passed.append(check)
+                _send(sender, {"check": check})
+
             try:
-                result = check_part(
-                    submission, part, job.seed, job.weights,
-                    lambda check: _send(sender, {"check": check}),
-                )  # fmt: skip
+                result = check_part(submission, part, job.seed, job.weights, on_passed)
             except Exception as error:  # not the student's fault, but the others must go on
                 says = f"the checker itself failed ({type(error).__name__}: {error})"
-                result = Result(part, failed=PARTS[part].checks[0], says=says)
+                result = Result(part, passed, _next_check(part, passed), says)
             _send(sender, asdict(result))
         faulthandler.cancel_dump_traceback_later()
         if hasattr(signal, "setitimer"):

@@ -161,8 +161,13 @@ class Outcome:
     gradients: list[Tensor | None] = field(default_factory=list)  # of the input, then of each slot
 
 
-def _outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) -> Outcome:
-    """Runs a module on a trial's inputs; an exception is an outcome too."""
+def _outcome(
+    module: nn.Module | None, members: list[Slot], trial: Trial, gradients: bool = False
+) -> Outcome:
+    """Runs a module on a trial's inputs; an exception is an outcome too.
+
+    members: the module's slots, found before it ran: forward may keep tensors in attributes.
+    """
     if module is None:
         return Outcome(error=trial.failure)
     torch.default_generator.manual_seed(trial.seed)
@@ -173,7 +178,7 @@ def _outcome(module: nn.Module | None, trial: Trial, gradients: bool = False) ->
         if not gradients:
             return Outcome(out)
         torch.default_generator.manual_seed(trial.seed + 1)
-        tensors = [inputs, *(slot.tensor for slot in slots(module))]
+        tensors = [inputs, *(slot.tensor for slot in members)]
         learned = [t for t in tensors if t.requires_grad]
         loss = (out * torch.randn(out.shape)).sum()  # randn_like would follow the strides of out
         found = iter(torch.autograd.grad(loss, learned, allow_unused=True))
@@ -218,7 +223,7 @@ class Evidence:
         key = (case.name, gradients)
         if key not in self._outcomes:
             trial = self.trial(case)
-            self._outcomes[key] = _outcome(trial.module, trial, gradients)
+            self._outcomes[key] = _outcome(trial.module, trial.slots, trial, gradients)
         return self._outcomes[key]
 
     def agrees(self, mistakes: tuple[Mistake, ...] = (), cases: tuple[Case, ...] = _CASES,
@@ -260,7 +265,8 @@ class Evidence:
 
 def _same(own: Outcome, trial: Trial, mutant: nn.Module, layout: Layout, gradients: bool) -> bool:
     """Whether a mutant with the student's parameters does what the student's module did."""
-    theirs = _outcome(mutant, trial, gradients)
+    members = slots(mutant) if gradients else []
+    theirs = _outcome(mutant, members, trial, gradients)
     if not close(own.output, theirs.output):
         return False
     if not gradients or own.error:
@@ -271,7 +277,7 @@ def _same(own: Outcome, trial: Trial, mutant: nn.Module, layout: Layout, gradien
         _zeros(own.gradients[0], trial.inputs), _zeros(theirs.gradients[0], trial.inputs)
     ) and all(
         close(values[layout[slot.name]], _zeros(gradient, slot.tensor))
-        for slot, gradient in zip(slots(mutant), theirs.gradients[1:], strict=True)
+        for slot, gradient in zip(members, theirs.gradients[1:], strict=True)
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.exercise import processes
+from lab.exercise import checks, processes
 from lab.exercise.parts import PARTS
 from lab.exercise.processes import Job, run_checks
 from tests.exercise.conftest import STUDENT, WEIGHTS, definitions, edited, pasted
@@ -120,6 +120,16 @@ def test_a_part_that_hangs_keeps_the_points_of_earlier_checks(tmp_path):
     assert "still running" in result.says
     assert result.passed == ["shapes", "values"]
     assert result.failed == "gradients"
+
+
+def test_a_failure_of_the_checker_keeps_the_points_of_earlier_checks(tmp_path, monkeypatch):
+    def fail(evidence, weights):
+        raise ValueError("zip()")
+
+    monkeypatch.setitem(checks._CHECKS, "gradients", fail)
+    (result,), _ = run(tmp_path, pasted(STUDENT))
+    assert result.says == "the checker itself failed (ValueError: zip())"
+    assert (result.passed, result.failed) == (["shapes", "values"], "gradients")
 
 
 def test_a_byte_order_mark_is_ignored(tmp_path):

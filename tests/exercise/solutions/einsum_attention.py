@@ -1,4 +1,4 @@
-"""Attention with einsum only."""
+"""Attention with einsum only, which keeps its weights to draw them later."""
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ class Attention(nn.Module):
         v = v.reshape(b, n, self.h, d // self.h)
         scores = torch.einsum("bihd,bjhd->bhij", q, k) / (d // self.h) ** 0.5
         weights = torch.softmax(scores, dim=-1)
+        self.last_weights = weights.detach()
         out = torch.einsum("bhij,bjhd->bihd", self.attn_drop(weights), v).reshape(b, n, d)
         out = self.proj(out)
         return (out, weights) if return_weights else out
