@@ -9,16 +9,23 @@ on element numbers instead of values, so it can be applied in both directions, a
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 _ROLE = re.compile(
-    r"(?:to|w|b|linear|fc|proj|project|lin)?_?(q|k|v|kv)"
-    r"(?:uery|ueries|ey|eys|alue|alues)?_?(?:proj|projection|linear|layer|lin|w|fc|s|weight|bias)*",
+    r"(?:to|w|b|linear|fc|proj|project|lin)?_?(qkv|qk|kv|q|k|v)(?:uery|ueries|ey|eys|alue|alues)?_?"
+    r"(?:heads?|proj|projection|linear|layers?|lin|w|fc|s|weight|bias)*",
     re.IGNORECASE,
+)
+# How a parameter outside of PyTorch's layers becomes a matrix W of W x: it is used as x @ W, or in
+# einsum with the input's channels on the second to last or the first axis, or as W x.
+_FORMS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda ids: ids.transpose(-2, -1).flatten(0, -2),
+    lambda ids: ids.flatten(1).mT,
+    lambda ids: ids.flatten(0, -2),
 )
 _KINDS = {nn.Linear: "Linear", nn.Conv2d: "Conv2d", nn.LayerNorm: "LayerNorm"}
 
@@ -134,21 +141,14 @@ def _merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
 
     If the names do not say which is which, all orders are possible.
     """
-    families: dict[tuple[str, str], dict[str, list[Slot]]] = defaultdict(lambda: defaultdict(list))
-    for slot in items:
-        for position, component in enumerate(parts := slot.name.split(".")):
-            if (match := _ROLE.fullmatch(component)) and not slot.kind.startswith("LayerNorm"):
-                is_bias = slot.kind.endswith("bias") or (not slot.kind and slot.tensor.ndim == 1)
-                path = re.sub(r"(heads?)\.\d+$", r"\1", ".".join(parts[:position]))
-                families[path, "bias" if is_bias else "weight"][match[1].lower()].append(slot)
-    named = {k: f for k, f in families.items() if set(f) in ({"q", "k", "v"}, {"q", "kv"})}
-    if named:
-        for transpose in (True, False):
+    of_heads, of_modules = _families(items, heads=True), _families(items, heads=False)
+    if of_heads or of_modules:
+        choices = [of_heads] if of_heads == of_modules else [of_heads, of_modules]
+        own = any(not slot.kind for family in of_heads.values() for _, slot in family)
+        for families, form in itertools.product(choices, _FORMS if own else _FORMS[:1]):
             merged = list(items)
-            for (path, leaf), family in named.items():
-                order = ("q", "k", "v") if "k" in family else ("q", "kv")
-                members = [slot for role in order for slot in family[role]]
-                _join(merged, members, path, leaf, transpose)
+            for (path, leaf), family in families.items():
+                _join(merged, family, path, leaf, form)
             yield merged
         return
     yield items
@@ -157,24 +157,54 @@ def _merged_qkv(items: list[Slot]) -> Iterator[list[Slot]]:
         biases = [s for s in items if s.kind == "Linear.bias"][:3]
         for order in itertools.permutations(range(3)):
             merged = list(items)
-            _join(merged, [squares[i] for i in order], "", "weight", False)
+            _join(merged, zip("qkv", [squares[i] for i in order], strict=True), "", "weight")
             if len(biases) == 3:
-                _join(merged, [biases[i] for i in order], "", "bias", False)
+                _join(merged, zip("qkv", [biases[i] for i in order], strict=True), "", "bias")
             yield merged
 
 
-def _join(items: list[Slot], members: list[Slot], path: str, leaf: str, transpose: bool) -> None:
-    """Replaces members by one slot whose rows are theirs, one after another."""
-    rows = []
-    for slot in members:
+def _families(items: list[Slot], heads: bool) -> dict[tuple[str, str], list[tuple[str, Slot]]]:
+    """The slots for queries, keys and values with their roles, by the module they are in.
+
+    heads: the numbered modules of a list are the heads of one attention layer.
+    """
+    found: dict[tuple[str, str], list[tuple[str, Slot]]] = defaultdict(list)
+    for slot in items:
+        parts = slot.name.split(".")
+        roles = [(n, match[1].lower()) for n, part in enumerate(parts)
+                 if (match := _ROLE.fullmatch(part))]  # fmt: skip
+        if roles and not slot.kind.startswith("LayerNorm"):
+            position, role = roles[-1]
+            is_bias = slot.kind.endswith("bias") or (not slot.kind and slot.tensor.ndim < 2)
+            path = ".".join(parts[:position])
+            path = re.sub(r"(^|\.)\d+$", "", path) if heads else path
+            found[path, "bias" if is_bias else "weight"].append((role, slot))
+    complete = {"q", "k", "v"}
+    return {key: family for key, family in found.items()
+            if len(family) > 1 and {*"".join(role for role, _ in family)} == complete}  # fmt: skip
+
+
+def _join(
+    items: list[Slot], family: Iterable[tuple[str, Slot]], path: str, leaf: str,
+    form: Callable[[Tensor], Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Replaces slots by one whose rows are those for the queries, for the keys, for the values.
+
+    form: of the parameters that are not in PyTorch's layers.
+    """
+    family, rows = list(family), {letter: [] for letter in "qkv"}
+    for role, slot in family:
         ids = slot.tensor
-        if not slot.kind and leaf == "weight" and transpose:  # x @ W instead of W x
-            ids = ids.transpose(-2, -1)
-        rows.append(ids.reshape(-1, ids.shape[-1]) if leaf == "weight" else ids.reshape(-1))
-    if len({ids.shape[1:] for ids in rows}) == 1:
+        if leaf == "weight":
+            ids = form(ids) if form and not slot.kind else ids.flatten(0, -2)
+        for letter, ids_of_letter in zip(role, ids.tensor_split(len(role)), strict=True):
+            rows[letter].append(ids_of_letter)
+    joined = [ids for letter in "qkv" for ids in rows[letter]]
+    if len({ids.shape[1:] for ids in joined}) == 1:
+        first, *others = (slot for _, slot in family)
         name = f"{path}.qkv.{leaf}" if path else f"qkv.{leaf}"
-        items[items.index(members[0])] = Slot(name, f"Linear.{leaf}", torch.cat(rows))
-        for slot in members[1:]:
+        items[items.index(first)] = Slot(name, f"Linear.{leaf}", torch.cat(joined))
+        for slot in others:
             items.remove(slot)
 
 
@@ -189,12 +219,16 @@ def _reshaped(items: list[Slot], wanted: list[Slot]) -> Iterator[list[Slot]]:
 
 def _other_shapes(slot: Slot, shapes: list[torch.Size]) -> Iterator[Slot]:
     ids = slot.tensor
-    if ids.ndim != 2:
+    if ids.ndim < 2 or (slot.kind and ids.ndim > 2):
         return
+    matrices = [ids] if ids.ndim == 2 else [ids.flatten(1), ids.flatten(1).mT]
     if not slot.kind:
-        yield replace(slot, tensor=ids.T, kind="Linear.weight")
+        matrices.append(ids.flatten(0, -2).mT)
+        for tensor, leaf in (*((matrix, "weight") for matrix in matrices), (ids.flatten(), "bias")):
+            if tensor.shape in shapes and tensor is not ids:
+                yield replace(slot, tensor=tensor, kind=f"Linear.{leaf}")
     for out, channels, height, width in (shape for shape in shapes if len(shape) == 4):
-        for matrix in (ids,) if slot.kind else (ids, ids.T):
+        for matrix in matrices:
             if matrix.shape == (out, channels * height * width):
                 pixels_last = matrix.reshape(out, channels, height, width)
                 pixels_first = matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2)

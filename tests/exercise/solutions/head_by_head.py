@@ -26,7 +26,7 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         d = config.embed_dim // config.num_heads
-        self.heads = nn.ModuleList(
+        self.layers = nn.ModuleList(
             [
                 Head(config.embed_dim, d, config.qkv_bias, config.attn_drop_rate)
                 for _ in range(config.num_heads)
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x, return_weights=False):
-        results = [head(x) for head in self.heads]
+        results = [head(x) for head in self.layers]
         out = self.proj(torch.cat([r[0] for r in results], dim=-1))
         if return_weights:
             return out, torch.stack([r[1] for r in results], dim=1)
