@@ -195,7 +195,7 @@ def _diagnose(evidence: Evidence, failure: Failure, check: str) -> _Diagnosis:
 
     gradients = check == "gradients"
     mistakes = [mistake for (mistake,) in _known_mistakes(evidence, 1, gradients)]
-    symptoms = find_symptoms(evidence, _text(failure))
+    symptoms = find_symptoms(evidence, _text(failure), failure.code)
     if not gradients and not evidence.outcome(TWO).error:
         symptoms = [symptom for symptom in symptoms if not symptom.only_training]
     # A tensor that should be a parameter and a detached parameter have the same (no) gradient.
@@ -221,7 +221,7 @@ def _diagnose_step(submission: Submission, part: Part, failure: Failure, seed: i
     if failure.unwritten:
         return _Diagnosis(str(failure))
     if failure.cause:
-        if known := find_symptoms(None, _text(failure)):
+        if known := find_symptoms(None, _text(failure), failure.code):
             says = f"{str(failure).rstrip('.')}. {known[0].says}"
             return _Diagnosis(says, known[0].because, [symptom.name for symptom in known])
     elif mistakes := find_step_mistakes(submission, part, seed):

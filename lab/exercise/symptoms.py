@@ -23,7 +23,8 @@ class Symptom:
     says: str | Callable[[Evidence], str]
     because: str
     test: Callable[[Evidence], bool] | None = None
-    pattern: str = ""  # a regular expression
+    pattern: str = ""  # a regular expression for the text of the exception
+    code: str = ""  # a regular expression for the student's line that led to it
     only_classes: bool = False  # the pattern means something else in a function of steps.py
     only_training: bool = False  # the values are right, but training or another device fails
     method: str = "forward"  # where to look
@@ -170,7 +171,26 @@ SYMPTOMS = named({
         "and tokens have the axes (B, N, D).",
         "The batch axis is left out, as in code for a single image",
         pattern=r"(too many|not enough) values to unpack",
+        code=r"shape|size",
         only_classes=True,
+    ),
+    "tensor unpacked along the batch": Symptom(
+        "A tensor is unpacked along its first axis, the batch.",
+        "q, k, v = self.qkv(x) looks as if it split the channels; split them with "
+        "chunk(3, dim=-1)",
+        pattern=r"(too many|not enough) values to unpack",
+        code=r"^(?!.*(shape|size|chunk|split|unbind|zip|enumerate))",
+        only_classes=True,
+    ),
+    "ModuleList called like a layer": Symptom(
+        "nn.ModuleList only holds layers and cannot be called: loop over it, or use nn.Sequential.",
+        "nn.ModuleList and nn.Sequential look alike, but only nn.Sequential has a forward",
+        pattern=r"Module \[ModuleList\] is missing the required",
+    ),
+    "forward missing": Symptom(
+        "This class has no method called forward.",
+        "The name is misspelled, or the method is not indented as far as __init__",
+        pattern=r"Module \[(?!ModuleList).*is missing the required .forward. function",
     ),
     "super().__init__() missing": Symptom(
         "nn.Module's __init__ must run before layers and parameters are assigned.",
@@ -191,6 +211,14 @@ SYMPTOMS = named({
         "nn.CrossEntropyLoss is a class: nn.CrossEntropyLoss()(logits, labels) creates it and "
         "calls it.",
         "F.cross_entropy(logits, labels) looks similar and is a function",
+        pattern=r"Boolean value of Tensor with more than one value",
+        code=r"(?i)loss",
+    ),
+    "comparison used as a condition": Symptom(
+        "A comparison of tensors gives one value for each image or element, and a condition needs "
+        "a single one.",
+        "== compares tensors element by element; (predictions == labels).sum() counts the equal "
+        "elements",
         pattern=r"Boolean value of Tensor with more than one value",
     ),
     "no_grad without parentheses": Symptom(
@@ -269,16 +297,20 @@ SYMPTOMS = named({
 })  # fmt: skip
 
 
-def find_symptoms(evidence: Evidence | None, text: str) -> list[Symptom]:
-    """All symptoms that a part shows; `text` is the student's exception or the failure.
+def find_symptoms(evidence: Evidence | None, text: str, code: str) -> list[Symptom]:
+    """All symptoms that a part shows.
 
-    Without evidence, as for a function of steps.py, only the text counts.
+    Args:
+        evidence: None for a function of steps.py; then only text and code count.
+        text: the student's exception or the failure.
+        code: the student's line that led to the exception.
     """
-    return [symptom for symptom in SYMPTOMS if _shows(symptom, evidence, text)]
+    return [symptom for symptom in SYMPTOMS if _shows(symptom, evidence, text, code)]
 
 
-def _shows(symptom: Symptom, evidence: Evidence | None, text: str) -> bool:
-    if symptom.pattern and re.search(symptom.pattern, text):
+def _shows(symptom: Symptom, evidence: Evidence | None, text: str, code: str) -> bool:
+    fits = re.search(symptom.pattern, text) and re.search(symptom.code, code)
+    if symptom.pattern and fits:
         return evidence is not None or not symptom.only_classes
     with suppress(Exception, SystemExit):  # a part that does not run cannot be tested
         return bool(symptom.test and evidence and symptom.test(evidence))

@@ -232,11 +232,19 @@ SYMPTOMS_MADE = {
         ("n = (config.img_size // config.patch_size) ** 2",
          "n = (config.img_size / config.patch_size) ** 2")]),
     "wrong number of axes unpacked": ("Attention", [("B, N, D = x.shape", "N, D = x.shape")]),
+    "tensor unpacked along the batch": ("Attention", [("self.qkv(x).split(D, dim=-1)",
+                                                       "self.qkv(x)")]),
+    "ModuleList called like a layer": ("VisionTransformer", [
+        ("for block in self.blocks:\n            x = block(x)", "x = self.blocks(x)")]),
+    "forward missing": ("MLP", [("def forward", "def foward")]),
     "super().__init__() missing": ("MLP", [("super().__init__()", "pass")]),
     "nothing returned": ("MLP", [("return h", "")]),
     "view of a transposed tensor": ("Attention", [
         ("out.transpose(1, 2).reshape(B, N, D)", "out.transpose(1, 2).view(B, N, D)")]),
     "loss called like a function": ("training_step", [("CrossEntropyLoss()", "CrossEntropyLoss")]),
+    "comparison used as a condition": ("evaluate", [
+        ("correct += (predicted == labels).sum().item()",
+         "if predicted == labels:\n                correct += 1")]),
     "no_grad without parentheses": ("evaluate", [("no_grad()", "no_grad")]),
     "hard-coded device": ("VisionTransformer", [
         ("x = x + self.pos_embed",
