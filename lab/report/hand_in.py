@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,8 @@ def write_hand_in(found: Found) -> tuple[Path, dict[str, Any]]:
     """
     content = _content(found, _read_exercise(found.place / _EXERCISE))
     files, left_out = _records(found.place)
-    for path in (*map(Path, content["model_files"]), *edited_files(ROOT)):
+    model_files = [*map(Path, content["model_files"])]
+    for path in (*model_files, *_imported(model_files), *edited_files(ROOT)):
         if path.is_file():
             files[_name_in_zip(path)] = path
         else:
@@ -164,19 +166,42 @@ def missing(content: dict[str, Any]) -> list[str]:
 
 
 def mismatched(content: dict[str, Any]) -> list[str]:
-    """A line if runs were trained with another model.py than the files in the zip."""
+    """Lines if parts were checked in other files than the graded ones, or if runs were trained
+    with another model.py than the files in the zip.
+    """
+    notes = []
+    for steps, flag in ((False, "--model-file"), (True, "--steps-file")):
+        graded, *others = _checked_files(content["exercise"].get("parts", {}), steps) or [""]
+        if others:
+            notes.append(
+                f"Note: parts were checked in several files, and only {graded} is graded, not "
+                f"{', '.join(others)}: check all parts with python exercise.py {flag} {graded}"
+            )
     files = [path for path in map(Path, content["model_files"]) if path.is_file()]
     given = {runtime.source_hash(path.read_bytes()) for path in files}
     runs = [run for run in content["runs"] if run["model_code"]]
     others = [run["folder"] for run in runs if run["model_code"] not in given]
     if not others:
-        return []
+        return notes
     names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
     return [
+        *notes,
         f"Note: {len(others)} of {len(runs)} runs were trained with another version of the model "
         f"than the zip contains, and grading checks that: {names}. Restore that version, or train "
-        "again"
+        "again",
     ]
+
+
+def _checked_files(parts: dict[str, Any], steps: bool) -> list[str]:
+    """The files in which parts of the model (or the steps) were checked, the graded one first.
+
+    That is the file with the most points.
+    """
+    earned: Counter[str] = Counter()
+    for name, part in parts.items():
+        if name[0].islower() == steps:
+            earned[part["file"]] += part["points"]
+    return sorted(earned, key=earned.get, reverse=True)
 
 
 def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
@@ -193,8 +218,8 @@ def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
     of_runs += [run.config().get("constants", {}).get("MODEL_FILE") for run in attention]
     checked = [part["file"] for part in work.exercise.values()]
     model_files = list(dict.fromkeys(filter(None, [*checked, *of_runs, "model.py"])))
-    model = next((part["file"] for name, part in work.exercise.items() if name[0].isupper()), None)
-    steps = next((part["file"] for name, part in work.exercise.items() if name[0].islower()), None)
+    model = next(iter(_checked_files(work.exercise, steps=False)), None)
+    steps = next(iter(_checked_files(work.exercise, steps=True)), None)
     return {
         "schema": 1,
         "tasks": [
@@ -286,6 +311,14 @@ def _name_in_zip(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if inside else f"elsewhere/{path.name}"
 
 
+def _imported(files: list[Path]) -> list[Path]:
+    """The project's files that these files import, with all files of the packages they are in."""
+    names = (name for name in runtime.code_hashes(*files) if not name.startswith("lab/"))
+    paths = {path for path in (ROOT / name for name in names) if path.is_file()}
+    packages = {path.parent for path in paths if path.with_name("__init__.py").is_file()}
+    return sorted(paths.union(*(package.glob("*.py") for package in packages)))
+
+
 def edited_files(root: Path) -> list[Path]:
     """Code that differs from what was handed out, or else from the last commit.
 
@@ -336,6 +369,7 @@ def _page(content: dict[str, Any]) -> str:
         f"# Hand-in\n\nMade on {made['started'][:10]} by `{made['command']}`. The model is "
         f"{escape(content['model'])}. Open results/report.html for curves, tables and images. "
         "Weights are not included.\n",
+        *(f"{escape(note)}.\n" for note in mismatched(content)),
         table(["task", "what", "done", "missing"], tasks),
         "## Runs\n",
         table(["folder", "dataset", "model", "test accuracy"], runs),

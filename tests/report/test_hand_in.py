@@ -6,7 +6,7 @@ import os
 import subprocess
 import zipfile
 
-from lab.core import runtime
+from lab.core import code, runtime
 from lab.report import hand_in, read_runs
 from tests.report.json_files import change_json
 
@@ -56,6 +56,37 @@ def test_a_part_counts_while_its_file_is_the_one_that_passed(tmp_path):
     assert not hand_in._read_exercise(path)["parts"]["MLP"]["current"]
     path.write_text('{"parts": {"MLP": 3}}')
     assert hand_in._read_exercise(path) == {}
+
+
+def test_the_file_with_the_most_points_is_graded(place):
+    parts = {
+        name: {"points": points, "of": 0.2, "file": file, "code": "", "current": True}
+        for name, points, file in (
+            ("PatchEmbed", 0.13, "draft.py"), ("Attention", 0.2, "model.py"),
+            ("evaluate", 0.0, "draft.py"), ("training_step", 0.04, "exercise/steps.py"),
+        )
+    }  # fmt: skip
+    content = hand_in._content(read_runs(place), {"parts": parts})
+    assert content["model"] == "model.py"
+    assert content["steps"] == "exercise/steps.py"
+    notes = hand_in.mismatched(content)
+    assert [note.split("with ")[1] for note in notes] == [
+        "python exercise.py --model-file model.py",
+        "python exercise.py --steps-file exercise/steps.py",
+    ]
+    assert all("not draft.py" in note and note in page for note in notes
+               for page in [hand_in._page(content | {"sha256": {}})])  # fmt: skip
+
+
+def test_a_package_that_the_model_imports_is_included(tmp_path, monkeypatch):
+    monkeypatch.setattr(hand_in, "ROOT", tmp_path)
+    monkeypatch.setattr(code, "_ROOT", tmp_path)
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "model.py").write_text("from vit.attention import Attention")
+    package = [tmp_path / "vit" / name for name in ("__init__.py", "attention.py", "mask.py")]
+    for path in (*package, tmp_path / "other.py"):
+        path.touch()
+    assert hand_in._imported([tmp_path / "model.py"]) == [tmp_path / "model.py", *package]
 
 
 def test_edited_files_differ_from_what_was_handed_out(tmp_path):
