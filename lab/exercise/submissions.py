@@ -34,7 +34,7 @@ class HandIn:
     files: dict[str, bytes] = field(default_factory=dict)  # path: content
     problem: str = ""  # why there is nothing to grade
     skipped: list[str] = field(default_factory=list)  # files that were not read, and why
-    zips: list[Path] = field(default_factory=list)  # zip files inside of the submission
+    zips: list[Path] = field(default_factory=list)  # inside of the submission, and not read
 
     def add(self, name: str, read: Callable[[int], bytes]) -> None:
         """Reads a file that matters, unless it is too large.
@@ -119,6 +119,8 @@ def read_submissions(folder: Path, not_these: Collection[str]) -> tuple[list[Han
         if not hand_in.problem and hand_in.model is None:
             inside = f", but {hand_in.zips[0].name} is inside: unpack it" if hand_in.zips else ""
             hand_in.problem = f"there is no model.py{inside}"
+        if not hand_in.problem:
+            hand_in.skipped += [f"{path.name} was not read" for path in hand_in.zips]
         found.append(hand_in)
     names = Counter(hand_in.student for hand_in in found)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -138,8 +140,27 @@ def _read_folder(folder: Path, hand_in: HandIn) -> None:
             _read_file(file, name, hand_in)
             if _is_zip(name):
                 hand_in.zips.append(file)
-    if hand_in.model is None and len(hand_in.zips) == 1:  # as learning platforms store them
-        _read_zip(hand_in.zips[0], hand_in)
+    if len(hand_in.zips) == 1 and hand_in.find("hand_in.json") is None:
+        _read_inner_zip(hand_in.zips[0], hand_in)
+
+
+def _read_inner_zip(path: Path, hand_in: HandIn) -> None:
+    """Adds the files of a zip to those of the folder that it is in.
+
+    Learning platforms store a zip in a folder. If there is a model beside it, only a zip of
+    report.py --hand-in is read, and its files replace those with the same name.
+    """
+    zipped, beside = HandIn(hand_in.student), hand_in.model
+    _read_zip(path, zipped)
+    if beside and (zipped.problem or zipped.model is None or not zipped.find("hand_in.json")):
+        return
+    if beside and hand_in.files[beside] != zipped.files[zipped.model]:
+        hand_in.skipped.append(
+            f"{beside} is not graded, because it differs from {zipped.model} in {path.name}"
+        )
+    hand_in.files |= zipped.files
+    hand_in.problem, hand_in.zips = zipped.problem, zipped.zips
+    hand_in.skipped += zipped.skipped
 
 
 def _is_zip(name: str) -> bool:

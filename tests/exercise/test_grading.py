@@ -120,6 +120,26 @@ def test_a_zip_of_a_learning_platform_is_found_in_its_folder(tmp_path):
     assert "hand-in.zip is inside: unpack it" in rows["bob", "MLP"]["diagnosis"]
 
 
+def test_a_hand_in_beside_a_model_is_read(tmp_path):
+    named = json.dumps({"model": "my.py", "steps": "exercise/my_steps.py"})
+    for name, manifest in (("ada", named), ("bob", "{}"), ("eve", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.py").write_text("a = 1")
+        with zipfile.ZipFile(tmp_path / name / "hand-in.zip", "w") as archive:
+            archive.writestr("my.py", "a = 2")
+            archive.writestr("model.py", "a = 1")
+            archive.writestr("exercise/my_steps.py", "")
+            if manifest:
+                archive.writestr("hand_in.json", manifest)
+    (tmp_path / "bob" / "two.zip").touch()
+    ada, bob, eve = read_submissions(tmp_path, ())[0]
+    assert (ada.model, ada.steps) == ("my.py", "exercise/my_steps.py")
+    assert ada.skipped == ["model.py is not graded, because it differs from my.py in hand-in.zip"]
+    assert bob.skipped == ["hand-in.zip was not read", "two.zip was not read"]
+    assert eve.skipped == ["hand-in.zip was not read"]
+    assert list(eve.files) == ["model.py"]
+
+
 def test_the_grades_before_are_kept_until_all_are_graded(tmp_path, monkeypatch):
     (tmp_path / "ada.py").write_text(pasted(STUDENT), encoding="utf-8")
     run(tmp_path)
