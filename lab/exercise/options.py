@@ -13,7 +13,8 @@ from lab.exercise.trials import BASE, TWO, Case, Evidence, Trial, close
 
 # Five tokens and 24 channels: with so few tokens the output determines the attention weights.
 _ATTENTION_DROPOUT = Case("attention dropout", BASE | {"img_size": 8, "attn_drop_rate": 0.5})
-_HEAD_DROPOUT = Case("dropout before the head", BASE | {"drop_rate": 0.5})
+# More classes than features: the logits determine the features.
+_HEAD_DROPOUT = Case("dropout before the head", BASE | {"drop_rate": 0.5, "num_classes": 48})
 _LAYER_SCALE = Case("LayerScale", BASE | {"init_values": 0.1})
 MEAN = Case("global_pool='avg'", BASE | {"global_pool": "avg"})
 _ONE_BLOCK = Case("one block", BASE | {"depth": 1})
@@ -31,6 +32,24 @@ def _training(evidence: Evidence, case: Case) -> Trial:
 
 def _dropout_without_effect(evidence: Evidence, case: Case) -> bool:
     return close(_training(evidence, case).run(), evidence.trial(case).run())
+
+
+def _has_dropout(evidence: Evidence) -> bool:
+    return not close(_training(evidence, TWO).run(), evidence.trial(TWO).run())
+
+
+def _drops_other_features(evidence: Evidence) -> bool:
+    """Whether the head does not get the right features (B, D), each either zero or doubled."""
+    reference, seen = evidence.reference(_HEAD_DROPOUT), []
+    head = reference.head
+    head.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    with torch.no_grad():
+        reference(evidence.trial(_HEAD_DROPOUT).inputs)
+        logits = _training(evidence, _HEAD_DROPOUT).run()
+        features = torch.linalg.lstsq(head.weight, (logits - head.bias).mT).solution.mT
+    dropped = features.abs() < 1e-6
+    right = torch.where(dropped, features, 2 * seen[0])
+    return bool(dropped.all()) or not close(features, right)
 
 
 def _wrong_pair(evidence: Evidence) -> bool:
@@ -261,6 +280,19 @@ OPTIONS: dict[str, tuple[Symptom, ...]] = {
             "config.drop_rate has no effect in training mode.",
             "The dropout is not created, not called, or not given training=self.training",
             lambda evidence: _dropout_without_effect(evidence, _HEAD_DROPOUT),
+        ),
+        "dropout without drop_rate": Symptom(
+            "The output changes at random in training mode although config.drop_rate is 0.",
+            "The rate of the dropout is a number instead of config.drop_rate",
+            _has_dropout,
+        ),
+        "dropout elsewhere": Symptom(
+            "In training mode each feature that the head gets must be either zero or the feature "
+            "divided by 1 - config.drop_rate.",
+            "Dropout is applied to the logits or to the tokens, or the rate is not "
+            "config.drop_rate",
+            _drops_other_features,
+            method="forward_head",
         ),
         "wrong drop path rates": Symptom(
             lambda evidence: "With drop_path_rate=0.4 the drop path rates of three blocks must be "

@@ -303,6 +303,11 @@ OPTIONS_MADE = {
         ("x[:, self.num_prefix_tokens :].mean(1)", "x[:, 1:].mean(1)")]),
     "no dropout before the head": ("VisionTransformer", [
         ("self.dropout(self.fc_norm(x))", "self.fc_norm(x)")]),
+    "dropout without drop_rate": ("VisionTransformer", [
+        ("nn.Dropout(config.drop_rate)", "nn.Dropout(0.1)")]),
+    "dropout elsewhere": ("VisionTransformer", [
+        ("self.dropout(self.fc_norm(x))", "self.fc_norm(x)"),
+        ("x = self.head(x)", "x = self.dropout(self.head(x))")]),
     "wrong drop path rates": ("VisionTransformer", [("Block(config, rate)",
                                                      "Block(config, config.drop_path_rate)")]),
     "init_weights() not called": ("VisionTransformer", [("self.init_weights()", "")]),
