@@ -143,6 +143,22 @@ def _options(evidence: Evidence, weights: Path) -> None:
     for mistake in OPTIONS[evidence.part.name]:
         if mistake.test(evidence):
             raise _failure(evidence, mistake.sentence(evidence), mistake)
+    _own_parts(evidence)
+
+
+def _own_parts(evidence: Evidence) -> None:
+    """The part also runs with the student's own parts, if those are correct.
+
+    timm's parts, which the checks use instead, have more attributes.
+    """
+    submission, part, seed = evidence.submission, evidence.part, evidence.seed
+    parts = [Evidence(submission, PARTS[name], seed) for name in NEEDS.get(part.name, ())]
+    if not parts or not all(other.agrees() for other in parts):
+        return
+    if error := Evidence(submission, part, seed, fill_in=False).outcome(TWO).error:
+        found = submission.explain(error, part)
+        says = f"{str(found).rstrip('.')}. It works with timm's parts, but not with your own"
+        raise Failure(says, found.line, found.cause)
 
 
 def _released(evidence: Evidence, weights: Path) -> None:

@@ -47,7 +47,10 @@ if not {"timm", "torchvision", "torch._dynamo"} & set(sys.modules):
 from timm.models import vision_transformer as timm_vit  # noqa: E402
 
 # The parts that a part builds on.
-NEEDS = {"Block": ("Attention", "MLP"), "VisionTransformer": ("PatchEmbed", "Block")}
+NEEDS = {
+    "Block": ("Attention", "MLP"),
+    "VisionTransformer": ("PatchEmbed", "Attention", "MLP", "Block"),
+}
 TIMM = {
     "PatchEmbed": timm_vit.PatchEmbed,
     "MLP": timm_vit.Mlp,

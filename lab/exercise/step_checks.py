@@ -143,8 +143,14 @@ CONFIG = SimpleNamespace(
 
 def _trace_replace_head(function: Callable, seed: int) -> Trace:
     """A new head with 7 outputs on a ViT that had 5."""
+
+    class VisionTransformer(reference_class("VisionTransformer")):
+        reset_classifier = get_classifier = property()  # model.py has no such methods
+
     torch.manual_seed(seed)
-    model = reference_class("VisionTransformer")(CONFIG)
+    model = VisionTransformer(CONFIG)
+    for name in ("embed_dim", "num_features", "head_hidden_size"):  # nor such attributes
+        vars(model).pop(name, None)
     model.init_weights()  # the reference leaves its parameters uninitialized
     old, before = model.head, {k: v.clone() for k, v in model.state_dict().items()}
     returned = function(model, 7)

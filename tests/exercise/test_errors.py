@@ -165,6 +165,26 @@ def test_a_part_that_only_works_with_the_students_own_parts_passes(check):
     assert result.failed is None, result.says
 
 
+def test_a_part_that_only_works_with_timms_parts_fails(check):
+    """timm's PatchEmbed has an attribute that the student's does not have."""
+    edits = [("n = (config.img_size // config.patch_size) ** 2", ""),
+             ("if config.class_token:", "n = self.patch_embed.num_patches\n"
+              "        if config.class_token:")]  # fmt: skip
+    source = pasted(edited("VisionTransformer", edits))
+    result = check(source, "VisionTransformer")
+    line = line_of(source, "n = self.patch_embed.num_patches")
+    assert result.failed == "options"
+    assert result.says.startswith(f"model.py, line {line}: AttributeError: 'PatchEmbed' object")
+    assert result.says.endswith("but not with your own")
+
+
+def test_the_model_of_replace_head_has_no_methods_that_model_py_lacks(check):
+    new = "model.reset_classifier(num_classes)"
+    old = "model.head = nn.Linear(model.head.in_features, num_classes)"
+    result = check(pasted(edited("replace_head", [(old, new)])), "replace_head")
+    assert "'VisionTransformer' object has no attribute 'reset_classifier'" in result.says
+
+
 def test_a_timer_of_the_parent_does_not_stop_the_check(tmp_path):
     faulthandler.dump_traceback_later(1000)
     (result,), _ = run(tmp_path, pasted(STUDENT))
