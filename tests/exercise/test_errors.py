@@ -73,6 +73,16 @@ def test_a_syntax_error_in_the_steps_leaves_the_model(tmp_path):
     assert evaluate.says.startswith("steps.py, line 1: syntax error")
 
 
+@pytest.mark.parametrize("mistake", ["x = = 1", "raise SystemExit", "import os; os._exit(1)"])
+def test_a_model_that_cannot_be_loaded_leaves_the_steps(tmp_path, mistake):
+    steps = tmp_path / "steps.py"
+    steps.write_text(STUDENT.replace("from model", "# "), encoding="utf-8")
+    parts = ("MLP", "training_step", "evaluate")
+    (mlp, *functions), _ = run(tmp_path, mistake, parts, steps_file=steps)
+    assert mlp.failed == processes.LOADING
+    assert [result.failed for result in functions] == [None, None]
+
+
 def test_a_mistake_in_the_model_names_the_line_of_its_method(check):
     source = pasted(edited("VisionTransformer", [("x = x[:, 0]", "x = x.mean(1)")]))
     line = line_of(source, "def forward_head")
