@@ -43,6 +43,14 @@ def test_mistake_in_a_step_is_ranked_first(check, part, name):
     assert result.mistakes[:1] == [name], f"{result.says} {result.mistakes}"
 
 
+@pytest.mark.parametrize(("part", "call", "passed"), [
+    ("training_step", "model.train()", ["loss", "update"]),
+    ("evaluate", "model.eval()", ["accuracy"]),
+])  # fmt: skip
+def test_a_forgotten_mode_only_fails_the_check_of_the_mode(check, part, call, passed):
+    assert check(pasted(edited(part, [(call, "")])), part).passed == passed
+
+
 @pytest.mark.parametrize("name", [*SYMPTOMS_MADE, *OPTIONS_MADE])
 def test_symptom_is_ranked_first(check, name):
     part, edits = (SYMPTOMS_MADE | OPTIONS_MADE)[name]
