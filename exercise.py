@@ -5,7 +5,7 @@
     python exercise.py --hint                          # the next of three hints
     python exercise.py --watch                         # check again whenever the file is saved
     python exercise.py --hand-out ../lab-for-students  # for teachers: the student version
-    python exercise.py --grade ../submissions          # for teachers: grades.csv, summary.md
+    python exercise.py --grade ../submissions          # for teachers: grades, totals and a summary
 
 Every constant is also a flag. Submissions are compared with timm's modules on random inputs, and
 run in processes with limits on time and memory, which are not a sandbox. The README of a

@@ -16,8 +16,10 @@ from lab.core import UserError, checkpoints
 from lab.exercise.parts import PARTS, Part
 
 ROOT = Path(__file__).resolve().parents[2]
-# What goes into the hand-out. Theory answers, official results, tests and the history stay out.
-_COPIED = ("*.py", "requirements.txt", "LICENSE", ".gitignore", "lab/**/*", "weights/*")
+# What goes into the hand-out. The theory, official results, tests and the history stay out.
+_COPIED = (
+    "*.py", "lab.ipynb", "requirements.txt", "LICENSE", ".gitignore", "lab/**/*", "weights/*",
+)  # fmt: skip
 WRITTEN = ("model.py", "exercise/steps.py")  # what students write
 HANDED_OUT = "exercise/handed_out.json"  # hashes of the files, to tell later which were edited
 _STUDENT_PAGE = re.compile(r"^## For students\n(.*?)^## For teachers", re.DOTALL | re.MULTILINE)

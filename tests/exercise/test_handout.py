@@ -110,6 +110,7 @@ def test_theory_results_tests_and_history_are_left_out(handed_out):
     names = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
     assert names.isdisjoint({"theory", "results", "tests", "benchmarks", ".git", ".ci"})
     assert {"train.py", "finetune.py", "exercise.py", "model.py", "lab", "weights"} <= names
+    assert (folder / "lab.ipynb").is_file()
 
 
 def test_first_command_of_the_readme_stops_at_a_todo(handed_out):
