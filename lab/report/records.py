@@ -218,12 +218,12 @@ def read_runs(place: Path) -> Found:
                 subfolders.clear()
                 _read_run(folder, found)
             elif run_files := sorted(names & _RUN_FILES):
-                subfolders.clear()
                 raise InvalidRecord(f"config.json is missing, but {run_files[0]} is there")
             elif not subfolders and folder != place:
                 content = ", ".join(sorted(names)[:3])
                 raise InvalidRecord(f"contains no run, only {content}" if content else "is empty")
         except InvalidRecord as reason:
+            subfolders.clear()  # trials of a damaged sweep would count as ordinary runs
             found.left_out.append((folder, str(reason)))
     return found
 

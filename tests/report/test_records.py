@@ -158,7 +158,9 @@ def test_damaged_sweeps_are_listed(place, tmp_path):
     sweep.mkdir(parents=True)
     trial = {"number": 0, "state": "complete", "params": {}, "folder": 5}
     (sweep / "sweep.json").write_text(json.dumps({"says": "", "best": 0, "trials": [trial]}))
+    (place / "train" / RUN).rename(sweep / "000")
     found, *_ = report_on(place, tmp_path)
+    assert not any(sweep in run.folder.parents for run in found.runs)
     ((_, reason),) = found.left_out
     assert reason == "sweep.json: trials[0].folder is 5, which is not text or null"
 
