@@ -9,17 +9,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lab.core import stats
 from lab.report.records import Record
 
-# Constants that decide which weights are trained, and those that are chosen to match.
-_MODE_CONSTANTS = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK", "AUGMENT_VIEWS", "LEARNING_RATE",
-                   "RATES", "WEIGHT_DECAY", "WEIGHT_DECAYS")  # fmt: skip
+_MODE_CONSTANTS = ("MODE", "TOP_K", "LAYER_DECAY", "LORA_RANK")  # which weights are trained
+_TUNED_CONSTANTS = ("AUGMENT_VIEWS", "LEARNING_RATE", "RATES", "WEIGHT_DECAY", "WEIGHT_DECAYS")
 _NOT_SHARED_BY_TWINS = ("SEED", "VIT", "MATCH", "EPOCHS", "MODEL_FILE")
+_SIZES = ("PATCH_SIZE", "EMBED_DIM", "DEPTH", "NUM_HEADS", "MLP_RATIO", "GLOBAL_POOL", "DROP_RATE",
+          "DROP_PATH_RATE")  # fmt: skip
 _EQUAL_TIME = 0.15  # relative difference of training times that count as equal
 _MAX_MODELS = 6  # per test set: 15 pairs, few enough for Holm's correction
 _MAX_HARDEST = 24  # images per test set
@@ -92,7 +93,9 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
     """Finished runs grouped by configuration; the user's runs and reference runs are kept apart."""
     finished = [run for run in runs if run.metrics]
     configs = []
-    for same in group_by(finished, lambda r: (r.comparable_key, r.key("SEED"), r.model_code)):
+    for same in group_by(finished, lambda r: (
+        r.comparable_key, r.key("SEED"), r.config.get("data"), r.model_code,
+    )):  # fmt: skip
         same.sort(key=lambda run: str(run.config.get("started")))
         by_seed = {run.constants.get("SEED"): run for run in same}  # keeps the newest run
         seeds = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
@@ -107,12 +110,18 @@ def twins(configs: list[Configuration]) -> list[tuple[str, Configuration, Config
     """
     pairs = []
     for cnn in (c for c in configs if "twin_of" in c.first.config and c.first.share == 1):
-        shared = {k: v for k, v in cnn.first.constants.items() if k not in _NOT_SHARED_BY_TWINS}
+        # With VIT, the sizes in the record may be those of the recipe instead of the ViT's own.
+        excluded = _NOT_SHARED_BY_TWINS + (_SIZES if cnn.first.constants.get("VIT") else ())
+        shared = {k: v for k, v in cnn.first.constants.items() if k not in excluded}
         for vit in (c for c in configs if c.first.script == "train.py" and c.first.share == 1):
             constants = vit.first.constants
             if any(constants.get(k) != v for k, v in shared.items()):
                 continue
             if vit.first.comparable_key != cnn.first.comparable_key:
+                continue
+            if vit.first.config.get("data") != cnn.first.config.get("data"):
+                continue
+            if not _is_matched(vit.first, cnn.first.config["twin_of"]):
                 continue
             if constants["EPOCHS"] == cnn.first.constants["EPOCHS"]:
                 pairs.append(("epochs", vit, cnn))
@@ -125,13 +134,22 @@ def twins(configs: list[Configuration]) -> list[tuple[str, Configuration, Config
     return pairs
 
 
+def _is_matched(vit: Record, twin_of: dict[str, Any]) -> bool:
+    """Whether a run trained the ViT that a CNN was matched to: same name and size."""
+    own = {**vit.config["model"], "model": vit.model}
+    keys = ("model", "parameters", "macs")
+    is_vit = vit.constants.get("MODEL", "vit") == "vit"
+    return is_vit and all(own[key] == twin_of[key] for key in keys if key in twin_of)
+
+
 def on_most_images(configs: list[Configuration]) -> list[Configuration]:
     """Drops configurations if an otherwise equal one was trained on a larger part of the images.
 
-    The comparison ignores the fine-tuning mode and its learning rate, and skips trials of sweeps.
+    The comparison ignores the learning rate and weight decay, and skips trials of sweeps.
     """
     groups = group_by((c for c in configs if not c.first.sweep), lambda c: (
-        c.first.comparable_key, c.first.key("SEED", "TRAIN_FRACTION", *_MODE_CONSTANTS),
+        c.first.comparable_key, c.first.key("SEED", "TRAIN_FRACTION", *_TUNED_CONSTANTS),
+        c.first.model_code,
     ))  # fmt: skip
     most = [max(c.first.share for c in group) for group in groups]
     return [c for group, share in zip(groups, most, strict=True) for c in group
@@ -140,9 +158,9 @@ def on_most_images(configs: list[Configuration]) -> list[Configuration]:
 
 def finetuning_groups(configs: list[Configuration]) -> list[list[Configuration]]:
     """The same pretrained weights on the same images, sorted by number of trained parameters."""
-    tuned = [c for c in on_most_images(configs) if c.first.pretrained]
+    tuned = [c for c in configs if c.first.pretrained and not c.first.sweep]
     groups = group_by(tuned, lambda c: (
-        c.first.comparable_key, c.first.key("SEED", *_MODE_CONSTANTS),
+        c.first.comparable_key, c.first.key("SEED", *_MODE_CONSTANTS, *_TUNED_CONSTANTS),
     ))  # fmt: skip
     return [
         sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])

@@ -28,7 +28,7 @@ class InvalidRecord(Exception):
 class Predictions:
     """The prediction for every test image; labels and predictions are class indices, (N,)."""
 
-    test_set: str  # hash of image names and labels: equal for runs tested on the same images
+    test_set: str  # hash of image names, labels and classes: equal for runs on the same images
     names: list[str]
     labels: np.ndarray
     predicted: np.ndarray
@@ -64,8 +64,9 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
         probabilities = np.array([float(text) for text in confidence])
         if not ((probabilities >= 0) & (probabilities <= 1)).all():  # also refuses NaN
             raise InvalidRecord("predictions.csv has a confidence outside the range 0 to 1")
+        identity = "\0".join([*names, *labels, *classes]).encode(errors="surrogatepass")
         return Predictions(
-            hashlib.blake2b("\0".join([*names, *labels]).encode(), digest_size=8).hexdigest(),
+            hashlib.blake2b(identity, digest_size=8).hexdigest(),
             list(names),
             np.array([index[name] for name in labels]),
             np.array([index[name] for name in predicted]),
@@ -162,6 +163,7 @@ CONFIG = {
     "versions?": {},
     "commit?": _optional(TEXT),
     "started?": TEXT,
+    "data?": _optional(TEXT),
     "load?": _optional(_NUMBER),
 }  # fmt: skip
 METRICS = {

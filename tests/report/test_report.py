@@ -170,6 +170,70 @@ def test_a_twin_of_an_edited_model_file_is_still_a_twin(place):
     assert len(twins(configurations(read_runs(place).runs))) == before > 0
 
 
+@pytest.mark.parametrize("recorded", [16, 32])  # EMBED_DIM: train.py's, as in old records; VIT's
+def test_a_twin_belongs_to_the_vit_of_its_record(place, recorded):
+    def pairs():
+        found = twins(configurations(read_runs(place).runs))
+        return [(vit.first.folder.name, len(cnn.runs)) for _, vit, cnn in found]
+
+    for run in (place / "cnn_baseline").iterdir():
+
+        def change_cnn(record):
+            record["constants"].update(VIT="results/train/wide", EMBED_DIM=recorded)
+            record["twin_of"].update(model="vit_32x2", parameters=7, macs=8)
+
+        change_json(run / "config.json", change_cnn)
+    assert pairs() == []
+    wide = place / "train" / "wide"
+    shutil.copytree(place / "train" / "digits-vit_16x2-s0", wide)
+
+    def change_vit(record):
+        record["constants"].update(EMBED_DIM=32)
+        record["model"].update(parameters=7, macs=8)
+
+    change_json(wide / "config.json", change_vit)
+    assert pairs() == [("wide", 2)]
+    change_json(wide / "config.json", lambda record: record["constants"].update(MODEL="resnet18"))
+    assert pairs() == []
+
+
+def test_a_mode_on_all_images_replaces_only_the_same_mode(place, tmp_path):
+    (full,) = (place / "finetune").glob("*-full-s0")
+    shutil.copytree(full, place / "finetune" / "all")
+
+    def change(record):
+        record["constants"].update(TRAIN_FRACTION=1.0, LEARNING_RATE=1e-4)
+
+    change_json(place / "finetune" / "all" / "config.json", change)
+    found = read_runs(place)
+    content = build_content(found, tmp_path)
+    (tuning,) = content["finetuning"]
+    assert len(tuning["points"]) == 3
+    table = markdown.results_page(content, found).partition("## Fine-tuning")[2].partition("##")[0]
+    assert table.count("](finetune/") == 3
+    assert "](finetune/all/)" in table
+    assert full.name not in table
+
+
+def test_runs_on_changed_data_are_kept_apart(place, tmp_path):
+    """Another class changes the indices of the classes; more images change only `data`."""
+    for name, change in {
+        "more-classes": lambda record: record["dataset"]["classes"].insert(0, "-new"),
+        "more-images": lambda record: record.update(data="another"),
+    }.items():
+        run = place / "train" / name
+        shutil.copytree(place / "train" / "digits-vit_16x2-s1", run)
+        change_json(run / "config.json", lambda record: record["constants"].update(SEED=2))
+        change_json(run / "config.json", change)
+    found = read_runs(place)
+    configs = configurations(found.runs)
+    for name in ("more-classes", "more-images"):
+        assert [name] in [[run.folder.name for run in config.runs] for config in configs]
+    assert not {pair[1].name for pair in twins(configs)} & {"more-classes", "more-images"}
+    content = build_content(found, tmp_path)
+    assert [len(test_set["classes"]) for test_set in content["test_sets"]] == [10, 11]
+
+
 def test_twins_of_equal_time_had_the_machine_to_themselves(place):
     for path in (place / "cnn_baseline").rglob("config.json"):
         change_json(path, lambda record: record["constants"].update(EPOCHS=1))
