@@ -56,7 +56,7 @@ def _part(name: str) -> Item:
     return Item(f"`{name}` passes its checks", f"python exercise.py --part {name}", find)
 
 
-def _run(what: str, command: str, **constants: Any) -> Item:
+def _run(what: str, command: str, kind: str | None = None, **constants: Any) -> Item:
     script = command.split()[1]
 
     def find(work: _Work) -> list[str]:
@@ -64,6 +64,7 @@ def _run(what: str, command: str, **constants: Any) -> Item:
             run.folder.name
             for run in work.runs
             if run.script == script
+            and kind in (None, run.kind)
             and all(run.constants.get(name) == value for name, value in constants.items())
         ]
 
@@ -71,8 +72,9 @@ def _run(what: str, command: str, **constants: Any) -> Item:
 
 
 def _two_patch_sizes(work: _Work) -> list[str]:
-    """The train.py runs on a dataset on which there are runs with several patch sizes."""
-    runs = [(r, r.config["dataset"]["name"]) for r in work.runs if r.script == "train.py"]
+    """The ViTs of train.py on a dataset on which there are runs with several patch sizes."""
+    vits = [run for run in work.runs if run.script == "train.py" and run.kind == "ViT"]
+    runs = [(run, run.config["dataset"]["name"]) for run in vits]
     sizes = {(name, run.constants.get("PATCH_SIZE")) for run, name in runs}
     several = {name for name, _ in sizes if sum(other == name for other, _ in sizes) > 1}
     return [run.folder.name for run, name in runs if name in several]
@@ -86,7 +88,8 @@ TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
     "1.II": ("Attention, MLP, block", (_part("Attention"), _part("MLP"), _part("Block"))),
     "1.III": ("Training from scratch", (
         _part("training_step"), _part("evaluate"),
-        _run("a ViT trained on CIFAR-10", "python train.py --dataset cifar10", DATASET="cifar10"),
+        _run("a ViT trained on CIFAR-10", "python train.py --dataset cifar10", "ViT",
+             DATASET="cifar10"),
     )),
     "1.IV": ("Fine-tuning", tuple(
         _run(f"fine-tuning, mode {mode}", f"python finetune.py --mode {mode}", MODE=mode)
@@ -104,7 +107,8 @@ TASKS: dict[str, tuple[str, tuple[Item, ...]]] = {
         _run("a CNN to compare with the ViT", "python cnn_baseline.py --match macs"),
     )),
     "2.2a, 2.2b": ("Data and normalization", (
-        _run("a ViT trained on Oxford Pets", "python train.py --dataset pets", DATASET="pets"),
+        _run("a ViT trained on Oxford Pets", "python train.py --dataset pets", "ViT",
+             DATASET="pets"),
     )),
     "2.2c, 2.2d": ("New head, frozen layers", (
         _part("replace_head"),
@@ -211,7 +215,11 @@ def _content(found: Found, exercise: dict[str, Any]) -> dict[str, Any]:
     work = _Work(
         [run for run in runs if run.metrics and not run.sweep],
         [run.folder for run in attention],
-        [folder for folder, _ in found.sweeps],
+        [
+            folder
+            for folder, sweep in found.sweeps
+            if not found.is_reference(folder) and sweep.get("best") is not None
+        ],
         exercise.get("parts", {}),
     )
     of_runs = [run.constants.get("MODEL_FILE") for run in runs]

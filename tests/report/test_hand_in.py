@@ -46,6 +46,26 @@ def test_tasks_are_done_by_finished_runs_of_the_user(place):
     assert "mine.py" in hand_in._content(read_runs(place), {})["model_files"]
 
 
+def test_items_are_not_done_by_other_models_or_runs_of_the_project(place):
+    """A ResNet is no ViT, and neither a sweep of the project nor one without a result counts."""
+    trained = "a ViT trained on CIFAR-10"
+    path = place / "train" / "digits-vit_16x2-s0" / "config.json"
+    change_json(path, lambda record: record["constants"].update(DATASET="cifar10", PATCH_SIZE=2))
+    sweeps = {"official/sweep/theirs": 1, "sweep/failed": None, "sweep/mine": 1}
+    for name, best in sweeps.items():
+        (place / name).mkdir(parents=True)
+        sweep = {"says": "", "best": best, "trials": []}
+        (place / name / "sweep.json").write_text(json.dumps(sweep))
+    content = hand_in._content(read_runs(place), {})
+    assert items(content, "1.III")[trained] == ["digits-vit_16x2-s0"]
+    assert items(content, "1.I")["runs with two patch sizes"]
+    assert items(content, "1.VI")["a sweep"] == ["mine"]
+    change_json(path, lambda record: record["model"].update({"class": "ResNet"}))
+    content = hand_in._content(read_runs(place), {})
+    assert items(content, "1.III")[trained] == []
+    assert items(content, "1.I")["runs with two patch sizes"] == []
+
+
 def test_a_part_counts_while_its_file_is_the_one_that_passed(tmp_path):
     file, path = tmp_path / "model.py", tmp_path / "report.json"
     file.write_text("x = 1\n")
