@@ -100,7 +100,7 @@ def attention(run: Run, found: Found, budget: list[int]) -> dict[str, Any]:
         "files": run_files,
         "page": next((f["link"] for f in run_files if f["name"] == "attention.html"), None),
         "live": bool(metrics.get("live")),
-        "model": Path(str(config.get("constants", {}).get("MODEL", ""))).name,
+        "model": Path(str(config.get("constants", {}).get("MODEL", ""))).parts[-2:],
         "example": None if reference else plot(run.folder, "example.png"),
         "summary": summary,
         "plots": _plots(run.folder, captions, place, budget),

@@ -225,8 +225,8 @@ def _cards(results: MainResults, configs: list[Configuration], ids: dict[Path, i
     ]  # fmt: skip
     made = []
     for title, c, sentence, command in cards:
-        its = [one for one in attention
-               if c and one["model"] == c.first.folder.name and not one["reference"]]  # fmt: skip
+        run = c.first.folder.parts[-2:] if c else None  # script and name
+        its = [one for one in attention if one["model"] == run and not one["reference"]]
         pages = [{key: one[key] for key in ("page", "live")} for one in its if one["page"]]
         examples = [one["example"] for one in its if one["example"]]
         low, high = c.around if c else (None, None)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 from base64 import b64decode
@@ -293,6 +294,23 @@ def test_summary_has_a_sentence_for_each_main_result(place, tmp_path):
     links = [f["link"] for run in content["runs"] for f in run["files"]]
     assert links
     assert all((place / link).is_file() for link in links)
+
+
+def test_a_card_shows_the_attention_of_its_own_run(place, tmp_path):
+    """A run of another script may have the same name."""
+    content = build_content(read_runs(place), tmp_path)
+    name = content["runs"][content["cards"][0]["run"]]["name"]
+    for started, script in enumerate(("train", "finetune")):
+        run = place / "attention_viz" / f"of-{script}"
+        run.mkdir(parents=True)
+        config = {"schema": 1, "command": "python attention_viz.py", "started": str(started)}
+        config["constants"] = {"MODEL": f"results/{script}/{name}"}
+        config["dataset"] = {"name": "digits"}
+        (run / "config.json").write_text(json.dumps(config))
+        (run / "metrics.json").write_text("{}")
+        (run / "attention.html").touch()
+    cards = build_content(read_runs(place), tmp_path)["cards"]
+    assert cards[0]["page"]["page"] == "attention_viz/of-train/attention.html"
 
 
 def test_a_tie_in_validation_is_stated(place, tmp_path):
