@@ -39,6 +39,8 @@ def main() -> None:
         raise UserError(
             f"{place} is a single run. Pass a folder of runs, for example --results {parent}"
         )
+    if not c.OFFICIAL:
+        _check_readme(place / "README.md")
     found = read_runs(place)
     title = "Official results" if c.OFFICIAL else "My runs"
     content = build_content(found, Path(c.DATA_DIR), title)
@@ -57,6 +59,17 @@ def main() -> None:
         path, content = hand_in.write_hand_in(found)
         lines = [*hand_in.missing(content), *hand_in.mismatched(content)]
         print(*map(_printable, lines), path, sep="\n")
+
+
+def _check_readme(path: Path) -> None:
+    """Raises: UserError, if the report would replace a README.md that it has not written."""
+    if path.parent.resolve() == _OFFICIAL:
+        raise UserError(f"{path.parent} contains the project's own runs: use --official")
+    if path.exists() and markdown.WRITTEN_BY not in path.read_text("utf-8", errors="replace"):
+        raise UserError(
+            f"{path} would be replaced, but report.py has not written it: move it, or pass another "
+            "folder of runs as --results"
+        )
 
 
 def official_pages() -> dict[Path, str]:

@@ -28,6 +28,7 @@ _HEADLINES = {  # the runs on the first screen of the project's README
     "pets-3breeds-224-scratch-s0": "the same ViT, trained from scratch",
     "cifar10-jpeg-vit_128x6-pretraining-muon": "small ViT, from scratch (CIFAR-10, JPEG copy)",
 }
+WRITTEN_BY = "Written by `python report.py`"  # only README.md files with this text are replaced
 _TITLES = {
     **{script.removesuffix(".py"): task for script, task in TASKS.items()},
     "seeds": "Repeated runs (several seeds)",
@@ -64,7 +65,7 @@ def results_page(content: dict[str, Any], found: Found) -> str:
     tables = _tables(found, found.place)
     lines = [
         "# Results", "",
-        f"Written by `python report.py` on {content['made']}. [report.html](report.html) also "
+        f"{WRITTEN_BY} on {content['made']}. [report.html](report.html) also "
         "shows learning curves, confusion matrices, calibration and the hardest images.", "",
         *(f"- {escape(sentence)}" for sentence in content["summary"]), "",
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import pickle
 import pytest
 from PIL import Image
 
+import report
 from lab.core import UserError
 from lab.report import build_content, read_runs
 from lab.report.folders import plot, thumbnail
@@ -33,6 +34,18 @@ def test_single_run_is_an_error_that_names_the_folder_to_pass(place, run_report,
         run_report("--results", ".")
     assert not (run / "report.html").exists()
     run_report("--results", place / "train")
+
+
+def test_a_readme_of_somebody_else_is_not_replaced(place, run_report, monkeypatch):
+    run_report("--results", place)
+    run_report("--results", place)  # its own file
+    (place / "README.md").write_text("# My project\n")
+    with pytest.raises(UserError, match=r"README.md would be replaced, but .* pass another folder"):
+        run_report("--results", place)
+    assert (place / "README.md").read_text() == "# My project\n"
+    monkeypatch.setattr(report, "_OFFICIAL", place.resolve())
+    with pytest.raises(UserError, match="the project's own runs: use --official"):
+        run_report("--results", place)
 
 
 def test_control_characters_are_not_printed(place, run_report, capsys):
