@@ -308,7 +308,7 @@ def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
                 "label": label(c.first),
                 "epochs": c.first.metrics["epochs"],
                 "trained": c.first.config["model"]["trainable_parameters"],
-                "seconds": c.first.metrics["training_seconds"] if c.first.timing_is_valid else None,
+                "seconds": c.seconds if c.timing_is_valid else None,
                 "memory_mb": c.first.metrics.get("peak_memory_mb"),
             }
             for c in group

@@ -53,9 +53,9 @@ CONTENT = """{
   "finetuning": [{"title": "vit on pets", "reference": false,
   "points": [
     {"run": 0, "label": "head", "trained": 1290, "accuracy": 0.7, "low": 0.65, "high": 0.8,
-      "seconds": 22, "memory_mb": 971},
+      "seeds": 1, "seconds": 22, "memory_mb": 971},
     {"run": 1, "label": "full", "trained": 2e6, "accuracy": 0.9, "low": 0.85, "high": 0.95,
-      "seconds": 99, "memory_mb": 971}]}],
+      "seeds": 2, "seconds": 99, "memory_mb": 971}]}],
   "efficiency": [{"title": "pets", "reference": false,
   "summary": "More helps.", "series": [{"label": "ViT", "points": [
     {"run": 0, "fraction": 0.1, "images": 9, "accuracy": 0.5, "low": 0.4, "high": 0.6, "seeds": 1},
@@ -397,6 +397,9 @@ def test_points_and_error_bars_are_drawn_at_their_values(shown):
     _, low, _, _, high, *_ = numbers(figure.locator(".bar").nth(0).get_attribute("d"))
     assert to_y([low, high]) == pytest.approx([65, 80])
     assert figure.locator(".label").all_text_contents() == ["head", "full"]
+    assert column(page, 3, "#finetuning table") == ["1", "2"]  # seeds
+    heads = page.locator("#finetuning th", has_text="± 1 standard deviation over seeds")
+    assert heads.count() == 1
 
 
 def test_readout_follows_keyboard_and_pointer(shown):

@@ -137,6 +137,14 @@ def test_hardest_images_are_misclassified_by_most_runs(place):
 
 
 def test_fractions_and_modes_are_sorted(place, tmp_path):
+    (head,) = (place / "finetune").glob("*-head-s0")
+    second = head.with_name("head-s1")
+    shutil.copytree(head, second)
+    change_json(second / "config.json", lambda record: record["constants"].update(SEED=1))
+    for run, seconds in ((head, 2.0), (second, 3.0)):
+        change_json(
+            run / "metrics.json", lambda record, s=seconds: record.update(training_seconds=s)
+        )
     content = build_content(read_runs(place), tmp_path)
     (efficiency,) = content["efficiency"]
     (series,) = efficiency["series"]
@@ -144,7 +152,9 @@ def test_fractions_and_modes_are_sorted(place, tmp_path):
     assert points == [(0.1, 129, 1), (1.0, 1295, 2)]
     (tuning,) = content["finetuning"]
     assert {p["label"] for p in tuning["points"]} == {"head", "full", "scratch"}
-    assert tuning["points"][0]["label"] == "head"  # it trains the fewest parameters
+    head = tuning["points"][0]
+    assert head["label"] == "head"  # it trains the fewest parameters
+    assert (head["seeds"], head["seconds"]) == (2, 2.5)  # a mean over both seeds
 
 
 def test_twins_share_every_constant(place):

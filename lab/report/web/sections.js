@@ -151,8 +151,8 @@ function finetuningSection() {
   const columns = [
     textColumn("mode", (row) => row.label, (row) => runLink(row.run, row.label)),
     numberColumn("trained param\u00adeters", "trained"),
-    accuracyColumn, numberColumn("epochs", "epochs"), numberColumn("training seconds", "seconds"),
-    numberColumn("peak memory in MB", "memory_mb"),
+    meanColumn, numberColumn("seeds", "seeds"), numberColumn("epochs", "epochs"),
+    numberColumn("training seconds", "seconds"), numberColumn("peak memory in MB", "memory_mb"),
   ];
   const part = ({ title, points }) => {
     const pointOf = (one) => ({ ...one, x: one.trained, y: one.accuracy, name: one.label });
@@ -175,7 +175,7 @@ function efficiencySection() {
   const columns = [
     textColumn("model", (row) => row.name, (row) => runLink(row.run, row.name)),
     percentColumn("fraction in %", "fraction"), numberColumn("training images", "images"),
-    accuracyColumn, numberColumn("seeds", "seeds"),
+    meanColumn, numberColumn("seeds", "seeds"),
   ];
   const part = ({ title, series, summary }) => {
     const pointOf = (one) => ({
