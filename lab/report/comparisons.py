@@ -5,7 +5,7 @@ fraction of the training images, by what was fine-tuned, and into pairs of a ViT
 """
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -89,6 +89,21 @@ def group_by(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
     return list(groups.values())
 
 
+def distinct_labels(entries: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Labels for the rows of a table, or the lines of a chart.
+
+    Args:
+        entries: for each row its label, the group in which labels have to be distinct, and a more
+            specific name, which is added in parentheses to a label that is not.
+    """
+    entries = list(entries)
+    counts = Counter((label, group) for label, group, _ in entries)
+    return [
+        label if counts[label, group] == 1 else f"{label} ({name})"
+        for label, group, name in entries
+    ]
+
+
 def configurations(runs: Iterable[Record]) -> list[Configuration]:
     """Finished runs grouped by configuration; the user's runs and reference runs are kept apart."""
     finished = [run for run in runs if run.metrics]
@@ -157,7 +172,11 @@ def on_most_images(configs: list[Configuration]) -> list[Configuration]:
 
 
 def finetuning_groups(configs: list[Configuration]) -> list[list[Configuration]]:
-    """The same pretrained weights on the same images, sorted by number of trained parameters."""
+    """The same pretrained weights on the same images, sorted by number of trained parameters.
+
+    Groups whose modes were all trained on more images as well are left out.
+    """
+    kept = {c.first.folder for c in on_most_images(configs)}
     tuned = [c for c in configs if c.first.pretrained and not c.first.sweep]
     groups = group_by(tuned, lambda c: (
         c.first.comparable_key, c.first.key("SEED", *_MODE_CONSTANTS, *_TUNED_CONSTANTS),
@@ -165,7 +184,7 @@ def finetuning_groups(configs: list[Configuration]) -> list[list[Configuration]]
     return [
         sorted(group, key=lambda c: c.first.config["model"]["trainable_parameters"])
         for group in groups
-        if len(group) > 1
+        if len(group) > 1 and any(c.first.folder in kept for c in group)
     ]
 
 

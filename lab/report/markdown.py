@@ -15,6 +15,7 @@ from lab.report.comparisons import (
     Configuration,
     compare_pairs,
     configurations,
+    distinct_labels,
     efficiencies,
     on_most_images,
     select_models,
@@ -90,13 +91,14 @@ def escape(text: str) -> str:
 def _tables(found: Found, root: Path) -> dict[str, str]:
     """All tables by name, with links relative to `root`; "" where there is nothing to show."""
     configs = configurations(run for run in found.runs if not run.sweep)
-    full = [run for c in on_most_images(configs) for run in c.runs]
+    on_most = on_most_images(configs)
+    full = [run for c in on_most for run in c.runs]
     tables = {
         script.removesuffix(".py"): _runs_table([r for r in full if r.script == script], root)
         for script in TASKS
     }
     tables["headline"] = _headline_table(full, root)
-    tables["seeds"] = _seeds_table([c for c in configs if c.first.share == 1])
+    tables["seeds"] = _seeds_table([c for c in on_most if c.std is not None])
     tables["twins"] = _twins_table(configs)
     tables["pairs"] = _pairs_table(configs)
     tables["efficiency"] = "\n".join(map(_efficiency_table, efficiencies(configs)))
@@ -143,14 +145,21 @@ def _runs_table(runs: list[Record], root: Path) -> str:
 
 
 def _seeds_table(configs: list[Configuration]) -> str:
+    """Configurations with several seeds."""
+    datasets = [
+        c.first.config["dataset"]["name"] + f", {100 * c.first.share:g} %" * (c.first.share < 1)
+        for c in configs
+    ]
+    labels = distinct_labels(
+        (c.first.model, dataset, c.name) for c, dataset in zip(configs, datasets, strict=True)
+    )
     rows = [
         [
-            escape(c.first.model), escape(c.first.config["dataset"]["name"]), str(len(c.runs)),
+            escape(label), escape(dataset), str(len(c.runs)),
             f"**{100 * c.mean:.2f} %**", f"{100 * c.std:.2f} points",
             ", ".join(f"{100 * value:.2f}" for value in c.accuracies),
         ]
-        for c in configs
-        if c.std is not None
+        for c, label, dataset in zip(configs, labels, datasets, strict=True)
     ]  # fmt: skip
     head = ["model", "dataset", "seeds", "mean test accuracy", "standard deviation",
             "test accuracy per seed (%)"]  # fmt: skip
@@ -165,12 +174,18 @@ def _twins_table(configs: list[Configuration]) -> str:
         return f"{epochs}, {c.seconds:,.0f} s" if c.timing_is_valid else epochs
 
     budgets = {"epochs": "same epochs", "seconds": "same training time"}
+    pairs = sorted(twins(configs), key=lambda pair: pair[0])
+    labels = distinct_labels(
+        (vit.first.model, f"{vit.first.config['dataset']['name']}, {equal}",
+         f"{vit.name}, {cnn.name}")
+        for equal, vit, cnn in pairs
+    )  # fmt: skip
     rows = [
         [
-            escape(vit.first.config["dataset"]["name"]), escape(vit.first.model), budgets[equal],
+            escape(vit.first.config["dataset"]["name"]), escape(label), budgets[equal],
             cost(vit), cost(cnn), sentences.result(vit), sentences.result(cnn),
         ]
-        for equal, vit, cnn in sorted(twins(configs), key=lambda pair: pair[0])
+        for (equal, vit, cnn), label in zip(pairs, labels, strict=True)
     ]  # fmt: skip
     head = ["dataset", "ViT", "budget", "training of the ViT", "training of the CNN",
             "test accuracy of the ViT", "test accuracy of the CNN"]  # fmt: skip
@@ -196,10 +211,11 @@ def _pairs_table(configs: list[Configuration]) -> str:
 def _efficiency_table(series: list[list[Configuration]]) -> str:
     """Test accuracy by fraction of the training images, one line per model."""
     images = {c.first.share: sentences.images(c) for line in series for c in line}
+    labels = distinct_labels((line[-1].first.label, "", line[-1].name) for line in series)
     rows = []
-    for line in series:
+    for line, label in zip(series, labels, strict=True):
         by_share = {c.first.share: sentences.result(c) for c in line}
-        rows.append([escape(line[0].first.label), *(by_share.get(s, "") for s in sorted(images))])
+        rows.append([escape(label), *(by_share.get(s, "") for s in sorted(images))])
     head = ["model", *(f"{100 * s:g} % ({images[s]} images)" for s in sorted(images))]
     return table(head, rows)
 

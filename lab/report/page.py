@@ -20,6 +20,7 @@ from lab.report.comparisons import (
     Pair,
     compare_pairs,
     configurations,
+    distinct_labels,
     efficiencies,
     finetuning_groups,
     group_by,
@@ -317,12 +318,13 @@ def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
 
 
 def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[str, Any]:
+    labels = distinct_labels((line[-1].first.label, "", line[-1].name) for line in lines)
     return {
         "title": lines[0][0].first.test_set,
         "reference": lines[0][0].first.is_reference,
         "series": [
             {
-                "label": line[0].first.label,
+                "label": label,
                 "points": [
                     {
                         **_accuracy(c, ids),
@@ -332,7 +334,7 @@ def _efficiency(lines: list[list[Configuration]], ids: dict[Path, int]) -> dict[
                     for c in line
                 ],
             }
-            for line in lines
+            for line, label in zip(lines, labels, strict=True)
         ],
         "summary": sentences.efficiency_sentence(lines),
     }

@@ -6,6 +6,7 @@ from lab.report.comparisons import (
     MainResults,
     Pair,
     compare_pairs,
+    distinct_labels,
     finetuning_groups,
     main_results,
     select_models,
@@ -44,12 +45,13 @@ def images(c: Configuration) -> str:
 
 def efficiency_sentence(series: list[list[Configuration]]) -> str:
     """How many training images each model needs to come close to its own best result."""
+    labels = distinct_labels((line[-1].first.model, "", line[-1].name) for line in series)
     parts = []
-    for line in series:
+    for line, label in zip(series, labels, strict=True):
         least, most = line[0], line[-1]
         close = next(c for c in line if c.mean >= most.mean - 0.05)
         parts.append(
-            f"{most.first.model} reaches {percent(least.mean)} with "
+            f"{label} reaches {percent(least.mean)} with "
             f"{plural(train_images(least), 'image')} and {percent(most.mean)} with {images(most)}; "
             f"with {images(close)} it is within 5 percentage points of that. "
         )

@@ -271,6 +271,38 @@ def test_runs_of_an_edited_model_are_no_data_efficiency_series(place):
     assert lines() == [[0.1, 1.0]]
 
 
+def test_configurations_of_one_model_name_can_be_told_apart(place, tmp_path):
+    """Their rows and lines show the folder; others show only the model."""
+    page = markdown.results_page(build_content(read_runs(place), tmp_path), read_runs(place))
+    assert "| vit_16x2 | digits | 2 |" in page
+    for run in [*(place / "train").iterdir(), *(place / "cnn_baseline").iterdir()]:
+        copy = run.with_name(re.sub(r"-s(\d)", r"-patch2-s\1", run.name))
+        shutil.copytree(run, copy)
+        change_json(copy / "config.json", lambda record: record["constants"].update(PATCH_SIZE=2))
+    found = read_runs(place)
+    content = build_content(found, tmp_path)
+    page = markdown.results_page(content, found)
+    plain, patch2 = "digits-vit_16x2", "digits-vit_16x2-patch2"
+    (efficiency,) = content["efficiency"]
+    labels = [line["label"] for line in efficiency["series"]]
+    assert sorted(labels) == [f"From scratch: vit_16x2 ({name})" for name in (plain, patch2)]
+    for name in (plain, patch2):
+        assert f"vit_16x2 ({name}) reaches" in efficiency["summary"]
+        assert f"| vit_16x2 ({name}) | digits | 2 |" in page  # seeds
+        assert re.search(rf"\| digits \| vit_16x2 \({name}, digits-cnn_\S+\) \| same epochs", page)
+        assert f"| From scratch: vit_16x2 ({name}) |" in page  # efficiency
+
+
+def test_repeated_runs_on_a_fraction_are_listed(place, tmp_path):
+    (head,) = (place / "finetune").glob("*-head-s0")
+    shutil.copytree(head, head.with_name("head-s1"))
+    path = head.with_name("head-s1") / "config.json"
+    change_json(path, lambda record: record["constants"].update(SEED=1))
+    found = read_runs(place)
+    page = markdown.results_page(build_content(found, tmp_path), found)
+    assert "| digits-vit_16x2-s0, head | digits, 50 % | 2 |" in page
+
+
 def test_a_mean_over_seeds_is_not_tested_against_a_single_run(place, tmp_path):
     _, both, *_ = build_content(read_runs(place), tmp_path)["summary"]
     assert "Welch's t-test" in both
