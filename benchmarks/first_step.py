@@ -17,8 +17,8 @@ def finish() -> None:
     """Reports the end of the first step, and ends the process."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     print(STEPPED, flush=True)
     from lab.core import runtime
 
@@ -74,7 +74,8 @@ def setup(width: int, depth: int, heads: int, batch_size: int, workers: int) -> 
         num_heads=heads,
     )  # fmt: skip
     recipe = Recipe(100, len(pixels) // batch_size, batch_size, 2e-3, workers=workers)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    device = gpu or torch.device("cpu")
     return config, Images(pixels, table[:, -1].long()), recipe, device
 
 

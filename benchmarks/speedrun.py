@@ -192,6 +192,8 @@ def plot(folder: Path) -> list[Path]:
 def main() -> None:
     values = constants.override(sys.modules[__name__])
     device = runtime.process_state().device
+    if device.type not in RECIPES:
+        raise UserError(f"this benchmark runs on {' and '.join(RECIPES)}, but not on {device.type}")
     c = constants.resolve(values, RECIPES[device.type])
     if values["COMPILE"] is None and c.COMPILE and not runtime.can_compile(device):
         c.COMPILE = False

@@ -21,8 +21,8 @@ PRODUCT_SIZES = {"cpu": (2048, 5), "cuda": (8192, 50)}  # side of the matrices, 
 
 def synchronize(device: str) -> None:
     """Waits until a GPU has finished its queue of kernels."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def seconds(workload: Callable[[], object], device: str, times: int = 1) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import __main__ as script
 from benchmarks import decoding, finetune_head, libraries, model_speed, table
-from benchmarks.timing import alternate
+from benchmarks.timing import alternate, synchronize
 from lab.core import UserError
 from lab.data import images
 from model import VisionTransformer, ViTConfig
@@ -68,6 +68,15 @@ def test_workloads_alternate_in_random_order_and_warm_up_does_not_count():
     assert len(set(repeats)) > 8
     for name in "abcd":
         assert times[name] == [i + 1 for i, own in enumerate(calls) if own == name and i >= 4]
+
+
+def test_every_gpu_is_waited_for(monkeypatch):
+    """A Mac's GPU queues its kernels as well."""
+    calls = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: calls.append("waited"))
+    for device in ("cpu", "cuda", "mps"):
+        synchronize(device)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("images", [0, 1])

@@ -151,6 +151,13 @@ def test_runs_leave_records_a_table_and_a_figure(monkeypatch, ticking, capsys, f
     assert "addmm" in (tmp_path / "profile.txt").read_text()
 
 
+def test_a_device_without_a_recipe_is_refused(monkeypatch, folder, tmp_path):
+    state = SimpleNamespace(device=torch.device("mps"))
+    monkeypatch.setattr(speedrun.runtime, "process_state", lambda: state)
+    with pytest.raises(UserError, match="runs on cpu and cuda, but not on mps"):
+        command(monkeypatch, folder, tmp_path)
+
+
 def test_table_has_numpys_mean_and_standard_deviation(tmp_path):
     rng = np.random.default_rng(0)
     found = {name: rng.uniform(0.8, 0.99, 3) for name in ("chosen", "common recipe")}
