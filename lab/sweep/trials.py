@@ -37,6 +37,8 @@ from lab.sweep.summary import Record, draw_plots, percent, write_summary
 POLL_SECONDS = 0.5
 _MAX_FAILURES = 3  # abort if this many trials fail before any trial has finished an epoch
 TRIAL_PROCESS = Path(__file__).with_name("trial_process.py")
+# Constants that a sweep may vary although they change the pixels or the images in use.
+_DATA_CONSTANTS = ("IMG_SIZE", "MODEL", "PRETRAINED", "TRAIN_FRACTION")
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 
@@ -89,7 +91,7 @@ class Sweep:
         """Runs the remaining trials, `config.processes` at a time. Returns: sweep.json.
 
         Raises: Stopped after Ctrl-C or SIGTERM, when the runs have saved; UserError if the first
-            trials all fail, or if the code changes meanwhile.
+            trials all fail, or if the code or the data changes meanwhile.
         """
         running: list[Iterator[None]] = []
         self._summarize()
@@ -140,6 +142,7 @@ class Sweep:
 
     def _summarize(self) -> Record:
         with self.lock:
+            self.num_trials = max(self.num_trials, len(self._trials()))  # may be more than TRIALS
             return write_summary(self.folder, self.study, self.space, self.num_trials)
 
     def _claim_trial(self, stop: list[int]) -> Iterator[None] | None:
@@ -182,6 +185,23 @@ class Sweep:
                 f"{failed[-1].user_attrs['result']['error']}\nSee {self._log(failed[-1].number)}, "
                 "fix the cause and start over with --overwrite"
             )
+
+    def _check_data(self, trial: optuna.Trial, folder: Path) -> str | None:
+        """The fingerprint of a trial's data; None if its script does not record it.
+
+        Raises: UserError if the data is not the same as in finished trials.
+        """
+        data = Run(folder).config().get("data")
+        for other in self._trials():
+            theirs = other.user_attrs.get("result", {}).get("data")
+            same = all(other.params.get(n) == trial.params.get(n) for n in _DATA_CONSTANTS)
+            if same and None not in (data, theirs) and data != theirs:
+                raise UserError(
+                    f"trial {trial.number} has different data than trial {other.number}, so their "
+                    "accuracies cannot be compared: restore the data and repeat the command, which "
+                    "resumes, or start a new sweep with --overwrite or another --name"
+                )
+        return data
 
     def _log(self, number: int) -> Path:
         return self.folder / f"trial-{number}.log"
@@ -227,6 +247,8 @@ class Sweep:
                 lines = [line.strip() for line in lines if line.strip()] or ["no output"]
                 result["error"] = f"{lines[-1].removeprefix('error: ')} (exit status {status})"
                 state, note = TrialState.FAIL, f"  failed: {result['error']}"
+            if folder and state != TrialState.FAIL:
+                result["data"] = self._check_data(trial, folder)
             trial.set_user_attr("result", result)
             value = result["val_accuracy"]
             self.study.tell(trial, value if state == TrialState.COMPLETE else None, state)

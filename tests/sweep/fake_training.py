@@ -52,7 +52,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     with open(folder / "starts.txt", "a") as file:
         file.write(os.environ.get("OMP_NUM_THREADS", "none") + "\n")
-    (folder / "config.json").write_text(json.dumps({"dataset": {"val": 1000}}))
+    data = Path("data.txt").read_text() if Path("data.txt").exists() else None
+    (folder / "config.json").write_text(json.dumps({"dataset": {"val": 1000}, "data": data}))
     if c["RATE"] > 1:
         sys.exit("error: the rate is too high")
     if Path("company").exists():

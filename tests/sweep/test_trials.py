@@ -198,6 +198,27 @@ def test_a_change_of_the_code_ends_the_sweep(fake, run_sweep, capsys, monkeypatc
     assert num_starts(fake) == [1]
 
 
+def test_a_change_of_the_data_ends_the_sweep(fake, run_sweep, capsys):
+    """The trial on the changed data does not count, and runs again on the original data."""
+    words = ["--space", "RATE=1e-3,1e-2", "--trials"]
+    for data, asked, expected in (("old", "1", (0, 1)), ("new", "2", (2, 1)), ("old", "2", (0, 2))):
+        Path("data.txt").write_text(data)
+        status, record = run_sweep(*words, asked)
+        assert (status, len(record["trials"])) == expected
+        assert ("trial 1 has different data than trial 0" in capsys.readouterr().err) == bool(
+            status
+        )
+
+
+def test_a_swept_constant_may_change_the_data(fake, run_sweep):
+    code = Path("fake.py").read_text()
+    flag = 'parser.add_argument("--train-fraction", dest="TRAIN_FRACTION", type=float)'
+    code = code.replace("    parser.add", f"    {flag}\n    parser.add", 1)
+    Path("fake.py").write_text(code.replace('"data": data', '"data": str(c["TRAIN_FRACTION"])'))
+    status, record = run_sweep("--space", "TRAIN_FRACTION=0.1,1", "--sampler", "grid")
+    assert (status, len(record["trials"])) == (0, 2)
+
+
 def test_finished_sweep_is_kept_until_it_is_overwritten(fake, run_sweep, capsys):
     space = ["--space", "RATE=1e-3,1e-2,1e-1 POOL=avg,token", "--sampler", "grid"]
     status, record = run_sweep(*space, "--processes", "2")
@@ -218,6 +239,7 @@ def test_finished_sweep_is_kept_until_it_is_overwritten(fake, run_sweep, capsys)
 
     assert run_sweep(*space)[1]["trials"] == record["trials"]
     assert num_starts(fake) == [1] * 6
+    assert run_sweep(*space, "--trials", "2")[1]["says"].startswith("6 trials of fake.py: 6 fin")
     run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "1")
     run_sweep("--space", "RATE=1e-3,1e-2", "--trials", "2")
     assert num_starts(fake.with_name("s-2")) == [1, 1]
