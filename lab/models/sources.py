@@ -24,7 +24,13 @@ from torch import Tensor
 
 from lab.core import UserError, runtime
 from lab.models.cnn import CNNConfig
-from lab.models.registry import TimmConfig, config_from_header, find_path, unknown_architecture
+from lab.models.registry import (
+    TimmConfig,
+    config_from_header,
+    find_path,
+    recorded_constants,
+    unknown_architecture,
+)
 from model import ViTConfig
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # file names on the hub, the safe one first
@@ -161,6 +167,10 @@ def _from_file(path: Path, origin: str) -> Found:
         return _from_run(path, origin, content)
     if path.name in _WEIGHTS and (path.parent / "config.json").is_file():
         return _from_folder(path.parent, origin)
+    if path.name != "best.safetensors" and recorded_constants(str(path)):
+        raise UserError(
+            f"{origin} does not describe its model: use the folder of its run, {path.parent}"
+        )
 
     import timm
 

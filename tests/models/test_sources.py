@@ -223,6 +223,15 @@ def test_a_run_that_has_saved_no_weights_is_named(tmp_path):
         load_pretrained(str(tmp_path))
 
 
+def test_the_resume_state_of_a_run_is_not_loaded_as_its_weights(tmp_path):
+    model = VisionTransformer(ViTConfig(32, 8, embed_dim=192, depth=1))
+    torch.save({"model": model.state_dict(), "optimizer": {}}, tmp_path / "last.pt")
+    load_pretrained(str(tmp_path / "last.pt"))  # no run
+    (tmp_path / "config.json").write_text('{"constants": {"EPOCHS": 3}}')
+    with pytest.raises(UserError, match=f"use the folder of its run, {tmp_path}$"):
+        load_pretrained(str(tmp_path / "last.pt"))
+
+
 @pytest.mark.parametrize(("code", "remarks"), [("0123", 1), (None, 0)])
 def test_a_run_of_another_model_py_gets_a_remark(code, remarks, tmp_path):
     """It may have the same parameters and compute something else."""
