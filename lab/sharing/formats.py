@@ -260,6 +260,9 @@ def write_onnx(folder: Path, pretrained: Pretrained, expected: Expected) -> Comp
     except Exception as error:  # the exporter raises many kinds
         reason = runtime.first_line(error)
         raise NotPossible(f"torch.onnx cannot export this model: {reason}") from error
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(program.model)  # local paths and source code
     program.model.metadata_props.update(
         classes=json.dumps(pretrained.class_names),
         mean=json.dumps(pretrained.preprocess.mean),

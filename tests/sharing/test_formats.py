@@ -39,6 +39,7 @@ def test_every_format_of_a_vit_loads_with_the_same_logits(script, vit_run, tmp_p
     done = script("share.py", "--model", vit_run, "--int8")
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "out/vit"
+    assert str(ROOT).encode() not in (tmp_path / "out" / "vit" / "model.onnx").read_bytes()
     (tmp_path / "out").rename(tmp_path / "somewhere else")
     monkeypatch.chdir(tmp_path / "somewhere else")
     noise_image(20, 20).save("photo.jpg")
