@@ -66,6 +66,7 @@ def main() -> None:
     if Path(name).name != name:
         raise UserError(f"NAME={name!r} is not the name of a folder")
     folder = Path(c.RESULTS_DIR, name)
+    check_source(c.MODEL, folder)
     check_folder(folder, pretrained, c.OVERWRITE)
     loaders, dataset = example_images(pretrained, records, c.DATA_DIR)
     if c.INT8 and dataset is None:
@@ -141,6 +142,21 @@ def add_page(folder: Path, release: card.Release, loaders: Loaders) -> None:
         )
     else:
         print(f"index.html contains {count} of the {release.images} (--no-page leaves it out)")
+
+
+def check_source(model: str, target: Path) -> None:
+    """Raises: UserError for a model that is already shared, or that `target` would replace."""
+    source = registry.folder_of(model)
+    if source is None:
+        return
+    config = source / "config.json"
+    if config.is_file() and "vit_lab" in checkpoints.read_json(config):
+        raise UserError(
+            f"{model} is already shared, and its records are in the folder of its run: name the "
+            "run, such as --model results/train/<run> (with --repository, to upload it)"
+        )
+    if source.resolve() == target.resolve():
+        raise UserError(f"{target} is the folder of the model itself: choose another --name")
 
 
 def check_folder(folder: Path, pretrained: Pretrained, overwrite: bool) -> None:

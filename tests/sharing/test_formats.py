@@ -221,6 +221,26 @@ def test_a_shared_folder_can_be_visualized(script, vit_run, monkeypatch):
     assert "attention.html" in done.out
 
 
+def test_a_shared_folder_is_not_shared_again(script, vit_run, tmp_path, monkeypatch):
+    """Its records are in the folder of the run, so the new card would not state its accuracy."""
+    for name in ("write_transformers", "write_onnx"):
+        monkeypatch.setattr(formats, name, not_possible)
+    assert script("share.py", "--model", vit_run).code == 0
+    before = (tmp_path / "out" / "vit" / "README.md").read_bytes()
+    for model in ("out/vit", "out/vit/model.safetensors"):
+        done = script("share.py", "--model", model, "--name", "vit")
+        assert done.code == 2
+        assert f"{model} is already shared" in done.err
+    assert (tmp_path / "out" / "vit" / "README.md").read_bytes() == before
+    (tmp_path / "out" / "vit").rename(tmp_path / "out" / "hub")
+    config = json.loads((tmp_path / "out" / "hub" / "config.json").read_text())
+    del config["vit_lab"]  # as in a repository of timm
+    (tmp_path / "out" / "hub" / "config.json").write_text(json.dumps(config))
+    done = script("share.py", "--model", "out/hub", "--license", "mit")
+    assert done.code == 2
+    assert "out/hub is the folder of the model itself" in done.err
+
+
 def test_an_unfinished_run_is_not_shared(script, vit_run):
     (vit_run / "metrics.json").unlink()
     done = script("share.py", "--model", vit_run)
