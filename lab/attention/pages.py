@@ -255,7 +255,7 @@ def _facts(content: LiveContent) -> list[str]:
     facts = []
     if content.run:
         config = content.run.config()
-        command = runtime.hide_home(str(config.get("command", "an unknown command")))
+        command = runtime.public_command(str(config.get("command", "an unknown command")))
         facts.append(
             f"Trained with: {command} (started {config.get('started', 'at an unknown time')})."
         )

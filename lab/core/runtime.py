@@ -32,8 +32,8 @@ from lab.core.errors import UserError, first_line
 __all__ = [
     "SCHEMA", "Stopped", "allow_tf32", "avoid_dynamo_import", "bf16_is_faster", "can_compile",
     "code_hashes", "explain_out_of_memory", "first_line", "handle_signals", "hardware", "has_bf16",
-    "has_compiler", "hide_home", "import_model", "is_main_process", "load_average",
-    "make_accelerator", "peak_memory_mb", "process_state", "provenance", "reset_peak_memory",
+    "has_compiler", "import_model", "is_main_process", "load_average", "make_accelerator",
+    "peak_memory_mb", "process_state", "provenance", "public_command", "reset_peak_memory",
     "run_script", "source_hash", "uses_model",
 ]  # fmt: skip
 
@@ -273,10 +273,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def hide_home(text: str) -> str:
-    """A text for others to read, in which the user's home folder is `~`."""
+def public_command(command: str) -> str:
+    """A command for others to read: of absolute paths, only the last name is shown."""
+    words = (re.sub(r"^(--[\w-]+=)?/.*/(?=[^/])", r"\1", w) for w in shlex.split(command))
     home = str(Path.home())
-    return text.replace(home, "~") if len(home) > 1 else text
+    return shlex.join(word.replace(home, "~") if len(home) > 1 else word for word in words)
 
 
 def load_average() -> float | None:

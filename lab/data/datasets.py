@@ -20,7 +20,7 @@ import torch
 
 from lab.core import UserError
 from lab.data import cache
-from lab.data.images import CACHE_FOLDER, EXTENSIONS, Reading, abbreviate, printable
+from lab.data.images import EXTENSIONS, Reading, abbreviate, list_images, printable
 from lab.data.preprocess import Preprocess
 from lab.data.sources import (
     DATASETS,
@@ -223,7 +223,7 @@ def image_files(source: str) -> dict[Path, Path]:
         files = {
             file: path if path.is_dir() else path.parent
             for path in matches
-            for file in (_visible_images(path) if path.is_dir() else [path])
+            for file in (list_images(path)[0] if path.is_dir() else [path])
         }
         if not files:
             kinds = " ".join(sorted(EXTENSIONS))
@@ -247,17 +247,6 @@ def _matches(place: str) -> list[Path]:
     if path.exists():
         return [path]
     return [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-
-
-def _visible_images(folder: Path) -> list[Path]:
-    """All images in a folder and its subfolders that are not hidden."""
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in EXTENSIONS
-        and CACHE_FOLDER not in file.parts
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
 
 
 def dataset_kind(dataset: str) -> Literal["mnist-5k", "digits", "small", "photographs"]:

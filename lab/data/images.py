@@ -2,8 +2,8 @@
 
 import stat
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,16 @@ CACHE_FOLDER = "vit-lab-cache"  # decoded photographs, in the folder of a datase
 TINY = 4  # pixels: images whose shorter side is smaller are enlarged, with a warning
 
 
+@contextmanager
+def explain_listing_errors() -> Iterator[None]:
+    """Raises UserError for a folder that cannot be listed."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+@explain_listing_errors()
 def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """The images of `root/<class>/**`, sorted; links are followed unless they form a cycle.
 
@@ -31,30 +41,43 @@ def find_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """
     classes: dict[str, list[Path]] = {}
     others: list[Path] = []
-
-    def collect(folder: Path, found: list[Path], parents: set[Path]) -> None:
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
-                others.append(path)
-            elif path.suffix.lower() in EXTENSIONS:  # if it is not an image, reading reports it
-                found.append(path)
-            elif not path.is_dir():
-                others.append(path)
-            elif (real := path.resolve()) not in parents:
-                collect(path, found, parents | {real})
-
-    try:
-        for entry in sorted(root.iterdir()):
-            if entry.name == CACHE_FOLDER:
-                continue
-            if entry.is_dir() and not entry.name.startswith("."):
-                found = classes.setdefault(entry.name, [])
-                collect(entry, found, {root.resolve(), entry.resolve()})
-            else:
-                others.append(entry)
-    except OSError as error:
-        raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
+    for entry in sorted(root.iterdir()):
+        if entry.name == CACHE_FOLDER:
+            continue
+        if entry.is_dir() and not entry.name.startswith("."):
+            classes[entry.name], skipped = list_images(entry, frozenset({root.resolve()}))
+            others += skipped
+        else:
+            others.append(entry)
     return classes, others
+
+
+@explain_listing_errors()
+def list_images(
+    folder: Path, parents: frozenset[Path] = frozenset()
+) -> tuple[list[Path], list[Path]]:
+    """The images of `folder/**`, sorted, and the skipped files.
+
+    Links are followed, except to `parents`, the resolved folders that contain this one, or to the
+    folder itself.
+
+    Raises: UserError for a folder that cannot be listed.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    parents |= {folder.resolve()}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            others.append(path)
+        elif path.suffix.lower() in EXTENSIONS:  # if it is not an image, reading reports it
+            found.append(path)
+        elif not path.is_dir():
+            others.append(path)
+        elif path.resolve() not in parents:
+            inside, skipped = list_images(path, parents)
+            found += inside
+            others += skipped
+    return found, others
 
 
 @dataclass(frozen=True)

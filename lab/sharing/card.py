@@ -1,7 +1,6 @@
 """The model card of a shared model, built from the records of its run, and its license."""
 
 import json
-import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +48,8 @@ class Records:
 
     @property
     def command(self) -> str:
-        """The command of the run; of absolute paths, only the last name is shown."""
-        words = shlex.split(self.config["command"])
-        shown = (re.sub(r"^(--[\w-]+=)?/.*/(?=[^/])", r"\1", word) for word in words)
-        return shlex.join(runtime.hide_home(word) for word in shown)
+        """The command of the run, without the folders of this computer."""
+        return runtime.public_command(self.config["command"])
 
 
 @dataclass

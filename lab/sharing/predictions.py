@@ -200,8 +200,8 @@ def unsupported_images(source: str) -> int:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return 0
-    files = (path for path in folder.rglob("*") if not path.name.startswith("."))
-    return sum(path.suffix.lower() in _UNSUPPORTED for path in files)
+    others = (path for path in images.list_images(folder)[1] if not path.name.startswith("."))
+    return sum(path.suffix.lower() in _UNSUPPORTED for path in others)
 
 
 # --- Predicting ---
