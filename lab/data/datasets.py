@@ -21,7 +21,7 @@ import torch
 from lab.core import UserError
 from lab.data import cache
 from lab.data.images import EXTENSIONS, Reading, abbreviate, list_images, printable
-from lab.data.preprocess import Preprocess
+from lab.data.preprocess import Preprocess, luma
 from lab.data.sources import (
     DATASETS,
     Source,
@@ -175,7 +175,8 @@ def load_images(
         preprocess: the model's preprocessing.
         is_dataset: `images` is a dataset even if it is a folder without train/.
 
-    Returns: a dataset. For image files all splits are the same, and there are no labels or classes.
+    Returns: a dataset. For image files all splits are the same, and there are no labels or classes;
+        color images are converted to grayscale for a grayscale model.
     Raises: UserError for image files that do not exist or cannot be read.
     """
     if is_dataset or images in DATASETS or (Path(images).expanduser() / "train").is_dir():
@@ -188,7 +189,10 @@ def load_images(
     for number, reason in failures:
         raise UserError(f"IMAGES: {paths[number]} cannot be read: {reason}")
     names = [printable(path.name) for path in paths]
-    split = full_split(torch.from_numpy(pixels), torch.full((len(paths),), -1), names)
+    store = torch.from_numpy(pixels)
+    if len(preprocess.mean) == 1:
+        store = torch.cat([luma(image).round().byte() for image in store.split(1)])
+    split = full_split(store, torch.full((len(paths),), -1), names)
     folder = Path(images).expanduser()
     name = folder.resolve().name if folder.is_dir() else f"{len(paths)}-images"
     name = names[0] if len(paths) == 1 else printable(name)

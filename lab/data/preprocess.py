@@ -86,7 +86,7 @@ class Preprocess:
         """
         x = self.center_crop(images)
         if x.shape[1] == 3 and len(self.mean) == 1:
-            x = (x * x.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+            x = luma(x)
         mean, std = (x.new_tensor(values).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
@@ -105,3 +105,9 @@ class Preprocess:
         start = round((side - self.img_size) / 2)  # as in torchvision's center_crop
         x = x[..., start : start + self.img_size, start : start + self.img_size]
         return x if x.is_floating_point() else x.float() / 255
+
+
+def luma(images: Tensor) -> Tensor:
+    """Color images (B, 3, H, W) as grayscale images of floats (B, 1, H, W)."""
+    x = images.float()
+    return (x * x.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo
 from lab.attention.plots import AttentionExample
 from lab.attention.views import class_index, uniform_distance
 from lab.core import UserError
+from lab.data import Augmentation, Loaders
 from lab.data.datasets import load_images
 from lab.data.preprocess import Preprocess
 from lab.models.pretrained import Pretrained
@@ -85,6 +86,15 @@ def test_images_without_labels(place):
     record = json.loads((place / "out" / "two" / "metrics.json").read_text())
     assert [x["name"] for x in record["images"]] == ["b c.jpg", "a.png"]
     assert not (place / "out" / "two" / "heads.jpg").exists()
+
+
+def test_color_files_become_gray_for_a_model_of_gray_images(place):
+    preprocess = Preprocess(20, [0.3], [0.4], crop_pct=0.8)
+    path = place / "my images" / "b c.jpg"
+    data = load_images(f"'{path}'", "data", preprocess)
+    loaders = Loaders(data, preprocess, 8, Augmentation())
+    found = loaders.normalize(data.test.images(slice(0, 1)))[0]
+    torch.testing.assert_close(found, preprocess(path), atol=0.51 / 255 / 0.4, rtol=0)
 
 
 def test_folder_of_a_single_image_has_no_suffix(place):
