@@ -123,12 +123,17 @@ def runs_in_browser(model: nn.Module) -> bool:
     """
     if not isinstance(model, VisionTransformer) or not model.config.num_classes:
         return False
-    state = model.state_dict()
+    config, state = model.config, model.state_dict()
+    patch = (config.patch_size, config.patch_size)
+    proj = dict(model.named_modules()).get("patch_embed.proj")
     size = sum(value.numel() for value in state.values())
     with_bias = (name for name in state if name.endswith(".weight") and ".qkv." not in name)
     return (
         size <= _MAX_PARAMETERS
         and all(_PARAMETER.fullmatch(name) for name in state)
+        and isinstance(proj, nn.Conv2d)
+        and proj.weight.shape == (config.embed_dim, config.in_chans, *patch)
+        and proj.stride == patch  # patches do not overlap
         and all(name.removesuffix("weight") + "bias" in state for name in with_bias)
     )
 

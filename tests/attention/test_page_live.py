@@ -554,3 +554,7 @@ def test_only_small_plain_vits_run_in_the_browser():
     edited = random_model()
     edited.register_parameter("reg_token", torch.nn.Parameter(torch.zeros(1, 4, 16)))
     assert not runs_in_browser(edited)
+    for kernel_size, stride, padding in ((9, 7, 1), (7, 6, 0)):
+        overlapping = random_model()
+        overlapping.patch_embed.proj = torch.nn.Conv2d(1, 16, kernel_size, stride, padding)
+        assert not runs_in_browser(overlapping)

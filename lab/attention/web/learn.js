@@ -163,5 +163,8 @@ startBreak();
 startLearn();
 startDraw();
 if (!data.examples.length) readDrawing();
-update();
-checkAgainstPyTorch();
+try {
+  update();
+} finally {  // its warning must appear even if the page does not work
+  checkAgainstPyTorch();
+}
