@@ -153,7 +153,6 @@ def write_live_page(path: Path, content: LiveContent) -> None:
         "facts": "\n".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(content)),
     }
     state = content.model.state_dict()
-    states, opening = _states(content, state)
     data = {
         "config": asdict(content.model.config),
         "preprocess": {**asdict(content.preprocess), "resized": content.preprocess.resized},
@@ -162,8 +161,7 @@ def write_live_page(path: Path, content: LiveContent) -> None:
         "drawing": _drawing(content),
         "ink_is_bright": content.preprocess.mean[0] < 0.5,
         "layout": [[name, list(value.shape)] for name, value in state.items()],
-        "states": states,
-        "opening": opening,
+        **_states(content, state),
         "history": _history(content.run),
         "examples": _live_examples(content),
     }
@@ -179,8 +177,11 @@ def _drawing(content: LiveContent) -> dict[str, Any] | None:
     return {**found, "box": round(found["box"] * scale)}
 
 
-def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[str, Any]], int]:
-    """The weights of all snapshots in order of their epochs, and the index of the model itself."""
+def _states(content: LiveContent, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The weights of all snapshots and of the model itself in order of their epochs.
+
+    With them, the index of the model itself, and the number of snapshots.
+    """
 
     def packed(weights: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
         """The weights as base64 of little-endian fp16, in the order of the model's parameters."""
@@ -189,11 +190,12 @@ def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[s
         known = {key: header[key] for key in ("epoch", "val_accuracy")}
         return {**known, "weights": encoded}
 
-    header, states = {"epoch": None, "val_accuracy": None}, []
+    header, states, snapshots = {"epoch": None, "val_accuracy": None}, [], []
     if content.run:
         best = content.run.folder / "best.safetensors"
         header = checkpoints.load_weights(best)[1]
-        for path in sorted((content.run.folder / "snapshots").glob("epoch-*.safetensors")):
+        snapshots = sorted((content.run.folder / "snapshots").glob("epoch-*.safetensors"))
+        for path in snapshots:
             weights, its_header = checkpoints.load_weights(path)
             different = {name for name in weights.keys() | state.keys()
                          if name not in weights or name not in state
@@ -206,7 +208,7 @@ def _states(content: LiveContent, state: dict[str, Tensor]) -> tuple[list[dict[s
                 states.append(packed(weights, its_header))
     own = packed(state, header)
     states = sorted([*states, own], key=lambda one: one["epoch"] or 0)
-    return states, states.index(own)
+    return {"states": states, "opening": states.index(own), "num_snapshots": len(snapshots)}
 
 
 def _history(run: Run | None) -> list[dict[str, Any]]:

@@ -406,6 +406,16 @@ def test_snapshots_are_left_out_at_another_image_size(trained, tmp_path):
         write_live_page(path, content(other, run=run))
 
 
+def test_snapshots_are_counted_also_if_one_is_of_the_best_epoch(trained):
+    run, model = trained
+    for best, num_states in ((3, 4), (4, 3)):
+        checkpoints.save_weights(run.folder / "best.safetensors", model.state_dict(),
+                                 {"epoch": best, "val_accuracy": 0.9})  # fmt: skip
+        found = pages._states(content(model, run=run), model.state_dict())
+        assert len(found["states"]) == num_states
+        assert found["num_snapshots"] == 3
+
+
 @pytest.mark.parametrize(("dataset", "size", "box"), [
     ("mnist-5k", 28, 20), ("mnist", 56, 40), ("digits", 16, 16), ("cifar10", 32, None),
 ])  # fmt: skip

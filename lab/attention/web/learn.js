@@ -9,7 +9,7 @@ function startLearn() {
   byId("player").hidden = byId("film").hidden = byId("replay-figure").hidden = !hasStates;
   byId("history-figure").hidden = !history.length;
   byId("learn-text").textContent = hasStates
-    ? `The run stored its weights ${states.length - 1} times. The slider loads them into the ` +
+    ? `The run stored its weights ${data.num_snapshots} times. The slider loads them into the ` +
       "whole page: maps and answers for your image are those of the model at that time. If a " +
       "map has one color everywhere, attention is uniform."
     : "This page has no snapshots from training. train.py stores about ten if you set SNAPSHOTS " +
