@@ -53,6 +53,8 @@ def main() -> None:
     c = SimpleNamespace(**constants.override(sys.modules[__name__]))
     if c.BATCH_SIZE < 1:
         raise UserError(f"BATCH_SIZE={c.BATCH_SIZE} must be at least 1, such as 8")
+    if c.DELETION_IMAGES < 0:
+        raise UserError(f"DELETION_IMAGES={c.DELETION_IMAGES} must be at least 0")
     config = views.ViewConfig(c.METHOD, c.LAYER, c.HEAD, c.TARGET_CLASS, c.NUM_IMAGES, c.SEED)
     c.MODEL = c.MODEL or Run.newest()
     pretrained = load_pretrained(c.MODEL, c.IMG_SIZE)

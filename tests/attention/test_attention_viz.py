@@ -146,6 +146,7 @@ def test_scores_are_written_and_compared_with_earlier_ones(place, pets):
         (("--images", "nowhere"), "'nowhere' is not a file, a folder or a dataset (mnist-5k"),
         (("--method", "grad-cam"), "Use METHOD=gradient-rollout"),
         (("--target-class", "frgo"), "is not one of the model's 10 classes. Similar names: frog"),
+        (("--score", "--deletion-images", -1), "DELETION_IMAGES=-1 must be at least 0"),
         (("--score",), "mnist-5k has no segmentation masks"),
         (("--num-images", 0), "NUM_IMAGES=0 must be at least 1"),
     ],
