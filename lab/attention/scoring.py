@@ -5,6 +5,7 @@ Validation images choose thresholds and the best block; all reported scores are 
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def score_maps(
 
     Returns: the record that metrics.json holds.
     """
-    first_images = next(loaders.evaluation("test"))[1]
+    first_images = next(_batches(loaders, "test"))[1]
     unavailable = saliency.unavailable_methods(models[TRAINED], first_images)
     methods = [name for name in saliency.METHODS if name not in unavailable]
     # An image that shows only animal or only background cannot tell a good map from a bad one.
@@ -144,6 +145,16 @@ def score_maps(
     return record
 
 
+def _batches(loaders: Loaders, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices and normalized images of a split, BATCH_SIZE at a time.
+
+    The batches of `Loaders.evaluation` are twice as large, because it needs no gradients.
+    """
+    data = getattr(loaders.data, split)
+    for index in torch.arange(len(data)).split(loaders.batch_size):
+        yield index, loaders.normalize(data.images(index))
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     """The scores of another model; {} for a record that is damaged or has no scores."""
     try:
@@ -182,7 +193,7 @@ def _maps_of_split(
     batches: list[dict[str, Tensor]] = []
     size = len(getattr(loaders.data, split))
     with tqdm(total=size, desc=f"maps, {split}", unit=" images", disable=None) as bar:
-        for index, images, _ in loaders.evaluation(split):
+        for index, images in _batches(loaders, split):
             maps = {}
             for method in methods:
                 if method == "raw":
@@ -254,6 +265,6 @@ def _predicted_classes(model: nn.Module, loaders: Loaders) -> dict[str, Tensor]:
         predicted[split] = torch.zeros(len(getattr(loaders.data, split)), dtype=torch.long)
         if saliency.count_classes(model):
             with torch.no_grad():
-                for index, images, _ in loaders.evaluation(split):
+                for index, images in _batches(loaders, split):
                     predicted[split][index] = model(images).argmax(1).cpu()
     return predicted

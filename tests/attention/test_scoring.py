@@ -295,8 +295,11 @@ def test_identical_weights_correlate_perfectly_and_gain_nothing():
     torch.manual_seed(0)
     loaders, masks = toy()
     model = VisionTransformer(ViTConfig(16, 4, 3, 2, 16, 2, 2)).eval()
+    batches = []
+    model.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     targets = {split: torch.zeros(len(m), dtype=torch.long) for split, m in masks.items()}
     found = score_maps({TRAINED: model, RANDOM: model}, loaders, masks, targets, 0)
+    assert max(batches) == loaders.batch_size
     for values in found["methods"].values():
         assert values["rank_correlation"] == 1
         assert values[TRAINED]["iou"][RANDOM] == [0, 0, 0]
