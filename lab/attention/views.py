@@ -101,7 +101,7 @@ class Views:
         if record["live"]:
             write_live_page(page, self._live_content(run.folder.name, rows))
         else:
-            write_maps_page(page, title, self._notes(bool(first.raw)), examples)
+            write_maps_page(page, title, self._notes(), examples)
         checkpoints.write_json(run.folder / "metrics.json", {**record, "open": "attention.html"})
         print("\n".join(str(run.folder / name) for name in FILES if (run.folder / name).exists()))
 
@@ -258,18 +258,22 @@ class Views:
         title = f"{run.folder.name}: similarity of the position embeddings of all pairs of patches"
         plots.plot_positions(run.folder / "positions.png", patches, (rows, columns), title)
 
-    def _notes(self, has_attention: bool) -> list[str]:
+    def _notes(self) -> list[str]:
         """Paragraphs at the top of the page that explain the maps."""
-        if not has_attention:
-            return ["Grad-CAM: bright areas raised the logit of the explained class."]
         query = _QUERY_NAMES[saliency.pooled_query(self.model)]
+        notes = {
+            "raw": f"Attention of one block shows how much {query} attends to each patch. Values "
+            "are fractions of its total attention. They sum to less than 100 % if some attention "
+            "goes to the class token or to registers.",
+            "rollout": "Rollout follows attention through all blocks.",
+            "gradient-rollout": "Gradient rollout weights the attention of all blocks by its "
+            "effect on the logit of the explained class.",
+            "grad-cam": "Grad-CAM: bright areas raised the logit of the explained class.",
+        }
         return [
-            f"Attention of one block shows how much {query} attends to each patch. Values are "
-            "fractions of its total attention. They sum to less than 100 % if some attention goes "
-            "to the class token or to registers.",
-            "Rollout follows attention through all blocks. Gradient rollout and Grad-CAM show what "
-            "raised the logit of one class. A bright patch does not prove that the model uses it; "
-            "on Oxford Pets, `attention_viz.py --score` measures whether it does.",
+            *(notes[name] for name in self.methods),
+            "A bright patch does not prove that the model uses it; on Oxford Pets, "
+            "`attention_viz.py --score` measures whether it does.",
         ]
 
 

@@ -80,12 +80,15 @@ def test_images_without_labels(place):
     assert {x["label"] for x in record["images"]} == {None}
     assert record["methods"] == ["raw", "rollout", "gradient-rollout", "grad-cam"]
     assert not (place / "out" / "images" / "positions.png").exists()  # a Swin has none
-    one = viz(place, "--model", VIT, "--images", "'my images/b c.jpg' 'my images/a.png'",
+    one = viz(place, "--model", SWIN, "--images", "'my images/b c.jpg' 'my images/a.png'",
               "--method", "rollout", "--name", "two")  # fmt: skip
     assert one.status == 0, one.err
     record = json.loads((place / "out" / "two" / "metrics.json").read_text())
     assert [x["name"] for x in record["images"]] == ["b c.jpg", "a.png"]
     assert not (place / "out" / "two" / "heads.jpg").exists()
+    page = (place / "out" / "two" / "attention.html").read_text()
+    assert "<p>Rollout follows attention" in page
+    assert "Grad-CAM" not in page
 
 
 def test_color_files_become_gray_for_a_model_of_gray_images(place):
