@@ -112,7 +112,7 @@ class LiveContent:
     preprocess: Preprocess
     classes: list[str]
     examples: list[AttentionExample]
-    dataset: str | None = None  # what it was trained on, if that is known
+    dataset: str | None = None  # of the run; without a run, the one of the examples
     run: Run | None = None  # the run that trained it, with its history and snapshots
     for_others: bool = False  # for readers other than the person who trained it
 
@@ -169,7 +169,7 @@ def write_live_page(path: Path, content: LiveContent) -> None:
 
 
 def _drawing(content: LiveContent) -> dict[str, Any] | None:
-    """How drawings become images like those that the model was trained on; None: they do not."""
+    """How drawings become images like those of the dataset; None: they do not."""
     if content.dataset not in _DRAWING:
         return None
     found = _DRAWING[content.dataset]
@@ -249,7 +249,7 @@ def _kicker(content: LiveContent) -> str:
     size = sum(p.numel() for p in content.model.parameters())
     parts = [content.name, f"{size:,} parameters"]
     if content.dataset:
-        parts.append(f"trained on {content.dataset}")
+        parts.append(f"{'trained on' if content.run else 'shown:'} {content.dataset}")
     if content.run and content.run.finished:
         metrics = content.run.metrics()
         if "test_accuracy" in metrics:

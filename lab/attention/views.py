@@ -198,21 +198,21 @@ class Views:
             count = len(per_class)
             examples[count:] = [example for example in examples[count:] if not example.correct]
         return LiveContent(
-            name=self.trained_by.folder.name if self.trained_by else name,
+            name=self.trained_by.folder.name if self.trained_by and not for_others else name,
             model=self.model,
             preprocess=self.loaders.preprocess,
             classes=self.class_names,
             examples=examples,
-            dataset=self._trained_on(known),
+            dataset=self._dataset(),
             run=self.trained_by,
             for_others=for_others,
         )
 
-    def _trained_on(self, shows_it: bool) -> str | None:
-        """The dataset of the run; without a run, the one that is shown if its classes fit."""
+    def _dataset(self) -> str | None:
+        """The dataset of the run; without a run, the one that is shown."""
         if self.trained_by:
             return self.trained_by.config().get("dataset", {}).get("name")
-        return self.loaders.data.name if shows_it else None
+        return self.loaders.data.name if self.loaders.data.classes else None
 
     def _example_of_each_class(self) -> Tensor:
         """Rows of test images: for each of at most 12 classes, the first predicted correctly.

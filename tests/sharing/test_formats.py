@@ -218,7 +218,9 @@ def test_a_shared_folder_can_be_visualized(script, vit_run, monkeypatch):
     assert script("share.py", "--model", vit_run).code == 0
     done = script("attention_viz.py", "--model", "out/vit", "--images", "digits")
     assert done.code == 0, done.err
-    assert "attention.html" in done.out
+    page = Path(done.out.splitlines()[-1]).read_text(encoding="utf-8")
+    assert "shown: digits" in page
+    assert "trained on" not in page  # the folder does not say what it was trained on
 
 
 def test_a_shared_folder_is_not_shared_again(script, vit_run, tmp_path, monkeypatch):
@@ -251,12 +253,13 @@ def test_an_unfinished_run_is_not_shared(script, vit_run):
 def test_the_page_with_test_images_can_be_left_out(script, vit_run, tmp_path, monkeypatch):
     for name in ("write_transformers", "write_onnx"):
         monkeypatch.setattr(formats, name, not_possible)
-    done = script("share.py", "--model", vit_run)
+    done = script("share.py", "--model", vit_run, "--name", "my-vit")
     (count,) = re.findall(r"index.html contains (\d+) of the test images of digits", done.out)
-    page = (tmp_path / "out" / "vit" / "index.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "my-vit" / "index.html").read_text(encoding="utf-8")
     assert page.count('"pixels":') == int(count) > 0
-    assert script("share.py", "--model", vit_run, "--no-page").code == 0
-    assert not (tmp_path / "out" / "vit" / "index.html").exists()
+    assert re.search(r"my-vit · [\d,]+ parameters · trained on digits", page)
+    assert script("share.py", "--model", vit_run, "--name", "my-vit", "--no-page").code == 0
+    assert not (tmp_path / "out" / "my-vit" / "index.html").exists()
 
 
 def test_a_format_that_fails_leaves_no_files(script, vit_run, tmp_path, monkeypatch):
