@@ -45,7 +45,8 @@ MODEL_FILE: str | None = None  # your own model.py, used everywhere instead of t
 DATASET: str = "mnist-5k"  # digits, mnist, fashion-mnist, cifar10, cifar100, pets; a folder
 DATA_DIR: str = "data"  # folder for downloads and cached features
 VAL_FRACTION: float = 0.1  # fraction of the training images used for validation
-TRAIN_FRACTION: float | None = None  # training images to use; None: 0.1 for mnist-5k, else all
+# TRAIN_FRACTION keeps the number of steps: with 0.1, an epoch shows each image ten times.
+TRAIN_FRACTION: float | None = None  # training images to use; None: 0.1 for mnist-5k, else 1
 SKIP_UNREADABLE: bool = False  # ignore images that cannot be read instead of stopping
 AUGMENT: bool = True  # augment training images (see AUGMENTATIONS below)
 
@@ -57,7 +58,7 @@ LORA_RANK: int = 8  # for lora: rank of the matrices added to the attention laye
 AUGMENT_VIEWS: int = 0  # for head: augmented views per image in the cache; 0: no augmentation
 
 # --- Training ---
-EPOCHS: int = 20  # passes over the training images
+EPOCHS: int = 20  # passes over the training split
 BATCH_SIZE: int = 64  # images per step, over all processes
 ACCUMULATION_STEPS: int = 1  # split each batch into this many parts, which saves memory
 LEARNING_RATE: float | None = None  # peak learning rate; None: depends on MODE; head tries several
@@ -70,7 +71,7 @@ DROP_PATH_RATE: float = 0.0  # drop path; 0.1 to 0.2 for large models on few ima
 LABEL_SMOOTHING: float = 0.0  # fraction of the target spread over all classes
 
 # --- Run ---
-SEED: int = 0  # of the order and the augmentation, and of random weights; not of the splits
+SEED: int = 0  # seed of weights, image order and augmentation; the splits never change
 NUM_SEEDS: int = 1  # train with SEED, SEED + 1, ...; report mean and standard deviation
 PRECISION: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: the fastest available
 COMPILE: bool = False  # torch.compile: slow start, faster steps; worthwhile on a GPU

@@ -1,6 +1,6 @@
 """Train a Vision Transformer from scratch.
 
-    python train.py                                    # mnist-5k, 1 to 2 minutes on two CPU cores
+    python train.py                                    # mnist-5k, 40 s to 2 minutes on a CPU
     python train.py --dataset digits --epochs 10       # tiny images: a first look in ten seconds
     python train.py --dataset cifar10                  # one GPU; README.md has expected accuracies
     python train.py --dataset path/to/my/images        # train/<class>/*.jpg, test/<class>/*.jpg
@@ -49,10 +49,10 @@ NUM_HEADS: int | None = None  # attention heads per block
 MLP_RATIO: float = 4.0  # hidden width of the MLP, divided by EMBED_DIM
 GLOBAL_POOL: Literal["token", "avg"] = "token"  # input of the head: class token, or mean of patches
 DROP_RATE: float = 0.0  # dropout before the head
-DROP_PATH_RATE: float | None = None  # drop path (stochastic depth), last block; raise it with depth
+DROP_PATH_RATE: float | None = None  # drop path (stochastic depth) in the last block
 
 # --- Training ---
-EPOCHS: int | None = None  # passes over the training images
+EPOCHS: int | None = None  # passes over the training split
 BATCH_SIZE: int | None = None  # images per step, over all processes
 ACCUMULATION_STEPS: int = 1  # split each batch into this many parts, which saves memory
 OPTIMIZER: Literal["adamw", "muon"] | None = None  # muon: for the blocks' matrices, AdamW elsewhere

@@ -27,7 +27,7 @@ SOURCES = {  # the examples, and results of others
     "CC BY-SA 4.0": "the license of the photographs",
     "ranks four pixels; the first and the third belong to the animal":
         "the example, computed by examples()",
-    "saw this in ViT-L and above": "Darcet et al. 2024, section 2",
+    "in DINOv2 the authors saw this only from ViT-L up": "Darcet et al. 2024, section 2",
     "In four of the six photographs, the brightest patches lie on the animal": "overview.jpg",
     "with patches of 2, 4 and 8 pixels": "checked by swin_said()",
 }  # fmt: skip
@@ -76,7 +76,7 @@ def examples() -> dict[str, str]:
         "near": "weight {} to itself, {} to its neighbor and {} to the patch after "
                 "that".format(*near),
         "distance": f"${path} = {distance:.1f}$ pixels",
-        "ranking": f"1/1 at the first and 2/3 at the third; their mean is $(1/1 + 2/3) / 2 = "
+        "ranking": f"is 1/1 at the first hit and 2/3 at the second. Their mean, $(1/1 + 2/3) / 2 = "
                    f"{precision[animal].mean():.2f}$",
         "deletion": "{} with all pixels, {} without the brighter half and {} without "
                     "any".format(*probabilities),

@@ -277,6 +277,7 @@ def mnist_said(found: list[Record]) -> dict[str, str]:
     return {
         "mnist-5k": claim(
             f"after {first.metrics['epochs']} epochs on a tenth of mnist-5k ({share:.0f} images, "
+            f"each seen {1 / first.constants['TRAIN_FRACTION']:.0f} times per epoch; "
             f"{first.metrics['test_images']:,} for testing), mean and standard deviation over "
             f"{seeds} seeds are {listed}. Each step is significant (Welch's t-test, p < 0.01)",
             all(a.mean < b.mean for a, b in steps), max(ps) < 0.01,

@@ -34,7 +34,7 @@ SOURCES = {  # phrases that are definitions
     "et al. 1998, section 4.3)": "LeCun et al. 1998, section 4.3",
     "by $n$ (the *biased* variance). BatchNorm's running variance uses $n - 1$": "definition",
     "For digits in [0, 1], the first principal direction": "the measurement",
-    '"Features move by" 1.0 means': "definition",
+    "A feature shift of 1.0 is": "definition",
     "only one value per channel (B = H = W = 1)": "definition",
 }
 TRAIN, TEST = 200, 100  # digits that a head is fitted on, and judged by

@@ -19,7 +19,8 @@ from model import Block, ViTConfig
 
 SOURCES = {  # the examples, definitions, and results of others
     "The model gives cat 0.7, dog 0.2, car 0.1": "the example",
-    "The teacher's logits (2, 1, 0) are **sharpened** by a temperature of 0.04": "the example",
+    "The teacher's logits (2, 1, 0) are **sharpened**: they are divided by a "
+    "temperature of 0.04": "the example",
     "The student's logits (1, 1, 0) at temperature 0.1": "the example",
     "for a ViT-B/16 at 224 pixels": "the example",
     "| usual length on ImageNet-1k | 300 epochs | 300 epochs | 300 to 800 epochs "
@@ -57,7 +58,7 @@ def signals_said() -> dict[str, str]:
         "supervised": f"$-\\ln 0.7$ = {label:.3f}",
         "distillation": f"its loss is $-\\ln 0.2$ = {distilled:.3f}, and the total is the mean, "
                         f"{(label + distilled) / 2:.3f}",
-        "DINO, teacher": f"{100 * teacher[0]:.9f} % of its probability is on the first output",
+        "DINO, teacher": f"puts {100 * teacher[0]:.9f} % of its probability on the first output",
         "DINO": f"give it {100 * student[0]:.1f} %, so the loss is {loss:.3f}",
         "MAE": f"{100 * MASKED:.0f} % of the 196 patches are **masked**. The encoder sees "
                f"{visible} patches, and a small decoder predicts the pixels of "

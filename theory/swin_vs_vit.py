@@ -27,7 +27,7 @@ SOURCES = {  # definitions of the example, names, and results of others
     "half their side, 2 patches. The patch in row 4, column 4 was": "the example, see reached()",
     "such as our patches of 4 pixels on CIFAR-10": "weights/vit_128x6_cifar10.md",
     "pretrained with windows of 12 x 12 patches at 192 pixels": "the name of the model",
-    "ImageNet-22k (14 million images)": "Deng et al. 2009",
+    "ImageNet-22k (Microsoft's name for ImageNet-21k, 14 million images)": "Deng et al. 2009",
     "fine-tuned on ImageNet-1k": "the name of the model",
     "version 2, size base": "the name of the model",
     "Version 2 (Liu et al. 2022) makes": "the name of the model",

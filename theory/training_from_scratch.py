@@ -160,8 +160,8 @@ def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
             vit.metrics["test_accuracy_95"][1] < cnn.metrics["test_accuracy_95"][0],
         ),
         "training accuracy": claim(
-            f"The ViT classifies only {trained[0]} of its training images correctly, the CNN "
-            f"{trained[1]}, about as many as of the validation images", *close),
+            f"Training accuracy is only {trained[0]} for the ViT and {trained[1]} for the CNN, "
+            "about the same as their validation accuracies", *close),
         "longer": claim(
             f"After {longer.metrics['epochs']} epochs (with other settings, too) the ViT reaches "
             f"{result(longer)}",
@@ -229,9 +229,9 @@ def pretrained_said(runs: dict[str, Record], lines: Lines) -> dict[str, str]:
             "A ResNet-18 from scratch is clearly ahead of the ViT from scratch (McNemar, "
             f"p < 0.001), but it ran for {epochs[0]} epochs, the ViT for {epochs[1]}",
             ahead < 0.001, accuracy(resnet) > accuracy(breeds["scratch"])),
-        "too far": f"On ten digits they reach {sentences.result(tuned)} if fine-tuned, which "
-                   f"cannot be distinguished from the ViT from scratch (McNemar, p = {p:.2f}), "
-                   f"and {sentences.result(head)} with only the head trained",
+        "too far": f"Fine-tuned on ten images of digits, they reach {sentences.result(tuned)}, "
+                   "which cannot be distinguished from the ViT from scratch (McNemar, "
+                   f"p = {p:.2f}), and {sentences.result(head)} with only the head trained",
         "head lower": claim("clearly less than from scratch", head.around[1] < scratch.around[0]),
     }  # fmt: skip
 

@@ -17,8 +17,9 @@ from lab.report import Record, comparisons, read_runs, sentences
 from model import MLP, Attention, Block, VisionTransformer, ViTConfig
 
 SOURCES = {  # the example, definitions, and results of others
-    r"where $\Phi$ is the normal distribution function": "Hendrycks and Gimpel 2016",
-    "There are three kinds: **learned 1-D**": "Dosovitskiy et al. 2021, appendix D.4",
+    r"where $\Phi$ is the cumulative distribution function of the standard normal distribution":
+        "Hendrycks and Gimpel 2016",
+    "The ViT paper compares three kinds: **learned 1-D**": "Dosovitskiy et al. 2021, appendix D.4",
     "**2-D** (one vector": "Dosovitskiy et al. 2021, appendix D.4",
     "5-shot accuracy is 61.4 % without positions, 64.2 % with 1-D, 64.0 % with 2-D and 64.0 % with "
     "relative ones": "Dosovitskiy et al. 2021, table 8",
@@ -59,7 +60,7 @@ def example() -> dict[str, str]:
         "wider": f"widens it to four numbers, here ${whole(hidden)}$",
         "GELU": f"**GELU** turns these into {row(active)}",
         "branch": f"gives {row(branch)}",
-        "block": f"the block returns {row(x + branch)}",
+        "block": f"the output is {row(x + branch)}",
         "slope": f"at -0.5 the slope of GELU is {slope:.2f} and that of ReLU is 0",
     }
 
@@ -236,7 +237,7 @@ def patches_said() -> dict[str, str]:
             named[28].metrics["test_accuracy"] < named[4].metrics["test_accuracy"],
         ),
         "undertrained": claim(
-            "Up to 14, smaller patches also have lower *training* accuracy",
+            "From patch 14 down to patch 4, *training* accuracy falls as well",
             trained == sorted(trained), trained[0] < trained[-1],
         ),
         "pooling": claim(
