@@ -37,6 +37,8 @@ RESULTS_DIR: str = "results/cnn_baseline"  # each run gets a folder in it
 
 # Constants of train.py that do not apply to a CNN.
 EXCLUDED = ("MODEL_FILE", "MODEL", "MODEL_ARGS")
+# Those that a VIT sets, and the value that each has if it is not set.
+SIZES = {**train.VIT_ONLY, "PATCH_SIZE": None, "DROP_PATH_RATE": None}
 
 
 def main() -> None:
@@ -44,8 +46,7 @@ def main() -> None:
         sys.modules[__name__], base=train, without=EXCLUDED, recipes=train.RECIPES
     )
     if values["VIT"]:
-        sizes = {**train.VIT_ONLY, "PATCH_SIZE": None}
-        train.refuse(values, sizes, f"VIT={values['VIT']}, which has its own")
+        train.refuse(values, SIZES, f"VIT={values['VIT']}, which has its own")
     results.summarize_seeds(
         [train.train(seed_values, build) for seed_values in results.each_seed(values)]
     )
@@ -59,6 +60,8 @@ def build(c: SimpleNamespace, data: Dataset) -> tuple[cnn.ResidualCNN, str, dict
     vit = vit_of_run(Path(c.VIT)) if c.VIT else train.vit_config(c, data)
     image = (data.channels, c.IMG_SIZE, c.IMG_SIZE)
     vit = replace(vit, img_size=c.IMG_SIZE, in_chans=data.channels, num_classes=len(data.classes))
+    if c.VIT:  # the recipe's values, which are in `c`, are those of another ViT
+        vars(c).update({name: getattr(vit, name.lower()) for name in SIZES})
     vit_profile = profile_model(VisionTransformer(vit), image)
     target = vit_profile["parameters" if c.MATCH == "params" else "macs"]
     config, _ = cnn.matched_cnn(vit, target, c.MATCH)

@@ -224,7 +224,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     with runtime.process_state().main_process_first():
         results_dir = Path(c.RESULTS_DIR)
         run = Run.open(results_dir, name, vars(c), metadata, c.OVERWRITE, c.RESUME_CHANGED_CODE)
-    if not run.finished and (message := results.explain_more_epochs(run)):
+    if message := results.explain_more_epochs(run):
         print(message)
     fit(model, optimizer, loaders, config, run)
     return run

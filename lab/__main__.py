@@ -108,7 +108,8 @@ def _run(title: str, command: str) -> list[str]:
         ) as process:
             try:
                 status = process.wait()
-            except KeyboardInterrupt:  # the script received it too, and saves its state
+            except KeyboardInterrupt:  # the script received it too
+                print("\nstopping; the script saves its state", file=sys.stderr)
                 process.wait()
                 status = 130
         if status:

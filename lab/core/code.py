@@ -51,6 +51,7 @@ def _import_file(path: Path) -> None:
             f"MODEL_FILE={path} is not a Python file: set it to the path of your model.py"
         )
     sys.modules["model"] = module = module_from_spec(spec)
+    spec.loader_state = path.read_bytes()  # the file may be edited while the process runs
     sys.path.append(str(path.parent))  # it may import files beside it
     try:
         spec.loader.exec_module(module)
@@ -76,7 +77,7 @@ def uses_model(file: str, recorded: str | None) -> bool:
         recorded: the run's hash of that file, from `code_hashes`.
     """
     used = Path(sys.modules["model"].__file__).resolve()
-    return Path(file).resolve() == used or source_hash(used.read_bytes()) == recorded
+    return Path(file).resolve() == used or source_hash(_source(used)) == recorded
 
 
 def source_hash(source: bytes) -> str:
@@ -109,7 +110,7 @@ def code_hashes(*scripts: Path) -> dict[str, str]:
         if name in found or not path.is_file():
             continue
         ignored = constants.running.names if path in files else frozenset()
-        found[name], imported = _parsed(path.read_bytes(), ignored)
+        found[name], imported = _parsed(_source(path), ignored)
         for module in {(module, path.parent) for module in imported} - modules:
             modules.add(module)
             todo.update([model] if module[0] == "model" else _files_of(*module))
@@ -128,6 +129,14 @@ def _model_file() -> Path:
             f"{used}. Start the script by itself: python train.py --model-file {given}"
         )
     return path
+
+
+def _source(path: Path) -> bytes:
+    """The content of a file; for the module `model`, the content that was imported."""
+    spec = getattr(sys.modules.get("model"), "__spec__", None)
+    if spec and spec.loader_state and Path(spec.origin) == path:
+        return spec.loader_state
+    return path.read_bytes()
 
 
 @cache

@@ -24,6 +24,7 @@ from lab.core.script_source import (
     Constant,
     Recipes,
     committed,
+    missing_constant,
     read_constants,
     unknown_constant,
 )
@@ -73,7 +74,8 @@ def override(
         allow_abbrev=False,
     )
     constants = read_constants(module, base, without, recipes)
-    if message := unknown_constant(module, base):
+    names = [*(constant.name for constant in constants), *without]
+    if message := unknown_constant(module, base) or missing_constant(module, base, names):
         parser.error(message)
     for constant in constants:
         try:

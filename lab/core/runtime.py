@@ -103,6 +103,9 @@ def _original_command() -> list[str]:
     for each constant that was edited in the script.
     """
     edited = constants.as_flags(constants.running.edited)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.origin == sys.argv[0]:  # started with python -m
+        return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:], *edited]
     if _is_launched():
         try:
             program, *words = psutil.Process(os.getppid()).cmdline()  # the launcher's

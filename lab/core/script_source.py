@@ -56,7 +56,7 @@ def read_constants(
                 hints[name] = annotation
     found: dict[str, Constant] = {}
     group = ""
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):
         if heading := _HEADING.match(line):
             group = heading[1].strip()
         elif (match := _CONSTANT.match(line.rstrip())) and number in assigned.get(match[1], ()):
@@ -76,17 +76,18 @@ def _annotation_of(
     """The type of a constant whose annotation is gone, as after the edit `EPOCHS = 5`.
 
     It is the type in the base script or in the committed file; if neither has one, the type of the
-    value, provided that the script or a recipe uses the name as a constant. Returns None if the
-    name is not a constant.
+    value, provided that the name is assigned below a heading such as `# --- Model ---`. Returns
+    None if the name is not a constant.
     """
     if base and name in (hints := get_type_hints(base)):
         return hints[name]
     if text := committed(Path(module.__file__)).get(name, (None, None))[0]:
         holder = type("Holder", (), {"__annotations__": {name: text}})
         return get_type_hints(holder, vars(module))[name]
-    trees = [_tree(Path(m.__file__)) for m in (module, base) if m]
-    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    if name in used or any(name in recipe for recipe in recipes.values()):
+    file = Path(module.__file__)
+    lines = _text(file).split("\n")
+    heading = next((i for i, line in enumerate(lines, 1) if _HEADING.match(line)), len(lines))
+    if _assigned(_tree(file))[name][0] > heading:
         kinds = {type(recipe[name]) for recipe in recipes.values() if name in recipe}
         value = vars(module)[name]
         kind = kinds.pop() if len(kinds) == 1 else str if value is None else type(value)
@@ -118,6 +119,24 @@ def unknown_constant(module: types.ModuleType, base: types.ModuleType | None) ->
         if hint or committed(file):
             return f"{file.name}, line {lines[-1]}: {name} is not a constant of this script{hint}"
     return None
+
+
+def missing_constant(
+    module: types.ModuleType, base: types.ModuleType | None, names: Iterable[str]
+) -> str | None:
+    """A message about a constant that a script reads, but that is commented out; else None."""
+    nodes = [node for m in (module, base) if m for node in ast.walk(_tree(Path(m.__file__)))]
+    read, assigned = set(), set()
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "c":
+            (read if isinstance(node.ctx, ast.Load) else assigned).add(node.attr)
+    missing = sorted(filter(str.isupper, read - assigned - set(names)))
+    if not missing:
+        return None
+    file = Path(module.__file__)
+    name, value = missing[0], committed(file).get(missing[0], (None, MISSING))[1]
+    was = "" if value is MISSING else f"; its value was {value!r}"
+    return f"{file.name}: {name} is missing; put its line back, and change its value instead{was}"
 
 
 @lru_cache
@@ -160,8 +179,12 @@ def _assigned(tree: ast.Module) -> dict[str, list[int]]:
     return found
 
 
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8-sig")  # some editors on Windows write a byte order mark
+
+
 def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(_text(file))
 
 
 def _is_plain(value: Any) -> bool:

@@ -64,6 +64,7 @@ def fit(
                     state = trainer.state
                     write_results(run, test, loaders.data, state.history, state.best_epoch)
                     trainer.log(run.summary())
+            trainer.stop_after_the_run()
     return trainer.state.history
 
 

@@ -80,10 +80,11 @@ class Progress:
         return signaled > 0
 
     def _where(self, steps_ago: int) -> str:
-        state, optimizer = self._trainer.state, self._trainer.optimizer
+        state, group = self._trainer.state, self._trainer.optimizer.param_groups[0]
+        rate = group["lr"] / group.get("lr_scale", 1)
         return (
-            f"in epoch {state.epoch}, step {state.step - steps_ago}, at learning rate "
-            f"{optimizer.param_groups[0]['lr']:.2g}. Lower LEARNING_RATE or raise WARMUP_FRACTION"
+            f"in epoch {state.epoch}, step {state.step - steps_ago}, at learning rate {rate:.2g}. "
+            "Lower LEARNING_RATE or raise WARMUP_FRACTION"
             + ("." if self._trainer.config.clip_grad else ", or set CLIP_GRAD to 1.")
         )
 

@@ -152,6 +152,8 @@ class TensorBoardLogger:
 
 def explain_more_epochs(run: Run) -> str | None:
     """A message for a new run that differs from a finished one only in EPOCHS; else None."""
+    if run.finished or (run.folder / "last.pt").exists():
+        return None
     ours = run.config()
     for path in sorted(run.folder.parent.glob("*/metrics.json")):
         try:

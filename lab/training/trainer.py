@@ -236,8 +236,10 @@ class Trainer:
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
             self.state = TrainState(**saved["state"])
-            at = f"epoch {self.state.epoch}, step {self.state.step + 1}"
-            self.log(f"resuming at {at} of {self.loaders.steps}: {self.run.folder}")
+            at = f"epoch {self.state.epoch}, step {self.state.step + 1} of {self.loaders.steps}"
+            if self.state.epoch > self.config.epochs:
+                at = "the test of the best epoch, because all epochs are complete"
+            self.log(f"resuming at {at}: {self.run.folder}")
         elif 0 in self._snapshot_epochs:
             save_snapshot(self.run.folder, self.eval_model, epoch=0)
         if self.accelerator.is_main_process:
@@ -276,7 +278,14 @@ class Trainer:
     def save_and_exit(self) -> None:
         """Saves an interrupted run and raises Stopped."""
         self.save()
-        at = f"epoch {self.state.epoch}, step {self.state.step}"
+        self._stop(f"epoch {self.state.epoch}, step {self.state.step}")
+
+    def stop_after_the_run(self) -> None:
+        """Raises Stopped if a signal came too late to stop the run, so that no other one starts."""
+        if self.any_process(self.signals):
+            self._stop("the end of the run")
+
+    def _stop(self, at: str) -> None:
         number = self.signals[0] if self.signals else signal.SIGTERM  # another process received it
         raise runtime.Stopped(number, f"{at}: {self.run.folder}")
 
@@ -297,6 +306,8 @@ class Trainer:
                 f"epochs 1 to {self.config.small_epochs} train on images of "
                 f"{self.config.small_size} pixels; validation uses the full size"
             )
+        elif share := self.config.progressive_resize:
+            self.log(f"PROGRESSIVE_RESIZE={share} of {self.config.epochs} epochs is not one epoch")
 
     def log(self, text: str) -> None:
         """Prints text once, above the progress bar; trials of a sweep print nothing."""

@@ -1,6 +1,7 @@
 """Which code identifies a run: edits that matter, edits that do not, and files that are found."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_imported_files_of_the_project_count(project):
         "lab/a/__init__.py", "lab/a/lazy.py", "lab/a/x.py", "lab/b/y.py", "model.py", "other.py",
         "script.py",
     ]  # fmt: skip
+
+
+def test_the_hash_is_that_of_the_model_that_was_imported(project, monkeypatch):
+    """A student edits model.py while the seeds of a series train, which use the old one."""
+    path = project / "model.py"
+    path.write_text("".join(f"class {name}:\n    pass\n" for name in code._NEEDED))
+    monkeypatch.setitem(sys.modules, "model", sys.modules["model"])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    code._import_file(path)
+    imported = code.code_hashes()["model.py"]
+    path.write_text(path.read_text() + "edited = True\n")
+    assert code.code_hashes()["model.py"] == imported
+    code._import_file(path)
+    assert code.code_hashes()["model.py"] != imported
 
 
 BEFORE = '''"""Text."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +156,25 @@ def test_without_git_the_type_is_that_of_the_recipe_or_value(script, capsys):
     assert values == {**DEFAULTS, "WIDTH": 5, "RATE": 1.0}
     assert type(values["RATE"]) is float
     assert "not an integer" in error_of(capsys, module, ["--width", "x"])
+
+
+def test_without_git_a_constant_that_only_a_module_reads_counts(script):
+    module = script(("WIDTH: int = 3", "WIDTH = 5"), ("c.WIDTH, ", ""))
+    assert constants.override(module, [])["WIDTH"] == 5
+
+
+def test_a_byte_order_mark_is_ignored(script):
+    module = script()
+    path = Path(module.__file__)
+    path.write_text(SCRIPT, encoding="utf-8-sig")
+    assert constants.override(module, ["--width", "4"]) == {**DEFAULTS, "WIDTH": 4}
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_constant_that_is_commented_out_is_named(script, capsys, commit):
+    module = script(("ON: bool", "# ON: bool"), commit=commit)
+    message = "script.py: ON is missing; put its line back, and change its value instead"
+    assert error_of(capsys, module, []) == message + "; its value was True" * commit
 
 
 def test_a_script_inherits_the_constants_of_its_base(script, capsys):

@@ -129,6 +129,8 @@ def test_a_run_differs_from_train_py_only_in_the_model(tmp_path):
     (second,) = (p for p in (tmp_path / "results" / "cnn_baseline").iterdir() if p != folder)
     config = json.loads((second / "config.json").read_text())
     assert config["twin_of"]["model"] == "vit_32x2"
+    same = {name: config["constants"][name] for name in cnn_baseline.SIZES}
+    assert same == {name: theirs["constants"][name] for name in cnn_baseline.SIZES}
     assert abs(config["model"]["macs"] / theirs["model"]["macs"] - 1) < 0.01
 
     loaded = load_pretrained(str(folder))

@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import json
+import signal
 
 import pytest
 import timm
@@ -20,7 +21,7 @@ from lab.data.preprocess import Preprocess
 from lab.models import load_model, profile_model
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.registry import model_header
-from lab.training import loop, optimizers, results, trainer
+from lab.training import evaluation, loop, optimizers, results, trainer
 from lab.training.config import FitConfig
 from lab.training.optimizers import Schedule, adamw, layers, muon
 from lab.training.progress import Progress
@@ -194,6 +195,18 @@ def test_the_test_split_is_classified_by_the_best_epoch(data, tmp_path, monkeypa
     torch.testing.assert_close(
         torch.tensor(confidence), logits.softmax(1).amax(1), atol=1e-4, rtol=0
     )
+
+
+def test_ctrl_c_during_the_test_of_a_run_stops_a_series(data, tmp_path, monkeypatch):
+    def interrupt(model, loaders, split, accelerator):
+        if split == "test":
+            signal.raise_signal(signal.SIGINT)
+        return evaluation.evaluate(model, loaders, split, accelerator)
+
+    monkeypatch.setattr(loop, "evaluate", interrupt)
+    with pytest.raises(runtime.Stopped, match="saved at the end of the run"):
+        train(data, tmp_path)
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_every_epoch_trains_in_training_mode(data, tmp_path, monkeypatch):
