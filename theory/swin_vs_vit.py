@@ -64,16 +64,19 @@ def counts(model: nn.Module, size: int) -> dict[str, int]:
 
 def one_layer(size: int) -> tuple[int, int]:
     """Counted: attention of Swin-T's first block, and of all pairs of the same patches."""
-    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=size)
-    plain = VisionTransformer(size, PATCH, embed_dim=C, depth=1, num_heads=3, class_token=False,
-                              global_pool="avg")  # fmt: skip
+    with torch.device("meta"):
+        swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=size)
+        plain = VisionTransformer(size, PATCH, embed_dim=C, depth=1, num_heads=3,
+                                  class_token=False, global_pool="avg")  # fmt: skip
     windows = counts(swin, size)["SwinTransformer.layers.0.blocks.0.attn"]
     return counts(plain, size)["VisionTransformer.blocks.0.attn"], windows
 
 
 def whole(name: str, size: int) -> int:
     """Counted: a whole model of timm's."""
-    return counts(timm.create_model(name, img_size=size), size)["Global"]
+    with torch.device("meta"):
+        model = timm.create_model(name, img_size=size)
+    return counts(model, size)["Global"]
 
 
 def cost_said() -> dict[str, str]:
@@ -101,10 +104,9 @@ def cost_said() -> dict[str, str]:
         f"With {(896 // 224) ** 2} times as many patches, windows cost {growth[1]:.0f} times as "
         f"much and global attention {growth[0]:.0f} times"
     )
-    held = [
-        sum(p.numel() for p in timm.create_model(name).parameters()) / 1e6
-        for name in NAMES.values()
-    ]
+    with torch.device("meta"):
+        models = [timm.create_model(name) for name in NAMES.values()]
+    held = [sum(p.numel() for p in model.parameters()) / 1e6 for model in models]
     pairs = []
     for size in (224, 896):
         small, swin = (whole(name, size) for name in NAMES.values())
