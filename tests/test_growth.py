@@ -263,7 +263,7 @@ def test_mapped_store_is_read_only_and_gives_no_warning(tmp_path, recwarn):
 @LINUX
 def test_photographs_train_in_less_memory_than_they_need(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded_memory, "BATCH_SIZE", 8)
-    bounded_memory.make_photographs(tmp_path / "photographs", 2000)
+    bounded_memory.make_photographs(tmp_path / "photographs", 1400)
     _, _, *flags = bounded_memory.train_command(tmp_path)
     kept = tmp_path / "photographs" / "vit-lab-cache" / "train-256-bicubic.npy"
     command = [sys.executable, "-c", UNDER_LIMIT, str(kept), "train.py", *flags]

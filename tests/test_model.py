@@ -19,8 +19,8 @@ DINO = {**SMALL, "depth": 2, "patch_size": 14, "init_values": 1e-5, "num_classes
 AVG = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 4}
 AVG = {**AVG, "num_heads": 3, "global_pool": "avg"}
 REFERENCES = {
-    "vit_tiny_patch16_224": (ViTConfig(**TINY), {}),
-    "vit_small_patch32_224": (ViTConfig(**SMALL, patch_size=32), {}),
+    "vit_tiny_patch16_224": (ViTConfig(**TINY, depth=3), {"depth": 3}),
+    "vit_small_patch32_224": (ViTConfig(**SMALL, patch_size=32, depth=3), {"depth": 3}),
     "deit3_small_patch16_224": (
         ViTConfig(**SMALL, depth=3, init_values=1e-6, no_embed_class=True),
         {"depth": 3},

@@ -40,9 +40,9 @@ REAL = ROOT.parent / "shared" / "weights" / "vit_small_patch14_dinov2_saliency.s
     ("name", "options"),
     [
         ("vit_base_patch16_224", {"depth": 2}),
-        ("vit_tiny_patch16_224.augreg_in21k", {}),
-        ("vit_small_patch32_224", {"num_classes": 5}),
-        ("deit_tiny_patch16_224", {"num_classes": 0}),
+        ("vit_tiny_patch16_224.augreg_in21k", {"depth": 2}),
+        ("vit_small_patch32_224", {"depth": 2, "num_classes": 5}),
+        ("deit_tiny_patch16_224", {"depth": 2, "num_classes": 0}),
         ("deit3_small_patch16_224", {"depth": 3}),
         ("vit_small_patch14_dinov2", {"depth": 2, "num_classes": 7}),
         ("test_vit", {}),
