@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.core import constants
-from tests.figures import blank_figures
-
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -31,6 +28,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def figures_of_runs_are_blank():
+    # Not above: the process that starts the workers, which wait for it, does not need PyTorch.
+    from tests.figures import blank_figures
+
     with blank_figures():
         yield
 
@@ -38,6 +38,8 @@ def figures_of_runs_are_blank():
 @pytest.fixture(autouse=True)
 def no_script_runs(monkeypatch):
     """A script that a test runs in this process is not the running script of the next test."""
+    from lab.core import constants
+
     monkeypatch.setattr(constants, "running", constants.RunningScript())
 
 

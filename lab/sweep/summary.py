@@ -8,10 +8,7 @@ import numpy as np
 import optuna
 from matplotlib.ticker import LogLocator, NullLocator
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
-from scipy.stats import spearmanr
-from sklearn.ensemble import RandomForestRegressor
 
 from lab.core import Run, UserError, checkpoints, plots, stats
 from lab.sweep.search_space import Space, format_value
@@ -58,6 +55,10 @@ def importance(study: optuna.Study, space: Space, seed: int) -> dict[str, Any]:
     values = np.array([trial.value for trial in done])
     if len(done) < _MIN_TRIALS or len(space) < 2 or np.ptp(values) == 0:
         return {"importance": {}, "interactions": None, "predicted": None}
+    # Sweeps of few trials do without these imports, which take over a second.
+    from optuna.importance import FanovaImportanceEvaluator
+    from sklearn.ensemble import RandomForestRegressor
+
     points = [[space[name].to_internal_repr(t.params[name]) for name in space] for t in done]
     seed %= 2**32  # the largest that scikit-learn accepts, plus one
     forest = RandomForestRegressor(200, oob_score=True, random_state=seed).fit(points, values)
@@ -219,6 +220,8 @@ def _rank_correlation(values: list[float], accuracy: np.ndarray) -> float:
     """Spearman's correlation; 0 if either side is constant."""
     if len(set(values)) < 2 or np.ptp(accuracy) == 0:
         return 0.0
+    from scipy.stats import spearmanr
+
     return float(spearmanr(values, accuracy).statistic)
 
 
