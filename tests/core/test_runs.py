@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from lab.core import Run, UserError, constants, run_folders, runs, runtime
+from tests.drills.harness import Process, event
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTANTS = {"LEARNING_RATE": 0.002, "BATCH_SIZE": 64, "DATASET": "digits", "NAME": None, "SEED": 0}
@@ -284,47 +284,42 @@ def test_the_newest_run_is_the_one_that_finished_last(tmp_path, monkeypatch, cap
     assert f"model: {runs / 'new'}, the newest run of train.py" in capsys.readouterr().out
 
 
-HOLDER = f"""
-import sys
-from pathlib import Path
-from lab.core import Run, runs
-runs.code_hashes = lambda *_: {CODE!r}
-Run.open(Path(sys.argv[1]), "digits-vit-s0", {CONSTANTS!r}, {FACTS!r}, False, False, *sys.argv[2:])
-print("open", flush=True)
-sys.stdin.read()
-"""
+@pytest.fixture
+def holder(place, tmp_path):
+    """Starts another process that opens a run; at an event, it has it open."""
+
+    def hold(shared=False):
+        Run.open(place, "digits-vit-s0", CONSTANTS, FACTS, False, shared=shared)
+        event()
+
+    return lambda **kwargs: Process(lambda: hold(**kwargs), tmp_path / "log")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("kill", [True, False])
-def test_a_run_belongs_to_one_process_until_that_ends(place, kill):
-    command = [sys.executable, "-c", HOLDER, str(place)]
-    with subprocess.Popen(
-        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == "open\n"
-        for overwrite in (False, True):
-            with pytest.raises(UserError, match=rf"another process \(process id {process.pid}\)"):
-                opened(place, overwrite=overwrite)
-        if kill:
-            process.send_signal(signal.SIGKILL)
-        process.stdin.close()
-        process.wait()
+def test_a_run_belongs_to_one_process_until_that_ends(place, holder, kill):
+    process = holder()
+    assert process.next_event()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=rf"another process \(process id {process.pid}\)"):
+            opened(place, overwrite=overwrite)
+    if kill:
+        os.kill(process.pid, signal.SIGKILL)
+    process.go()
+    process.finish()
     assert (place / "digits-vit-s0" / ".lock").exists() == kill
     assert opened(place) == "digits-vit-s0"
     run_folders.unlock_all()
     assert not (place / "digits-vit-s0" / ".lock").exists()
 
 
-def test_a_shared_folder_is_open_to_several_processes(place):
-    command = [sys.executable, "-c", HOLDER, str(place), "shared"]
-    with subprocess.Popen(
-        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == "open\n"
-        assert Run.open(place, "digits-vit-s0", CONSTANTS, FACTS, False, shared=True).folder == (
-            place / "digits-vit-s0"
-        )
+def test_a_shared_folder_is_open_to_several_processes(place, holder):
+    process = holder(shared=True)
+    assert process.next_event()
+    ours = Run.open(place, "digits-vit-s0", CONSTANTS, FACTS, False, shared=True)
+    assert ours.folder == place / "digits-vit-s0"
+    process.go()
+    assert process.finish().status == 0
 
 
 def test_a_sweep_that_is_running_is_not_overwritten(place):

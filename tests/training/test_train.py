@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 
 import train
 from lab.core import UserError
+from lab.data import Loaders
+from tests.drills.harness import Process, event
 from tests.figures import real_figures
 from tests.in_process import run_script
 
@@ -42,19 +45,25 @@ def run(place, *words):
 
 
 def interrupt(place, number, at, *words):
-    """Starts a run and sends it a signal before step `at`, an (epoch, step): status and stderr."""
-    pipe = place.with_name(f"{place.name}-pipe")
-    pipe.unlink(missing_ok=True)  # what it told the run before
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOLD": str(pipe),
-                   "HOLD_AT": "{},{}".format(*at)}  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "tests/training/launched.py", *command(place, *words)], cwd=ROOT,
-        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert "held\n" in iter(process.stdout.readline, "")
-    process.send_signal(number)
-    _, err = process.communicate()
-    return process.returncode, err
+    """Starts a run and sends it a signal before step `at`, an (epoch, step): status and output."""
+    batches = Loaders.train
+
+    def held_batches(self, epoch, first_step=0):
+        for step, batch in enumerate(batches(self, epoch, first_step), first_step):
+            if (epoch, step) == at:
+                event()
+            yield batch
+
+    def script():
+        Loaders.train = held_batches
+        sys.argv = command(place, *words)
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+
+    process = Process(script, place.with_name(f"{place.name}.log"))
+    assert process.next_event()
+    os.kill(process.pid, number)
+    process.go()
+    return process.finish()
 
 
 def history(folder):
@@ -83,7 +92,8 @@ def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
     signals = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
     for number, epoch in zip(signals, (1, 3, 5), strict=True):
         step = rng.randrange(1, STEPS - 1)  # after the last step, the epoch would be complete
-        status, err = interrupt(tmp_path, number, (epoch, step), *RANDOM)
+        stopped = interrupt(tmp_path / "runs", number, (epoch, step), *RANDOM)
+        status, err = stopped.status, stopped.output
         assert "Traceback" not in err, (seed, err)
         if number == signal.SIGKILL:
             assert status == -number
@@ -91,9 +101,9 @@ def test_resume_equals_uninterrupted(uninterrupted, tmp_path):
             assert status == 128 + number, (seed, err)
             assert f"stopped and saved at epoch {epoch}, step {step + 1}" in err, (seed, err)
             assert re.search(r"with: python .*train\.py --results-dir", err)
-    status, _, err = run(tmp_path, *RANDOM)
+    status, _, err = run(tmp_path / "runs", *RANDOM)
     assert status == 0, err
-    whole, (folder,) = uninterrupted[0], tmp_path.iterdir()
+    whole, (folder,) = uninterrupted[0], (tmp_path / "runs").iterdir()
     ours, theirs = (load_file(f / "best.safetensors") for f in (folder, whole))
     assert ours.keys() == theirs.keys()
     assert all(ours[k].equal(theirs[k]) for k in ours), seed
@@ -232,8 +242,8 @@ def test_a_mistake_in_model_py_is_found_before_training(tmp_path, old, new, says
 
 def test_a_damaged_state_is_named(tmp_path):
     place = tmp_path / "runs"
-    status, err = interrupt(place, signal.SIGINT, (2, 4), "--epochs", "99")
-    assert status == 130, err
+    stopped = interrupt(place, signal.SIGINT, (2, 4), "--epochs", "99")
+    assert stopped.status == 130, stopped.output
     (folder,) = place.iterdir()
     (folder / "last.pt").write_bytes(b"not a state")
     status, _, err = run(place, "--epochs", "99")
