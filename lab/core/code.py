@@ -172,9 +172,10 @@ def _tokenize(node: ast.AST, tokens: list[str], imports: set[str]) -> None:
     """
     if isinstance(node, ast.Import):
         imports.update(_package(alias.name) for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        names = (f"{node.module}.{alias.name}" for alias in node.names)
-        imports.update(map(_package, (node.module, *names)))
+    elif isinstance(node, ast.ImportFrom):
+        module = "." * node.level + (node.module or "")
+        parent = f"{module}." if node.module else module
+        imports.update(_package(name) for name in (module, *(parent + a.name for a in node.names)))
     tokens.append(type(node).__name__)
     for name in node._fields:
         value = getattr(node, name, None)
@@ -192,11 +193,22 @@ def _tokenize(node: ast.AST, tokens: list[str], imports: set[str]) -> None:
 
 
 def _files_of(module: str, folder: Path) -> list[Path]:
-    """The files of an imported module; none for a module that is not part of this project."""
-    first, *rest = module.split(".")
+    """The files of an imported module; none for a module that is not part of this project.
+
+    Args:
+        module: its name; with leading dots, relative to `folder`.
+        folder: the folder of the file that imports it.
+    """
+    first, *rest = module.lstrip(".").split(".")
     if first == "lab":
         package = _ROOT / "lab" / rest[0] if rest else _ROOT / "lab" / "__init__.py"
         return [*package.rglob("*.py")] if package.is_dir() else [package.with_suffix(".py")]
-    parents = [folder, _ROOT] if folder.is_relative_to(_ROOT) else [folder]
-    candidates = [parent.joinpath(first, *rest).with_suffix(".py") for parent in parents]
+    if level := len(module) - len(module.lstrip(".")):
+        parents = [(folder, *folder.parents)[level - 1]]
+    else:
+        parents = [folder, _ROOT] if folder.is_relative_to(_ROOT) else [folder]
+    paths = [parent.joinpath(first, *rest) for parent in parents]
+    candidates = [
+        file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")
+    ]
     return [path for path in candidates if path.is_file()]

@@ -45,7 +45,7 @@ def test_the_hash_is_that_of_the_model_that_was_imported(project, monkeypatch):
     """A student edits model.py while the seeds of a series train, which use the old one."""
     path = project / "model.py"
     path.write_text("".join(f"class {name}:\n    pass\n" for name in code._NEEDED))
-    monkeypatch.setitem(sys.modules, "model", sys.modules["model"])
+    monkeypatch.setitem(sys.modules, "model", None)
     monkeypatch.setattr(sys, "path", sys.path[:])
     code._import_file(path)
     imported = code.code_hashes()["model.py"]
@@ -53,6 +53,18 @@ def test_the_hash_is_that_of_the_model_that_was_imported(project, monkeypatch):
     assert code.code_hashes()["model.py"] == imported
     code._import_file(path)
     assert code.code_hashes()["model.py"] != imported
+
+
+@pytest.mark.parametrize("line", ["from vit import f", "import vit", "from vit.attention import g"])
+def test_packages_of_the_users_own_count(project, line):
+    files = {"__init__.py": "from .attention import f", "attention.py": "from . import heads",
+             "heads.py": "", "unused.py": ""}  # fmt: skip
+    for name, text in files.items():
+        (project / "vit").mkdir(exist_ok=True)
+        (project / "vit" / name).write_text(text)
+    (project / "model.py").write_text(line)
+    expected = {"model.py", "vit/attention.py", "vit/heads.py"}
+    assert set(code.code_hashes()) - {"vit/__init__.py"} == expected
 
 
 BEFORE = '''"""Text."""
