@@ -30,18 +30,20 @@ STEPS = 4
 SIZES = ["--embed-dim", "16", "--depth", "1", "--num-heads", "2"]
 SHORT = ["--dataset", "digits", "--epochs", "1", "--train-fraction", "0.1",  # three steps
          "--batch-size", "400"]  # fmt: skip
+SWIN = ["--model-args", "patch_size=1 window_size=4 embed_dim=8 depths=(1,1) num_heads=(1,2)"]
 HEAD = [*SHORT, "--learning-rate", "0.01", "--weight-decay", "0"]
 RICH = ["--auto-augment", "trivial", "--random-erasing", "0.3", "--mixup", "0.5", "--cutmix", "1",
         "--mix-probability", "0.7", "--ema-decay", "0.9", "--accumulation-steps", "2",
         "--optimizer", "muon"]  # fmt: skip
 SCRIPTS = {
     "train.py": [*SIZES, *SHORT, *RICH],
+    "train.py --model swin_tiny_patch4_window7_224": [*SHORT, *SWIN],
     "cnn_baseline.py": [*SIZES, *SHORT],
     "finetune.py --mode full": ["--pretrained", "{run}", *SHORT],
     "finetune.py --mode head": ["--pretrained", "{run}", *HEAD],
     "finetune.py --mode lora": ["--pretrained", "{run}", *SHORT],
     "finetune.py --mode top-k --top-k 1": ["--pretrained", "{run}", *SHORT],
-    "finetune_swin.py --mode head": HEAD,
+    "finetune_swin.py --mode head": ["--model", "{swin}", *HEAD],
     "attention_viz.py": ["--model", "{run}"],
     "predict.py --attention": ["--model", "{run}"],
 }
@@ -62,9 +64,13 @@ def run_scripts(place: Path) -> dict[str, str]:
     found = {}
     for command, words in SCRIPTS.items():
         script, *flags = command.split()
-        run = next((place / "train.py").glob("*"), "")
+        run, swin = (next((place / "train.py").glob(f"*-{n}_*"), "") for n in ("vit", "swin"))
         flags += ["--results-dir", str(place / script), "--data-dir", str(place / "data")]
-        sys.argv = [str(ROOT / script), *flags, *(word.format(run=run) for word in words)]
+        sys.argv = [
+            str(ROOT / script),
+            *flags,
+            *(word.format(run=run, swin=swin) for word in words),
+        ]
         try:
             with contextlib.redirect_stdout(io.StringIO()), gpu.Watch() as watch:
                 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -24,6 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab.core import runtime
 from lab.data import loaders
 
+try:
+    from tests.figures import blank_figures
+except ModuleNotFoundError:  # in a hand-out
+    from contextlib import nullcontext as blank_figures
+
 HOLD_AT = tuple(map(int, os.environ.get("HOLD_AT", "2,4").split(",")))
 
 
@@ -61,7 +66,8 @@ if __name__ == "__main__":
     for is_separator, words in groupby(sys.argv[1:], lambda word: word == "+"):
         if not is_separator:
             sys.argv = [word.format(rank=os.environ.get("RANK", 0)) for word in words]
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            with blank_figures():
+                runpy.run_path(sys.argv[0], run_name="__main__")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the process that holds the store must not leave first
         destroy()

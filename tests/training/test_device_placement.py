@@ -30,7 +30,7 @@ def found(tmp_path_factory):
 
 
 def test_scripts_finish_on_a_gpu(found):
-    assert len(found["scripts"]) == 9
+    assert len(found["scripts"]) == 10
     assert set(found["scripts"].values()) == {""}, found["scripts"]
 
 
