@@ -12,6 +12,7 @@ import pytest
 from lab.core import UserError
 from lab.exercise.handout import hand_out, skeleton
 from lab.exercise.parts import PARTS
+from tests.drills.harness import run_fresh
 from tests.events import HANG_SECONDS
 from tests.exercise.conftest import ROOT
 
@@ -113,17 +114,16 @@ def test_theory_results_tests_and_history_are_left_out(handed_out):
     assert (folder / "lab.ipynb").is_file()
 
 
-def test_first_command_of_the_readme_stops_at_a_todo(handed_out):
+def test_first_command_of_the_readme_stops_at_a_todo(handed_out, tmp_path):
     folder, _ = handed_out
     readme = (folder / "README.md").read_text(encoding="utf-8")
     commands = [line.split("#")[0].split()[1:] for line in readme.splitlines()
                 if line.startswith("python ")]  # fmt: skip
     assert commands[0] == ["train.py"]
-    words = [sys.executable, *commands[0]]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=HANG_SECONDS)
-    assert done.returncode == 2
-    assert "VisionTransformer.__init__ is not written yet" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = run_fresh(commands[0], folder, tmp_path)
+    assert done.status == 2
+    assert "VisionTransformer.__init__ is not written yet" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_watch_follows_the_students_file(handed_out, tmp_path):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import train
 from lab.core import UserError
 from lab.data import Loaders
-from tests.drills.harness import Process, event
+from tests.drills.harness import Process, event, run_fresh
 from tests.figures import real_figures
 from tests.in_process import run_script
 
@@ -231,12 +231,9 @@ def test_a_mistake_in_model_py_is_found_before_training(tmp_path, old, new, says
     assert code.count(old) == 1
     (tmp_path / "mine.py").write_text(code.replace(old, new), encoding="utf-8")
     words = command(tmp_path / "runs", "--model-file", str(tmp_path / "mine.py"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert re.search(says, done.stderr), done.stderr
+    done = run_fresh(words, ROOT, tmp_path)
+    assert done.status == 2, done.output
+    assert re.search(says, done.output), done.output
     assert not (tmp_path / "runs").exists()
 
 
