@@ -1,6 +1,7 @@
 """Growth of cost: exponents, expected orders, and memory that does not grow with the images."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from scipy.stats import linregress
 
-from benchmarks import bounded_memory, growth
+from benchmarks import bounded_memory, growth, timing
 from benchmarks.bounded_memory import CGROUPS, run_limited
 from benchmarks.growth import Growth, exponent, growth_table
 from lab.core import UserError
@@ -94,6 +95,9 @@ def measured(tmp_path_factory):
         for name in growth.__annotations__:
             patch.setattr(growth, name, getattr(growth, name))
         patch.setattr(sys, "argv", ["growth.py", *flags])
+        # A fork server would import PyTorch again.
+        fork = multiprocessing.get_context("fork")
+        patch.setattr(timing, "get_context", lambda method: fork)
         growth.main()
     return out
 
