@@ -159,9 +159,9 @@ def record_attention(
     complete = recorder.calls_per_block.count(1)
     if complete < len(blocks):
         raise UserError(
-            f"cannot record the attention of {model_name(model)}: {complete} of {len(blocks)} "
-            "blocks computed attention exactly once, by softmax on weights (B, h, N, N) or by "
-            "F.scaled_dot_product_attention. METHOD=grad-cam may work"
+            f"cannot record the attention of {model_name(model)}: each block must compute it "
+            "exactly once, by softmax on weights (B, h, N, N) or by F.scaled_dot_product_attention, but "
+            f"only {complete} of {len(blocks)} blocks do. METHOD=grad-cam may work"
         )
 
 
@@ -295,7 +295,7 @@ def patch_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     if stride is None:
         raise UserError(
             f"{model_name(model)} has no `patch_embed` with a convolution `proj` or a "
-            "`patch_size`, so the places of its tokens in the image are unknown"
+            "`patch_size`, so the positions of its tokens in the image are unknown"
         )
     return images.shape[-2] // stride[0], images.shape[-1] // stride[1]
 
