@@ -1,7 +1,6 @@
 """Files are written completely or not at all, and reading one never executes code."""
 
 import json
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lab.core import UserError, checkpoints
+from lab.core import Run, UserError, checkpoints
+from tests.drills.harness import Process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,39 +48,33 @@ def test_an_error_in_the_content_is_not_blamed_on_the_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-LIMITED = """
-import resource, sys, torch
-from pathlib import Path
-from lab.core import Run, UserError, checkpoints
-place = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-tensors = {"x": torch.zeros(10_000)}
-Run(place).write_history([{"epoch": 1}])
-for write in (
-    lambda: checkpoints.write_json(place / "json", ["x" * 10_000]),
-    lambda: checkpoints.save_state(place / "state", tensors),
-    lambda: checkpoints.save_weights(place / "weights", tensors, {}),
-    lambda: Run(place).append_history({"epoch": "1" * 10_000}),
-):
-    try:
-        write()
-        print("written")
-    except UserError as error:
-        print(error)
-print(sorted(p.name for p in place.iterdir()))
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 def test_every_kind_of_file_that_grows_too_large_ends_with_a_sentence(tmp_path):
-    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    *errors, names = done.stdout.splitlines()
-    assert len(errors) == 4, done.stderr
-    for name, error in zip(("json", "state", "weights", "history.csv"), errors, strict=True):
-        assert error.startswith(f"could not write {tmp_path / name}: "), error
-        assert "MB are free" in error
-    assert names == "['history.csv']"
+    import resource
+
+    tensors = {"x": torch.zeros(10_000)}
+    place, log = tmp_path / "place", tmp_path / "log"
+    place.mkdir()
+    Run(place).write_history([{"epoch": 1}])
+    writes = {
+        "json": lambda: checkpoints.write_json(place / "json", ["x" * 10_000]),
+        "state": lambda: checkpoints.save_state(place / "state", tensors),
+        "weights": lambda: checkpoints.save_weights(place / "weights", tensors, {}),
+        "history.csv": lambda: Run(place).append_history({"epoch": "1" * 10_000}),
+    }
+    for name, write in writes.items():
+
+        def limited(write=write):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            with pytest.raises(UserError) as refused:
+                write()
+            print(refused.value)
+
+        error = Process(limited, log.with_name(f"log-{name}")).finish()
+        assert error.status == 0, error.output
+        assert error.output.startswith(f"could not write {place / name}: "), error.output
+        assert "MB are free" in error.output
+    assert [path.name for path in place.iterdir()] == ["history.csv"]
 
 
 def test_a_state_that_could_run_code_is_refused_without_torchs_advice(tmp_path):

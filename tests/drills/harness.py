@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import resource
 import runpy
 import signal
 import sys
@@ -128,6 +127,8 @@ def _status_of(function: Callable[[], object]) -> int:
 
 def run(function: Callable[[], object], folder: Path) -> Ended:
     """Runs a function in a forked process with limited memory."""
+    import resource  # not on Windows
+
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".log") as log:
 
         def limited() -> None:
