@@ -26,7 +26,6 @@ from lab.data.sources import (
     DATASETS,
     Source,
     folder_of,
-    is_folder,
     load_digits,
     load_folder,
     load_mnist_5k,
@@ -179,7 +178,8 @@ def load_images(
         color images are converted to grayscale for a grayscale model.
     Raises: UserError for image files that do not exist or cannot be read.
     """
-    if is_dataset or images in DATASETS or (Path(images).expanduser() / "train").is_dir():
+    folder = Path(images).expanduser()
+    if is_dataset or images in DATASETS or os.path.isdir(folder / "train"):
         return load_data(images, data_dir, preprocess.resized, skip_unreadable=True,
                          interpolation=preprocess.interpolation)  # fmt: skip
     paths = list(image_files(images))
@@ -193,8 +193,7 @@ def load_images(
     if len(preprocess.mean) == 1:
         store = torch.cat([luma(image).round().byte() for image in store.split(1)])
     split = full_split(store, torch.full((len(paths),), -1), names)
-    folder = Path(images).expanduser()
-    name = folder.resolve().name if folder.is_dir() else f"{len(paths)}-images"
+    name = folder.resolve().name if os.path.isdir(folder) else f"{len(paths)}-images"
     name = names[0] if len(paths) == 1 else printable(name)
     return Dataset(name, [], split, split, split, mean=[], std=[], remarks=[])
 
@@ -246,9 +245,12 @@ def _split_words(text: str, windows: bool = os.name == "nt") -> list[str]:
 
 
 def _matches(place: str) -> list[Path]:
-    """The file or folder of this name if there is one, or else all that match the pattern."""
+    """The file or folder of this name if there is one, or else all that match the pattern.
+
+    A list of many files is too long for a name; `Path.exists` would then raise OSError.
+    """
     path = Path(place).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return [path]
     return [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
 
@@ -279,7 +281,7 @@ def canonical_name(dataset: str) -> str:
     are.
     """
     root = Path(dataset).expanduser()
-    return str(root.resolve()) if dataset not in DATASETS and is_folder(root) else dataset
+    return str(root.resolve()) if dataset not in DATASETS and os.path.isdir(root) else dataset
 
 
 def subsample(data: Dataset, fraction: float) -> Dataset:

@@ -1,6 +1,7 @@
 """Where the images come from: this repository, scikit-learn, torchvision, the user's folders."""
 
 import difflib
+import os
 import re
 import socket
 import warnings
@@ -21,6 +22,7 @@ from lab.data.images import (
     EXTENSIONS,
     Reading,
     abbreviate,
+    explain_listing_errors,
     find_images,
     open_image,
     printable,
@@ -245,7 +247,7 @@ def load_folder(root: Path, reading: Reading, crop_size: int) -> Source:
 def folder_of(dataset: str) -> Path:
     """The folder that a dataset's name stands for. Raises: UserError if it does not exist."""
     root = Path(dataset).expanduser()
-    if not is_folder(root):
+    if not os.path.isdir(root):  # False also for a name that is too long, unlike Path.is_dir
         close = difflib.get_close_matches(dataset.lower(), DATASETS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
@@ -256,13 +258,7 @@ def folder_of(dataset: str) -> Path:
     return root
 
 
-def is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # such as a name that is too long
-        return False
-
-
+@explain_listing_errors()
 def _train_folder(root: Path) -> Path:
     """`root/train`, or `root` itself if it contains nothing but class folders.
 
@@ -299,6 +295,7 @@ def _train_folder(root: Path) -> Path:
     raise UserError(f"{root} contains no images ({folders}). {arrange}")
 
 
+@explain_listing_errors()
 def _misnamed(root: Path, split: str) -> str | None:
     """The name of a folder that is probably meant to be `split`, such as `valid` for `val`."""
     names = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "dev"},

@@ -52,7 +52,8 @@ class UserImages:
         self._classes = set(pretrained.class_names)
         self.paths, self.reading = list(self._folders), pretrained.preprocess.reading
         folder = Path(source).expanduser()
-        self.name = folder.resolve().name if folder.is_dir() else f"{len(self.paths)}-images"
+        is_folder = os.path.isdir(folder)
+        self.name = folder.resolve().name if is_folder else f"{len(self.paths)}-images"
         if len(self.paths) == 1:
             self.name = self.paths[0].stem
         self.unreadable: dict[str, str] = {}  # files left out so far, with the reasons
@@ -160,9 +161,9 @@ def find_images(
     """
     if source not in datasets.DATASETS:
         folder = Path(source).expanduser()
-        has_train = (folder / "train").is_dir()
+        has_train = os.path.isdir(folder / "train")
         # Not train/, because validation or test images may have been taken from it.
-        if has_train and split != "train" and (folder / split).is_dir():
+        if has_train and split != "train" and os.path.isdir(folder / split):
             return UserImages(str(folder / split), pretrained)
         if not is_dataset and not has_train:
             return UserImages(source, pretrained)
@@ -198,7 +199,7 @@ _UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw
 def unsupported_images(source: str) -> int:
     """How many files of a folder are images in formats that cannot be read."""
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return 0
     others = (path for path in images.list_images(folder)[1] if not path.name.startswith("."))
     return sum(path.suffix.lower() in _UNSUPPORTED for path in others)

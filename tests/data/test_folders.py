@@ -9,7 +9,7 @@ import pytest
 from sample_data import make_folder, noise_image, same, says, two_classes
 
 from lab.core import UserError
-from lab.data import datasets
+from lab.data import Preprocess, datasets
 from lab.data.datasets import load_data
 from lab.data.images import Reading, read_image
 
@@ -298,20 +298,42 @@ def test_links_are_followed_except_cycles(tmp_path):
     (root / "train" / "cat" / "more" / "again").symlink_to(root / "train" / "cat" / "more")
     loaded = load_data(str(root))
     assert loaded.train.labels.bincount().tolist() == [6, 4, 3]
+    assert len(datasets.image_files(f"'{root / 'train' / 'cat'}'")) == 6 + 4 + 3  # and in `up`
+    assert len(datasets.image_files(f"'{root / 'train' / 'emu'}'")) == 3
 
 
-def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
-    root = two_classes(tmp_path)
-    iterdir = Path.iterdir
+@pytest.mark.parametrize("name", ["dog", "root", "train"])
+def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, name):
+    root = two_classes(tmp_path / "root")
+    iterdir, is_dir = Path.iterdir, Path.is_dir
 
-    def locked(path):
-        if path.name == "dog":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return iterdir(path)
+    def locked(method):
+        def call(path):
+            if path.name == name:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return method(path)
 
-    monkeypatch.setattr(Path, "iterdir", locked)
-    with pytest.raises(UserError, match=r"cannot list .*dog: Permission denied"):
+        return call
+
+    monkeypatch.setattr(Path, "iterdir", locked(iterdir))
+    if name == "train":  # the folder around it does not permit access
+        monkeypatch.setattr(Path, "is_dir", locked(is_dir))
+    if name == "root":
+        (root / "train").rename(root / "training")
+    with pytest.raises(UserError, match=rf"cannot list .*{name}: Permission denied"):
         load_data(str(root))
+
+
+def test_many_files_may_be_named_at_once(tmp_path, monkeypatch):
+    """All names together are longer than the name of a file may be."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{'a' * 20}-{number:03}.png" for number in range(200)]
+    for name in names:
+        noise_image().save(name)
+    source = " ".join(names)
+    assert list(datasets.image_files(source)) == [Path(name) for name in names]
+    loaded = datasets.load_images(source, "data", Preprocess(12, [0.5] * 3, [0.5] * 3))
+    assert loaded.name == "200-images"
 
 
 @pytest.mark.parametrize(("sides", "expected"), [([12] * 9, 12), ([30, 31, 45], 32), ([64], 64),
