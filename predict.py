@@ -27,7 +27,7 @@ from lab.attention import saliency
 from lab.core import Run, UserError, checkpoints, constants, runtime
 from lab.data import datasets
 from lab.models import Pretrained, load_pretrained, registry
-from lab.sharing import predictions
+from lab.sharing import leakage, predictions
 
 # --- Model and images ---
 MODEL: str | None = None  # run, file, timm name, owner/name; None: newest run of train.py
@@ -67,21 +67,19 @@ def main() -> None:
         )
     # If IMAGES is the folder that the model was trained on, predict only the chosen split.
     is_dataset = datasets.same_dataset(c.IMAGES, dataset)
+    tested = leakage.tested_images(registry.folder_of(c.MODEL))
+    if not is_dataset and leakage.is_moved_dataset(c.IMAGES, dataset, tested):
+        print(f"note: {c.IMAGES} is the dataset of this model: predicting its {c.SPLIT} images")
+        is_dataset = True
     val_fraction = recorded.get("VAL_FRACTION", 0.1) if is_dataset else 0.1
     source = predictions.find_images(
         c.IMAGES, c.SPLIT, c.DATA_DIR, pretrained, is_dataset, val_fraction
     )
-
-    if not is_dataset and (count := predictions.unsupported_images(c.IMAGES)):
-        print(f"note: {count} images are left out, because formats such as HEIC cannot be read")
-    if is_dataset and c.SPLIT == "test":
-        folder = registry.folder_of(c.MODEL)
-        if count := predictions.new_test_images(source, folder):
-            print(
-                f"warning: the images in {c.IMAGES} have changed since this model was trained. It "
-                f"may have been trained on {count} of these {len(source)} test images, so its "
-                "accuracy would be too high. Keep test images in test/, and train again"
-            )
+    for note in source.notes:
+        print(f"note: {note}")
+    warning = leakage.leakage_warning(source, is_dataset, tested) if c.SPLIT == "test" else None
+    if warning:
+        print(f"warning: {warning}")
 
     identity = {**vars(c), "WEIGHTS": pretrained.fingerprint()}
     facts = {

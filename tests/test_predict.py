@@ -12,7 +12,7 @@ from lab.core import runtime
 from lab.data import Dataset, Preprocess, datasets, images, load_data
 from lab.data.splits import full_split
 from lab.models import load_model, load_pretrained
-from lab.sharing import predictions
+from lab.sharing import leakage, predictions
 from model import VisionTransformer, ViTConfig
 from tests.models.reference import ROOT, save_run
 from tests.sample_data import noise_image
@@ -108,9 +108,23 @@ def test_test_images_that_the_run_did_not_test_are_counted(tmp_path):
     split = full_split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3).long(), names)
     data = Dataset("d", ["cat"], split, split, split, [0.5], [0.5], [])
     source = predictions.SplitImages(data, "test")
-    assert predictions.new_test_images(source, tmp_path) == 0  # no record
+    tested = leakage.tested_images(tmp_path)
+    assert leakage.leakage_warning(source, True, tested) is None  # no record
     (tmp_path / "predictions.csv").write_text("image,label\ncat/0.png,cat\ncat/1.png,cat\n")
-    assert predictions.new_test_images(source, tmp_path) == 1
+    tested = leakage.tested_images(tmp_path)
+    assert "trained on 1 of these 3 test images" in leakage.leakage_warning(source, True, tested)
+    assert leakage.leakage_warning(source, False, tested) is None
+
+
+@pytest.mark.parametrize(("tested", "count"), [
+    (["dog/00.jpg", "dog/02.jpg", "cat/01.jpg"], 3), (["train/dog/00.jpg"], 0), (["00.jpg"], 1),
+    ([f"{'cat' if i % 2 else 'dog'}/{i:02}.jpg" for i in range(12)], 0),  # nothing else is left
+    (["photos/dog/00.jpg"], 1), (["test/00.jpg", "dog/00.jpg"], 0), ([], 0),
+])  # fmt: skip
+def test_files_next_to_tested_images_may_have_been_trained_on(run_folder, photos, tested, count):
+    source = predictions.find_images(f"'{photos}'", "test", "", load_pretrained(str(run_folder)))
+    warning = leakage.leakage_warning(source, False, set(tested))
+    assert (warning or "0 of these").startswith(f"{count} of these")
 
 
 def test_images_in_formats_that_cannot_be_read_are_counted(script, run_folder, photos):  # noqa: F811
@@ -186,12 +200,23 @@ def test_split_of_the_training_data_is_predicted_without_its_unreadable_images(
 ):
     (tmp_path / "a run" / "config.json").write_text('{"constants": {"DATASET": "all"}}')
     done = script("predict.py", "--model", run_folder, "--batch-size", 2)
-    assert done.code == "1 of 7 images could not be read", done.err
-    assert "could not be read: dog/29.jpg (not an image" in done.out
+    assert done.code == 0, done.err
+    assert "note: 1 unreadable images are in no split: dog/29.jpg (not an image" in done.out
     rows = rows_of(tmp_path / "out" / "a run-all-test")
     held_out = load_data(str(dataset), skip_unreadable=True).test
     assert [row["image"] for row in rows] == held_out.names
     assert len(rows) == 6
+    # The same folder in another place; under another name, all images are predicted.
+    recorded = tmp_path / "out" / "a run-all-test" / "predictions.csv"
+    recorded.rename(tmp_path / "a run" / "predictions.csv")
+    (tmp_path / "moved").mkdir()
+    dataset.rename(tmp_path / "moved" / "All")
+    done = script("predict.py", "--model", run_folder, "--images", "moved/All")
+    assert "moved/All is the dataset of this model: predicting its test images" in done.out
+    assert rows_of(tmp_path / "out" / "a run-All-test") == rows
+    (tmp_path / "moved" / "All").rename(tmp_path / "other")
+    done = script("predict.py", "--model", run_folder, "--images", "other")
+    assert "warning: 6 of these 30 images have the names of test images" in done.out
 
 
 @pytest.mark.parametrize(("flags", "message"), [

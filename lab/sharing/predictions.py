@@ -24,6 +24,7 @@ from lab.data import Dataset, datasets, images
 from lab.models import Pretrained
 
 _SHOWN = 24  # images on the contact sheet
+_UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".svg"}
 MapsOf = Callable[[Tensor], Tensor]  # normalized images (B, C, S, S) to maps (B, rows, columns)
 
 
@@ -57,6 +58,10 @@ class UserImages:
         if len(self.paths) == 1:
             self.name = self.paths[0].stem
         self.unreadable: dict[str, str] = {}  # files left out so far, with the reasons
+        others = images.list_images(folder)[1] if is_folder else []
+        count = sum(path.suffix.lower() in _UNSUPPORTED for path in others if path.name[0] != ".")
+        unsupported = f"{count} images are left out, because formats such as HEIC cannot be read"
+        self.notes = [unsupported] if count else []  # for the user
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -119,7 +124,13 @@ class SplitImages:
 
     def __init__(self, data: Dataset, split: str):
         self.name, self.data, self.split = f"{data.name}-{split}", data, getattr(data, split)
-        self.unreadable = self.split.unreadable
+        others = (getattr(data, other) for other in ("train", "val", "test") if other != split)
+        elsewhere = {name for other in others for name in other.unreadable}
+        self.unreadable, unassigned = {}, {}  # a split that is drawn has only readable images
+        for name, reason in self.split.unreadable.items():
+            (unassigned if name in elsewhere else self.unreadable)[name] = reason
+        in_no_split = f"{len(unassigned)} unreadable images are in no split: "
+        self.notes = [in_no_split + _with_reasons(unassigned)] if unassigned else []
 
     def __len__(self) -> int:
         return len(self.split) + len(self.unreadable)
@@ -173,36 +184,6 @@ def find_images(
         interpolation=preprocess.interpolation,
     )  # fmt: skip
     return SplitImages(data, split)
-
-
-def new_test_images(source: Images, folder: Path | None) -> int:
-    """How many images of a dataset's test split were not tested by the run that trained the model.
-
-    The run may have trained on them: a split that is drawn from train/ is drawn again when images
-    are added, removed or renamed.
-
-    Args:
-        source: the test split of the dataset that the model was trained on, or single files.
-        folder: of the run; without predictions.csv, the number is 0.
-    """
-    path = folder / "predictions.csv" if folder else None
-    if not isinstance(source, SplitImages) or path is None or not path.is_file():
-        return 0
-    with path.open(newline="", encoding="utf-8") as file:
-        tested = {row.get("image") for row in csv.DictReader(file)}
-    return sum(name not in tested for name in source.split.names)
-
-
-_UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".svg"}
-
-
-def unsupported_images(source: str) -> int:
-    """How many files of a folder are images in formats that cannot be read."""
-    folder = Path(source).expanduser()
-    if not os.path.isdir(folder):
-        return 0
-    others = (path for path in images.list_images(folder)[1] if not path.name.startswith("."))
-    return sum(path.suffix.lower() in _UNSUPPORTED for path in others)
 
 
 # --- Predicting ---
@@ -306,7 +287,11 @@ def predict(
 
 def describe_unreadable(source: Images) -> str:
     """The files that could not be read, with the reasons."""
-    return images.abbreviate([f"{name} ({why})" for name, why in source.unreadable.items()], "; ")
+    return _with_reasons(source.unreadable)
+
+
+def _with_reasons(unreadable: dict[str, str]) -> str:
+    return images.abbreviate([f"{name} ({why})" for name, why in unreadable.items()], "; ")
 
 
 def table(summary: Summary, most: int = 8) -> str:
