@@ -26,6 +26,7 @@ from lab.data.sources import (
     DATASETS,
     Source,
     folder_of,
+    largest_side,
     load_digits,
     load_folder,
     load_mnist_5k,
@@ -118,7 +119,9 @@ def load_data(
         dataset: one of DATASETS, or the path of an image folder with `train/<class>/*` and,
             optionally, `val/` and `test/` with the same classes, or only with `<class>/*`.
         data_dir: where downloads are stored.
-        size: pixels: photographs are stored as squares of this size; small images stay as they are.
+        size: pixels: photographs are stored as squares of this size; small images stay as they are,
+            and a folder of small and larger images is stored at the size of the largest, up to
+            this size.
         val_fraction: fraction of each class's training images used for validation.
         skip_unreadable: skip images that cannot be read, and list them.
         interpolation: bicubic or bilinear, for resizing photographs.
@@ -131,7 +134,11 @@ def load_data(
         raise UserError(f"VAL_FRACTION={val_fraction} must be between 0 and 1, such as 0.1")
     data_dir = os.path.expanduser(data_dir)
     native = native_size(dataset)
-    reading = Reading(native or size, interpolation, skip_unreadable=skip_unreadable)
+    stored = native or size
+    if native and native < size and dataset not in DATASETS:
+        # Larger images among the small ones keep the detail that the model can use.
+        stored = max(native, min(size, largest_side(dataset)))
+    reading = Reading(stored, interpolation, skip_unreadable=skip_unreadable)
     if dataset == "mnist-5k":
         source: Source = load_mnist_5k()
     elif dataset == "digits":

@@ -221,7 +221,8 @@ def load_folder(root: Path, reading: Reading, crop_size: int) -> Source:
             source.classes = list(found)
             _check_classes(place, found)
             nested = {p.parent for name in found for p in found[name] if p.parent.parent != place}
-            cropped = float(np.median([1 - min(s) / max(s) for s in _sample_sizes(found)] or [0]))
+            sizes = _image_sizes(_first_images(found))
+            cropped = float(np.median([1 - min(s) / max(s) for s in sizes] or [0]))
             if cropped > _MAX_CROPPED:
                 source.remarks.append(
                     f"the center crop removes {cropped:.0%} of a typical image. If what matters "
@@ -345,15 +346,27 @@ def native_size(dataset: str) -> int | None:
     if dataset in _NATIVE_SIZES:
         return _NATIVE_SIZES[dataset]
     found, _ = find_images(_train_folder(folder_of(dataset)))
-    sides = [min(size) for size in _sample_sizes(found)]
+    sides = [min(size) for size in _image_sizes(_first_images(found))]
     side = int(np.median(sides)) if sides else _MAX_SMALL_SIDE + 1
     return None if side > _MAX_SMALL_SIDE else -(-side // 4) * 4
 
 
-def _sample_sizes(found: dict[str, list[Path]]) -> list[tuple[int, int]]:
-    """Width and height of the first three images of each class, of at most 100 in all."""
+def largest_side(dataset: str) -> int:
+    """The largest shorter side in pixels of up to 1,000 images of a folder; 0 without images."""
+    found, _ = find_images(_train_folder(folder_of(dataset)))
+    paths = [path for paths in found.values() for path in paths]
+    return max((min(size) for size in _image_sizes(paths[:: -(-len(paths) // 1000)])), default=0)
+
+
+def _first_images(found: dict[str, list[Path]]) -> list[Path]:
+    """The first three images of each class, at most 100 in all."""
+    return [path for paths in found.values() for path in paths[:3]][:100]
+
+
+def _image_sizes(paths: list[Path]) -> list[tuple[int, int]]:
+    """Width and height of the images that can be read."""
     sizes = []
-    for path in [path for paths in found.values() for path in paths[:3]][:100]:
+    for path in paths:
         try:
             with open_image(path) as image:  # reads only the header
                 sizes.append(image.size)

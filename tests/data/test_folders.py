@@ -353,3 +353,14 @@ def test_photographs_are_stored_at_the_requested_size(tmp_path):
         for number in range(3):
             noise_image(100, 80, number).save(tmp_path / "train" / name / f"{number}.png")
     assert load_data(str(tmp_path), size=64).train.store.shape[1:] == (3, 64, 64)
+
+
+@pytest.mark.parametrize(("largest", "size", "stored"), [
+    (200, 224, 200), (200, 96, 96), (200, 40, 40), (200, 28, 40), (40, 224, 40),
+])  # fmt: skip
+def test_larger_images_among_small_ones_keep_their_detail(tmp_path, largest, size, stored):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number, side in enumerate((40, 40, 40, largest)):
+            noise_image(side, side).save(tmp_path / "train" / name / f"{number}.png")
+    assert load_data(str(tmp_path), size=size).train.store.shape[1:] == (3, stored, stored)
