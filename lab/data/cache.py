@@ -175,7 +175,8 @@ def _write_cache(
             + (": free some space there, or lower IMG_SIZE" if is_full else "")
         ) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # on Windows, after Ctrl-C: the file is still memory-mapped
+            scratch.unlink(missing_ok=True)
     return open_array(data), record
 
 

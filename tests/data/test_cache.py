@@ -235,6 +235,34 @@ def test_interrupted_decoding_stops_immediately_and_leaves_no_usable_cache(
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of open files")
+def test_interrupted_decoding_on_windows_leaves_a_file_that_the_next_run_removes(
+    tmp_path, monkeypatch
+):
+    """Windows has no flock and removes no file that is open or memory-mapped."""
+    root, unlink = two_classes(tmp_path / "data"), Path.unlink
+
+    def unlink_closed(path, missing_ok=False):
+        opened = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+        if str(path) in opened or str(path) in Path("/proc/self/maps").read_text():
+            raise PermissionError(errno.EACCES, "used by another process", str(path))
+        unlink(path, missing_ok)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "flock", None)
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "read_image", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_data(str(root))
+    (leftover,) = (root / "vit-lab-cache").iterdir()
+    os.utime(leftover, (0, 0))
+    load_data(str(root))
+    assert not leftover.exists()
+
+
 def test_concurrent_loads_all_succeed(tmp_path):
     root = two_classes(tmp_path, train=50)
     prints = []
