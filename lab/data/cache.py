@@ -33,7 +33,7 @@ try:
 except ImportError:  # Windows, where a file in use cannot be removed anyway
     flock = None
 
-_VERSION = 2  # increase it whenever `read_image` returns different pixels
+_VERSION = 3  # increase it whenever `read_image` returns different pixels
 _LEFTOVER_SECONDS = 60  # older unfinished files are abandoned
 QUEUE = 4096  # images queued for decoding; each costs about a kilobyte while it waits
 

@@ -157,10 +157,14 @@ def square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Ima
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts any Pillow mode to RGB; Pillow would clip 16 bits to white and drop transparency.
 
-    Integer images with values above 255 are read as 16-bit, float images up to 1 as [0, 1]. Any
-    other range, such as one with negative values, is scaled from its minimum to its maximum.
+    16-bit images keep their range, however dark they are. The range of 32-bit images is guessed
+    from their values: integers up to 255 are read as 8-bit, larger ones as 16-bit, and floats up to
+    1 as [0, 1]. Any other range, such as one with negative values, is scaled from its minimum to
+    its maximum.
     """
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) * (255 / 65535)).round().astype(np.uint8))
+    elif image.mode.startswith(("I", "F")):
         pixels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(pixels).all():
             raise ValueError("contains NaN or infinite values")

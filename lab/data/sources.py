@@ -6,6 +6,7 @@ import re
 import socket
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -222,6 +223,11 @@ def load_folder(root: Path, reading: Reading, crop_size: int) -> Source:
             _check_classes(place, found)
             nested = {p.parent for name in found for p in found[name] if p.parent.parent != place}
             sizes = _image_sizes(_first_images(found))
+            if (brightest := _brightest_16_bit(_first_images(found))) < 65536 // 8:
+                source.remarks.append(
+                    f"the 16-bit images use only values up to {brightest:,} of 65,535, so they are "
+                    "almost black: scale them first"
+                )
             cropped = float(np.median([1 - min(s) / max(s) for s in sizes] or [0]))
             if cropped > _MAX_CROPPED:
                 source.remarks.append(
@@ -356,6 +362,16 @@ def largest_side(dataset: str) -> int:
     found, _ = find_images(_train_folder(folder_of(dataset)))
     paths = [path for paths in found.values() for path in paths]
     return max((min(size) for size in _image_sizes(paths[:: -(-len(paths) // 1000)])), default=0)
+
+
+def _brightest_16_bit(paths: list[Path]) -> int:
+    """The largest value in those of the images that have 16 bits; 65,535 if none has."""
+    values = []
+    for path in paths:
+        with suppress(Exception), open_image(path) as image:  # loading reports the image
+            if image.mode.startswith("I;16"):
+                values.append(int(np.asarray(image).max()))
+    return max(values, default=65535)
 
 
 def _first_images(found: dict[str, list[Path]]) -> list[Path]:

@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from sample_data import make_folder, noise_image, same, says, two_classes
 
 from lab.core import UserError
@@ -353,6 +355,16 @@ def test_photographs_are_stored_at_the_requested_size(tmp_path):
         for number in range(3):
             noise_image(100, 80, number).save(tmp_path / "train" / name / f"{number}.png")
     assert load_data(str(tmp_path), size=64).train.store.shape[1:] == (3, 64, 64)
+
+
+@pytest.mark.parametrize(("highest", "noted"), [(4095, True), (9000, False)])
+def test_16_bit_images_that_use_little_of_their_range_are_reported(tmp_path, highest, noted):
+    root = two_classes(tmp_path)
+    for name in ("cat", "dog"):
+        values = np.linspace(0, highest, 144).astype(np.uint16).reshape(12, 12)
+        Image.fromarray(values).save(root / "train" / name / "000.png")
+    note = f"the 16-bit images use only values up to {highest:,} of 65,535"
+    assert any(note in remark for remark in load_data(str(root)).remarks) == noted
 
 
 @pytest.mark.parametrize(("largest", "size", "stored"), [
