@@ -186,10 +186,10 @@ def finetune(values: dict[str, Any], plain_only: bool) -> Run:
         run.say_finished()
     elif c.MODE == "head":
         cache = Path(c.DATA_DIR, "vit-lab-cache")
-        features, seconds = cached_features(
+        features, costs = cached_features(
             model, weights, loaders, c.AUGMENT_VIEWS, cache, config.mixed_precision
         )
-        train_linear_probe(model, features, config, run, (rates, decays), seconds)
+        train_linear_probe(model, features, config, run, (rates, decays), costs)
     else:
         head_lr_mult = 1.0 if c.MODE == "scratch" else c.HEAD_LR_MULT
         optimizer = optimizers.adamw(

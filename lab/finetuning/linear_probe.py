@@ -10,9 +10,10 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,10 +69,21 @@ class Backbone(nn.Module):
         return registry.pooled_features(self.model, images)
 
 
+@dataclass(frozen=True)
+class FeatureCosts:
+    """What it cost to compute the features, maybe in an earlier run."""
+
+    seconds: float
+    peak_memory_mb: int | None  # None: not measured
+    forward_passes: int  # of training images
+
+
 def cached_features(
     model: nn.Module, weights: str, loaders: Loaders, views: int, cache_dir: Path, precision: str
-) -> tuple[FeatureLoaders, float]:
+) -> tuple[FeatureLoaders, FeatureCosts]:
     """The features of all splits, computed or read from the cache.
+
+    Without augmentation, repeated training images (see `subsample`) are computed only once.
 
     The key of the cache is everything that determines the features, including the code (see
     `runtime.code_hashes`).
@@ -84,7 +96,7 @@ def cached_features(
         cache_dir: the folder of the cache.
         precision: Accelerate's name for it.
 
-    Returns: loaders of the features, and the seconds that it took to compute them.
+    Returns: loaders of the features, and what it cost to compute them.
     Raises: UserError, for a negative number of views, or too little memory.
     """
     if views < 0:
@@ -106,32 +118,43 @@ def cached_features(
     path = cache_dir / f"features-{digest.hexdigest()}.safetensors"
     if accelerator.is_main_process:
         print(loaders.data.describe(), flush=True)  # before the minutes that the features take
+    rows = loaders.data.train.rows
+    _, first, index = map(torch.from_numpy, np.unique(rows, return_index=True, return_inverse=True))
     if is_cached := path.exists():
         features, header = checkpoints.load_weights(path)
-        seconds = header["seconds"]
+        seconds, peak_memory_mb = header["seconds"], header["peak_memory_mb"]
     else:
         if accelerator.is_main_process:
             print("computing the features of all images, which is done only once", flush=True)
         started = time.perf_counter()
         advice = f"Lower BATCH_SIZE (now {loaders.batch_size}) or use a smaller model."
+        runtime.reset_peak_memory(device)
         with runtime.explain_out_of_memory(advice):
-            loaders.to(device, accelerator.process_index, world)
+            computed = copy.copy(loaders)
+            if not views:
+                computed.data = replace(loaders.data, train=loaders.data.train.select(first))
+            computed.to(device, accelerator.process_index, world)
             backbone = Backbone(model.to(device))
-            features = {s: predict(backbone, loaders, s, accelerator) for s in ("val", "test")}
+            features = {s: predict(backbone, computed, s, accelerator) for s in ("val", "test")}
             passes = range(1, views + 1) if views else [0]
-            train = [predict(backbone, loaders, "train", accelerator, view) for view in passes]
+            train = [predict(backbone, computed, "train", accelerator, view) for view in passes]
             features["train"] = torch.stack(train)
         model.to("cpu")
         seconds = time.perf_counter() - started
+        peak_memory_mb = runtime.peak_memory_mb(device)
         if accelerator.is_main_process:
             with checkpoints.explain_write_errors(cache_dir):
                 cache_dir.mkdir(parents=True, exist_ok=True)
-            checkpoints.save_weights(path, features, {**key, "seconds": seconds})
+            costs = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
+            checkpoints.save_weights(path, features, {**key, **costs})
     if accelerator.is_main_process:
         width = features["val"].shape[1]
         how = f"read from the cache {path}" if is_cached else f"computed in {seconds:.1f} s"
         print(f"{width} features per image, {how}", flush=True)
-    return FeatureLoaders(loaders, features), seconds
+    costs = FeatureCosts(seconds, peak_memory_mb, features["train"].shape[:2].numel())
+    if not views:
+        features["train"] = features["train"][:, index]
+    return FeatureLoaders(loaders, features), costs
 
 
 def train_linear_probe(
@@ -140,7 +163,7 @@ def train_linear_probe(
     config: FitConfig,
     run: Run,
     sweep: tuple[list[float], list[float]],
-    feature_seconds: float,
+    feature_costs: FeatureCosts,
 ) -> None:
     """Trains a head for each learning rate and weight decay; tests the best.
 
@@ -152,7 +175,7 @@ def train_linear_probe(
         config: how to train each head.
         run: the folder for the records; a run that was stopped resumes with the remaining heads.
         sweep: learning rates, and weight decays.
-        feature_seconds: the time it took to compute the features, for the records.
+        feature_costs: what it cost to compute the features, for the records.
 
     Raises: UserError, for a head that is not linear.
     """
@@ -185,7 +208,7 @@ def train_linear_probe(
     logits = start(loaders.features["test"].cpu()).detach()
     save_model(run.folder / "best.safetensors", model, data.classes, loaders.preprocess, best)
     run.write_history(rows)
-    extra = _costs(model, loaders, [rows for *_, rows, _ in trials], feature_seconds)
+    extra = _costs(model, loaders, [rows for *_, rows, _ in trials], feature_costs)
     extra["chosen"] = trial.folder.name
     extra["sweep"] = {t.folder.name: accuracy for accuracy, _, t, *_ in trials}
     predictions = Predictions(logits, data.test.labels)
@@ -194,18 +217,20 @@ def train_linear_probe(
 
 
 def _costs(
-    model: nn.Module, loaders: FeatureLoaders, histories: list[list[dict]], feature_seconds: float
+    model: nn.Module, loaders: FeatureLoaders, histories: list[list[dict]], features: FeatureCosts
 ) -> dict:
-    """Seconds and operations of the features and of all heads together."""
-    views, count, width = loaders.features["train"].shape
-    head = profile_model(registry.classifier(model), (width,))
+    """Seconds, operations and peak memory of the features and of all heads together."""
+    head = profile_model(registry.classifier(model), loaders.features["train"].shape[2:])
     size = loaders.preprocess.img_size
     full_model = profile_model(model, (len(loaders.preprocess.mean), size, size))
     images = sum(row["images"] for rows in histories for row in rows)
     seconds = sum(row["seconds"] for rows in histories for row in rows)
+    memory = [row["peak_memory_mb"] for rows in histories for row in rows]
+    forward_flops = 2 * full_model["macs"] * features.forward_passes
     return {
-        "feature_seconds": round(feature_seconds, 1),
+        "feature_seconds": round(features.seconds, 1),
         "sweep_seconds": round(seconds, 1),
-        "training_seconds": round(feature_seconds + seconds, 1),
-        "training_flops": 2 * full_model["macs"] * views * count + head["training_flops"] * images,
+        "training_seconds": round(features.seconds + seconds, 1),
+        "training_flops": forward_flops + head["training_flops"] * images,
+        "peak_memory_mb": max(filter(None, [features.peak_memory_mb, *memory]), default=None),
     }

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lab.core import UserError, runtime
-from lab.data import Augmentation, Loaders, Preprocess, load_data
+from lab.data import Augmentation, Loaders, Preprocess, datasets, load_data
 from lab.finetuning import cached_features, linear_probe, set_trainable, train_linear_probe
-from lab.models import load_model
+from lab.finetuning.linear_probe import FeatureCosts
+from lab.models import load_model, profile_model
 from lab.training import fit
 from lab.training.optimizers import adamw
 from tests.finetuning.small import FP32, gray_loaders, open_run, vit
@@ -30,9 +31,9 @@ def test_cached_features_give_the_weights_of_training_on_images(data, tmp_path):
 
     cached = vit(1)
     set_trainable(cached, "head", 0, 0)
-    loaders, seconds = features_of(cached, gray_loaders(data), tmp_path)
+    loaders, costs = features_of(cached, gray_loaders(data), tmp_path)
     again = open_run(tmp_path / "2", cached, data)
-    train_linear_probe(cached, loaders, how, again, ([1e-2], [0.05]), seconds)
+    train_linear_probe(cached, loaders, how, again, ([1e-2], [0.05]), costs)
     one, other = (load_file(r.folder / "best.safetensors") for r in (run, again))
     assert one.keys() == other.keys()
     for name in one:
@@ -50,7 +51,8 @@ def test_sweep_tests_only_the_head_that_is_best_on_validation(data, tmp_path):
     set_trainable(model, "head", 0, 0)
     loaders, _ = features_of(model, gray_loaders(data), tmp_path)
     run = open_run(tmp_path / "r", model, data)
-    train_linear_probe(model, loaders, FP32, run, ([1e-4, 1e-1], [0.0, 0.5]), 7.0)
+    costs = FeatureCosts(seconds=7.0, peak_memory_mb=10**6, forward_passes=5)
+    train_linear_probe(model, loaders, FP32, run, ([1e-4, 1e-1], [0.0, 0.5]), costs)
     metrics = run.metrics()
     sweep = metrics["sweep"]
     assert len(sweep) == 4
@@ -59,6 +61,11 @@ def test_sweep_tests_only_the_head_that_is_best_on_validation(data, tmp_path):
     assert not list(run.folder.rglob("sweep/*/metrics.json"))
     assert not list(run.folder.rglob("sweep/*/predictions.csv"))
     assert metrics["training_seconds"] >= 7.0
+    assert metrics["peak_memory_mb"] == 10**6
+    head = profile_model(model.head, (32,))["training_flops"]
+    images = 4 * sum(row["images"] for row in run.history())
+    expected = 5 * 2 * profile_model(model, (3, 8, 8))["macs"] + images * head
+    assert metrics["training_flops"] == expected
     # The checkpoint by itself gives the recorded accuracy.
     kept, preprocess, _ = load_model(run.folder)
     images = data.test.images(slice(None)).float().expand(-1, 3, -1, -1) / 255
@@ -87,6 +94,29 @@ def test_features_are_computed_again_only_if_something_changes(data, tmp_path):
     features_of(model, other, tmp_path)
     features_of(model, gray_loaders(load_data("digits", val_fraction=0.3)), tmp_path)
     assert kept() == 6
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_features_of_repeated_images_are_computed_once(data, tmp_path, views):
+    """Augmented views differ between the repetitions of an image, so they are all computed."""
+    model, count = vit(), []
+    model.patch_embed.register_forward_hook(lambda _, images, __: count.append(len(images[0])))
+    few = datasets.subsample(data, 0.1)
+    loaders, costs = features_of(model, gray_loaders(few), tmp_path, views)
+    unique = len(few.train.rows.unique())
+    assert unique < len(few.train) / 9
+    passes = views * len(few.train) or unique
+    assert costs.forward_passes == passes
+    assert sum(count) == passes + len(few.val) + len(few.test)
+    assert costs.peak_memory_mb > 0
+    cached, again = features_of(model, gray_loaders(few), tmp_path, views)
+    assert again == costs
+    assert cached.features["train"].equal(loaders.features["train"])
+    if not views:
+        x = gray_loaders(few).normalize(few.train.images(slice(None)).expand(-1, 3, -1, -1))
+        with torch.no_grad():
+            expected = linear_probe.Backbone(model)(x)
+        torch.testing.assert_close(loaders.features["train"][0], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_views_are_augmented_and_each_epoch_picks_among_them(data, tmp_path):
