@@ -121,7 +121,13 @@ def run_modes(values: dict[str, Any], plain_only: bool) -> None:
         print(f"skipping lora: {reason}")
         modes.remove({"MODE": "lora"})
     named = {mode_name(SimpleNamespace(**{**values, **mode})): mode for mode in modes}
-    compare_modes(named, c.NAME, Path(c.RESULTS_DIR))
+    set_by_modes = {name for mode in ALL_MODES for name in mode}
+    suffix = "".join(
+        f"-{name.lower().replace('_', '-')}{values[name]}"
+        for name, (_, usual) in ONLY_IN.items()
+        if name not in set_by_modes and values[name] != usual
+    )
+    compare_modes(named, c.NAME, Path(c.RESULTS_DIR), suffix)
 
 
 def finetune(values: dict[str, Any], plain_only: bool) -> Run:

@@ -11,7 +11,9 @@ from lab.core import Run, UserError, checkpoints, child, constants, runtime
 from lab.finetuning.modes import mode_label
 
 
-def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_dir: Path) -> None:
+def compare_modes(
+    modes: dict[str, dict[str, Any]], name: str | None, results_dir: Path, suffix: str = ""
+) -> None:
     """Runs this script once per mode and compares the results.
 
     Each mode has its own process, because peak memory is measured per process and must not depend
@@ -22,6 +24,7 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_di
             sets.
         name: the first part of the names of the runs; None: as the script names them.
         results_dir: the folder of the runs; the comparison is written there, too.
+        suffix: of the comparison's name, for options that the first mode ignores.
 
     Raises: Stopped, after a signal; SystemExit with the status of a mode that failed; UserError,
         under a launcher.
@@ -35,12 +38,18 @@ def compare_modes(modes: dict[str, dict[str, Any]], name: str | None, results_di
         runs = _run_mode(flags, f"mode {mode}, {number} of {len(modes)}")
         rows.append(row_of(runs))
         folders.append(runs[0].folder.name)
-    title = folders[0].replace(f"-{next(iter(modes))}", "", 1)
+    title = _without_mode(folders[0], next(iter(modes))) + suffix
     figure = results_dir / f"{title}-modes.png"
     _draw(figure, rows, title)
     table = _table(rows)
     checkpoints.write_atomically(figure.with_suffix(".md"), lambda path: path.write_text(table))
     print(f"\n{table}\n{figure.with_suffix('.md')}\n{figure}")
+
+
+def _without_mode(folder: str, mode: str) -> str:
+    """The name of a mode's run without the mode, which a dataset's name may contain as well."""
+    before, _, after = folder.rpartition(f"-{mode}")
+    return before + after
 
 
 def _run_mode(flags: list[str], where: str) -> list[Run]:

@@ -128,6 +128,25 @@ def test_run_is_fine_tuned_further_and_keeps_its_head(weights, tmp_path):
     assert "warning: LEARNING_RATE=0.5 is unusual for full" in out
 
 
+def test_comparisons_with_different_options_have_different_names(weights, monkeypatch):
+    """Most modes ignore these options, so their runs have the same names."""
+    values = {"PRETRAINED": str(weights), "IMG_SIZE": None, "MODE": "all", "TOP_K": 3,
+              "LORA_RANK": 8, "AUGMENT_VIEWS": 0, "LAYER_DECAY": 1.0, "NAME": None,
+              "RESULTS_DIR": "x"}  # fmt: skip
+    suffixes = []
+    monkeypatch.setattr(finetune, "compare_modes", lambda *args: suffixes.append(args[-1]))
+    finetune.run_modes(values, plain_only=True)
+    finetune.run_modes({**values, "LORA_RANK": 4, "AUGMENT_VIEWS": 2}, plain_only=True)
+    assert suffixes == ["", "-lora-rank4-augment-views2"]
+
+
+@pytest.mark.parametrize(("folder", "title"), [
+    ("surface-scratches-vit-scratch-s0", "surface-scratches-vit-s0"), ("mine-scratch", "mine"),
+])  # fmt: skip
+def test_comparison_is_named_like_its_runs_without_the_mode(folder, title):
+    assert comparison._without_mode(folder, "scratch") == title
+
+
 def test_usual_values_of_other_modes_are_those_of_the_script():
     usual = {name: value for name, (_, value) in finetune.ONLY_IN.items()}
     assert usual == {name: getattr(finetune, name) for name in usual}
@@ -154,7 +173,8 @@ def test_all_modes_leave_out_lora_where_it_does_not_fit(tmp_path, monkeypatch, c
     modes = []
     monkeypatch.setattr(finetune, "compare_modes", lambda named, *_: modes.extend(named))
     values = {"PRETRAINED": "convnext_atto", "IMG_SIZE": 32, "MODE": "all", "TOP_K": 2,
-              "LORA_RANK": 8, "LAYER_DECAY": 1.0, "NAME": None, "RESULTS_DIR": "x"}  # fmt: skip
+              "LORA_RANK": 8, "AUGMENT_VIEWS": 0, "LAYER_DECAY": 1.0, "NAME": None,
+              "RESULTS_DIR": "x"}  # fmt: skip
     model = build_timm_model(TimmConfig("convnext_atto", {"num_classes": 3}))
     found = Pretrained(model, Preprocess(32, [0.5] * 3, [0.5] * 3), None, "x", [])
     monkeypatch.setattr(finetune, "load_pretrained", lambda *_, **__: found)
