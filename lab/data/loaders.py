@@ -29,7 +29,11 @@ _FRACTION = 0.4  # a split stays on the device if it needs less than this fracti
 
 
 def derive_seed(*parts: int) -> int:
-    """One well-mixed 63-bit seed from several numbers, such as (seed, epoch, step)."""
+    """One well-mixed 63-bit seed from several numbers, such as (seed, epoch, step).
+
+    Zeros at the end do not change it, because numpy's `SeedSequence` pads up to four numbers with
+    zeros: (seed, epoch) and (seed, epoch, 0) give the same seed.
+    """
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
