@@ -159,9 +159,9 @@ def record_attention(
     complete = recorder.calls_per_block.count(1)
     if complete < len(blocks):
         raise UserError(
-            f"cannot record the attention of {model_name(model)}: each block must compute it "
-            "exactly once, by softmax on weights (B, h, N, N) or by F.scaled_dot_product_attention, but "
-            f"only {complete} of {len(blocks)} blocks do. METHOD=grad-cam may work"
+            f"cannot record the attention of {model_name(model)}: {complete} of {len(blocks)} "
+            "blocks compute it exactly once, by softmax on weights (B, h, N, N) or by "
+            "F.scaled_dot_product_attention, and all must. METHOD=grad-cam may work"
         )
 
 

@@ -135,7 +135,7 @@ def load_data(
     data_dir = os.path.expanduser(data_dir)
     native = native_size(dataset)
     stored = native or size
-    if native and native < size and dataset not in DATASETS:
+    if native and native < (size or 0) and dataset not in DATASETS:
         # Larger images among the small ones keep the detail that the model can use.
         stored = max(native, min(size, largest_side(dataset)))
     reading = Reading(stored, interpolation, skip_unreadable=skip_unreadable)
