@@ -307,7 +307,6 @@ def _tuning(group: list[Configuration], ids: dict[Path, int]) -> dict[str, Any]:
             {
                 **_accuracy(c, ids),
                 "label": label(c.first),
-                "epochs": c.first.metrics["epochs"],
                 "trained": c.first.config["model"]["trainable_parameters"],
                 "seconds": c.seconds if c.timing_is_valid else None,
                 "memory_mb": c.first.metrics.get("peak_memory_mb"),

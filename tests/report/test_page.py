@@ -398,7 +398,7 @@ def test_points_and_error_bars_are_drawn_at_their_values(shown):
     assert to_y([low, high]) == pytest.approx([65, 80])
     assert figure.locator(".label").all_text_contents() == ["head", "full"]
     assert column(page, 3, "#finetuning table") == ["1", "2"]  # seeds
-    heads = page.locator("#finetuning th", has_text="± 1 standard deviation over seeds")
+    heads = page.locator("#finetuning th", has_text="interval or ± std")
     assert heads.count() == 1
 
 

@@ -151,7 +151,7 @@ function finetuningSection() {
   const columns = [
     textColumn("mode", (row) => row.label, (row) => runLink(row.run, row.label)),
     numberColumn("trained param\u00adeters", "trained"),
-    meanColumn, numberColumn("seeds", "seeds"), numberColumn("epochs", "epochs"),
+    meanColumn, numberColumn("seeds", "seeds"),
     numberColumn("training seconds", "seconds"), numberColumn("peak memory in MB", "memory_mb"),
   ];
   const part = ({ title, points }) => {

@@ -125,8 +125,7 @@ const accuracyColumn = {
   ...bestFirst(percentColumn("test accuracy in % (95 % interval)", "accuracy")),
   show: (row) => (row.accuracy == null ? DASH : percent(row.accuracy) + interval(row)),
 };
-const SPREAD = "95 % interval, or ± 1 standard deviation over seeds";
-const meanColumn = { ...accuracyColumn, name: `test accuracy in % (${SPREAD})` };
+const meanColumn = { ...accuracyColumn, name: "test accuracy in % (interval or ± std)" };
 const collator = new Intl.Collator("en", { numeric: true });
 
 /* Compares a with b; missing values sort last in both directions. */
