@@ -30,6 +30,7 @@ SOURCES = {  # the examples, and results of others
     "in DINOv2 the authors saw this only from ViT-L up": "Darcet et al. 2024, section 2",
     "In four of the six photographs, the brightest patches lie on the animal": "overview.jpg",
     "with patches of 2, 4 and 8 pixels": "checked by swin_said()",
+    "Block 12 is bright on the object in all six": "overview.jpg",
 }  # fmt: skip
 Scores = dict[str, dict]  # of a record of attention_viz.py --score
 
@@ -239,10 +240,23 @@ def faithfulness_said(tuned: Scores, scratch: Scores) -> dict[str, str]:
     }  # fmt: skip
 
 
+def cifar_said() -> dict[str, str]:
+    """Six test images of CIFAR-10, and a linear head on frozen features."""
+    images = record("cifar10-jpeg-224-head")["images"]
+    wrong = [image for image in images if image["prediction"] != image["label"]]
+    assert len(images) == 6
+    assert [image["label"] for image in wrong] == ["airplane"] * 3
+    first, second, third = (image["prediction"] for image in wrong)
+    return {
+        "CIFAR-10": f"although three airplanes are classified as {first}, {second} and {third}",
+    }
+
+
 def numbers() -> dict[str, str]:
     tuned, scratch = (record(f"3breeds-vit_s14-{name}-score") for name in ("finetuned", "scratch"))
     return (examples() | models_said() | distances_said() | swin_said()
-            | precision_said(tuned, scratch) | faithfulness_said(tuned, scratch))  # fmt: skip
+            | precision_said(tuned, scratch) | faithfulness_said(tuned, scratch)
+            | cifar_said())  # fmt: skip
 
 
 def photographs() -> list[list[np.ndarray]]:

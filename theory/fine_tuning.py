@@ -285,6 +285,22 @@ def mnist_said(found: list[Record]) -> dict[str, str]:
     }  # fmt: skip
 
 
+def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
+    """A linear head on the frozen ViT-S/14, as on the second lab sheet."""
+    large, small = (runs[f"cifar10-{name}-head-s0"] for name in ("jpeg-224", "subset"))
+    images = [run.config["dataset"]["train"] for run in (large, small)]
+    sides = [run.constants["IMG_SIZE"] for run in (large, small)]
+    return {
+        "CIFAR-10": claim(
+            f"a head on the frozen ViT-S/14 reaches {percent_range(large)} with {images[0]:,} "
+            f"training images at {sides[0]} pixels, and {percent_range(small)} with {images[1]:,} "
+            f"at {sides[1]} pixels",
+            not overlap(large, small),
+            large.metrics["test_accuracy"] > small.metrics["test_accuracy"],
+        ),
+    }
+
+
 def draw(runs: dict[str, Record]) -> None:
     """The figure: accuracy by mode with intervals, and training loss with a rate too high."""
     import matplotlib.pyplot as plt
@@ -329,7 +345,7 @@ def main() -> None:
     if "--draw" in sys.argv:
         draw(runs)
     numbers = (parameters_said() | layer_decay_said() | decay_said() | forgetting_said(runs)
-               | modes_said(runs) | mnist_said(found))  # fmt: skip
+               | modes_said(runs) | mnist_said(found) | cifar_said(runs))  # fmt: skip
     check(__file__, numbers, SOURCES)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import timm
 import torch
 from _text import ROOT, check, claim
+from scipy.stats import ttest_ind
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
@@ -243,6 +244,32 @@ def records_said() -> dict[str, str]:
     }  # fmt: skip
 
 
+def pets_said() -> dict[str, str]:
+    """Both models, fine-tuned on three breeds of Oxford Pets with several seeds."""
+    found = comparisons.configurations(read_runs(ROOT / "results" / "official").runs)
+    runs = {c.name: c for c in found}
+    vit, swin = (runs[f"pets-3breeds-64-{name}_cifar10-full-decay0.7"]
+                 for name in ("vit_128x6", "swin_48x222"))  # fmt: skip
+    before = [runs[f"cifar10-jpeg-{name}"].mean
+              for name in ("vit_128x6-pretraining-muon", "swin_48x222-pretraining")]  # fmt: skip
+    first = vit.first
+    p = ttest_ind(vit.accuracies, swin.accuracies, equal_var=False).pvalue
+    return {
+        "Pets": claim(
+            f"After {first.metrics['epochs']} epochs at {first.constants['IMG_SIZE']} pixels with "
+            f"layer decay {first.constants['LAYER_DECAY']}, the ViT reaches "
+            f"{sentences.result(vit)} and Swin {sentences.result(swin)} on the "
+            f"{first.metrics['test_images']} test images",
+            p < 0.001, vit.mean > swin.mean,
+        ),
+        "Pets, test": "the difference is significant (Welch's t-test, p < 0.001)",
+        "Pets, weights": claim(
+            f"the weights have {100 * before[0]:.1f} % and {100 * before[1]:.1f} % on CIFAR-10",
+            before[0] > before[1],
+        ),
+    }  # fmt: skip
+
+
 @torch.no_grad()
 def stages_said() -> dict[str, str]:
     swin = timm.create_model("swin_tiny_patch4_window7_224").to("meta")
@@ -329,7 +356,7 @@ def second_said() -> dict[str, str]:
 
 def numbers() -> dict[str, str]:
     return (windows_said() | stages_said() | cost_said() | card_said() | second_said()
-            | records_said())  # fmt: skip
+            | records_said() | pets_said())  # fmt: skip
 
 
 def draw() -> None:
