@@ -150,9 +150,9 @@ def _batches(loaders: Loaders, split: str) -> Iterator[tuple[Tensor, Tensor]]:
 
     The batches of `Loaders.evaluation` are twice as large, because it needs no gradients.
     """
-    data = getattr(loaders.data, split)
-    for index in torch.arange(len(data)).split(loaders.batch_size):
-        yield index, loaders.normalize(data.images(index))
+    size = loaders.batch_size
+    for index, images, _ in loaders.evaluation(split):
+        yield from zip(index.split(size), images.split(size), strict=True)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -307,7 +307,10 @@ class Trainer:
                 f"{self.config.small_size} pixels; validation uses the full size"
             )
         elif share := self.config.progressive_resize:
-            self.log(f"PROGRESSIVE_RESIZE={share} of {self.config.epochs} epochs is not one epoch")
+            self.log(
+                f"PROGRESSIVE_RESIZE={share} of {self.config.epochs} epochs is less than one, so "
+                "all epochs train on images of the full size"
+            )
 
     def log(self, text: str) -> None:
         """Prints text once, above the progress bar; trials of a sweep print nothing."""
