@@ -199,11 +199,13 @@ def _files_of(module: str, folder: Path) -> list[Path]:
         module: its name; with leading dots, relative to `folder`.
         folder: the folder of the file that imports it.
     """
-    first, *rest = module.lstrip(".").split(".")
-    if first == "lab":
+    name = module.lstrip(".")
+    first, *rest = name.split(".")
+    level = len(module) - len(name)
+    if first == "lab" and not level:
         package = _ROOT / "lab" / rest[0] if rest else _ROOT / "lab" / "__init__.py"
         return [*package.rglob("*.py")] if package.is_dir() else [package.with_suffix(".py")]
-    if level := len(module) - len(module.lstrip(".")):
+    if level:
         parents = [(folder, *folder.parents)[level - 1]]
     else:
         parents = [folder, _ROOT] if folder.is_relative_to(_ROOT) else [folder]
