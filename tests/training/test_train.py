@@ -56,8 +56,9 @@ def interrupt(place, number, at, *words):
 
     def script():
         Loaders.train = held_batches
+        os.chdir(ROOT)
         sys.argv = command(place, *words)
-        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
     process = Process(script, place.with_name(f"{place.name}.log"))
     assert process.next_event()
