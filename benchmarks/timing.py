@@ -79,7 +79,8 @@ class Worker:
 
     def start(self) -> None:
         """Waits for a request, then starts the clock. Raises EOFError after the last request."""
-        self.connection.recv()
+        if self.connection.recv() == "end":
+            raise EOFError
         self.started = time.perf_counter()
 
     def stop(self) -> None:
@@ -152,6 +153,9 @@ def _workers(
         yield connections
     finally:
         for connection in connections.values():
+            # A forked worker holds copies of earlier connections: closing them does not end it.
+            with suppress(OSError):  # it has died
+                connection.send("end")
             connection.close()
         for process in processes:
             process.join(10)

@@ -14,7 +14,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lab.core import UserError
 from model import ConfigError, DropPath, ViTConfig
@@ -146,13 +145,8 @@ def matched_cnn(
     }  # fmt: skip
 
     def count(dims: Sequence[int]) -> int:
-        with torch.device("meta"):  # allocates nothing and computes nothing
-            model = ResidualCNN(CNNConfig(dims=tuple(dims), **shape)).eval()
-            if match == "params":
-                return sum(p.numel() for p in model.parameters())
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(torch.zeros(1, vit.in_chans, vit.img_size, vit.img_size))
-        return counter.get_total_flops() // 2
+        parameters, macs = _size(CNNConfig(dims=tuple(dims), **shape), vit.img_size)
+        return parameters if match == "params" else macs
 
     # The convolutions of the first stage alone have more than width^2 weights.
     tried = range(1, int(target**0.5) + 2)
@@ -175,6 +169,27 @@ def matched_cnn(
         f"no CNN of this kind matches {target:,} {match} to within 1 %, because at this size a "
         "single channel changes the number by more than 1 %. Use a larger ViT"
     )
+
+
+def _size(config: CNNConfig, img_size: int) -> tuple[int, int]:
+    """Parameters of a ResidualCNN, and its multiply-adds per image, without building it."""
+    kernel = 3 if config.stem_stride == 1 else config.stem_stride
+    side = img_size // config.stem_stride
+    convolutions = [(config.in_chans, config.dims[0], kernel, side)]  # channels in and out, kernel, output side
+    in_dim = config.dims[0]
+    for stage, dim in enumerate(config.dims):
+        side = -(-side // 2) if stage else side
+        for block in range(config.blocks):
+            convolutions += [(in_dim, dim, 3, side), (dim, dim, 3, side)]
+            if in_dim != dim or (stage and not block):
+                convolutions.append((in_dim, dim, 1, side))
+            in_dim = dim
+    head = in_dim * config.num_classes
+    weights = [i * o * k**2 for i, o, k, _ in convolutions]
+    batch_norms = sum(2 * o for _, o, _, _ in convolutions)
+    parameters = sum(weights) + batch_norms + head + config.num_classes
+    macs = sum(w * s**2 for w, (_, _, _, s) in zip(weights, convolutions, strict=True)) + head
+    return parameters, macs
 
 
 def _wider(dims: list[int], stage: int) -> list[int]:
