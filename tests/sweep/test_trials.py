@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -17,11 +18,17 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from lab.core import Run, runtime
+from lab.data import Preprocess
 from lab.report.records import read_runs
+from lab.sweep import trials
 from lab.sweep.search_space import next_point
 from lab.sweep.trials import TRIAL_PROCESS, read_history
+from model import VisionTransformer, ViTConfig
+from tests.drills.harness import Process
 from tests.events import Events
 from tests.in_process import run_script
+from tests.models.reference import SMALL, save_run
+from tests.shaken import shaken
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,11 +59,22 @@ def states(folder):
 
 
 def points(space, count, sampler="random", seed=0):
-    trials = []
+    tried = []
     for _ in range(count):
-        point = next_point(space, sampler, seed, trials)
-        trials.append(create_trial(params=point, distributions=space, value=0.0))
-    return [trial.params for trial in trials]
+        point = next_point(space, sampler, seed, tried)
+        tried.append(create_trial(params=point, distributions=space, value=0.0))
+    return [trial.params for trial in tried]
+
+
+def forked(words, log):
+    """A sweep in a process of its own, which need not import PyTorch again."""
+
+    def sweep():
+        os.setsid()  # a signal to its group is not for this process
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+    return Process(sweep, Path(log))
 
 
 def test_killed_sweep_resumes_with_the_same_trials(fake, command, run_sweep):
@@ -66,17 +84,14 @@ def test_killed_sweep_resumes_with_the_same_trials(fake, command, run_sweep):
     events = Events(Path("events"))
 
     def stop_in_epoch(number, epoch):
-        with subprocess.Popen(
-            [sys.executable, *command(*words)], stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        ) as process:  # fmt: skip
-            assert str(epoch) in iter(events.next, "")
-            os.killpg(process.pid, number)  # what Ctrl-C in a terminal does
-            status, error = process.wait(), process.stderr.read()
+        process = forked(command(*words), f"{epoch}.log")
+        assert str(epoch) in iter(events.next, "")
+        os.killpg(process.pid, number)  # what Ctrl-C in a terminal does
+        ended = process.finish()
         assert events.next() == "s"
         (saved,) = fake.glob("*/saved.txt")
         assert saved.read_text() == "saved\n" * (epoch - 1)
-        return status, error
+        return ended.status, ended.output
 
     assert stop_in_epoch(signal.SIGKILL, 2)[0] == -signal.SIGKILL
     assert states(fake) == [TrialState.RUNNING]
@@ -118,20 +133,18 @@ def test_run_has_one_process_at_a_time(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-def test_two_terminals_share_the_trials(fake, command):
+def test_two_terminals_share_the_trials(fake, command, monkeypatch):
     """Each run waits until a second one has started, which takes the other process."""
     words = ["--space", "RATE=log:1e-3..1e-1", "--trials", "4"]
     os.mkfifo("company")
-    both = [
-        subprocess.Popen([sys.executable, *command(*words)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    monkeypatch.setattr(trials, "POLL_SECONDS", 0.02)
+    both = [forked(command(*words), log) for log in ("1.log", "2.log")]
+    ends = [process.finish() for process in both]
+    assert [ended.status for ended in ends] == [0, 0]
     record = json.loads((fake / "sweep.json").read_text())
     assert [trial["state"] for trial in record["trials"]] == ["complete"] * 4
     assert num_starts(fake) == [1] * 4
-    printed = [n for output in outputs for n in re.findall(r"^trial (\d)", output, re.M)]
+    printed = [n for ended in ends for n in re.findall(r"^trial (\d)", ended.output, re.M)]
     assert sorted(printed) == [*"0123"]
 
 
@@ -292,12 +305,15 @@ def test_trial_equals_the_run_made_by_hand(tmp_path, run_sweep, monkeypatch):
 
 
 def test_linear_probe_can_be_swept(tmp_path, run_sweep, monkeypatch, capsys):
+    model = shaken(VisionTransformer(ViTConfig(**SMALL, num_classes=3)))
+    preprocess = Preprocess(32, [0.5] * 3, [0.5] * 3)
+    pretrained = save_run(tmp_path / "pretrained", model, ["a", "b", "c"], preprocess)
     monkeypatch.chdir(ROOT)
     status, record = run_sweep(
         "--script", "finetune.py", "--trials", "1", "--space", "LEARNING_RATE=1e-2,1e-3",
         "--fixed",
-        "--dataset digits --mode head --epochs 1 --weight-decay 0 "
-        f"--data-dir {shlex.quote(str(tmp_path))}",
+        "--dataset digits --mode head --epochs 20 --weight-decay 0 "
+        f"--data-dir {shlex.quote(str(tmp_path))} --pretrained {shlex.quote(pretrained)}",
         "--results-dir", str(tmp_path), place=tmp_path,
     )  # fmt: skip
     assert status == 0, capsys.readouterr()

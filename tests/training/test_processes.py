@@ -5,6 +5,7 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,14 +145,18 @@ def test_accelerate_launch_trains_like_one_process_seed_after_seed(one, tmp_path
 
 
 def test_two_machines_train_like_one_process_if_they_share_a_folder(one, tmp_path):
-    """Two launchers, each with its own process, on this machine. They meet in a file."""
+    """Two launchers, each with its own process, on this machine. They meet in a file.
+
+    They train a student's own model.py.
+    """
+    own = shutil.copy(ROOT / "model.py", tmp_path / "own.py")
 
     def node(rank):
         launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                     "--node-rank", str(rank), "--rdzv-backend", "c10d", "--rdzv-id", "lab",
                     "--rdzv-endpoint", str(tmp_path / "meeting"),
                     "--rdzv-conf", "store_type=file"]  # fmt: skip
-        shared = [*TRAIN, "--results-dir", str(tmp_path / "shared")]
+        shared = [*TRAIN, "--model-file", str(own), "--results-dir", str(tmp_path / "shared")]
         apart = [*TRAIN, "--results-dir", str(tmp_path / "machine-{rank}")]
         return start(launcher, ["tests/training/launched.py", *shared, "+", *apart])
 
@@ -218,15 +223,6 @@ def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
     assert_same_run(only(tmp_path / "runs"), one[0][0])
 
 
-def test_a_mistake_is_told_once(tmp_path):
-    words = [*TRAIN, "--results-dir", str(tmp_path), "--batch-size", "33"]
-    status, _, err = finished(start(TORCHRUN, words))
-    assert status != 0
-    assert err.count("BATCH_SIZE=33 cannot be divided by the 2 processes") == 1, err
-    assert err.count("Traceback") == 1, err  # the launcher's own
-    assert not list(tmp_path.glob("*/history.csv"))
-
-
 SCRIPTS = ("head", "full", "cnn")
 
 
@@ -235,7 +231,7 @@ def two(one, tmp_path_factory):
     """A folder, and what torchrun printed: it resumed train.py's run, then ran other scripts.
 
     The folder has the results of one process in `one` and those of two in `two`. In `two`,
-    train.py was interrupted in one process.
+    train.py was interrupted in one process. The last script of two processes has a mistake.
     """
     place = tmp_path_factory.mktemp("scripts")
 
@@ -252,13 +248,15 @@ def two(one, tmp_path_factory):
     words = [*TRAIN, "--results-dir", str(place / "two" / "train")]
     again = stopped([], words, to_the_launcher, place / "pipe")
     assert again == shlex.join(["python", *words])
-    together = [word for line in [words, *commands("two")] for word in [*line, "+"]]
-    out = launched([*TORCHRUN, "tests/training/launched.py"], together)
-    return place, out, expected
+    mistake = [*TRAIN, "--results-dir", str(place / "mistake"), "--batch-size", "33"]
+    together = [word for line in [words, *commands("two"), mistake] for word in [*line, "+"]]
+    status, out, err = finished(start([*TORCHRUN, "tests/training/launched.py"], together))
+    assert status != 0
+    return place, out, err, expected
 
 
 def test_two_processes_resume_a_run_of_one(one, two):
-    place, out, _ = two
+    place, out, _, _ = two
     assert "on 2 x cpu" in out
     assert "resuming at epoch 2, step" in out
     assert_same_run(only(place / "two" / "train"), one[0][0])
@@ -273,14 +271,14 @@ def test_two_processes_fine_tune_like_one(two, script):
 
 
 def test_two_processes_print_once(two):
-    _, out, expected = two
+    _, out, _, expected = two
     (others,) = re.split(r"two/train/\S+/curves\.png\n", out)[1:]
     # Compared up to the CNN's first epoch: the CNN does not train alike, see below.
     assert_said_once(*(text.rsplit("epoch   1/2", 1)[0] for text in (others, expected)))
 
 
 def test_two_processes_train_a_cnn_and_agree_on_its_batch_norm(two):
-    place, _, _ = two
+    place, *_ = two
     folder = only(place / "two" / "cnn")
     rows = rows_of(folder / "history.csv")
     first, last = rows_of(only(place / "one" / "cnn") / "history.csv")
@@ -295,6 +293,13 @@ def test_two_processes_train_a_cnn_and_agree_on_its_batch_norm(two):
     epoch = load_weights(folder / "best.safetensors")[1]["epoch"]
     kept = next(row for row in rows if int(row["epoch"]) == epoch)
     assert float(kept["val_loss"]) == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_a_mistake_is_told_once(two):
+    place, _, err, _ = two
+    assert err.count("BATCH_SIZE=33 cannot be divided by the 2 processes") == 1, err
+    assert err.count("Traceback") == 1, err  # the launcher's own
+    assert not list(place.glob("mistake/*/history.csv"))
 
 
 def copied(folder):
