@@ -86,27 +86,28 @@ def publish_vit(hub, folder):
         return model(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)).logits
 
 
-def test_repository_is_downloaded_once_and_then_found_offline(server, tmp_path):
-    expected = publish_vit(server, tmp_path / "vit")
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.address,
-                   "HF_HUB_OFFLINE": "0"}  # fmt: skip
-    repository = "google/vit"
-    assert in_another_process(environment, tmp_path / "a", repository, f"hf-hub:{repository}") == ""
-    fetched = [line.split("/")[-1] for line in server.asked if line.startswith("GET /google/")]
+def test_repository_is_downloaded_once_and_then_found_offline(client, tmp_path):
+    hub, offline = client
+    expected = publish_vit(hub, tmp_path / "vit")
+    images = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    for source in ("google/vit", "hf-hub:google/vit"):
+        found = load_pretrained(source, plain_only=True)
+        torch.testing.assert_close(found.model(images), expected, atol=1e-5, rtol=1e-5)
+    fetched = [line.split("/")[-1] for line in hub.asked if line.startswith("GET /google/")]
     assert sorted(fetched) == ["config.json", "model.safetensors", "preprocessor_config.json"]
-    assert (tmp_path / "home" / "hub" / "models--google--vit").is_dir()
-    server.stop()
-    environment["HF_HUB_OFFLINE"] = "1"
-    said = in_another_process(environment, tmp_path / "b", repository, "google/other")
-    for number in ("a0", "a1", "b0"):
-        logits, mean = torch.load(tmp_path / f"{number}.pt", weights_only=True)
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-        assert mean == [0.25] * 3
+    cache = tmp_path / "cache"
+    assert (cache / "models--google--vit").is_dir()
+    offline()
+    environment = {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "1"}
+    said = in_another_process(environment, tmp_path / "b", "google/vit", "google/other")
+    logits, mean = torch.load(tmp_path / "b0.pt", weights_only=True)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert mean == [0.25] * 3
 
     # What is not in the cache: the file, the repository, the folder to put it in.
-    assert f"config.json of google/other is not in the cache ({tmp_path / 'home'}" in said
+    assert f"config.json of google/other is not in the cache ({cache}" in said
     assert "HF_HUB_OFFLINE" in said
-    assert f"{server.address}/google/other/tree/main" in said
+    assert f"{hub.address}/google/other/tree/main" in said
     assert "use weights/other as the weights" in said
 
 

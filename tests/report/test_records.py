@@ -200,16 +200,22 @@ def test_strange_values_never_break_the_report(place, tmp_path, seed):
     assert len(found.runs) + len(found.left_out) >= 9
 
 
-@pytest.mark.parametrize("value", [None, [], {"a": []}, "\ud800", -1, 10**400, float("nan"), True],
-                         ids=ascii)  # fmt: skip
-def test_strange_constants_never_break_the_report(place, tmp_path, value):
-    """Replaces all constants of a run of train.py and of one of finetune.py, one at a time."""
+VALUES = [None, [], {"a": []}, "\ud800", -1, 10**400, float("nan"), True]
+
+
+@pytest.mark.parametrize("number", range(len(VALUES)))
+def test_strange_constants_never_break_the_report(place, tmp_path, number):
+    """Replaces every third constant of a run of train.py and of one of finetune.py, one at a time.
+
+    Each value begins at another constant, so that every constant gets two or three values.
+    """
+    value = VALUES[number]
     for other in (place / "official", *place.glob("*/*-s1"), *place.glob("train/*-of0.1-*")):
         shutil.rmtree(other)
     paths = [next((place / script).rglob("config.json")) for script in ("train", "finetune")]
     records = {path: json.loads(path.read_text()) for path in paths}
     names = set().union(*(record["constants"] for record in records.values()))
-    for name in sorted(names):
+    for name in sorted(names)[number % 3 :: 3]:
         for path, record in records.items():
             changed = record["constants"] | ({name: value} if name in record["constants"] else {})
             path.write_text(json.dumps({**record, "constants": changed}))
