@@ -1,5 +1,6 @@
 """Data and a browser that several files of tests share."""
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -18,12 +19,24 @@ FLAGS = [
 ]
 
 
-LONG = ("test_processes.py", "test_comparison.py", "test_hand_in.py", "test_trials.py")
+gc.disable()  # until everything has been imported
+
+LONG = (
+    "test_processes.py", "test_comparison.py", "test_hand_in.py", "test_trials.py", "test_texts.py",
+    "test_notebook.py", "test_growth.py", "test_benchmarks.py", "test_device_placement.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     """Long files come first, so that at the end no worker waits for the other one."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish():
+    """The garbage collector leaves alone what has been imported, and runs less often."""
+    gc.enable()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 50)
 
 
 @pytest.fixture(autouse=True, scope="session")
