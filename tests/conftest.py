@@ -24,6 +24,7 @@ gc.disable()  # until everything has been imported
 LONG = (
     "test_processes.py", "test_comparison.py", "test_hand_in.py", "test_trials.py", "test_texts.py",
     "test_notebook.py", "test_growth.py", "test_benchmarks.py", "test_device_placement.py",
+    "test_train.py", "test_loop.py", "test_cnn_baseline.py",
 )  # fmt: skip
 
 
