@@ -175,18 +175,23 @@ class Loaders:
             rng = self.batch_rng(epoch, step, len(images))
             yield self._augment(images, rng, loader.aspect_ratios(index)), labels
 
-    def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def evaluation(
+        self, split: str, view: int = 0, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This process's part of a split, each image once: indices, normalized images, labels.
 
         Args:
             split: train, val or test.
             view: 0 for images without augmentation; 1, 2, ... for fixed augmented views.
+            first: how many of this process's images to leave out; whole batches of a view.
         """
         images = torch.arange(self.rank, len(getattr(self.data, split)), self.world)
-        indices = list(images.split(max(1, 2 * self.batch_size // self.world)))
+        size = max(1, 2 * self.batch_size // self.world)
+        indices = [index for index in images[first:].split(size) if len(index)]
         loader = self._split(split, for_crops=view > 0)
         batches = loader.batches(indices)
-        for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True)):
+        numbered = enumerate(zip(indices, batches, strict=True), first // size)
+        for step, (index, (images, labels)) in numbered:
             if view:
                 seed = derive_seed(self.seed, view, step, self.rank)
                 rng = BatchRNG(seed, len(images), self.device)

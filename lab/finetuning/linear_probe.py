@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lab.core import Run, UserError, checkpoints, runtime
@@ -52,9 +53,11 @@ class FeatureLoaders(Loaders):
             view = self.batch_rng(epoch, step, len(index)).integers(views)
             yield self.features["train"][view, index], self.labels["train"][index]
 
-    def evaluation(self, split: str, view: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def evaluation(
+        self, split: str, view: int = 0, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         own = torch.arange(self.rank, len(self.labels[split]), self.world)
-        for index in own.split(8192):
+        for index in own[first:].split(8192):
             yield index, self.features[split][index], self.labels[split][index]
 
 
@@ -83,7 +86,8 @@ def cached_features(
 ) -> tuple[FeatureLoaders, FeatureCosts]:
     """The features of all splits, computed or read from the cache.
 
-    Without augmentation, repeated training images (see `subsample`) are computed only once.
+    Without augmentation, repeated training images (see `subsample`) are computed only once. One
+    process that is interrupted resumes with the images that are left.
 
     The key of the cache is everything that determines the features, including the code (see
     `runtime.code_hashes`).
@@ -126,27 +130,21 @@ def cached_features(
     else:
         if accelerator.is_main_process:
             print("computing the features of all images, which is done only once", flush=True)
-        started = time.perf_counter()
         advice = f"Lower BATCH_SIZE (now {loaders.batch_size}) or use a smaller model."
         runtime.reset_peak_memory(device)
+        with checkpoints.explain_write_errors(cache_dir):
+            cache_dir.mkdir(parents=True, exist_ok=True)
         with runtime.explain_out_of_memory(advice):
             computed = copy.copy(loaders)
             if not views:
                 computed.data = replace(loaders.data, train=loaders.data.train.select(first))
             computed.to(device, accelerator.process_index, world)
-            backbone = Backbone(model.to(device))
-            features = {s: predict(backbone, computed, s, accelerator) for s in ("val", "test")}
-            passes = range(1, views + 1) if views else [0]
-            train = [predict(backbone, computed, "train", accelerator, view) for view in passes]
-            features["train"] = torch.stack(train)
-        model.to("cpu")
-        seconds = time.perf_counter() - started
+            features, seconds = _compute_features(model, computed, views, path, accelerator)
         peak_memory_mb = runtime.peak_memory_mb(device)
-        if accelerator.is_main_process:
-            with checkpoints.explain_write_errors(cache_dir):
-                cache_dir.mkdir(parents=True, exist_ok=True)
-            costs = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
-            checkpoints.save_weights(path, features, {**key, **costs})
+        costs = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
+        checkpoints.save_weights(path, features, {**key, **costs})
+        for unfinished in cache_dir.glob(f"{path.stem}-*.unfinished"):
+            unfinished.unlink(missing_ok=True)
     if accelerator.is_main_process:
         width = features["val"].shape[1]
         how = f"read from the cache {path}" if is_cached else f"computed in {seconds:.1f} s"
@@ -155,6 +153,33 @@ def cached_features(
     if not views:
         features["train"] = features["train"][:, index]
     return FeatureLoaders(loaders, features), costs
+
+
+def _compute_features(
+    model: nn.Module, loaders: Loaders, views: int, path: Path, accelerator: Accelerator
+) -> tuple[dict[str, Tensor], float]:
+    """The features of all splits, and the seconds that they took.
+
+    One process keeps unfinished features in files next to `path`, and resumes from them.
+    """
+    backbone = Backbone(model.to(accelerator.device))
+    parts = [("val", 0), ("test", 0), *(("train", view) for view in range(1, views + 1) or [0])]
+    files: dict[tuple[str, int], Path] = {}
+    if accelerator.num_processes == 1:
+        files = {
+            (split, view): path.with_name(f"{path.stem}-{split}{view}.unfinished")
+            for split, view in parts
+        }
+    headers = [checkpoints.load_weights(file)[1] for file in files.values() if file.exists()]
+    started = time.perf_counter() - sum(header["seconds"] for header in headers)
+    outputs = {
+        part: predict(backbone, loaders, part[0], accelerator, part[1], files.get(part))
+        for part in parts
+    }
+    model.to("cpu")
+    features = {split: outputs[split, 0] for split in ("val", "test")}
+    features["train"] = torch.stack([outputs[part] for part in parts[2:]])
+    return features, time.perf_counter() - started
 
 
 def train_linear_probe(

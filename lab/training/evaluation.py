@@ -1,18 +1,28 @@
 """A model's outputs on a whole split, in one process or several."""
 
+import time
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.core import UserError, runtime
+from lab.core import UserError, checkpoints, runtime
 from lab.data import Loaders, to_device
 from lab.training.results import Predictions
+
+SAVE_SECONDS = 60  # how often outputs are saved
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, view: int = 0
+    model: nn.Module,
+    loaders: Loaders,
+    split: str,
+    accelerator: Accelerator,
+    view: int = 0,
+    partial: Path | None = None,
 ) -> Tensor:
     """The model's output for each image of a split, (N, ...), in the split's order, on the CPU.
 
@@ -24,11 +34,15 @@ def predict(
         split: "train", "val" or "test".
         accelerator: processes and precision.
         view: 0 for the images as evaluation sees them; 1, 2, ... for fixed augmented views.
+        partial: a file for the outputs and the seconds that they took, written once a minute, after
+            Ctrl-C and at the end; the same call resumes from it. None: an interruption loses them.
 
     Raises: UserError, if there are fewer images than processes.
     """
     model.eval()
     size, world, outputs = len(getattr(loaders.data, split)), accelerator.num_processes, None
+    done, started = 0, time.perf_counter()
+    saved = started
     if size < world:
         raise UserError(
             f"the {split} split has only {size} images for {world} processes: start at most {size} "
@@ -38,14 +52,33 @@ def predict(
         desc=f"{split} images", total=len(range(accelerator.process_index, size, world)),
         delay=2, leave=False, disable=None if accelerator.is_main_process else True, unit=" images",
     )  # fmt: skip
+    if partial and partial.exists():
+        state, header = checkpoints.load_weights(partial)
+        outputs, done = state["outputs"].to(accelerator.device), header["images"]
+        started -= header["seconds"]
+        bar.update(done)
+        print(f"resuming after {done:,} {split} images", flush=True)
+
+    def save() -> None:
+        if partial and done:
+            header = {"images": done, "seconds": time.perf_counter() - started}
+            checkpoints.save_weights(partial, {"outputs": outputs}, header)
+
     with bar:
-        for index, images, _ in loaders.evaluation(split, view):
-            with accelerator.autocast(), runtime.allow_tf32(accelerator.device):
-                values = model(images).float()
-            if outputs is None:
-                outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)
-            outputs[to_device(index, outputs.device)] = values
-            bar.update(len(images))
+        try:
+            for index, images, _ in loaders.evaluation(split, view, done):
+                with accelerator.autocast(), runtime.allow_tf32(accelerator.device):
+                    values = model(images).float()
+                if outputs is None:
+                    outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)
+                outputs[to_device(index, outputs.device)] = values
+                done += len(images)
+                bar.update(len(images))
+                if time.perf_counter() - saved > SAVE_SECONDS:
+                    save()
+                    saved = time.perf_counter()
+        finally:  # also after Ctrl-C
+            save()
     return accelerator.reduce(outputs).cpu()  # a sum: each row is zero in all processes but one
 
 

@@ -1,6 +1,7 @@
 """The linear probe: cached features give the head that training on images gives."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lab.core import UserError, runtime
+from lab.core.checkpoints import load_weights
 from lab.data import Augmentation, Loaders, Preprocess, datasets, load_data
 from lab.finetuning import cached_features, linear_probe, set_trainable, train_linear_probe
 from lab.finetuning.linear_probe import FeatureCosts
 from lab.models import load_model, profile_model
-from lab.training import fit
+from lab.training import evaluation, fit
 from lab.training.optimizers import adamw
 from tests.finetuning.small import FP32, gray_loaders, open_run, vit
 
@@ -161,6 +163,57 @@ def test_views_depend_on_the_batch_size(data, tmp_path):
     count = len(list(tmp_path.iterdir()))
     features_of(model, gray_loaders(data, batch_size=16), tmp_path)
     assert len(list(tmp_path.iterdir())) == count  # without augmentation it does not matter
+
+
+class Interrupted(nn.Module):
+    """A backbone that is interrupted instead of computing another batch."""
+
+    def __init__(self, model, interrupt):
+        super().__init__()
+        self.model, self.interrupt, self.left = model, interrupt, 10**6
+
+    def forward_features(self, images):
+        if self.left == 0:
+            self.interrupt()
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.model.forward_features(images)
+
+    def forward_head(self, features, pre_logits):
+        return self.model.forward_head(features, pre_logits)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("views", [0, 2])
+def test_interrupted_features_resume(data, tmp_path, monkeypatch, capsys, views, killed):
+    """After Ctrl-C at the next batch; after a kill from what has been saved every minute."""
+    place, left_by_kill = tmp_path / "interrupted", tmp_path / "killed"
+
+    def interrupt():
+        if killed:
+            shutil.copytree(place, left_by_kill)
+
+    if killed:
+        monkeypatch.setattr(evaluation, "SAVE_SECONDS", -1)
+    loaders, model = gray_loaders(data, Augmentation(rotate=20), 16), Interrupted(vit(), interrupt)
+    left = model.left
+    whole, _ = features_of(model, loaders, tmp_path / "whole", views)
+    model.left = left - model.left - 2  # all batches but two
+    with pytest.raises(KeyboardInterrupt):
+        features_of(model, loaders, place, views)
+    if killed:
+        shutil.rmtree(place)
+        left_by_kill.rename(place)
+    capsys.readouterr()
+    spent = sum(load_weights(path)[1]["seconds"] for path in place.glob("*.unfinished"))
+    model.left = 2
+    resumed, costs = features_of(model, loaders, place, views)
+    assert model.left == 0
+    assert costs.seconds > spent > 0
+    assert "resuming after" in capsys.readouterr().out
+    for split, features in whole.features.items():
+        assert features.equal(resumed.features[split])
+    assert [path.suffix for path in place.iterdir()] == [".safetensors"]
 
 
 def test_too_little_memory_ends_with_advice(data, tmp_path):
