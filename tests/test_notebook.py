@@ -36,7 +36,7 @@ def test_cells_run(notebook, tmp_path, monkeypatch):
     for path in ROOT.iterdir():  # a working folder without results
         if path.name not in ("results", "data") and not path.name.startswith("."):
             (tmp_path / path.name).symlink_to(path)
-    monkeypatch.setenv("VIT_LAB_FLAGS", "--dataset digits --epochs 1")
+    monkeypatch.setenv("VIT_LAB_FLAGS", "--dataset digits --epochs 1 --train-fraction 0.1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     skipped = {"gpu", "network"}
     notebook.cells = [c for c in notebook.cells if not skipped & set(c.metadata.get("tags", []))]

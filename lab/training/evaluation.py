@@ -57,7 +57,7 @@ def predict(
         outputs, done = state["outputs"].to(accelerator.device), header["images"]
         started -= header["seconds"]
         bar.update(done)
-        print(f"resuming after {done:,} {split} images", flush=True)
+        print(f"resuming after {done:,} of {size:,} {split} images", flush=True)
 
     def save() -> None:
         if partial and done:
