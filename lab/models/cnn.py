@@ -175,9 +175,8 @@ def _size(config: CNNConfig, img_size: int) -> tuple[int, int]:
     """Parameters of a ResidualCNN, and its multiply-adds per image, without building it."""
     kernel = 3 if config.stem_stride == 1 else config.stem_stride
     side = img_size // config.stem_stride
-    convolutions = [
-        (config.in_chans, config.dims[0], kernel, side)
-    ]  # channels in and out, kernel, output side
+    # Channels in and out, kernel, and height of the output in pixels.
+    convolutions = [(config.in_chans, config.dims[0], kernel, side)]
     in_dim = config.dims[0]
     for stage, dim in enumerate(config.dims):
         side = -(-side // 2) if stage else side

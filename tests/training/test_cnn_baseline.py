@@ -85,9 +85,8 @@ def test_twin_is_within_one_per_cent(vit, match):
     assert abs(found / target - 1) <= 0.01
     assert (config.in_chans, config.num_classes) == (vit.in_chans, vit.num_classes)
     ratios = np.array(config.dims) / config.dims[0]
-    assert np.allclose(
-        ratios, 2 ** np.arange(len(ratios)), rtol=0.5
-    )  # the narrowest are 2 or 3 channels wide
+    # The narrowest are 2 or 3 channels wide.
+    assert np.allclose(ratios, 2 ** np.arange(len(ratios)), rtol=0.5)
 
 
 def test_a_vit_too_small_for_a_twin_is_refused():
