@@ -200,7 +200,7 @@ def plot_confusion(path: Path, matrix: np.ndarray, classes: list[str], subject: 
     finding = f"{accuracy:.1f} % of {matrix.sum():,} test images are classified correctly"
     if count := errors[truth, predicted]:
         finding += (f"; the most frequent error: {classes[truth]} predicted as "
-                    f"{classes[predicted]} ({count} of {matrix[truth].sum()})")  # fmt: skip
+                    f"{classes[predicted]} ({count:,} of {matrix[truth].sum():,})")  # fmt: skip
     note = (
         "Blue: correct. Orange: errors. Darker cells contain a larger fraction of the true class."
     )
