@@ -134,7 +134,7 @@ class InMemory:
     def __init__(self, count: int, scratch: Path):
         self.run = Run(scratch / f"run-{count}")
         self.run.folder.mkdir()
-        config = {"model": {"training_flops": 1}}
+        config = {"constants": {}, "model": {"training_flops": 1}}
         (self.run.folder / "config.json").write_text(json.dumps(config))
         store = torch.randint(256, (count, 1, SIDE, SIDE), dtype=torch.uint8)
         names, labels = [f"image-{i}" for i in range(count)], torch.randint(CLASSES, (count,))

@@ -89,8 +89,8 @@ def test_costs_that_are_not_positive_are_left_out_of_the_fit():
 def measured(tmp_path_factory):
     """The folder of a small run."""
     out = tmp_path_factory.mktemp("growth")
-    flags = ["--quantities=depth,files", "--depth=1,2", "--files=200,400", "--repeats=1"]
-    flags += ["--steps=1", f"--out={out / 'growth-{device}.md'}"]
+    flags = ["--quantities=depth,stages,files", "--depth=1,2", "--stages=200,400"]
+    flags += ["--files=200,400", "--repeats=1", "--steps=1", f"--out={out / 'growth-{device}.md'}"]
     with pytest.MonkeyPatch.context() as patch:
         for name in growth.__annotations__:
             patch.setattr(growth, name, getattr(growth, name))
@@ -113,6 +113,8 @@ def test_run_writes_figure_table_and_record(measured):
     assert told == [
         ("depth (blocks)", "seconds", [1, 2]),
         ("depth (blocks)", "MB beyond the libraries", [1, 2]),
+        *[("images in memory", "seconds", [200, 400])] * len(growth.InMemory.stages),
+        ("images in memory", "MB beyond the libraries", [200, 400]),
         ("image files", "seconds", [200, 400]),
         ("image files", "seconds", [200, 400]),
         ("image files", "MB beyond the libraries", [200, 400]),
