@@ -1,6 +1,6 @@
 """How time and memory grow with images, image size, depth, width and batch size.
 
-    python -m benchmarks.growth                                    # 9 minutes on two busy cores
+    python -m benchmarks.growth                                    # 5 minutes on two idle cores
     python -m benchmarks.growth --quantities "depth,batch" --depth "1,2,4"
 
 A measurement is an epoch of `lab.training.loop` on synthetic images, or a stage around it, such as
