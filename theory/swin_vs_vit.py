@@ -189,10 +189,8 @@ def card_said() -> dict[str, str]:
     }  # fmt: skip
 
 
-def records_said() -> dict[str, str]:
+def records_said(found: list[comparisons.Configuration]) -> dict[str, str]:
     """Swin and ViT of about the same size, fine-tuned on digits: read from the records."""
-    official = ROOT / "results" / "official"
-    found = comparisons.configurations(read_runs(official).runs)
     runs = {(c.first.script, c.name): c for c in found}
 
     def both(suffix: str) -> list[comparisons.Configuration]:
@@ -244,9 +242,8 @@ def records_said() -> dict[str, str]:
     }  # fmt: skip
 
 
-def pets_said() -> dict[str, str]:
+def pets_said(found: list[comparisons.Configuration]) -> dict[str, str]:
     """Both models, fine-tuned on three breeds of Oxford Pets with several seeds."""
-    found = comparisons.configurations(read_runs(ROOT / "results" / "official").runs)
     runs = {c.name: c for c in found}
     vit, swin = (runs[f"pets-3breeds-64-{name}_cifar10-full-decay0.7"]
                  for name in ("vit_128x6", "swin_48x222"))  # fmt: skip
@@ -355,8 +352,9 @@ def second_said() -> dict[str, str]:
 
 
 def numbers() -> dict[str, str]:
+    found = comparisons.configurations(read_runs(ROOT / "results" / "official").runs)
     return (windows_said() | stages_said() | cost_said() | card_said() | second_said()
-            | records_said() | pets_said())  # fmt: skip
+            | records_said(found) | pets_said(found))  # fmt: skip
 
 
 def draw() -> None:

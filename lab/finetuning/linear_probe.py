@@ -173,8 +173,10 @@ def _compute_features(
     headers = [checkpoints.load_weights(file)[1] for file in files.values() if file.exists()]
     started = time.perf_counter() - sum(header["seconds"] for header in headers)
     outputs = {
-        part: predict(backbone, loaders, part[0], accelerator, part[1], files.get(part))
-        for part in parts
+        (split, view): predict(
+            backbone, loaders, split, accelerator, view, files.get((split, view))
+        )
+        for split, view in parts
     }
     model.to("cpu")
     features = {split: outputs[split, 0] for split in ("val", "test")}

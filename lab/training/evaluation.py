@@ -42,7 +42,6 @@ def predict(
     model.eval()
     size, world, outputs = len(getattr(loaders.data, split)), accelerator.num_processes, None
     done, started = 0, time.perf_counter()
-    saved = started
     if size < world:
         raise UserError(
             f"the {split} split has only {size} images for {world} processes: start at most {size} "
@@ -59,8 +58,10 @@ def predict(
         bar.update(done)
         print(f"resuming after {done:,} of {size:,} {split} images", flush=True)
 
+    saved_images, saved_at = done, time.perf_counter()
+
     def save() -> None:
-        if partial and done:
+        if partial and done > saved_images:
             header = {"images": done, "seconds": time.perf_counter() - started}
             checkpoints.save_weights(partial, {"outputs": outputs}, header)
 
@@ -74,9 +75,9 @@ def predict(
                 outputs[to_device(index, outputs.device)] = values
                 done += len(images)
                 bar.update(len(images))
-                if time.perf_counter() - saved > SAVE_SECONDS:
+                if time.perf_counter() - saved_at > SAVE_SECONDS:
                     save()
-                    saved = time.perf_counter()
+                    saved_images, saved_at = done, time.perf_counter()
         finally:  # also after Ctrl-C
             save()
     return accelerator.reduce(outputs).cpu()  # a sum: each row is zero in all processes but one
