@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lab.core import run_folders
 from lab.core.checkpoints import load_weights
 from lab.data.datasets import load_data
+from lab.data.loaders import Loaders
 from lab.models import load_model
 from tests.events import HANG_SECONDS
 from tests.in_process import run_script
@@ -170,10 +172,6 @@ def test_two_machines_train_like_one_process_if_they_share_a_folder(one, tmp_pat
         assert err.count("RESULTS_DIR must be a folder that they share") == 1, err
 
 
-def to_the_launcher(process):
-    process.send_signal(signal.SIGTERM)
-
-
 def to_all(process):
     """As a terminal's Ctrl-C; the launcher then passes it on to those who have it already."""
     os.killpg(process.pid, signal.SIGINT)
@@ -188,18 +186,40 @@ def to_one_worker_again_and_again(process):
                 break  # it has ended
 
 
-def stopped(launcher, words, send, pipe, **environment):
-    """Starts a run and interrupts it in its second epoch; returns the command that resumes it.
+def stopped(words, send, pipe):
+    """Interrupts a run of two processes in its second epoch; returns the command that resumes it.
 
     `pipe`: a path at which the processes create a named pipe, see launched.py.
     """
-    words = ["tests/training/launched.py", *words]
-    process = start(launcher, words, HOLD=str(pipe), **environment)
+    process = start(TORCHRUN, ["tests/training/launched.py", *words], HOLD=str(pipe))
     assert "held\n" in iter(process.stdout.readline, "")
     send(process)
     status, out, err = finished(process)
     assert status != 0
     assert err.count("stopping after this step") == (send is not to_one_worker_again_and_again), err
+    return resume_command(out, err)
+
+
+def stopped_alone(words):
+    """The same in this process, which receives SIGTERM."""
+    batches = Loaders.train
+
+    def interrupted_batches(self, epoch, first_step=0):
+        for step, batch in enumerate(batches(self, epoch, first_step), first_step):
+            if (epoch, step) == (2, 4):
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loaders, "train", interrupted_batches)
+        status, out, err = run_script(words)
+    run_folders.unlock_all()  # as at the end of a process
+    assert status == 128 + signal.SIGTERM
+    assert err.count("stopping after this step") == 1, err
+    return resume_command(out, err)
+
+
+def resume_command(out, err):
     (told,) = re.findall(r"stopped and saved at epoch (\d), step (\d+): .*\n.*with: (.*)", err)
     assert not re.search(r"^epoch   2/", out, re.M), out
     assert told[0] == "2"
@@ -209,7 +229,7 @@ def stopped(launcher, words, send, pipe, **environment):
 
 def test_one_process_resumes_a_run_of_two(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
-    again = stopped(TORCHRUN, words, to_one_worker_again_and_again, tmp_path / "pipe")
+    again = stopped(words, to_one_worker_again_and_again, tmp_path / "pipe")
     assert again == shlex.join(["python", *TORCHRUN, "tests/training/launched.py", *words])
     assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
@@ -217,7 +237,7 @@ def test_one_process_resumes_a_run_of_two(one, tmp_path):
 
 def test_ctrl_c_in_a_terminal_stops_two_processes(one, tmp_path):
     words = [*TRAIN, "--results-dir", str(tmp_path / "runs")]
-    stopped(TORCHRUN, words, to_all, tmp_path / "pipe")
+    stopped(words, to_all, tmp_path / "pipe")
     load_model(only(tmp_path / "runs") / "best.safetensors")  # of the first epoch
     assert "resuming at epoch 2, step" in alone(words)
     assert_same_run(only(tmp_path / "runs"), one[0][0])
@@ -246,8 +266,8 @@ def two(one, tmp_path_factory):
 
     expected = "".join(alone(words) for words in commands("one"))
     words = [*TRAIN, "--results-dir", str(place / "two" / "train")]
-    again = stopped([], words, to_the_launcher, place / "pipe")
-    assert again == shlex.join(["python", *words])
+    again = stopped_alone(words)
+    assert again == shlex.join(["python", str(ROOT / "train.py"), *words[1:]])
     mistake = [*TRAIN, "--results-dir", str(place / "mistake"), "--batch-size", "33"]
     together = [word for line in [words, *commands("two"), mistake] for word in [*line, "+"]]
     status, out, err = finished(start([*TORCHRUN, "tests/training/launched.py"], together))
