@@ -5,6 +5,7 @@ results/lab.log. A finished part is not repeated unless code or weights have cha
 stopped part resumes.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -132,4 +133,8 @@ def _fingerprint() -> str:
 
 
 if __name__ == "__main__":
+    # There are no flags; this prints the text above for --help and refuses everything else.
+    argparse.ArgumentParser(
+        "python -m lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     runtime.run_script(main)

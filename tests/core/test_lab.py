@@ -1,6 +1,7 @@
 """make lab: each part once, one line per part, and resuming where it stopped."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def place(tmp_path, monkeypatch):
 def runs(place, name):
     path = place / "results" / name
     return len(path.read_text()) if path.exists() else 0
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["--epochs", "1"], 2)])
+def test_the_lab_has_no_flags(words, status, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lab", *words])
+    monkeypatch.setattr(subprocess, "Popen", None)  # so that no part can start
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "lab" / "__main__.py"), run_name="__main__")
+    assert end.value.code == status
+    out, err = capsys.readouterr()
+    assert ("Runs the whole lab" in out) if status == 0 else ("unrecognized" in err)
 
 
 def test_a_part_that_fails_is_named_and_the_lab_resumes_there(place, capsys):
