@@ -141,10 +141,6 @@ def table(runs: dict[str, Record]) -> dict[str, dict[str, comparisons.Configurat
     }
 
 
-def mean_and_deviation(c: comparisons.Configuration) -> str:
-    return f"{100 * c.mean:.1f} ± {sentences.percent(c.std)}"
-
-
 def forgetting_said(runs: dict[str, Record]) -> dict[str, str]:
     """The run at a learning rate that was too high, beside its healthy twin and scratch."""
     healthy, high, scratch = (runs[f"{PETS}-{name}-s0"]
@@ -198,15 +194,14 @@ def forgetting_said(runs: dict[str, Record]) -> dict[str, str]:
 def modes_said(runs: dict[str, Record]) -> dict[str, str]:
     rows = table(runs)
     counts = [c.first.metrics["test_images"] for c in rows["head"].values()]
-    (seeds,) = {len(by_data[MNIST].runs) for by_data in rows.values()}
     said = {
-        "seeds": f"on mnist-5k mean and standard deviation over {seeds} seeds",
         "test images": f"| mode | mnist-5k ({counts[0]:,} test images) | Pets sample ({counts[1]}) "
                        f"| three breeds ({counts[2]}) |",
     }  # fmt: skip
     for label, by_data in rows.items():
-        others = " | ".join(percent_range(by_data[data].first) for data in (PETS, BREEDS))
-        said[f"records, {label}"] = f"| {label} | {mean_and_deviation(by_data[MNIST])} | {others} |"
+        said[f"records, {label}"] = (
+            f"| {label} | {' | '.join(map(sentences.result, by_data.values()))} |"
+        )
     head, top, full, decay, scratch = (
         {data: c.first for data, c in by_data.items()} for by_data in rows.values()
     )
@@ -349,8 +344,7 @@ def draw(runs: dict[str, Record]) -> None:
 
 
 def main() -> None:
-    found = read_runs(ROOT / "results" / "official").runs
-    runs = {run.folder.name: run for run in found}
+    runs = {run.folder.name: run for run in read_runs(ROOT / "results" / "official").runs}
     if "--draw" in sys.argv:
         draw(runs)
     numbers = (parameters_said() | layer_decay_said() | decay_said() | forgetting_said(runs)

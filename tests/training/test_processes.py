@@ -16,13 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lab.core import run_folders
 from lab.core.checkpoints import load_weights
 from lab.data.datasets import load_data
-from lab.data.loaders import Loaders
 from lab.models import load_model
 from tests.events import HANG_SECONDS
 from tests.in_process import run_script
+from tests.training.interrupted import interrupt
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() == 1, reason="each of two processes needs its own GPU"
@@ -197,31 +196,13 @@ def stopped(words, send, pipe):
     status, out, err = finished(process)
     assert status != 0
     assert err.count("stopping after this step") == (send is not to_one_worker_again_and_again), err
-    return resume_command(out, err)
+    return resume_command(out + err)
 
 
-def stopped_alone(words):
-    """The same in this process, which receives SIGTERM."""
-    batches = Loaders.train
-
-    def interrupted_batches(self, epoch, first_step=0):
-        for step, batch in enumerate(batches(self, epoch, first_step), first_step):
-            if (epoch, step) == (2, 4):
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loaders, "train", interrupted_batches)
-        status, out, err = run_script(words)
-    run_folders.unlock_all()  # as at the end of a process
-    assert status == 128 + signal.SIGTERM
-    assert err.count("stopping after this step") == 1, err
-    return resume_command(out, err)
-
-
-def resume_command(out, err):
-    (told,) = re.findall(r"stopped and saved at epoch (\d), step (\d+): .*\n.*with: (.*)", err)
-    assert not re.search(r"^epoch   2/", out, re.M), out
+def resume_command(said):
+    """The command in what a run has printed that was interrupted in its second epoch."""
+    (told,) = re.findall(r"stopped and saved at epoch (\d), step (\d+): .*\n.*with: (.*)", said)
+    assert not re.search(r"^epoch   2/", said, re.M), said
     assert told[0] == "2"
     assert 4 < int(told[1]) < 18
     return told[2]
@@ -266,8 +247,10 @@ def two(one, tmp_path_factory):
 
     expected = "".join(alone(words) for words in commands("one"))
     words = [*TRAIN, "--results-dir", str(place / "two" / "train")]
-    again = stopped_alone(words)
-    assert again == shlex.join(["python", str(ROOT / "train.py"), *words[1:]])
+    ended = interrupt(words, signal.SIGTERM, (2, 4), place / "stopped.log")
+    assert ended.status == 128 + signal.SIGTERM
+    assert ended.output.count("stopping after this step") == 1, ended.output
+    assert resume_command(ended.output) == shlex.join(["python", *words])
     mistake = [*TRAIN, "--results-dir", str(place / "mistake"), "--batch-size", "33"]
     together = [word for line in [words, *commands("two"), mistake] for word in [*line, "+"]]
     status, out, err = finished(start([*TORCHRUN, "tests/training/launched.py"], together))

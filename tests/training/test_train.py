@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import random
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -20,10 +18,10 @@ from safetensors.torch import load_file
 
 import train
 from lab.core import UserError
-from lab.data import Loaders
-from tests.drills.harness import Process, event, run_fresh
+from tests.drills.harness import run_fresh
 from tests.figures import real_figures
 from tests.in_process import run_script
+from tests.training import interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--dataset", "digits", "--embed-dim", "32", "--depth", "2", "--epochs", "4",
@@ -46,25 +44,8 @@ def run(place, *words):
 
 def interrupt(place, number, at, *words):
     """Starts a run and sends it a signal before step `at`, an (epoch, step): status and output."""
-    batches = Loaders.train
-
-    def held_batches(self, epoch, first_step=0):
-        for step, batch in enumerate(batches(self, epoch, first_step), first_step):
-            if (epoch, step) == at:
-                event()
-            yield batch
-
-    def script():
-        Loaders.train = held_batches
-        os.chdir(ROOT)
-        sys.argv = command(place, *words)
-        runpy.run_path(sys.argv[0], run_name="__main__")
-
-    process = Process(script, place.with_name(f"{place.name}.log"))
-    assert process.next_event()
-    os.kill(process.pid, number)
-    process.go()
-    return process.finish()
+    log = place.with_name(f"{place.name}.log")
+    return interrupted.interrupt(command(place, *words), number, at, log)
 
 
 def history(folder):
