@@ -21,7 +21,7 @@ import lab  # noqa: F401  before torch, so that Ctrl-C ends its slow import quie
 # isort: split
 import torch
 
-from lab.core import Run, UserError, constants, runtime
+from lab.core import Run, UserError, constants, machine, runtime
 from lab.data import Augmentation, Dataset, Loaders, Preprocess, datasets, load_data
 from lab.models import own_model, profile_model, registry
 from lab.training import FitConfig, fit, optimizers, results
@@ -157,7 +157,7 @@ def train(values: dict[str, Any], build: Callable) -> Run:
     kind = datasets.dataset_kind(values["DATASET"])
     native = datasets.native_size(values["DATASET"])
     # Compiling takes about a minute, which pays off in long runs on a GPU.
-    compile_it = RECIPES[kind]["PRECISION"] == "auto" and runtime.can_compile(
+    compile_it = RECIPES[kind]["PRECISION"] == "auto" and machine.can_compile(
         runtime.process_state().device
     )
     recipe = {"IMG_SIZE": native, "COMPILE": compile_it, **RECIPES[kind]}

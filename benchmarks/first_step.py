@@ -20,9 +20,9 @@ def finish() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     print(STEPPED, flush=True)
-    from lab.core import runtime
+    from lab.core import machine
 
-    print(MEMORY, runtime.peak_memory_mb(torch.device("cpu")), flush=True)
+    print(MEMORY, machine.peak_memory_mb(torch.device("cpu")), flush=True)
     sys.exit()
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import matrix_product, seconds
-from lab.core import UserError, checkpoints, child, constants, runtime
+from lab.core import UserError, checkpoints, child, constants, machine, runtime
 from lab.data import load_data
 from lab.models import load_pretrained
 
@@ -155,7 +155,7 @@ def matrix_product_rate(device: torch.device) -> float:
     if device.type != "cuda":
         dtype = torch.float32
     else:
-        dtype = torch.bfloat16 if runtime.has_bf16(device) else torch.float16
+        dtype = torch.bfloat16 if machine.has_bf16(device) else torch.float16
     workload, flop = matrix_product(device.type, dtype)
     workload()
     return flop / seconds(workload, device.type) / 1e12

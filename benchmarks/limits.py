@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import table
 from benchmarks.timing import PRODUCT_SIZES, matrix_product, seconds
-from lab.core import constants, runtime
+from lab.core import constants, machine, runtime
 
 REPEATS: int = 10  # measurements, after one that does not count
 COPY_MB: int | None = None  # size of the tensor that is copied; None: 512 on a CPU, 4096 on a GPU
@@ -27,7 +27,7 @@ def main() -> None:
     device = runtime.process_state().device
     n = PRODUCT_SIDE or PRODUCT_SIZES.get(device.type, PRODUCT_SIZES["cpu"])[0]
     dtypes = {"fp32": torch.float32}
-    if runtime.has_bf16(device):  # emulated products would take minutes
+    if machine.has_bf16(device):  # emulated products would take minutes
         dtypes["bf16"] = torch.bfloat16
     notes = []
     for name, dtype in dtypes.items():

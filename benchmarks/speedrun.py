@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from benchmarks import table
 from benchmarks.race import Runner
-from lab.core import UserError, checkpoints, constants, plots, runtime
+from lab.core import UserError, checkpoints, constants, machine, plots, runtime
 from lab.data import Augmentation, Loaders, Preprocess, load_data
 
 # A constant that is None takes its value from RECIPES, by device.
@@ -108,7 +108,7 @@ def is_finished(path: Path, requested: dict[str, Any], code: dict[str, str]) -> 
             "--overwrite, or choose another --out"
         )
     card = record["hardware"].get("gpu")
-    return record.get("code") == code and card == runtime.hardware().get("gpu")
+    return record.get("code") == code and card == machine.hardware().get("gpu")
 
 
 def read(folder: Path) -> dict[tuple[float, str], dict[str, Records]]:
@@ -195,7 +195,7 @@ def main() -> None:
     if device.type not in RECIPES:
         raise UserError(f"this benchmark runs on {' and '.join(RECIPES)}, but not on {device.type}")
     c = constants.resolve(values, RECIPES[device.type])
-    if values["COMPILE"] is None and c.COMPILE and not runtime.can_compile(device):
+    if values["COMPILE"] is None and c.COMPILE and not machine.can_compile(device):
         c.COMPILE = False
         print(
             "torch.compile needs Triton, a C compiler, Python.h and compute capability 7.0: "

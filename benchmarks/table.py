@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Times
-from lab.core import UserError, checkpoints, constants, runtime
+from lab.core import UserError, checkpoints, constants, machine, runtime
 
 OURS = "ours"
 LIBRARIES = ("timm", "transformers", "torchvision", "vit-pytorch")  # names of packages
@@ -121,7 +121,7 @@ def _version(package: str) -> str | None:
 
 def describe_hardware(device: str) -> str:
     """The GPU's name, or the CPU's with its instruction set and the number of threads."""
-    found = runtime.hardware()
+    found = machine.hardware()
     if device == "cuda":
         return found["gpu"]
     capability = torch.backends.cpu.get_cpu_capability()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lab.core import runtime
+from lab.core import machine, runtime
 
 Times = dict[str, list[float]]  # seconds of each repeat, by name
 
@@ -87,7 +87,7 @@ class Worker:
         """Stops the clock, and reports the seconds and the peak memory of the process."""
         synchronize(self.device.type)
         spent = time.perf_counter() - self.started
-        self.connection.send((spent, runtime.peak_memory_mb(self.device)))
+        self.connection.send((spent, machine.peak_memory_mb(self.device)))
 
     def serve(self, workload: Callable[[], object]) -> None:
         """Measures a workload at every request."""

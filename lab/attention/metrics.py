@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lab.attention.extraction import eval_mode
 from lab.attention.score_report import CENTER, MEASURES
-from lab.core import UserError, runtime, stats
+from lab.core import UserError, machine, stats
 from lab.data import Dataset, Preprocess, datasets, images
 
 BACKGROUND, ANIMAL, BORDER = 0, 1, 2
@@ -213,7 +213,7 @@ def deletion_insertion(
     blurred = gaussian_blur(images, [kernel_size, 1], sigma)  # one axis at a time: the same result
     blurred = gaussian_blur(blurred, [1, kernel_size], sigma)  # in a hundredth of the time
     probabilities: dict[str, list[Tensor]] = {"deletion": [], "insertion": []}
-    use_bf16 = runtime.bf16_is_faster(device)
+    use_bf16 = machine.bf16_is_faster(device)
     with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
         for step in range(steps + 1):
             selected = (rank < round(step / steps * S * S)).reshape(B, 1, S, S)

@@ -14,6 +14,7 @@ __all__ = [
     "checkpoints",
     "child",
     "constants",
+    "machine",
     "plots",  # loads matplotlib: import it only where a figure is drawn
     "runtime",
     "stats",

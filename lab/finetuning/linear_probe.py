@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lab.core import Run, UserError, checkpoints, runtime
+from lab.core import Run, UserError, checkpoints, machine, runtime
 from lab.data import Loaders
 from lab.models import profile_model, registry, save_model
 from lab.training import FitConfig, Predictions, fit, optimizers, predict, results
@@ -131,7 +131,7 @@ def cached_features(
         if accelerator.is_main_process:
             print("computing the features of all images, which is done only once", flush=True)
         advice = f"Lower BATCH_SIZE (now {loaders.batch_size}) or use a smaller model."
-        runtime.reset_peak_memory(device)
+        machine.reset_peak_memory(device)
         with checkpoints.explain_write_errors(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
         with runtime.explain_out_of_memory(advice):
@@ -140,7 +140,7 @@ def cached_features(
                 computed.data = replace(loaders.data, train=loaders.data.train.select(first))
             computed.to(device, accelerator.process_index, world)
             features, seconds = _compute_features(model, computed, views, path, accelerator)
-        peak_memory_mb = runtime.peak_memory_mb(device)
+        peak_memory_mb = machine.peak_memory_mb(device)
         costs = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
         checkpoints.save_weights(path, features, {**key, **costs})
         for unfinished in cache_dir.glob(f"{path.stem}-*.unfinished"):

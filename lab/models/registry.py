@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
-from lab.core import Run, UserError, checkpoints, runtime
+from lab.core import Run, UserError, checkpoints, machine
 from lab.data import Preprocess
 from lab.models.cnn import CNNConfig, ResidualCNN
 from lab.models.lora import merged_state
 from model import ConfigError, VisionTransformer, ViTConfig
 
 if _counter := getattr(flop_counter, "_FlopCounterMode", None):  # private: not in every version
-    runtime.avoid_dynamo_import(_counter.__torch_dispatch__)
+    machine.avoid_dynamo_import(_counter.__torch_dispatch__)
 _ROOT = Path(__file__).resolve().parents[2]
 OURS = {  # by the name in a header
     "VisionTransformer": (VisionTransformer, ViTConfig),

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from lab.core import UserError, constants, runtime
+from lab.core import UserError, constants, machine, runtime
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FitConfig:
                 "TENSORBOARD=True needs TensorBoard, which is not installed: pip install "
                 "tensorboard"
             )
-        if self.compile and not runtime.has_compiler():
+        if self.compile and not machine.has_compiler():
             raise UserError(
                 "COMPILE=True needs a C++ compiler, such as g++: install one, or set COMPILE=False"
             )
@@ -87,9 +87,9 @@ def mixed_precision(precision: str) -> str:
     Raises: UserError, for a precision that this hardware does not support.
     """
     device = runtime.process_state().device
-    is_cuda, has_bf16 = device.type == "cuda", runtime.has_bf16(device)
+    is_cuda, has_bf16 = device.type == "cuda", machine.has_bf16(device)
     if precision == "auto":
-        return "bf16" if runtime.bf16_is_faster(device) else "fp16" if is_cuda else "no"
+        return "bf16" if machine.bf16_is_faster(device) else "fp16" if is_cuda else "no"
     if precision == "bf16" and is_cuda and not has_bf16:
         raise UserError(
             f"PRECISION=bf16: {torch.cuda.get_device_name(device)} has no bf16 hardware and would "

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.core import UserError, checkpoints, runtime
+from lab.core import UserError, checkpoints, machine
 from lab.data import Loaders, to_device
 from lab.training.results import Predictions
 
@@ -68,7 +68,7 @@ def predict(
     with bar:
         try:
             for index, images, _ in loaders.evaluation(split, view, done):
-                with accelerator.autocast(), runtime.allow_tf32(accelerator.device):
+                with accelerator.autocast(), machine.allow_tf32(accelerator.device):
                     values = model(images).float()
                 if outputs is None:
                     outputs = torch.zeros(size, *values.shape[1:], device=accelerator.device)

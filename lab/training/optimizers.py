@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw as fused_adamw
 
-from lab.core import UserError, runtime
+from lab.core import UserError, machine
 
 BETAS = (0.9, 0.999)  # AdamW's decay rates for the averages of the gradient and of its square
 
-runtime.avoid_dynamo_import(
+machine.avoid_dynamo_import(
     Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict
 )
 
@@ -90,7 +90,7 @@ class Muon(Optimizer):
         torch._foreach_lerp_(averages, grads, weight=1 - momentum)
         updates = torch.stack(torch._foreach_lerp(grads, averages, weight=momentum))  # Nesterov
         matrices = updates.flatten(2)  # (K, out, in)
-        dtype = torch.bfloat16 if runtime.bf16_is_faster(device) else torch.float32
+        dtype = torch.bfloat16 if machine.bf16_is_faster(device) else torch.float32
         orthogonal = orthogonalize(matrices.to(dtype)).to(updates.dtype).reshape(updates.shape)
         scale = 0.2 * max(matrices.shape[1:]) ** 0.5  # the size of AdamW's steps, Liu et al. 2025
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])

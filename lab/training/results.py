@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.core import Run, UserError, checkpoints, constants, runtime
+from lab.core import Run, UserError, checkpoints, constants, machine, runtime
 from lab.data import Dataset
 from lab.models import profile_model
 
@@ -104,7 +104,7 @@ def write_results(
             for row in history
         ),
         "peak_memory_mb": history[-1]["peak_memory_mb"],
-        "load": runtime.load_average(),
+        "load": machine.load_average(),
         **(extra or {}),
         "per_class_accuracy": per_class,
     }

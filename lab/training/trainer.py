@@ -16,7 +16,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lab.core import Run, UserError, checkpoints, runtime
+from lab.core import Run, UserError, checkpoints, machine, runtime
 from lab.data import Loaders
 from lab.models import lora, save_model
 from lab.training.config import FitConfig, precision_name
@@ -63,7 +63,7 @@ class Trainer:
         self.model, self.loaders, self.config, self.run = model, loaders, config, run
         self.accelerator = runtime.make_accelerator(config.mixed_precision)
         device, world = self.accelerator.device, self.accelerator.num_processes
-        runtime.reset_peak_memory(device)
+        machine.reset_peak_memory(device)
         loaders.to(device, self.accelerator.process_index, world)
         self.mixing = Mixing(config, len(loaders.data.classes), self.accelerator)
         steps = config.epochs * loaders.steps
@@ -141,7 +141,7 @@ class Trainer:
             # Processes average their gradients once, during the last backward pass of a step.
             last = i == parts
             sync = nullcontext() if last else self.accelerator.no_sync(self.train_model)
-            with sync, runtime.allow_tf32(device):
+            with sync, machine.allow_tf32(device):
                 yield x, y, len(x) / len(images)
 
     # --- The end of an epoch, and of the run ---
@@ -167,7 +167,7 @@ class Trainer:
             "val_accuracy": round(val.accuracy, 6),
             "seconds": round(state.seconds, 3),
             "images_per_second": round(images / state.seconds, 1),
-            "peak_memory_mb": runtime.peak_memory_mb(self.accelerator.device),
+            "peak_memory_mb": machine.peak_memory_mb(self.accelerator.device),
             "images": int(images),
         }
         is_best = state.finish_epoch(row)

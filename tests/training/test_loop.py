@@ -14,7 +14,7 @@ from safetensors import safe_open
 from sklearn.metrics import log_loss
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lab.core import UserError, checkpoints, runtime
+from lab.core import UserError, checkpoints, machine, runtime
 from lab.data.augment import Augmentation
 from lab.data.loaders import Loaders, derive_seed
 from lab.data.preprocess import Preprocess
@@ -399,7 +399,7 @@ def test_muon_leaves_the_first_layer_and_the_head_to_adamw(model):
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_muon_computes_in_bf16_only_where_that_is_faster(faster, monkeypatch):
-    monkeypatch.setattr(runtime, "bf16_is_faster", lambda device: faster)
+    monkeypatch.setattr(machine, "bf16_is_faster", lambda device: faster)
     dtypes = set()
     baddbmm = torch.baddbmm
     monkeypatch.setattr(torch, "baddbmm", lambda a, *args, **kwargs: (

@@ -12,7 +12,7 @@ from timm.optim import param_groups_layer_decay
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.core import UserError, runtime
+from lab.core import UserError, machine
 from lab.models.registry import classifier
 from lab.training.optimizers import Muon, adamw, by_name, layers, muon, orthogonalize
 from model import VisionTransformer, ViTConfig
@@ -125,7 +125,7 @@ def take_steps(ours, theirs, optimizers, steps=5):
 @pytest.fixture
 def fp32(monkeypatch):
     """Both Muons compute in fp32, timm's through the default of its `dtype`."""
-    monkeypatch.setattr(runtime, "bf16_is_faster", lambda device: False)
+    monkeypatch.setattr(machine, "bf16_is_faster", lambda device: False)
     defaults = list(zeropower_via_newtonschulz.__defaults__)
     defaults[defaults.index(torch.bfloat16)] = torch.float32
     monkeypatch.setattr(zeropower_via_newtonschulz, "__defaults__", tuple(defaults))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lab.core import Run, UserError, runtime
+from lab.core import Run, UserError, machine, runtime
 from lab.training import FitConfig, loop, progress, results, trainer
 from lab.training.config import mixed_precision
 from model import VisionTransformer
@@ -32,7 +32,7 @@ def cuda(monkeypatch):
     def pretend(has_bf16, device="cuda"):
         state = type("State", (), {"device": torch.device(device)})
         monkeypatch.setattr(runtime, "process_state", lambda: state)
-        monkeypatch.setattr(runtime, "has_bf16", lambda device: has_bf16)
+        monkeypatch.setattr(machine, "has_bf16", lambda device: has_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
 
@@ -58,7 +58,7 @@ def test_auto_selects_what_the_gpu_supports(cuda):
     ],
 )
 def test_auto_selects_what_is_faster_on_a_cpu(cpu, avx512_bf16, amx, precision, monkeypatch):
-    monkeypatch.setattr(runtime, "cpu_name", lambda: cpu)
+    monkeypatch.setattr(machine, "cpu_name", lambda: cpu)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert mixed_precision("auto") == precision
@@ -136,7 +136,7 @@ def test_runs_of_one_process_can_have_two_precisions():
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"COMPILE=True needs a C\+\+ compiler"):
         FitConfig(1, compile=True)
 
@@ -147,9 +147,9 @@ def test_each_run_of_a_process_measures_its_own_peak_memory():
     with mmap.mmap(-1, size) as block:  # malloc could keep the memory of a freed tensor
         for start in range(0, size, mmap.PAGESIZE):
             block[start] = 1
-        high = runtime.peak_memory_mb(cpu)
-    runtime.reset_peak_memory(cpu)
-    assert runtime.peak_memory_mb(cpu) < high - 250
+        high = machine.peak_memory_mb(cpu)
+    machine.reset_peak_memory(cpu)
+    assert machine.peak_memory_mb(cpu) < high - 250
 
 
 @pytest.mark.parametrize("bad", ["loss", "weights"])
@@ -180,10 +180,10 @@ def test_an_interrupted_run_never_saves_weights_that_are_not_finite(
 def test_tf32_is_for_the_model_only(monkeypatch):
     """Inside the steps of the model, not while batches are augmented."""
     assert torch.get_float32_matmul_precision() == "highest"
-    with runtime.allow_tf32(torch.device("cuda")):
+    with machine.allow_tf32(torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == "highest"
-    with runtime.allow_tf32(torch.device("cpu")):
+    with machine.allow_tf32(torch.device("cpu")):
         assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -212,11 +212,11 @@ def test_compiling_needs_a_recent_gpu_and_pythons_header(
     if header:
         (tmp_path / "Python.h").touch()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(runtime, "has_compiler", lambda: True)
-    monkeypatch.setattr(runtime, "find_spec", lambda name: name)
-    monkeypatch.setattr(runtime.sysconfig, "get_path", lambda *_: str(tmp_path))
-    assert runtime.can_compile(torch.device("cuda")) == works
-    assert not runtime.can_compile(torch.device("cpu"))
+    monkeypatch.setattr(machine, "has_compiler", lambda: True)
+    monkeypatch.setattr(machine, "find_spec", lambda name: name)
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert machine.can_compile(torch.device("cuda")) == works
+    assert not machine.can_compile(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
