@@ -6,6 +6,7 @@ python theory/swin_vs_vit.py --draw                # draws swin_vs_vit.png too
 
 import math
 import sys
+from statistics import mean
 from types import SimpleNamespace
 
 import timm
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.core import stats
 from lab.report import comparisons, read_runs, sentences
 
 SOURCES = {  # definitions of the example, names, and results of others
@@ -36,7 +36,10 @@ SOURCES = {  # definitions of the example, names, and results of others
     "Version 2 computes $B$ from the offset": "Liu et al. 2022, section 3.3",
     r"$\text{sign}(x) \ln(1 + |x|)$": "Liu et al. 2022, section 3.3",
     "`window12to16`, `192to256`": "the name of the model",
-}
+    "With weights of 62.4 % on CIFAR-10, the same Swin had reached only 70.4 ± 1.8 %":
+        "the records before commit 1e31891",
+    "one pretrained model of each kind, and two small datasets": "the records above",
+}  # fmt: skip
 CARD = "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k"
 C, M, PATCH = 96, 7, 4  # Swin-T's first stage: channels, patches along a window, pixels of a patch
 SIZES = (224, 448, 672, 896, 1024)  # pixels
@@ -190,55 +193,59 @@ def card_said() -> dict[str, str]:
 
 
 def records_said(found: list[comparisons.Configuration]) -> dict[str, str]:
-    """Swin and ViT of about the same size, fine-tuned on digits: read from the records."""
-    runs = {(c.first.script, c.name): c for c in found}
+    """Swin and ViT of about the same size on a tenth of mnist-5k, over seeds: from the records."""
+    runs = {c.name: c for c in found}
 
     def both(suffix: str) -> list[comparisons.Configuration]:
-        return [runs["finetune.py", f"digits-vit_128x6_cifar10-{suffix}"],
-                runs["finetune_swin.py", f"digits-swin_48x222_cifar10-{suffix}"]]  # fmt: skip
+        return [runs[f"mnist-5k-of0.1-{name}_cifar10-{suffix}"]
+                for name in ("vit_128x6", "swin_48x222")]  # fmt: skip
 
-    before = [runs["train.py", f"cifar10-jpeg-{name}-pretraining"]
+    before = [runs[f"cifar10-jpeg-{name}-pretraining-muon"]
               for name in ("vit_128x6", "swin_48x222")]  # fmt: skip
     models = [SimpleNamespace(**c.first.config["model"]) for c in both("full")]
-    rows = {"accuracy on CIFAR-10 before": before, "full, layer decay 0.7": both("full-decay0.7"),
-            "full": both("full"), "head only": both("head"),
-            "from scratch": both("scratch")}  # fmt: skip
-    (epochs,) = {c.first.constants["EPOCHS"] for name in list(rows)[1:] for c in rows[name]}
+    rows = {"full, layer decay 0.7": both("full-decay0.7"), "full": both("full"),
+            "head only": both("head"), "from scratch": both("scratch")}  # fmt: skip
+    (epochs,) = {c.first.constants["EPOCHS"] for pair in rows.values() for c in pair}
     (seeds,) = {len(c.runs) for pair in rows.values() for c in pair}
-    assert seeds == 1
+    images = sentences.images(rows["full"][0])
     said = {
-        "records, epochs": f"fine-tuned them on digits for {epochs} epochs at the default",
+        "records, epochs": f"fine-tuned them on a tenth of mnist-5k ({images} images) for "
+                           f"{epochs} epochs at the default learning rate of each mode",
+        "records, seeds": f"standard deviation over {seeds} seeds",
         "records, models": "| " + " | ".join(
             f"{m.parameters / 1e6:.2f}M; {m.macs / 1e6:.1f}M" for m in models) + " |",
         "records, cost": f"Swin needs {100 * models[1].macs / models[0].macs:.0f} % of the "
                          "multiply-adds",
+        "records, before": "| accuracy on CIFAR-10 before | " + " | ".join(
+            map(sentences.result, before)) + " |",
     }  # fmt: skip
+    p_values = {}
     for name, (vit, swin) in rows.items():
-        said[f"records, {name}"] = (
-            f"| {name} | {sentences.result(vit)} | {sentences.result(swin)} |"
-        )
-    quick = [next(int(row["epoch"]) for row in c.first.history if row["val_accuracy"] >= 0.9)
-             for c in rows["full, layer decay 0.7"]]  # fmt: skip
-    p_values = [stats.mcnemar(*(c.first.predictions.correct for c in rows[name]))[2]
-                for name in ("full, layer decay 0.7", "head only")]  # fmt: skip
-    (vit, swin), (bare_vit, bare_swin) = rows["full"], rows["from scratch"]
+        cells = (f"{100 * c.mean:.1f} ± {sentences.percent(c.std)}" for c in (vit, swin))
+        said[f"records, {name}"] = f"| {name} | {' | '.join(cells)} |"
+        p_values[name] = ttest_ind(vit.accuracies, swin.accuracies, equal_var=False).pvalue
+    (vit, swin), (bare_vit, bare_swin) = rows["full, layer decay 0.7"], rows["from scratch"]
+    first = [mean(run.history[0]["val_accuracy"] for run in c.runs) for c in (vit, swin)]
     return said | {
         "accuracy": claim(
-            f"with layer decay and with the head only, the models cannot be told apart (McNemar, "
-            f"p = {p_values[0]:.2f} and p = {p_values[1]:.2f}). Without layer decay the ViT is "
-            "ahead",
-            min(p_values) > 0.05,
-            vit.around[0] > swin.around[1],
+            "after full fine-tuning without layer decay, the models do not differ significantly "
+            f"(Welch's t-test, p = {p_values['full']:.2f}). In the other three rows Swin is ahead "
+            "(p < 0.001)",
+            p_values["full"] > 0.05,
+            all(p < 0.001 for name, p in p_values.items() if name != "full"),
+            all(b.mean > a.mean for name, (a, b) in rows.items() if name != "full"),
         ),
         "scratch": claim(
-            "Swin is ahead, and the intervals do not overlap",
-            bare_swin.around[0] > bare_vit.around[1],
+            f"Swin leads by {100 * (bare_swin.mean - bare_vit.mean):.0f} points without "
+            f"pretraining, and by {100 * (swin.mean - vit.mean):.0f} points after pretraining with "
+            "layer decay",
+            bare_swin.mean - bare_vit.mean > 5 * (swin.mean - vit.mean),
         ),
-        "epochs": claim(
-            f"the models pass 90 % validation accuracy after {quick[0]} and {quick[1]} epochs, "
-            "which is about equal",
-            abs(quick[0] - quick[1]) <= 1,
-        ),
+        "convergence": f"with layer decay the models classify {sentences.percent(first[0])} (ViT) "
+                       f"and {sentences.percent(first[1])} (Swin) of the validation images "
+                       "correctly after one epoch",
+        "before": claim("although the pretrained ViT scores higher on CIFAR-10",
+                        before[0].mean > before[1].mean),
     }  # fmt: skip
 
 
@@ -247,8 +254,6 @@ def pets_said(found: list[comparisons.Configuration]) -> dict[str, str]:
     runs = {c.name: c for c in found}
     vit, swin = (runs[f"pets-3breeds-64-{name}_cifar10-full-decay0.7"]
                  for name in ("vit_128x6", "swin_48x222"))  # fmt: skip
-    before = [runs[f"cifar10-jpeg-{name}"].mean
-              for name in ("vit_128x6-pretraining-muon", "swin_48x222-pretraining")]  # fmt: skip
     first = vit.first
     p = ttest_ind(vit.accuracies, swin.accuracies, equal_var=False).pvalue
     return {
@@ -257,12 +262,10 @@ def pets_said(found: list[comparisons.Configuration]) -> dict[str, str]:
             f"layer decay {first.constants['LAYER_DECAY']}, the ViT reaches "
             f"{sentences.result(vit)} and Swin {sentences.result(swin)} on the "
             f"{first.metrics['test_images']} test images",
-            p < 0.001, vit.mean > swin.mean,
+            len(vit.runs) == len(swin.runs) == 5,
         ),
-        "Pets, test": "the difference is significant (Welch's t-test, p < 0.001)",
-        "Pets, weights": claim(
-            f"the weights have {100 * before[0]:.1f} % and {100 * before[1]:.1f} % on CIFAR-10",
-            before[0] > before[1],
+        "Pets, test": claim(
+            f"the difference is not significant (Welch's t-test, p = {p:.2f})", p > 0.05
         ),
     }  # fmt: skip
 
