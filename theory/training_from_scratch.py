@@ -74,7 +74,7 @@ def images_said(lines: Lines) -> dict[str, str]:
     fitted, generalized = at_the_end(twin)
     said = {
         "images": f"four images of each digit, {images} in all, and repeat them, so that the run "
-                  f"takes as many steps as with all {sentences.images(vit[1.0])}",
+                  f"takes as many steps as with all {sentences.images(vit[1.0])} of mnist-5k",
         "learned": f"the ViT classifies {sentences.percent(trained)} of its augmented training "
                    f"images correctly, but only {sentences.percent(validated)} of the validation "
                    f"images (means of {seeds} seeds)",
@@ -215,6 +215,8 @@ def pretrained_said(
     epochs_each = [c.first.constants["EPOCHS"] for c in (tuned, scratch)]
     p = p_value(tuned, scratch)
     assert p > 0.05
+    sizes = [c.first.config["model"]["parameters"] for c in (tuned, scratch)]
+    assert round(sizes[0] / sizes[1]) == 6
     tenth = [bare, lines[TUNED][bare.first.share]]
     assert {c.first.constants["EPOCHS"] for c in tenth} == {epochs_each[0]}
     return {
