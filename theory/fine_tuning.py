@@ -10,7 +10,6 @@ import sys
 
 import torch
 from _text import ROOT, check, claim
-from scipy.stats import ttest_ind
 from torch import nn
 
 from lab.core import stats
@@ -263,7 +262,7 @@ def mnist_said(modes: dict[str, comparisons.Configuration]) -> dict[str, str]:
     share = first.constants["TRAIN_FRACTION"]
 
     def p(one: str, other: str) -> float:
-        return ttest_ind(modes[one].accuracies, modes[other].accuracies, equal_var=False).pvalue
+        return comparisons.welch(modes[one], modes[other])
 
     steps = list(itertools.pairwise(("from scratch", "head", "top 2", "full")))
     layer_decay = p("full", "full, layer decay 0.7")

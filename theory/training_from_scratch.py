@@ -9,7 +9,6 @@ from statistics import mean
 
 import torch
 from _text import ROOT, check, claim
-from scipy.stats import ttest_ind
 from torch import Tensor
 
 from lab.core import stats
@@ -30,9 +29,9 @@ TUNED, HEAD = "vit_128x6_cifar10, full", "vit_128x6_cifar10, head"
 BARE = "mnist-5k-of0.1-vit_128x6_cifar10-scratch"
 COLORS = {VIT: "#c2571a", CNN: "#1f5fa8", TUNED: "#2a8a57", HEAD: "#7b4fa3"}
 LABELS = {
-    VIT: "ViT from scratch, 35 epochs",
-    CNN: "CNN from scratch, 35 epochs",
-    TUNED: "larger ViT, pretrained on CIFAR-10, 5 epochs",
+    VIT: "ViT from scratch, {epochs} epochs",
+    CNN: "CNN from scratch, {epochs} epochs",
+    TUNED: "larger ViT, pretrained on CIFAR-10, {epochs} epochs",
     HEAD: "the same, head only",
 }
 CIFAR = {
@@ -52,11 +51,6 @@ def differing(one: Record, other: Record) -> set[str]:
 
 def result(run: Record) -> str:
     return sentences.result(comparisons.Configuration([run]))
-
-
-def p_value(one: comparisons.Configuration, other: comparisons.Configuration) -> float:
-    """Welch's t-test over seeds."""
-    return ttest_ind(one.accuracies, other.accuracies, equal_var=False).pvalue
 
 
 def images_said(lines: Lines) -> dict[str, str]:
@@ -91,7 +85,7 @@ def images_said(lines: Lines) -> dict[str, str]:
     for share in sorted(vit):
         one, other = vit[share], cnn[share]
         gaps.append(other.mean - one.mean)
-        p = p_value(one, other)
+        p = comparisons.welch(one, other)
         p_values.append(p)
         said[f"{100 * share:g} %"] = (
             f"| {sentences.images(one)} | {sentences.result(one)} | {sentences.result(other)} "
@@ -213,7 +207,7 @@ def pretrained_said(
     ahead = stats.mcnemar(resnet.predictions.correct, breeds["scratch"].predictions.correct)[2]
     tuned, head, scratch = (lines[name][0.01] for name in (TUNED, HEAD, VIT))
     epochs_each = [c.first.constants["EPOCHS"] for c in (tuned, scratch)]
-    p = p_value(tuned, scratch)
+    p = comparisons.welch(tuned, scratch)
     assert p > 0.05
     sizes = [c.first.config["model"]["parameters"] for c in (tuned, scratch)]
     assert round(sizes[0] / sizes[1]) == 6
@@ -266,7 +260,8 @@ def draw(runs: dict[str, Record], lines: Lines) -> None:
         errors = [[abs(100 * line[share].around[end] - mean)
                    for share, mean in zip(sorted(line), means, strict=True)]
                   for end in (0, 1)]  # fmt: skip
-        left.errorbar(counts, means, errors, color=COLORS[name], label=label, fmt="o-", capsize=3)
+        left.errorbar(counts, means, errors, color=COLORS[name], fmt="o-", capsize=3,
+                      label=label.format(epochs=line[1.0].first.constants["EPOCHS"]))  # fmt: skip
     left.set_xscale("log")
     left.set_xticks(counts, [f"{count:,}" for count in counts])
     left.minorticks_off()

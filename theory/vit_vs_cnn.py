@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from _text import ROOT, check, claim
-from scipy.stats import ttest_ind
 from torch import Tensor, nn
 
 from lab.data import load_data
@@ -311,22 +310,18 @@ def measured() -> tuple[
     return vit, cnn, pairs
 
 
-def seen_images(c: comparisons.Configuration) -> int:
-    return c.first.config["dataset"]["train_images"]
-
-
 def data_said() -> dict[str, str]:
     vit, cnn, pairs = measured()
     said, gaps, p_values = {}, [], []
     for ours, theirs in zip(vit, cnn, strict=True):
-        assert seen_images(ours) == seen_images(theirs)
+        assert sentences.train_images(ours) == sentences.train_images(theirs)
         assert ours.first.constants["EPOCHS"] == theirs.first.constants["EPOCHS"]
-        said[f"accuracy from {seen_images(ours)} images"] = (
-            f"| {seen_images(ours):,} | {sentences.result(ours)} | {sentences.result(theirs)} "
+        said[f"accuracy from {sentences.train_images(ours)} images"] = (
+            f"| {sentences.images(ours)} | {sentences.result(ours)} | {sentences.result(theirs)} "
             f"| {100 * (theirs.mean - ours.mean):+.1f} |"
         )
         gaps.append(theirs.mean - ours.mean)
-        p_values.append(ttest_ind(ours.accuracies, theirs.accuracies, equal_var=False).pvalue)
+        p_values.append(comparisons.welch(ours, theirs))
     said["every row"] = claim("The CNN is ahead in every row", min(gaps) > 0)
     said["figure, data"] = claim("the fewer images, the further the CNN is ahead",
                                  gaps == sorted(gaps, reverse=True))  # fmt: skip
@@ -377,7 +372,7 @@ def draw() -> None:
     axes[0].set_ylabel("pixels")
     figure.colorbar(image, ax=axes[3], label="gradient, log10 (0: largest)")
     for line, name in zip(measured()[:2], ("ViT", "CNN"), strict=True):
-        x, y = [seen_images(c) for c in line], [100 * c.mean for c in line]
+        x, y = [sentences.train_images(c) for c in line], [100 * c.mean for c in line]
         around = [[100 * abs(c.mean - c.around[end]) for c in line] for end in (0, 1)]
         axes[4].errorbar(x, y, around, marker="o", capsize=3, label=name, color=COLORS[name])
     axes[4].set_title("The fewer images, the further\nthe CNN is ahead (mnist-5k)", fontsize=10)

@@ -10,6 +10,7 @@ from lab.report.comparisons import (
     finetuning_groups,
     main_results,
     select_models,
+    welch,
 )
 from lab.report.records import Found
 
@@ -133,10 +134,7 @@ def _twin_test(vit: Configuration, cnn: Configuration) -> tuple[float | None, st
         return stats.mcnemar(a.correct, b.correct)[-1], "McNemar's test"
     if vit.std + cnn.std == 0:
         return None, ""
-    from scipy.stats import ttest_ind  # slow to import
-
-    test = ttest_ind(vit.accuracies, cnn.accuracies, equal_var=False)
-    return float(test.pvalue), "Welch's t-test over seeds"
+    return welch(vit, cnn), "Welch's t-test over seeds"
 
 
 def finetuned_sentence(results: MainResults, configs: list[Configuration]) -> str:
