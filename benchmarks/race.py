@@ -23,13 +23,13 @@ from torchvision.transforms import v2
 
 from benchmarks.libraries import DTYPES
 from benchmarks.timing import synchronize
+from benchmarks.variants import build_model, set_dropping
 from lab.core import checkpoints
 from lab.data import Loaders
 from lab.training import FitConfig, Predictions, optimizers
-from model import VisionTransformer, ViTConfig
 
 VAL_IMAGES = 1000  # at most, in a validation
-WARMUP_STEPS = 3  # per image size: to compile, to warm up and to capture a CUDA graph
+WARMUP_STEPS = 3  # per phase: to compile, to warm up and to capture a CUDA graph
 TICKS = 10**6  # the schedule counts steps: here, millionths of the time
 
 
@@ -70,12 +70,7 @@ class Runner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.schedule = optimizers.Schedule(TICKS, int(TICKS * c.WARMUP_FRACTION), "linear")
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
-        self.model = VisionTransformer(ViTConfig(
-            img_size=loaders.preprocess.img_size, patch_size=c.PATCH_SIZE, embed_dim=c.EMBED_DIM,
-            in_chans=loaders.data.channels, depth=c.DEPTH, num_heads=c.NUM_HEADS,
-            num_classes=len(loaders.data.classes), class_token=False, global_pool="avg",
-            dynamic_img_size=True,
-        )).to(self.device)  # fmt: skip
+        self.model = build_model(c, loaders).to(self.device)
         self.shrink = 2 if c.PROGRESSIVE_RESIZE else 1  # factor by which images are smaller
         images, labels = next(self.loaders.train(0))
         if c.WARM_START:
@@ -83,8 +78,8 @@ class Runner:
         if c.COMPILE:  # before the clock starts, and no weight changes
             torch.compiler.reset()  # forget the programs of earlier runs: their number is limited
             self.model.compile(mode="reduce-overhead", dynamic=False)
-        for shrink in sorted({1, self.shrink}):
-            self.shrink = shrink
+        for done in sorted({0.0, c.PROGRESSIVE_RESIZE, c.DROP_UNTIL}, reverse=True):
+            self.enter_phase(done)
             for _ in range(WARMUP_STEPS):
                 self.loss(images, labels).backward()
                 self.model.zero_grad()
@@ -92,6 +87,11 @@ class Runner:
             self.model, c.LEARNING_RATE, c.WEIGHT_DECAY
         )
         self.ema = ModelEmaV3(self.model, decay=c.EMA_DECAY, use_warmup=True)
+
+    def enter_phase(self, done: float) -> None:
+        """Chooses the size of the images and what is dropped; `done`: fraction of the time."""
+        self.shrink = 2 if done < self.c.PROGRESSIVE_RESIZE else 1
+        set_dropping(self.model, self.c, active=done < self.c.DROP_UNTIL)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         dtype, enabled = DTYPES[self.precision], self.precision != "fp32"
@@ -137,8 +137,7 @@ class Runner:
         for images, labels in self.batches():
             if (done := clock.spent / budget) >= 1:
                 break
-            if done >= self.c.PROGRESSIVE_RESIZE:
-                self.shrink = 1
+            self.enter_phase(done)
             if done * self.c.CHECKS >= len(curve) + 1:
                 validate()
             self.step(images, labels, done)
@@ -172,7 +171,7 @@ class Runner:
 
 
 @torch.no_grad()
-def warm_start(model: VisionTransformer, images: Tensor) -> None:
+def warm_start(model: nn.Module, images: Tensor) -> None:
     """Initializes the patch embedding with the whitened principal components of patches.
 
     All components come first, then their negatives, and again until the width is full. The

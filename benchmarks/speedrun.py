@@ -37,6 +37,9 @@ PATCH_SIZE: int | None = None  # pixels
 EMBED_DIM: int | None = None  # width
 DEPTH: int | None = None  # blocks
 NUM_HEADS: int | None = None  # attention heads
+MLP: Literal["gelu", "relu2", "swiglu"] = "gelu"  # relu2: squared ReLU; all of the same size
+QK_NORM: bool = False  # layer norm of queries and keys
+REG_TOKENS: int = 0  # register tokens: further tokens that belong to no patch
 # --- The recipe ---
 OPTIMIZER: Literal["muon", "adamw"] = "muon"  # Muon for the blocks' matrices
 LEARNING_RATE: float | None = None  # peak learning rate
@@ -44,6 +47,9 @@ WEIGHT_DECAY: float = 0.05  # of weight matrices
 BATCH_SIZE: int | None = None  # images per step
 WARMUP_FRACTION: float = 0.05  # fraction of the time in which the learning rate rises
 PROGRESSIVE_RESIZE: float = 0.6  # fraction of the time, first, on half-size images; 0: off
+PATCH_DROP_RATE: float = 0.0  # fraction of the patches that training images lose at first
+LAYER_DROP_RATE: float = 0.0  # probability with which a batch skips a block at first
+DROP_UNTIL: float = 0.6  # fraction of the time, first, with patch and layer dropping
 WARM_START: bool = True  # initialize the patch embedding with principal components
 CROP_PADDING: int | None = None  # random crop after padding each side by this many pixels
 CUTMIX_UNTIL: float | None = None  # fraction of the time with cutmix on half of the batches
@@ -80,6 +86,14 @@ VARIANT_CHANGES = {  # the recipe with one choice changed
     "no label smoothing": {"LABEL_SMOOTHING": 0.0},
     "cutmix until 80 percent": {"CUTMIX_UNTIL": 0.8},
     "EMA": {"EMA_DECAY": 0.99},
+    "batch size 256": {"BATCH_SIZE": 256, "LEARNING_RATE": 4.2e-3},
+    "patch dropout": {"PATCH_DROP_RATE": 0.25},
+    "patch dropout at full size": {"PATCH_DROP_RATE": 0.75, "PROGRESSIVE_RESIZE": 0.0},
+    "layer dropping": {"LAYER_DROP_RATE": 0.25, "COMPILE": False},
+    "register tokens": {"REG_TOKENS": 4},
+    "QK-norm": {"QK_NORM": True},
+    "squared ReLU": {"MLP": "relu2"},
+    "SwiGLU": {"MLP": "swiglu"},
     "common recipe": {  # that of most public small ViTs
         "OPTIMIZER": "adamw", "LEARNING_RATE": 1e-3, "PROGRESSIVE_RESIZE": 0.0, "WARM_START": False,
         "CROP_PADDING": 4,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from benchmarks import race, speedrun
+from benchmarks import race, speedrun, variants
 from lab.core.errors import UserError
 from lab.data.augment import Augmentation
 from lab.data.datasets import load_data
@@ -107,6 +107,79 @@ def test_training_starts_on_half_size_images(runner, ticking, monkeypatch):
     assert set(sides) == {16, 32}
     assert sides[-1] == 32, "test images have their full size"
     assert runner.optimizer.state[runner.model.pos_embed], "position embeddings are trained"
+
+
+def variant(runner, name):
+    """A Runner of two blocks that trains a variant on the images of another one."""
+    changes = {"DEPTH": 2, **speedrun.VARIANT_CHANGES[name]}
+    return race.Runner(SimpleNamespace(**{**vars(runner.c), **changes}), runner.loaders, 0)
+
+
+@pytest.mark.parametrize("name", [*speedrun.VARIANT_CHANGES])
+def test_every_variant_trains_all_of_its_parameters(runner, name):
+    varied = variant(runner, name)
+    before = {key: value.clone() for key, value in varied.model.state_dict().items()}
+    for done in (0.3, 0.9):  # before and after the image size and the dropping change
+        varied.enter_phase(done)
+        varied.step(*next(varied.batches()), done)
+    same = [key for key, value in varied.model.state_dict().items() if value.equal(before[key])]
+    assert not same
+    assert 0 <= varied.evaluate("test").accuracy <= 1
+
+
+def test_variants_have_as_many_parameters_as_the_recipe(runner):
+    def size(name):
+        return sum(p.numel() for p in variant(runner, name).model.parameters())
+
+    width, heads, depth = 24, 2, 2
+    assert size("squared ReLU") == size("chosen")
+    assert size("SwiGLU") == pytest.approx(size("chosen"), rel=0.01)
+    assert size("register tokens") == size("chosen") + 4 * width
+    # Layer norms of queries and keys have a scale and a shift for each dimension of a head.
+    assert size("QK-norm") == size("chosen") + depth * 2 * 2 * width // heads
+
+
+def test_squared_relu_of_numpy():
+    x = np.random.default_rng(0).normal(size=100)
+    expected = np.maximum(x, 0) ** 2
+    np.testing.assert_allclose(variants.SquaredReLU()(torch.from_numpy(x)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "later"),
+    [("chosen", 16, 64), ("patch dropout", 12, 64), ("patch dropout at full size", 16, 64)],
+)
+def test_patches_are_dropped_in_training_at_first(runner, name, first, later):
+    varied, seen = variant(runner, name), []
+    varied.model.blocks.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    images, labels = next(varied.batches())
+    for done in (0.0, 0.59, 0.6, 1.0):
+        varied.enter_phase(done)
+        varied.step(images, labels, done)
+    varied.enter_phase(0.0)
+    varied.shrink = 1
+    varied.model.eval()(images)
+    assert seen == [first, first, later, later, 64]
+
+
+def test_batches_skip_blocks_in_training_at_first(runner):
+    varied, calls = variant(runner, "layer dropping"), []
+    for block in varied.model.blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    images, _ = next(varied.batches())
+    torch.manual_seed(0)
+
+    def blocks_per_batch(done, batches=200):
+        calls.clear()
+        varied.enter_phase(done)
+        for _ in range(batches):
+            varied.model(images)
+        return len(calls) / batches
+
+    assert blocks_per_batch(0.0) == pytest.approx(0.75 * 2, abs=0.15)  # deviation: 0.04
+    assert blocks_per_batch(0.6) == 2
+    varied.model.eval()
+    assert blocks_per_batch(0.0) == 2
 
 
 def test_clock_stops_during_validation(monkeypatch):
