@@ -91,6 +91,8 @@ def test_fine_tuned_run_is_not_called_trained_from_scratch(mode, export, run):
 @pytest.mark.parametrize(("name", "folder"), [
     ("vit_128x6_cifar10", "results/official/train/cifar10-jpeg-vit_128x6-pretraining-muon"),
     ("swin_48x222_cifar10", "results/official/train/cifar10-jpeg-swin_48x222-pretraining-muon"),
+    ("cnn_128x6_cifar10",
+     "results/official/cnn_baseline/cifar10-jpeg-cnn_42-85-168-pretraining-muon"),
     ("vit_64x4_mnist5k", "theory/patch_size/mnist-5k-patch4-s0"),
     ("cnn_64x4_mnist5k", "theory/patch_size/mnist-5k-cnn-s0"),
 ])  # fmt: skip
