@@ -115,15 +115,16 @@ def distances_said() -> dict[str, str]:
     return {
         "uniform": f"equal weights would give {uniform:.0f} pixels",
         "by block": claim(
-            f"The mean over the heads is largest in block 1, {means[0]:.0f} pixels, drops to "
-            f"{means[1]:.0f} pixels in block 2, the smallest, and rises again, though not "
+            f"The mean over the heads is largest in block 1 ({means[0]:.0f} pixels) and smallest "
+            f"in block 2 ({means[1]:.0f} pixels). It then rises, though not "
             f"steadily, to {means[10]:.0f} pixels in block 11 and {means[11]:.0f} in block 12",
             means.argmax() == 0, means.argmin() == 1, means[1:].argmax() + 1 == 10,
             (np.diff(means[1:11]) < 0).any()),
         "heads": f"Heads of one block differ most in block {widest + 1}, from "
                  f"{tuned[widest].min():.0f} to {tuned[widest].max():.0f} pixels",
-        "nearest": claim(f"the nearest head of block 2 reaches {tuned[1].min():.0f} pixels, about "
-                         "one patch", tuned[1].min() < 1.5 * PATCH),
+        "nearest": claim(f"the most local head of block 2 has a mean distance of "
+                         f"{tuned[1].min():.0f} pixels, about one patch",
+                         tuned[1].min() < 1.5 * PATCH),
         "heads from scratch": claim(
             f"All its heads lie between {scratch.min():.0f} and {scratch.max():.0f} pixels, close "
             "to the value for equal weights", abs(scratch - uniform).max() < 0.03 * uniform),
