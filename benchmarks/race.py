@@ -71,7 +71,7 @@ class Runner:
         self.schedule = optimizers.Schedule(TICKS, int(TICKS * c.WARMUP_FRACTION), "linear")
         self.cutmix = v2.CutMix(num_classes=len(loaders.data.classes))
         self.model = build_model(c, loaders).to(self.device)
-        self.shrink = 2 if c.PROGRESSIVE_RESIZE else 1  # factor by which images are smaller
+        self.enter_phase(0.0)
         images, labels = next(self.loaders.train(0))
         if c.WARM_START:
             warm_start(self.model, F.avg_pool2d(images, self.shrink))
@@ -90,7 +90,7 @@ class Runner:
 
     def enter_phase(self, done: float) -> None:
         """Chooses the size of the images and what is dropped; `done`: fraction of the time."""
-        self.shrink = 2 if done < self.c.PROGRESSIVE_RESIZE else 1
+        self.shrink = 2 if done < self.c.PROGRESSIVE_RESIZE else 1  # factor by which images shrink
         set_dropping(self.model, self.c, active=done < self.c.DROP_UNTIL)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def records_said(found: list[comparisons.Configuration]) -> dict[str, str]:
             map(sentences.result, before)) + " |",
     }  # fmt: skip
     p_values, pretrained = {}, [c.first for c in before]
-    resized = round(pretrained[0].constants["PROGRESSIVE_RESIZE"] * pretrained[0].metrics["epochs"])
+    resized = pretrained[0].config["model"]["small_images"]["epochs"]
     for name, (vit, swin) in rows.items():
         said[f"records, {name}"] = (
             f"| {name} | {sentences.result(vit)} | {sentences.result(swin)} |"

@@ -90,10 +90,8 @@ def images_said(lines: Lines) -> dict[str, str]:
             f"| {sentences.images(one)} | {sentences.result(one)} | {sentences.result(other)} "
             f"| {100 * gaps[-1]:.1f} | {'< 0.001' if p < 0.001 else f'{p:.3f}'} |"
         )
-    clear, unclear = (
-        [sentences.images(vit[s]) for s, p in zip(shares, p_values, strict=True) if (p < 0.05) == c]
-        for c in (True, False)
-    )
+    clear = [sentences.images(vit[s]) for s, p in zip(shares, p_values, strict=True) if p < 0.05]
+    unclear = [n for n in (sentences.images(vit[s]) for s in shares) if n not in clear]
     means = [vit[share].mean for share in shares]
     return said | {
         "gap": claim("The CNN is always ahead, and the fewer images, the larger the gap",
@@ -176,8 +174,8 @@ def cifar_said(runs: dict[str, Record]) -> dict[str, str]:
             "about the same as their validation accuracies", *close),
         "longer": claim(
             f"With Muon, cutmix and {longest.metrics['epochs']} epochs, the first "
-            f"{round(longest.constants['PROGRESSIVE_RESIZE'] * longest.metrics['epochs'])} at half "
-            f"the image size, it reaches {result(longest)}",
+            f"{longest.config['model']['small_images']['epochs']} at half the image size, "
+            f"it reaches {result(longest)}",
             longest.constants["OPTIMIZER"] == "muon", longest.constants["CUTMIX"] > 0,
             accuracy(longest) > accuracy(muon)),
         "Muon": f"With Muon instead of AdamW and nothing else changed, the same "

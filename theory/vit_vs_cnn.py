@@ -13,7 +13,6 @@ import torch
 from _text import ROOT, check, claim
 from torch import Tensor, nn
 
-from lab.core import stats
 from lab.data import load_data
 from lab.models import cnn as cnn_models
 from lab.models import load_pretrained, profile_model, registry
@@ -325,13 +324,6 @@ def data_said() -> dict[str, str]:
     said["every row"] = claim("The CNN is ahead in every row", min(gaps) > 0)
     said["figure, data"] = claim("the fewer images, the further the CNN is ahead",
                                  gaps == sorted(gaps, reverse=True))  # fmt: skip
-    p_values = stats.holm([comparisons.welch(*row) for row in zip(vit, cnn, strict=True)])
-    clear = [sentences.images(c) for c, p in zip(vit, p_values, strict=True) if p < 0.05]
-    said["over seeds"] = claim(
-        f"with {clear[0]}, {clear[1]} and {clear[2]} images, the difference is significant "
-        "(Welch's t-test over the seeds with Holm's correction, p < 0.05)",
-        len(clear) == 3,
-    )
     (epochs,) = {c.first.constants["EPOCHS"] for c in [*vit, *cnn]}
     (side,) = {c.first.constants["PATCH_SIZE"] for c in vit}
     said["other runs"] = claim(
